@@ -1,0 +1,69 @@
+"""Tango: training-free video-token pruning for video LLMs.
+
+    model, processor = tango.load("llava-hf/llava-onevision-qwen2-7b-ov-hf")
+    with tango.prune(model, "tango", retention_ratio=0.1) as pruning:
+        print(tango.answer(model, processor, "clip.mp4", "What happens?"))
+        print(pruning.stats)
+
+Importing this package defines names and does nothing else; each name is imported when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Video": "tango.containers",
+    "VisualTokens": "tango.containers",
+    "PrunedTokens": "tango.containers",
+    "Signal": "tango.containers",
+    "Paper": "tango.containers",
+    "Pruner": "tango.methods",
+    "LayerPruner": "tango.methods",
+    "available_pruners": "tango.methods",
+    "build_pruner": "tango.methods",
+    "register": "tango.methods",
+    "prune": "tango.pruning",
+    "Pruning": "tango.pruning",
+    "PruningStats": "tango.pruning",
+    "load": "tango.models",
+    "answer": "tango.answering",
+    "prepare": "tango.answering",
+    "read_video": "tango.video",
+    "TangoError": "tango.errors",
+    "UnknownNameError": "tango.errors",
+    "UnsupportedModelError": "tango.errors",
+    "MissingSignalError": "tango.errors",
+    "BudgetError": "tango.errors",
+    "VideoReadError": "tango.errors",
+}
+__all__ = sorted([*_HOME, "__version__"])
+
+if TYPE_CHECKING:
+    from tango.answering import answer, prepare
+    from tango.containers import Paper, PrunedTokens, Signal, Video, VisualTokens
+    from tango.errors import (
+        BudgetError,
+        MissingSignalError,
+        TangoError,
+        UnknownNameError,
+        UnsupportedModelError,
+        VideoReadError,
+    )
+    from tango.methods import LayerPruner, Pruner, available_pruners, build_pruner, register
+    from tango.models import load
+    from tango.pruning import Pruning, PruningStats, prune
+    from tango.video import read_video
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tango' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""The commands of `tango`, one module each: `add_arguments` and `run`."""

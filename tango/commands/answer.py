@@ -1,0 +1,56 @@
+"""`tango answer`: one question about one video."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+
+import tango
+from tango.answering import generate_text
+from tango.commands.common import add_method_arguments, add_model_arguments, add_video_arguments, load_model, method_from
+from tango.profiling import StageTimer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `tango answer`."""
+    add_video_arguments(parser)
+    parser.add_argument("question", help="what to ask")
+    add_model_arguments(parser)
+    add_method_arguments(parser)
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer, in tokens (128)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: answer, token counts, stage times")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer; counts and times go below the answer."""
+    pruner = method_from(args)  # mistakes show before minutes of loading
+    timer = StageTimer()
+    with timer.stage("read"):
+        frames = args.num_frames
+        video = None if frames is None else tango.read_video(args.video, num_frames=frames, backend=args.video_backend)
+    model, processor = load_model(args)
+    if video is None:
+        with timer.stage("read"):
+            video = tango.read_video(
+                args.video, num_frames=processor.default_num_frames, backend=args.video_backend
+            )
+    with timer.stage("preprocess"):
+        inputs = tango.prepare(processor, video, args.question)
+    scope = contextlib.nullcontext() if pruner is None else tango.prune(model, pruner, saliency=args.saliency)
+    with scope as pruning:
+        text = generate_text(model, processor, inputs, max_new_tokens=args.max_new_tokens)
+    stats = pruning.stats if pruning is not None else None
+    if args.json:
+        record = {"video": args.video, "question": args.question, "answer": text, "model": args.model}
+        record["method"] = "none" if pruner is None else pruner.name
+        record["options"] = {} if pruner is None else pruner.config()
+        record["frame_timestamps_s"] = video.timestamps_s.tolist()
+        record["stats"] = None if stats is None else stats.to_dict()
+        record["stages_ms"] = {**timer.ms(), **({} if stats is None else stats.timer.ms())}
+        print(json.dumps(record, ensure_ascii=False))
+    else:
+        print(text)
+        if stats is not None:
+            print(f"[{stats}]")
+    return 0

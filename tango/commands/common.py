@@ -1,0 +1,81 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import tango
+from tango.errors import TangoError
+from tango.methods import Pruner, build_pruner
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, where, and how its saliency is computed."""
+    parser.add_argument("--model", required=True, help="hub id or local folder of a checkpoint")
+    parser.add_argument("--siglip", help="hub id or folder of the SigLIP that has the pooling head (see README)")
+    parser.add_argument("--saliency", choices=("p-attn", "attn"), default="p-attn", help="source of saliency (p-attn)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16 (auto)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (CUDA if there is one)")
+    parser.add_argument("--attn-implementation", help="sdpa, flash_attention_2, eager (the model's default)")
+    parser.add_argument("--offline", action="store_true", help="use local files only, never the hub")
+
+
+def add_video_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which frames of which video."""
+    parser.add_argument("video", help="video file")
+    parser.add_argument("--num-frames", type=int, help="frames to sample (the model's usual number)")
+    parser.add_argument("--video-backend", default="auto", help="auto, pyav, torchcodec or decord (auto)")
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which method with which options: dataclass defaults, then a file, then flags."""
+    parser.add_argument("--method", help="pruning method, see `tango methods`; none: all tokens (tango)")
+    parser.add_argument("--retention-ratio", type=float, help="fraction of visual tokens kept, in (0, 1] (0.1)")
+    parser.add_argument("--config", help="YAML file with `method:` and its options, e.g. configs/methods/tango.yaml")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="any other option of the method; repeatable"
+    )
+
+
+def method_from(args: argparse.Namespace) -> Pruner | None:
+    """The pruner that the arguments describe; None for `--method none`.
+
+    Raises:
+        TangoError: the file cannot be read or an option is not NAME=VALUE; UnknownNameError: unknown names.
+    """
+    options: dict[str, Any] = {}
+    if args.config:
+        try:
+            options = yaml.safe_load(Path(args.config).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise TangoError(f"cannot read {args.config}: {' '.join(str(error).split())}") from error
+        if not isinstance(options, dict):
+            raise TangoError(f"{args.config} must hold `name: value` lines, got {type(options).__name__}")
+    name = args.method or options.pop("method", "tango")
+    options.pop("method", None)
+    for item in args.option:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise TangoError(f"--option needs NAME=VALUE, got {item!r}")
+        options[key.replace("-", "_")] = yaml.safe_load(value)
+    if args.retention_ratio is not None:
+        options["retention_ratio"] = args.retention_ratio
+    return None if name == "none" else build_pruner(name, **options)
+
+
+def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Load what `add_model_arguments` describes, without transformers' chatter."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    return tango.load(
+        args.model,
+        dtype=args.dtype,
+        device=args.device,
+        attn_implementation=args.attn_implementation,
+        siglip=args.siglip,
+        local_files_only=args.offline,
+    )

@@ -1,0 +1,101 @@
+"""The values that travel through Tango: a video, its visual tokens, and what pruning leaves of them."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tango.shapes import Float, Int, UInt8
+
+
+class Signal(enum.Flag):
+    """What a method wants to know about the tokens besides features, grid and timestamps."""
+
+    NONE = 0
+    SALIENCY = enum.auto()
+    FRAME_EMBEDS = enum.auto()
+    TIMESTAMPS = enum.auto()  # wants real time; frame numbers are what it gets otherwise, with a warning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paper:
+    """Where a method comes from. `licence` is that of the authors' own code, which Tango does not contain."""
+
+    title: str
+    venue: str
+    url: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Video:
+    """Frames sampled from one file.
+
+    `timestamps_s` are the presentation times of the sampled frames, in seconds from the first displayed frame;
+    `frame_indices` their places in display order; `fps` the file's average frame rate.
+    """
+
+    frames: UInt8[Tensor, "T h w 3"]
+    timestamps_s: Float[Tensor, "T"]
+    frame_indices: tuple[int, ...]
+    num_source_frames: int
+    duration_s: float
+    fps: float
+    path: str
+    backend: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VisualTokens:
+    """Everything a method may look at for one video, after projection and pooling.
+
+    Raises:
+        ValueError: the shapes do not fit together, or a sink position lies outside the grid.
+    """
+
+    features: Float[Tensor, "T N D"]
+    grid: tuple[int, int]  # (H, W), row-major
+    timestamps_s: Float[Tensor, "T"]  # seconds from file start, one per token frame
+    saliency: Float[Tensor, "T N"] | None = None  # attention received, fp32, >= 0
+    frame_embeds: Float[Tensor, "T P"] | None = None  # one vector per frame
+    sink_positions: tuple[int, ...] = ()  # positions in [0, N) that attract attention on this model
+
+    def __post_init__(self) -> None:
+        if self.features.dim() != 3 or not self.features.is_floating_point():
+            raise ValueError(
+                f"features must be a floating-point (T, N, D) tensor, got {self.features.dtype} "
+                f"of shape {tuple(self.features.shape)}"
+            )
+        T, N, _ = self.features.shape
+        H, W = self.grid
+        if T == 0 or N == 0 or H * W != N:
+            raise ValueError(f"features of shape {tuple(self.features.shape)} need a (H, W) grid of {N}, got {self.grid}")
+        expected = {"timestamps_s": (T,), "saliency": (T, N), "frame_embeds": (T, None)}
+        for name, shape in expected.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            fits = value.dim() == len(shape) and all(e in (None, s) for s, e in zip(value.shape, shape, strict=True))
+            if not fits:
+                raise ValueError(f"{name} must have shape {shape} beside features {(T, N)}, got {tuple(value.shape)}")
+        if any(not 0 <= p < N for p in self.sink_positions):
+            raise ValueError(f"sink_positions must lie in [0, {N}), got {self.sink_positions}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PrunedTokens:
+    """What is left. `features[i]` stands for source token `indices[i]`, merged or not."""
+
+    features: Float[Tensor, "K D"]
+    indices: Int[Tensor, "K"]  # t * N + n, strictly increasing
+    assignment: Int[Tensor, "M"] | None = None  # kept row that absorbed each token, -1 = dropped
+
+
+def keep_all(tokens: VisualTokens) -> PrunedTokens:
+    """Return every token, untouched: a view of the features, not a copy."""
+    M = tokens.features.shape[0] * tokens.features.shape[1]
+    index = torch.arange(M, device=tokens.features.device)
+    return PrunedTokens(features=tokens.features.reshape(M, -1), indices=index, assignment=index)

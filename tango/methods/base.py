@@ -1,0 +1,98 @@
+"""The contract of a pruning method: a frozen configuration with one pure function."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from tango.containers import Paper, PrunedTokens, Signal, VisualTokens, keep_all
+from tango.errors import BudgetError, MissingSignalError
+
+
+def check_ratio(name: str, value: float, *, lowest: float = 0.0) -> None:
+    """Raise BudgetError unless lowest < value <= 1."""
+    if not (isinstance(value, (int, float)) and lowest < value <= 1):
+        raise BudgetError(f"{name} must lie in ({lowest:g}, 1], got {value!r}. 0.1 keeps one token in ten")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner(ABC):
+    """Reduces one video's visual tokens before the LLM. An instance is its configuration; it holds no run state.
+
+    Calling a pruner checks the input, returns all tokens untouched at `retention_ratio` 1, and checks the output;
+    `prune` is the method itself. Features stay differentiable; the choice of tokens does not.
+
+    Raises:
+        BudgetError: `retention_ratio` is outside (0, 1].
+        MissingSignalError: a needed signal is absent (on the call).
+    """
+
+    retention_ratio: float = 0.10  # fraction KEPT, in (0, 1]
+    exact_budget: bool = False  # keep exactly round(retention_ratio * T * N) tokens, a function of the shape alone
+
+    name: ClassVar[str]  # set by @register
+    needs: ClassVar[Signal] = Signal.NONE  # an adapter computes only this, and refuses early by name
+    budget_rule: ClassVar[str] = ""  # tokens kept, in words
+    paper: ClassVar[Paper]
+
+    def __post_init__(self) -> None:
+        check_ratio("retention_ratio", self.retention_ratio)
+
+    @property
+    def wants(self) -> Signal:
+        """Signals that this configuration uses if the model has them; always includes `needs`."""
+        return self.needs
+
+    @abstractmethod
+    def prune(self, tokens: VisualTokens) -> PrunedTokens:
+        """Choose and merge. Never writes into `tokens`, never draws from a global random generator."""
+
+    def __call__(self, tokens: VisualTokens) -> PrunedTokens:
+        if self.retention_ratio == 1:
+            return keep_all(tokens)
+        if Signal.SALIENCY in self.needs and tokens.saliency is None:
+            raise MissingSignalError(f"{self.name} needs saliency (T, N); these tokens carry none")
+        if Signal.FRAME_EMBEDS in self.needs and tokens.frame_embeds is None:
+            raise MissingSignalError(f"{self.name} needs frame_embeds (T, P); these tokens carry none")
+        pruned = self.prune(tokens)
+        K = len(pruned.indices)
+        if K == 0 or pruned.features.shape != (K, tokens.features.shape[-1]):
+            raise AssertionError(f"{self.name} returned features {tuple(pruned.features.shape)} for {K} indices")
+        # On a GPU this check would synchronise, so the CPU tests vouch for it there.
+        if pruned.indices.device.type == "cpu" and not bool((pruned.indices.diff() > 0).all()):
+            raise AssertionError(f"{self.name} returned indices that do not strictly increase")
+        return pruned
+
+    def config(self) -> dict[str, Any]:
+        """The options as a dictionary: `build_pruner(name, **config)` rebuilds an equal pruner."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPruner(ABC):
+    """Reduces visual tokens at the input of one decoder layer. A sibling of Pruner: it sees other things.
+
+    Raises:
+        BudgetError: `retention_ratio` is outside (0, 1] or `layer` is below 1.
+    """
+
+    layer: int  # number of full layers that run before it
+    retention_ratio: float = 0.5  # of the visual tokens that reach this layer
+
+    name: ClassVar[str]
+    paper: ClassVar[Paper]
+
+    def __post_init__(self) -> None:
+        check_ratio("retention_ratio", self.retention_ratio)
+        if self.layer < 1:
+            raise BudgetError(f"layer must be at least 1 (the layers that see all tokens), got {self.layer}")
+
+    @abstractmethod
+    def prune(
+        self, hidden: torch.Tensor, attention: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """From hidden states (M, D) and attention received (M,) to kept states (K, D) and indices (K,), increasing."""

@@ -1,0 +1,45 @@
+"""Finding a checkpoint's files: a local folder, or a hub id that is downloaded once and cached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tango.errors import TangoError
+
+
+def resolve_folder(path_or_id: str | Path, *, local_files_only: bool = False, patterns: list[str] | None = None) -> Path:
+    """The local folder that holds a checkpoint.
+
+    Raises:
+        TangoError: it is neither a folder nor a hub id that can be had.
+    """
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or folder.is_absolute() or str(path_or_id).startswith((".", "~")) or str(path_or_id).count("/") != 1:
+        raise TangoError(f"no checkpoint at {str(path_or_id)!r}: expected a folder with config.json, or a hub id owner/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path_or_id), allow_patterns=patterns, local_files_only=local_files_only))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TangoError(
+            f"cannot get {str(path_or_id)!r}: it is no local folder, and the hub answered: {reason}"
+        ) from error
+
+
+def resolve_files(path_or_id: str | Path, *, local_files_only: bool = False) -> list[Path]:
+    """`config.json` and all safetensors files of a checkpoint.
+
+    Raises:
+        TangoError: one of them is missing, or the checkpoint cannot be had.
+    """
+    folder = resolve_folder(
+        path_or_id, local_files_only=local_files_only, patterns=["config.json", "*.safetensors", "*.safetensors.index.json"]
+    )
+    weights = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
+        raise TangoError(f"{folder} is no checkpoint: expected config.json and *.safetensors files in it")
+    return [folder / "config.json", *weights]

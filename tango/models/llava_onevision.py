@@ -1,0 +1,148 @@
+"""LLaVA-OneVision: SigLIP tower, two-layer projector, bilinear pooling to half the grid, one newline per video."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tango.containers import PrunedTokens, Signal, VisualTokens
+from tango.errors import MissingSignalError, UnsupportedModelError
+from tango.models.base import Adapter, SaliencyKind, pooling_head_of, register_adapter
+from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
+from tango.models.siglip import tap_block
+from tango.models.timestamps import video_timestamps
+from tango.profiling import StageTimer
+
+
+@register_adapter("llava_onevision")
+class LlavaOnevisionAdapter(Adapter):
+    """Stock `LlavaOnevisionForConditionalGeneration`.
+
+    After pruning the LLM sees contiguous positions, as in the paper's release.
+    """
+
+    consumed: ClassVar[frozenset[str]] = frozenset(
+        {
+            "pixel_values", "pixel_values_videos", "image_sizes", "image_sizes_videos", "batch_num_images",
+            "vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio", "video_timestamps_s",
+        }
+    )  # fmt: skip
+    default_num_frames: ClassVar[int] = 32
+    # Places in the pooled 14 x 14 grid whose attention is high whatever the image (release; appendix B.3 names #28).
+    sink_positions: ClassVar[tuple[int, ...]] = (28, 27, 41, 169, 11, 12)
+    sink_grid: ClassVar[tuple[int, int]] = (14, 14)
+
+    def __init__(self, model: nn.Module, *, saliency: SaliencyKind = "p-attn"):
+        super().__init__(model, saliency=saliency)
+        config = model.config
+        layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
+        if not isinstance(layer, int) or strategy != "full":
+            raise UnsupportedModelError(
+                "the llava_onevision adapter handles one vision_feature_layer with strategy 'full', "
+                f"got {layer!r} with {strategy!r}"
+            )
+        self.patches = config.vision_config.image_size // config.vision_config.patch_size  # per side
+
+    @property
+    def video_token_id(self) -> int:
+        return self.model.config.video_token_id
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(H, W) of a frame's tokens after pooling."""
+        return math.ceil(self.patches / 2), math.ceil(self.patches / 2)
+
+    def check(self, wants: Signal, needs: Signal, method: str) -> None:
+        width = self.model.config.vision_config.hidden_size
+        head = self._head()
+        if head is not None and head.width != width:
+            raise MissingSignalError(
+                f"the pooling head is for a tower of width {head.width}, but this model's is {width} wide; "
+                "load the SigLIP checkpoint that the tower started from"
+            )
+        if Signal.SALIENCY in needs and self.saliency == "p-attn" and head is None:
+            reason = getattr(self.model, "pooling_head_missing", f"load it with tango.load(..., siglip={DEFAULT_SIGLIP!r})")
+            raise MissingSignalError(
+                f"{method} needs saliency, and 'p-attn' saliency needs SigLIP's attention-pooling head, which LLaVA "
+                f"checkpoints lack: {reason}; or use the tower's own attention with saliency='attn'"
+            )
+        if Signal.FRAME_EMBEDS in needs and head is None:
+            raise MissingSignalError(f"{method} needs frame embeddings, which need SigLIP's attention-pooling head")
+
+    def _head(self) -> PoolingHead | None:
+        return pooling_head_of(self.model)
+
+    def encode_videos(self, inputs: Mapping[str, Any], wants: Signal, timer: StageTimer) -> list[VisualTokens]:
+        videos = list(inputs[self.video_input])  # a (V, T, C, h, w) tensor, or tensors of unequal length
+        lengths = [len(video) for video in videos]
+        base = self.model.model
+        tower = getattr(base.vision_tower, "vision_model", base.vision_tower)
+        layer = self.model.config.vision_feature_layer
+        block = tower.encoder.layers[layer if layer < 0 else layer - 1]  # hidden_states[0] precedes the first block
+        wants_attn = Signal.SALIENCY in wants and self.saliency == "attn"
+        pixels = torch.cat(videos).to(self.model.device, self.model.dtype)
+        with timer.stage("tower"), tap_block(block, attention=wants_attn) as record:
+            base.vision_tower(pixels)
+        hidden = record["hidden"]
+        with timer.stage("project"):
+            features = self.pool(base.multi_modal_projector(hidden))
+        with timer.stage("prune"), torch.no_grad():
+            saliency, embeds = self._signals(hidden, record.get("attn"), wants)
+        sinks = self.sink_positions if self.grid == self.sink_grid else ()
+        given = inputs.get("video_timestamps_s")
+        times = video_timestamps(given, lengths, wanted=Signal.TIMESTAMPS in wants)
+        parts = zip(
+            features.split(lengths),
+            times,
+            saliency.split(lengths) if saliency is not None else [None] * len(lengths),
+            embeds.split(lengths) if embeds is not None else [None] * len(lengths),
+            strict=True,
+        )
+        return [
+            VisualTokens(
+                features=x, grid=self.grid, timestamps_s=t, saliency=s, frame_embeds=e, sink_positions=sinks
+            )
+            for x, t, s, e in parts
+        ]
+
+    def _signals(self, hidden: Tensor, attn: Tensor | None, wants: Signal) -> tuple[Tensor | None, Tensor | None]:
+        head = self._head()
+        head = head and head.to(hidden.device)
+        saliency = attn
+        if Signal.SALIENCY in wants and self.saliency == "p-attn" and head is not None:
+            saliency = head.saliency(hidden)
+        embeds = head.frame_embeds(hidden) if head is not None and Signal.FRAME_EMBEDS in wants else None
+        return None if saliency is None else self.pool(saliency[..., None])[..., 0], embeds
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Shrink the patch grid of every frame, (T, patches^2, C) -> (T, N, C), as the model does."""
+        x = x.unflatten(1, (self.patches, self.patches)).permute(0, 3, 1, 2).contiguous()
+        return F.interpolate(x, size=self.grid, mode="bilinear").permute(0, 2, 3, 1).flatten(1, 2)
+
+    def encode_images(self, inputs: Mapping[str, Any]) -> tuple[int, Tensor] | None:
+        if inputs.get("pixel_values") is None:
+            return None
+        options = {k: inputs[k] for k in ("vision_aspect_ratio", "batch_num_images") if inputs.get(k) is not None}
+        output = self.model.model.get_image_features(
+            inputs["pixel_values"].to(self.model.dtype), inputs["image_sizes"], return_dict=True, **options
+        )
+        return self.model.config.image_token_id, torch.cat(list(output.pooler_output))
+
+    def lay_out(self, tokens: VisualTokens, pruned: PrunedTokens) -> tuple[Tensor, Tensor]:
+        T, N, _ = tokens.features.shape
+        newline = self.model.model.image_newline.to(pruned.features)
+        stays = torch.zeros(T * N + 1, dtype=torch.bool, device=newline.device)
+        stays[pruned.indices] = True
+        stays[-1] = True  # the one newline after the video
+        return torch.cat([pruned.features, newline[None]]), stays
+
+    @classmethod
+    def num_video_tokens(cls, config: Any, num_frames: int) -> int:
+        """Placeholders that one video takes in an unpruned prompt."""
+        side = math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
+        return num_frames * side * side + 1

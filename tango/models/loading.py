@@ -1,0 +1,106 @@
+"""`load`: a checkpoint, ready to be pruned and asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tango.errors import TangoError, UnknownNameError
+from tango.models.base import adapter_class
+from tango.models.hub import resolve_folder
+from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
+from tango.models.processor import Processor
+
+_DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load(
+    path_or_id: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    attn_implementation: str | None = None,
+    siglip: str | Path | None = None,
+    local_files_only: bool = False,
+    **options: Any,
+) -> tuple[nn.Module, Processor]:
+    """Load a model and its processor.
+
+    Args:
+        path_or_id: hub id or local folder of a transformers checkpoint (safetensors).
+        dtype: "auto" (the checkpoint's; float32 in place of float16 on a CPU), "float32", "float16" or "bfloat16".
+        device: None: CUDA if there is one, else the CPU.
+        attn_implementation: as in transformers; None: its default, sdpa.
+        siglip: where the attention-pooling head for "p-attn" saliency comes from: hub id or local folder of the SigLIP
+            that the tower started from. None: the checkpoint's own folder `siglip/`, its own tower if that kept its
+            head, or google/siglip-so400m-patch14-384 if the tower is that one; if none can be had, methods that need
+            it say so when they are applied.
+        **options: passed on to `from_pretrained` (e.g. `device_map`, `revision`).
+    Returns:
+        The model in evaluation mode, with the head as its plain attribute `pooling_head`, and a `Processor`.
+    Raises:
+        TangoError: there is no such checkpoint, or it cannot be read; UnsupportedModelError: no adapter for its type.
+    """
+    from transformers import AutoConfig, AutoTokenizer, LlavaOnevisionForConditionalGeneration
+
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise UnknownNameError("dtype", name, _DTYPES)
+    folder = resolve_folder(path_or_id, local_files_only=local_files_only)
+    if not (folder / "config.json").is_file():
+        raise TangoError(f"{folder} is no checkpoint: it has no config.json")
+    config = AutoConfig.from_pretrained(folder)
+    adapter = adapter_class(config.model_type)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = _DTYPES[name] or config.dtype or torch.float32
+    if name == "auto" and device.type == "cpu" and chosen == torch.float16:
+        chosen = torch.float32
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    try:
+        model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=chosen, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise TangoError(f"cannot load {path_or_id}: {(str(error).strip().splitlines() or ['?'])[0]}") from error
+    if "device_map" not in options:
+        model = model.to(device)
+    _attach_pooling_head(model, folder, siglip, local_files_only=local_files_only)
+    processor = Processor(
+        tokenizer,
+        image_size=config.vision_config.image_size,
+        num_video_tokens=lambda num_frames: adapter.num_video_tokens(config, num_frames),
+        default_num_frames=adapter.default_num_frames,
+        chat_template=_chat_template(folder),
+    )
+    return model.eval(), processor
+
+
+def _attach_pooling_head(model: nn.Module, folder: Path, siglip: str | Path | None, *, local_files_only: bool) -> None:
+    """Put the head beside the model, outside its modules: it must not end up in saved checkpoints."""
+    tower = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower)
+    if siglip is None and (folder / "siglip").is_dir():
+        siglip = folder / "siglip"
+    if siglip is not None:
+        model.__dict__["pooling_head"] = PoolingHead.from_pretrained(siglip, local_files_only=local_files_only)
+        return
+    config = model.config.vision_config
+    if hasattr(tower, "head"):
+        tensors = {k: v.detach().float() for k, v in tower.state_dict().items()}
+        heads = config.num_attention_heads
+        model.__dict__["pooling_head"] = PoolingHead.from_tensors(tensors, num_heads=heads, eps=config.layer_norm_eps)
+    elif (config.hidden_size, config.patch_size, config.image_size) == (1152, 14, 384):
+        try:
+            head = PoolingHead.from_pretrained(DEFAULT_SIGLIP, local_files_only=local_files_only)
+            model.__dict__["pooling_head"] = head
+        except TangoError as error:
+            model.__dict__["pooling_head_missing"] = str(error)
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The template that older processors keep in a file of their own; newer ones reach the tokenizer."""
+    file = folder / "chat_template.json"
+    return json.loads(file.read_text(encoding="utf-8"))["chat_template"] if file.is_file() else None

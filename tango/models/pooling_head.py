@@ -1,0 +1,117 @@
+"""The attention-pooling head of SigLIP: the source of saliency ("p-attn") and of one vector per frame.
+
+LLaVA checkpoints drop this head, so it comes from the SigLIP checkpoint that their towers started from.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor
+
+from tango.errors import UnsupportedModelError
+from tango.models.hub import resolve_files
+from tango.ops.attention import fold_probe, probe_attention
+from tango.shapes import Float
+
+DEFAULT_SIGLIP = "google/siglip-so400m-patch14-384"
+_PREFIXES = ("vision_model.", "", "vision_model.vision_model.", "model.vision_tower.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PoolingHead:
+    """Weights of the head, ready for use: the constant query is folded into the keys.
+
+    Source: appendix B.1 of arXiv:2604.09547. The release applies SigLIP's own last LayerNorm and head to the features
+    of the LLaVA-tuned tower, one block earlier than SigLIP itself; so does this.
+    """
+
+    folded_probe: Float[Tensor, "heads P"]
+    norm: tuple[Tensor, Tensor]  # weight and bias of SigLIP's post_layernorm
+    values: tuple[Tensor, Tensor]  # weight (P, P) and bias of the value projection
+    output: tuple[Tensor, Tensor]
+    mlp_norm: tuple[Tensor, Tensor]
+    mlp: tuple[Tensor, Tensor, Tensor, Tensor]
+    eps: float
+
+    @property
+    def width(self) -> int:
+        """P, the width of the vision tower that this head fits."""
+        return self.folded_probe.shape[1]
+
+    def to(self, device: torch.device) -> PoolingHead:
+        """The same head on another device (itself if it is there already)."""
+        if self.folded_probe.device == device:
+            return self
+        moved = {
+            name: value.to(device) if isinstance(value, Tensor) else tuple(t.to(device) for t in value)
+            for name, value in vars(self).items()
+            if name != "eps"
+        }
+        return PoolingHead(eps=self.eps, **moved)
+
+    def saliency(self, hidden: Float[Tensor, "T N P"]) -> Float[Tensor, "T N"]:
+        """Attention that each patch receives from the pooling query; each frame sums to 1."""
+        return probe_attention(hidden, self.folded_probe, *self.norm, eps=self.eps)
+
+    def frame_embeds(self, hidden: Float[Tensor, "T N P"]) -> Float[Tensor, "T P"]:
+        """The head's output: one vector per frame. Patches are pooled per head before the value projection."""
+        normed = F.layer_norm(hidden.float(), hidden.shape[-1:], *self.norm, self.eps)
+        weights = (normed @ self.folded_probe.T).softmax(dim=1)
+        pooled = torch.einsum("tnh,tnp->thp", weights, normed)
+        heads, P = self.folded_probe.shape
+        attended = torch.einsum("thp,hdp->thd", pooled, self.values[0].view(heads, P // heads, P)).flatten(1)
+        attended = F.linear(attended + self.values[1], *self.output)
+        inner = F.linear(F.layer_norm(attended, (P,), *self.mlp_norm, self.eps), *self.mlp[:2])
+        return attended + F.linear(F.gelu(inner, approximate="tanh"), *self.mlp[2:])
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | Path, *, local_files_only: bool = False) -> PoolingHead:
+        """Read the head from a SigLIP checkpoint: a hub id, or a local folder with safetensors.
+
+        Raises:
+            TangoError: there is no such checkpoint, or the hub cannot be reached.
+            UnsupportedModelError: the checkpoint holds no pooling head.
+        """
+        config_file, *weight_files = resolve_files(path_or_id, local_files_only=local_files_only)
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config = config.get("vision_config", config)
+        tensors: dict[str, Tensor] = {}
+        for file in weight_files:
+            with safe_open(file, "pt") as weights:
+                for key in weights.keys():  # noqa: SIM118 (a safetensors handle is not a dictionary)
+                    name = next((key.removeprefix(p) for p in _PREFIXES if p and key.startswith(p)), key)
+                    if name.startswith(("head.", "post_layernorm.")):
+                        tensors[name] = weights.get_tensor(key).float()
+        if "head.probe" not in tensors:
+            raise UnsupportedModelError(
+                f"{path_or_id} holds no SigLIP attention-pooling head (vision_model.head.*); expected a full SigLIP "
+                f"checkpoint such as {DEFAULT_SIGLIP}"
+            )
+        return cls.from_tensors(
+            tensors, num_heads=config.get("num_attention_heads", 12), eps=config.get("layer_norm_eps", 1e-6)
+        )
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], *, num_heads: int, eps: float) -> PoolingHead:
+        """Build the head from `head.*` and `post_layernorm.*` tensors named as in transformers."""
+        weight, bias = tensors["head.attention.in_proj_weight"], tensors["head.attention.in_proj_bias"]
+        P = weight.shape[1]
+
+        def pair(name: str) -> tuple[Tensor, Tensor]:
+            return tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+
+        return cls(
+            folded_probe=fold_probe(tensors["head.probe"].flatten(), weight, bias, num_heads),
+            norm=pair("post_layernorm"),
+            values=(weight[2 * P :], bias[2 * P :]),
+            output=pair("head.attention.out_proj"),
+            mlp_norm=pair("head.layernorm"),
+            mlp=(*pair("head.mlp.fc1"), *pair("head.mlp.fc2")),
+            eps=eps,
+        )

@@ -1,0 +1,114 @@
+"""From a question and videos to model inputs: the preprocessing that the LLaVA models were trained with.
+
+Own code, in torch alone: the stock video processors need torchvision, and their class defaults normalise with CLIP's
+statistics. Pixels here are those of the original code: bicubic resize with antialiasing, mean and deviation 0.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import BatchFeature
+
+from tango.containers import Video
+from tango.ops.blocks import blocks
+from tango.shapes import Float, UInt8
+
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'video' %}<video>\n"
+    "{% elif part['type'] == 'image' %}<image>\n{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def preprocess_frames(frames: UInt8[Tensor, "T h w 3"], size: int) -> Float[Tensor, "T 3 size size"]:
+    """Resize frames to a square and scale them to [-1, 1], a block of frames at a time."""
+    T, h, w, _ = frames.shape
+    pixels = torch.empty(T, 3, size, size)
+    for block in blocks(T, h * w * 3, frames.device, cpu_bytes=64 << 20):
+        resized = F.interpolate(
+            frames[block].permute(0, 3, 1, 2), size=(size, size), mode="bicubic", antialias=True, align_corners=False
+        )
+        pixels[block] = resized
+    return pixels.mul_(1 / 127.5).sub_(1)
+
+
+class Processor:
+    """Tokenizer and video preprocessing in one callable, used like a transformers processor.
+
+    `processor(text=..., videos=...)` returns `input_ids`, `attention_mask`, `pixel_values_videos` and
+    `video_timestamps_s`; the last lets `tango.prune` see real time. Prompts are padded on the left.
+
+    Args:
+        num_video_tokens: frames -> placeholders that a video takes in an unpruned prompt.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        image_size: int,
+        num_video_tokens: Callable[[int], int],
+        default_num_frames: int,
+        video_token: str = "<video>",
+        chat_template: str | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.image_size, self.num_video_tokens = image_size, num_video_tokens
+        self.default_num_frames, self.video_token = default_num_frames, video_token
+        self.chat_template = chat_template or getattr(tokenizer, "chat_template", None) or CHATML
+        self.tokenizer.padding_side = "left"
+
+    def __call__(
+        self, text: str | Sequence[str], videos: Sequence[Video | Tensor] | Video | Tensor | None = None, **options: Any
+    ) -> BatchFeature:
+        """Tokenize prompts that contain one `<video>` per video, and preprocess the videos in that order.
+
+        Raises:
+            ValueError: the numbers of `<video>` and of videos differ.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        videos = [] if videos is None else [videos] if isinstance(videos, (Video, Tensor)) else list(videos)
+        count = sum(t.count(self.video_token) for t in texts)
+        if count != len(videos):
+            raise ValueError(f"the prompt has {count} {self.video_token}, but {len(videos)} videos are given")
+        frames = [video.frames if isinstance(video, Video) else torch.as_tensor(video) for video in videos]
+        remaining = iter(frames)
+        expanded = ["".join(self._expand(piece, remaining) for piece in self._pieces(t)) for t in texts]
+        options = {"return_tensors": "pt", "padding": True, **options}
+        inputs = BatchFeature(dict(self.tokenizer(expanded, **options)))
+        if videos:
+            pixels = [preprocess_frames(f, self.image_size) for f in frames]
+            same = len({len(p) for p in pixels}) == 1
+            inputs["pixel_values_videos"] = torch.stack(pixels) if same else pixels
+            if all(isinstance(video, Video) for video in videos):
+                inputs["video_timestamps_s"] = [video.timestamps_s for video in videos if isinstance(video, Video)]
+        return inputs
+
+    def _pieces(self, text: str) -> list[str]:
+        pieces = text.split(self.video_token)
+        return [p for piece in pieces[:-1] for p in (piece, self.video_token)] + pieces[-1:]
+
+    def _expand(self, piece: str, frames: Any) -> str:
+        return piece * self.num_video_tokens(len(next(frames))) if piece == self.video_token else piece
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """Render messages (parts of type "video" and "text") as a prompt."""
+        return self.tokenizer.apply_chat_template(
+            messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+    def decode(self, ids: Any, **options: Any) -> str:
+        """Text of one sequence of ids."""
+        return self.tokenizer.decode(ids, **options)
+
+    def batch_decode(self, ids: Any, **options: Any) -> list[str]:
+        """Texts of a batch of ids."""
+        return self.tokenizer.batch_decode(ids, **options)

@@ -1,0 +1,52 @@
+"""Taps on a SigLIP vision tower: the hidden states that are used, and the attention inside its last used block."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tango.ops.attention import mean_received_attention
+
+
+@contextmanager
+def tap_block(block: nn.Module, *, attention: bool) -> Iterator[dict[str, Tensor]]:
+    """Record a block's output ("hidden") and, on request, its mean received attention ("attn") while inside.
+
+    The tower keeps whatever attention implementation it has. Only calls from the current thread are recorded.
+    """
+    record: dict[str, Tensor] = {}
+    owner = threading.get_ident()
+
+    def note_output(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        if threading.get_ident() == owner:
+            record["hidden"] = output[0] if isinstance(output, tuple) else output
+
+    def note_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() == owner:
+            record["attn"] = received_attention(module, args[0] if args else kwargs["hidden_states"])
+
+    handles = [block.register_forward_hook(note_output)]
+    if attention:
+        handles.append(block.register_forward_pre_hook(note_attention, with_kwargs=True))
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def received_attention(block: nn.Module, hidden: Tensor) -> Tensor:
+    """Mean attention that each patch receives in one encoder block, from its input (T, N, P): (T, N), fp32."""
+    normed = block.layer_norm1(hidden)
+    attention = block.self_attn
+
+    def heads(projection: Callable[[Tensor], Tensor]) -> Tensor:
+        return projection(normed).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+    return mean_received_attention(heads(attention.q_proj), heads(attention.k_proj), scale=attention.scale)

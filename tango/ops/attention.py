@@ -1,0 +1,62 @@
+"""Saliency of visual tokens: the attention they receive inside the vision tower."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tango.ops.blocks import blocks
+from tango.shapes import Float
+
+
+def fold_probe(
+    probe: Float[Tensor, "P"], in_proj_weight: Float[Tensor, "3*P P"], in_proj_bias: Float[Tensor, "3*P"], num_heads: int
+) -> Float[Tensor, "heads P"]:
+    """Fold the constant query of an attention-pooling head and its key projection into one vector per head.
+
+    The probe is a learned constant, so query and key weights multiply to a fixed (heads, P) matrix; the key bias adds
+    the same to every token of a head and cancels in the softmax.
+    """
+    P = probe.numel()
+    query = (in_proj_weight[:P].double() @ probe.reshape(P).double() + in_proj_bias[:P].double()).view(num_heads, -1)
+    keys = in_proj_weight[P : 2 * P].double().view(num_heads, -1, P)
+    return (torch.einsum("hd,hdp->hp", query, keys) / (P // num_heads) ** 0.5).float()
+
+
+def probe_attention(
+    hidden: Float[Tensor, "T N P"],
+    folded_probe: Float[Tensor, "heads P"],
+    norm_weight: Float[Tensor, "P"],
+    norm_bias: Float[Tensor, "P"],
+    *,
+    eps: float = 1e-6,
+) -> Float[Tensor, "T N"]:
+    """Attention that each token receives from the pooling head's query, averaged over heads ("p-attn").
+
+    Each frame sums to 1. No attention matrix is formed.
+
+    Source: appendix B.1 of arXiv:2604.09547, after FastVID (arXiv:2503.11187).
+    """
+    received = []
+    for block in blocks(len(hidden), hidden[0].numel() * 4, hidden.device):
+        normed = F.layer_norm(hidden[block].float(), hidden.shape[-1:], norm_weight, norm_bias, eps)
+        received.append((normed @ folded_probe.T).softmax(dim=1).mean(-1))
+    return torch.cat(received)
+
+
+def mean_received_attention(
+    queries: Float[Tensor, "T heads N d"], keys: Float[Tensor, "T heads N d"], *, scale: float
+) -> Float[Tensor, "T N"]:
+    """Attention that each token receives from all tokens of its frame, averaged over heads and queries ("attn").
+
+    Computed in blocks of frames: the (heads, N, N) matrices of a few frames exist at a time.
+
+    Source: appendix B.1 of arXiv:2604.09547, after VisionZip (arXiv:2412.04467).
+    """
+    T, heads, N, _ = queries.shape
+    received = []
+    for block in blocks(T, heads * N * N * 4, queries.device):
+        weights = (queries[block] @ keys[block].mT * scale).softmax(dim=-1, dtype=torch.float32)
+        received.append(weights.mean(dim=(1, 2)))
+    return torch.cat(received)

@@ -1,0 +1,27 @@
+"""Cutting work into blocks, so that temporary memory stays bounded whatever the video's length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+# A block that stays in a CPU's cache is several times faster there than one that does not;
+# a GPU wants few launches instead.
+CPU_BYTES = 4 << 20
+GPU_BYTES = 256 << 20
+
+
+def blocks(count: int, bytes_each: int, device: torch.device, *, cpu_bytes: int = CPU_BYTES) -> Iterator[slice]:
+    """Cut `range(count)` into slices of items that together take about one block of memory."""
+    size = max(1, (cpu_bytes if device.type == "cpu" else GPU_BYTES) // max(1, bytes_each))
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def take_frames(x: Tensor, frames: Sequence[int]) -> Tensor:
+    """`x[frames]`, as a view if the frames are consecutive."""
+    if frames[-1] - frames[0] + 1 == len(frames):
+        return x[frames[0] : frames[-1] + 1]
+    return x.index_select(0, torch.tensor(frames, device=x.device))

@@ -1,0 +1,73 @@
+"""Turning a retention ratio into token counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tango.errors import BudgetError
+
+
+def exact_count(num_tokens: int, retention_ratio: float) -> int:
+    """round(retention_ratio * num_tokens), at least 1: a function of the shape alone."""
+    return max(1, round(retention_ratio * num_tokens))
+
+
+def ceil_count(num_tokens: int, retention_ratio: float) -> int:
+    """ceil(retention_ratio * num_tokens), at least 1 and at most all; 0 for an empty set."""
+    return min(num_tokens, max(1, math.ceil(num_tokens * retention_ratio))) if num_tokens else 0
+
+
+def apportion(total: int, sizes: Sequence[int]) -> list[int]:
+    """Split `total` tokens over groups in proportion to their sizes, never more than a group's size.
+
+    Largest remainders are rounded up; ties go to the earlier group.
+
+    Raises:
+        BudgetError: `total` exceeds the sum of the sizes.
+    """
+    available = sum(sizes)
+    if not 0 <= total <= available:
+        raise BudgetError(f"cannot take {total} tokens from groups of {available} in all")
+    if available == 0:
+        return [0] * len(sizes)
+    shares = [total * size // available for size in sizes]
+    remainders = [-(total * size % available) for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=remainders.__getitem__)
+    for group in by_remainder[: total - sum(shares)]:
+        shares[group] += 1
+    return shares
+
+
+def segment_budgets(
+    lengths: Sequence[int], num_static: Sequence[int], tokens_per_frame: int, retention_ratio: float
+) -> list[tuple[int, int]]:
+    """Tokens to keep of each segment: (static, dynamic), the latter over all its frames.
+
+    A segment's static tokens count once, and its ratio grows so that the segment as a whole still keeps
+    `retention_ratio` of its tokens. Counts are rounded up, per frame for dynamic tokens.
+
+    Source: the Tango release (the paper does not describe it).
+    """
+    budgets = []
+    for length, static in zip(lengths, num_static, strict=True):
+        total = length * tokens_per_frame
+        ratio = min(retention_ratio / ((total - (length - 1) * static) / total), 1.0)
+        dynamic = ceil_count(tokens_per_frame - static, ratio)
+        budgets.append((ceil_count(static, ratio), length * dynamic))
+    return budgets
+
+
+def exact_segment_budgets(
+    lengths: Sequence[int], num_static: Sequence[int], tokens_per_frame: int, retention_ratio: float
+) -> list[tuple[int, int]]:
+    """Like `segment_budgets`, but the counts add up to `exact_count` of the whole video.
+
+    Raises:
+        BudgetError: merging this many static tokens leaves too few; merge fewer.
+    """
+    sizes = []
+    for length, static in zip(lengths, num_static, strict=True):
+        sizes += [static, length * (tokens_per_frame - static)]
+    counts = apportion(exact_count(sum(lengths) * tokens_per_frame, retention_ratio), sizes)
+    return list(zip(counts[::2], counts[1::2], strict=True))

@@ -1,0 +1,35 @@
+"""Averaging clusters of tokens into their anchors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tango.ops.blocks import blocks
+from tango.shapes import Float, Int
+
+
+def merge_into_anchors(
+    x: Float[Tensor, "M D"], cluster: Int[Tensor, "M"], anchors: Int[Tensor, "C"], *, weight: float
+) -> Float[Tensor, "C D"]:
+    """Blend every anchor with the mean of its cluster: w * anchor + (1 - w) * mean, in float32.
+
+    w is `weight`, or 1 / (cluster size) where that is larger; with `weight = 0` the result is the plain mean.
+    Every cluster must contain its anchor.
+
+    Args:
+        cluster: cluster of each row, in 0..C; C itself means none.
+        anchors: row of `x` that is the anchor of each cluster.
+    Source: merging of the Tango release; `weight = 0` is the average pooling of section 4.3 of arXiv:2604.09547.
+    """
+    C, D = len(anchors), x.shape[1]
+    sums = torch.zeros(C + 1, D, device=x.device)
+    for block in blocks(len(x), D * 4, x.device) if x.dtype != torch.float32 else (slice(None),):
+        sums = sums.index_add_(0, cluster[block], x[block].float())
+    counts = torch.zeros(C + 1, device=x.device).index_add_(0, cluster, torch.ones(len(x), device=x.device))
+    counts = counts[:C, None].clamp_min(1)
+    mean = sums[:C] / counts
+    if weight == 0:
+        return mean.to(x.dtype)
+    w = counts.reciprocal().clamp_min(weight)
+    return torch.lerp(mean, x.index_select(0, anchors).float(), w).to(x.dtype)

@@ -1,0 +1,95 @@
+"""Cutting a video into runs of similar frames.
+
+The decisions are scalar and sequential, so they run on the host, in numpy, on the small (T-1, N) similarity table.
+On a GPU the same scan would synchronise once per frame pair.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tango.ops.blocks import blocks
+from tango.shapes import Float
+
+
+def adjacent_similarity(x: Float[Tensor, "T N D"]) -> tuple[Float[Tensor, "T-1 N"], Float[Tensor, "T N"]]:
+    """Compare every token with the token at its place in the next frame.
+
+    Returns:
+        The cosine similarities, and 1 / L2 norm of every token; both float32.
+    """
+    T, N, D = x.shape
+    dots = torch.empty(T - 1, N, device=x.device)
+    norms = torch.empty(T, N, device=x.device)
+    product = None
+    for block in blocks(T, N * D * 4, x.device):
+        a = x[block].float()
+        b = x[block.start + 1 : block.stop + 1].float()
+        torch.linalg.vector_norm(a, dim=-1, out=norms[block])
+        if len(b):
+            product = torch.empty_like(a) if product is None else product
+            torch.sum(torch.mul(a[: len(b)], b, out=product[: len(b)]), dim=-1, out=dots[block])
+    inverse_norms = norms.clamp_min_(1e-12).reciprocal_()
+    return dots.mul_(inverse_norms[:-1]).mul_(inverse_norms[1:]), inverse_norms
+
+
+def segment_by_static_tokens(
+    similarity: NDArray[np.float32], threshold: float, *, max_frames: int = 1024
+) -> list[int]:
+    """Cut a video where that leaves the most static tokens to merge.
+
+    A token is static in a segment if all its (T-1, N) adjacent-frame similarities there exceed `threshold`; a segment
+    of n frames with c static tokens saves c * (n - 1). Equal savings: the shorter last segment.
+
+    Returns:
+        Frames per segment, in order; they add up to T.
+    Source: section 4.1, eq. 2-3 of arXiv:2604.09547, after HoliTom (arXiv:2505.21334).
+    """
+    static = similarity > threshold
+    num_edges, _ = static.shape
+    counts = _static_counts(static)
+    best = np.zeros(num_edges + 2, dtype=np.int64)  # best[e] = most tokens saved within the first e frames
+    last = np.ones(num_edges + 2, dtype=np.int64)  # frames in the last segment of that optimum
+    lengths = np.arange(num_edges + 1)  # a segment of length + 1 frames spans `length` edges
+    for end in range(2, num_edges + 2):
+        span = min(end, max_frames)
+        gains = counts[end - 2, :span] * lengths[:span]
+        total = best[end - span : end][::-1] + gains
+        choice = int(total.argmax())  # the first maximum: the shortest segment
+        best[end], last[end] = total[choice], choice + 1
+    sizes = []
+    end = num_edges + 1
+    while end > 0:
+        sizes.append(int(last[end]))
+        end -= sizes[-1]
+    return sizes[::-1]
+
+
+def _static_counts(static: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """`counts[e, w]`: how many tokens are static on all of the last w edges up to and including edge e."""
+    num_edges, _ = static.shape
+    edge = np.arange(num_edges)[:, None]
+    run = edge - np.maximum.accumulate(np.where(static, -1, edge), axis=0)  # static edges in a row, ending here
+    width = num_edges + 1
+    histogram = np.bincount((run + edge * width).ravel(), minlength=num_edges * width).reshape(num_edges, width)
+    return histogram[:, ::-1].cumsum(axis=1)[:, ::-1]
+
+
+def segment_by_cuts(similarity: NDArray[np.float32], threshold: float, *, min_segments: int = 8) -> list[int]:
+    """Cut a video at its weakest frame-to-frame similarities.
+
+    Cuts fall where one of the (T-1,) similarities is below `threshold`, and at the `min_segments - 1` smallest ones in
+    any case. Ties: the earlier frame.
+
+    Returns:
+        Frames per segment, in order; they add up to T.
+    Source: DySeg of FastVID (arXiv:2503.11187), the alternative that the Tango release offers.
+    Deviation: videos shorter than `min_segments` frames are cut into single frames instead of failing.
+    """
+    cut = similarity < threshold
+    cut[np.argsort(similarity, kind="stable")[: min_segments - 1]] = True
+    bounds = np.concatenate([[0], np.flatnonzero(cut) + 1, [len(similarity) + 1]])
+    return np.diff(bounds).tolist()

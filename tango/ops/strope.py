@@ -1,0 +1,144 @@
+"""ST-RoPE: rotary embedding of a token's time and place, which turns distance in either into dissimilarity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tango.ops.blocks import blocks, take_frames
+from tango.shapes import Float, Int
+
+# (cos, sin), each (positions, section / 2), for one of the three axes
+Rotation = tuple[Tensor, Tensor]
+
+
+def rope_sections(dim: int) -> tuple[int, int, int]:
+    """Split D channels into three even, nearly equal sections for time, row and column.
+
+    D = 3584 gives 1196, 1194, 1194, as in the release.
+
+    Raises:
+        ValueError: `dim` is not positive and even.
+    Deviation: the paper prints 1186, 1184, 1184 for D = 3584, which does not add up.
+    """
+    if dim <= 0 or dim % 2:
+        raise ValueError(f"rotary embedding needs a positive, even number of channels, got {dim}")
+    third, rest = divmod(dim // 2, 3)
+    time, row, column = (2 * (third + (axis < rest)) for axis in range(3))
+    return time, row, column
+
+
+def strope_rotations(
+    timestamps_s: Float[Tensor, "T"],
+    grid: tuple[int, int],
+    sections: tuple[int, int, int],
+    *,
+    base_time: float,
+    base_space: float,
+    device: torch.device,
+) -> tuple[Rotation, Rotation, Rotation]:
+    """Tabulate the rotations of the time axis (T rows) and of the row and column axes (N = H * W rows each).
+
+    Source: eq. 7 of arXiv:2604.09547, in float32 as the release does.
+    """
+    H, W = grid
+    place = torch.arange(H * W, device=device)
+    axes = (
+        (timestamps_s.to(device, torch.float32), sections[0], base_time),
+        (place // W, sections[1], base_space),
+        (place % W, sections[2], base_space),
+    )
+    rotations = []
+    for position, dim, base in axes:
+        exponent = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / max(dim, 1)
+        angle = torch.outer(position.to(torch.float32), base**-exponent)
+        rotations.append((angle.cos(), angle.sin()))
+    time, row, column = rotations
+    return time, row, column
+
+
+def rotate(
+    x: Float[Tensor, "... D"], rotations: tuple[Rotation, Rotation, Rotation], *, out: Tensor | None = None
+) -> Float[Tensor, "... D"]:
+    """Rotate channel i of each section together with channel i + half a section.
+
+    The tables must broadcast over the leading axes of `x`. Lengths, and so cosine and Euclidean distances at equal
+    positions, are preserved.
+
+    Source: eq. 6 and 8 of arXiv:2604.09547.
+    Deviation: channels are paired by halves, as in the release, not with their neighbour as in eq. 8.
+    """
+    out = torch.empty_like(x, dtype=torch.float32) if out is None else out
+    start = 0
+    for cos, sin in rotations:
+        middle, end = start + cos.shape[-1], start + 2 * cos.shape[-1]
+        first, second = x[..., start:middle], x[..., middle:end]
+        torch.mul(first, cos, out=out[..., start:middle]).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=out[..., middle:end]).addcmul_(first, sin)
+        start = end
+    return out
+
+
+def strope(
+    x: Float[Tensor, "T N D"],
+    timestamps_s: Float[Tensor, "T"],
+    grid: tuple[int, int],
+    *,
+    sections: tuple[int, int, int] | None = None,
+    base_time: float = 1e4,
+    base_space: float = 1e3,
+) -> Float[Tensor, "T N D"]:
+    """Rotate every token by its time (seconds), row and column, in float32.
+
+    Args:
+        sections: channels for time, row and column; all even, together D. None: `rope_sections(D)`.
+    Raises:
+        ValueError: the sections do not fit D, or the grid does not fit N.
+    Source: section 4.3, eq. 6-8 of arXiv:2604.09547.
+    """
+    sections = check_sections(sections, x.shape[-1])
+    if grid[0] * grid[1] != x.shape[1]:
+        raise ValueError(f"a {grid} grid has {grid[0] * grid[1]} tokens, got {x.shape[1]}")
+    time, row, column = strope_rotations(
+        timestamps_s, grid, sections, base_time=base_time, base_space=base_space, device=x.device
+    )
+    return rotate(x.float(), ((time[0][:, None], time[1][:, None]), row, column))
+
+
+def gather_rotated(
+    x: Float[Tensor, "T N D"],
+    inverse_norms: Float[Tensor, "T N"],
+    frames: Sequence[int],
+    places: Int[Tensor, "n"],
+    rotations: tuple[Rotation, Rotation, Rotation],
+    *,
+    out: Float[Tensor, "B n D"],
+) -> Float[Tensor, "B n D"]:
+    """Write the unit-length, rotated tokens at `places` of `frames` into `out`, a few frames at a time."""
+    n, N = len(places), x.shape[1]
+    time, row, column = rotations
+    if n < N:
+        row, column = _at(row, places), _at(column, places)
+    for block in blocks(len(frames), n * x.shape[-1] * 4, x.device):
+        chosen, scale = take_frames(x, frames[block]), take_frames(inverse_norms, frames[block])
+        if n < N:
+            chosen, scale = chosen.index_select(1, places), scale.index_select(1, places)
+        now = tuple(take_frames(table, frames[block])[:, None] for table in time)
+        rotate(chosen.float(), (now, row, column), out=out[block]).mul_(scale[..., None])
+    return out
+
+
+def _at(rotation: Rotation, rows: Tensor) -> Rotation:
+    cos, sin = rotation
+    return cos.index_select(0, rows), sin.index_select(0, rows)
+
+
+def check_sections(sections: tuple[int, int, int] | None, dim: int) -> tuple[int, int, int]:
+    """Return `sections`, or the default split of `dim`; raise ValueError if they do not fit."""
+    if sections is None:
+        return rope_sections(dim)
+    if len(sections) != 3 or sum(sections) != dim or any(s < 0 or s % 2 for s in sections):
+        raise ValueError(f"rope_sections must be three even numbers that add up to D = {dim}, got {sections}")
+    return sections

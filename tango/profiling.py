@@ -1,0 +1,58 @@
+"""Stage timing that neither blocks a GPU nor costs anything worth mentioning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+STAGES = ("read", "preprocess", "tower", "project", "prune", "splice", "prefill", "decoding")
+
+_Mark = float | torch.cuda.Event
+
+
+class StageTimer:
+    """Adds up the time spent in named stages.
+
+    On CUDA the marks are events, so nothing waits for the device until `ms()` is read; elsewhere they are wall clock.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self._cuda = torch.device(device).type == "cuda"
+        self._spans: list[tuple[str, _Mark, _Mark]] = []
+
+    def mark(self) -> _Mark:
+        """A point in time, on the device's own clock."""
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def add(self, stage: str, start: _Mark, end: _Mark | None = None) -> None:
+        """Count the time from `start` to `end` (now, if not given) to `stage`."""
+        self._spans.append((stage, start, self.mark() if end is None else end))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the enclosed block to `name`."""
+        start = self.mark()
+        try:
+            yield
+        finally:
+            self.add(name, start)
+
+    def ms(self) -> dict[str, float]:
+        """Milliseconds per stage, in the order of `STAGES`; waits for the device."""
+        totals: dict[str, float] = {}
+        for stage, start, end in self._spans:
+            if isinstance(start, float) and isinstance(end, float):
+                spent = 1e3 * (end - start)
+            else:
+                end.synchronize()
+                spent = start.elapsed_time(end)
+            totals[stage] = totals.get(stage, 0.0) + spent
+        known = [stage for stage in STAGES if stage in totals]
+        return {stage: totals[stage] for stage in [*known, *(s for s in totals if s not in STAGES)]}

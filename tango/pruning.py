@@ -1,0 +1,281 @@
+"""`prune`: token pruning on a stock transformers model, as a scoped and undoable change of one instance.
+
+`generate` and `forward` of the instance are wrapped. A prompt with videos is encoded, pruned and shortened first;
+stock code then runs on the short prompt as on any other, so caches, beams, batches and assisted decoding work unchanged.
+While the short prompt passes through the model, a transient hook replaces its placeholders' embeddings.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tango.containers import VisualTokens
+from tango.errors import TangoError, UnsupportedModelError
+from tango.methods import LayerPruner, Pruner, build_pruner
+from tango.models.base import Adapter, SaliencyKind, adapter_class
+from tango.overlay import Overlay
+from tango.profiling import StageTimer
+from tango.splice import ShortPrompt, shorten
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoStats:
+    """One video: frames, token grid of a frame, and visual tokens before and after pruning (newlines not counted)."""
+
+    frames: int
+    grid: tuple[int, int]
+    tokens_before: int
+    tokens_after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningStats:
+    """What the last call did.
+
+    `prompt_before` and `prompt_after` are the prompt lengths per row as the LLM would have and has seen them: text,
+    newlines and all.
+    """
+
+    method: str
+    retention_ratio: float
+    videos: tuple[VideoStats, ...]
+    prompt_before: tuple[int, ...]
+    prompt_after: tuple[int, ...]
+    timer: StageTimer = field(repr=False)
+
+    @property
+    def tokens_before(self) -> int:
+        """Visual tokens of all videos before pruning."""
+        return sum(video.tokens_before for video in self.videos)
+
+    @property
+    def tokens_after(self) -> int:
+        """Visual tokens of all videos after pruning."""
+        return sum(video.tokens_after for video in self.videos)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers, with milliseconds per stage."""
+        plain = {k: v for k, v in vars(self).items() if k not in ("timer", "videos")}
+        return {
+            **plain,
+            "tokens_before": self.tokens_before,
+            "tokens_after": self.tokens_after,
+            "videos": [asdict(video) for video in self.videos],
+            "stages_ms": {stage: round(ms, 3) for stage, ms in self.timer.ms().items()},
+        }
+
+    def __str__(self) -> str:
+        visual = f"{self.tokens_before} -> {self.tokens_after} visual tokens"
+        share = 100 * self.tokens_after / max(1, self.tokens_before)
+        prompt = f"prompt {sum(self.prompt_before)} -> {sum(self.prompt_after)}"
+        stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in self.timer.ms().items())
+        return f"{self.method}: {visual} ({share:.1f} %), {prompt} tokens; ms: {stages}"
+
+
+class Pruning:
+    """Handle of a pruned model. `with` or `remove()` restores the model exactly as it was.
+
+    `stats` describes the last call with video; None before the first.
+    """
+
+    def __init__(self, model: nn.Module, pruner: Pruner, adapter: Adapter):
+        self.model, self.pruner, self.adapter = model, pruner, adapter
+        self.stats: PruningStats | None = None
+        self._stack = ExitStack()
+        self._install()
+
+    def __enter__(self) -> Pruning:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Undo the pruning. Doing it twice is harmless."""
+        self._stack.close()
+
+    def _install(self) -> None:
+        model = self.model
+        before = model.__dict__.get("generate")
+        stock = model.generate
+
+        @functools.wraps(stock)
+        def generate(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+            if kwargs.get(self.adapter.video_input) is None:
+                return stock(inputs, *args, **kwargs)
+            return self._generate(stock, inputs, args, kwargs)
+
+        generate.pruning = self  # type: ignore[attr-defined]
+        model.generate = generate  # type: ignore[assignment]
+
+        def restore() -> None:
+            if before is None:
+                model.__dict__.pop("generate", None)
+            else:
+                model.__dict__["generate"] = before
+
+        self._stack.callback(restore)
+        self._stack.callback(model.register_forward_pre_hook(self._before_forward, with_kwargs=True).remove)
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: dict[str, Any]) -> ShortPrompt:
+        """Encode and prune all videos of a batch and shorten its prompt; `stats` then describe it.
+
+        `generate` and `forward` of a pruned model do this by themselves.
+        """
+        adapter, timer = self.adapter, StageTimer(input_ids.device)
+        videos = adapter.encode_videos(inputs, self.pruner.wants, timer)
+        with timer.stage("prune"):
+            pruned = [self.pruner(video) for video in videos]
+        with timer.stage("splice"):
+            laid_out = [adapter.lay_out(*pair) for pair in zip(videos, pruned, strict=True)]
+            short = shorten(
+                input_ids,
+                attention_mask,
+                self.model.get_input_embeddings(),
+                video_token_id=adapter.video_token_id,
+                stays=torch.cat([stays for _, stays in laid_out]),
+                video_features=torch.cat([features for features, _ in laid_out]),
+                images=adapter.encode_images(inputs),
+                pad_token_id=_pad_token_id(self.model),
+            )
+        rows = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        self.stats = PruningStats(
+            method=self.pruner.name,
+            retention_ratio=self.pruner.retention_ratio,
+            videos=tuple(_video_stats(video, len(p.indices)) for video, p in zip(videos, pruned, strict=True)),
+            prompt_before=tuple(rows.sum(1).tolist()),
+            prompt_after=tuple(short.attention_mask.sum(1).tolist()),
+            timer=timer,
+        )
+        return short
+
+    def _generate(self, stock: Callable[..., Any], inputs: Tensor | None, args: tuple, kwargs: dict[str, Any]) -> Any:
+        for name in ("inputs_embeds", "mm_encoder_outputs"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} and {self.adapter.video_input} cannot both be given to a pruned model")
+        ids = kwargs.pop("input_ids", inputs)
+        if ids is None:
+            raise ValueError(f"{self.adapter.video_input} needs input_ids beside it")
+        mask = kwargs.pop("attention_mask", None)
+        with torch.no_grad():
+            short = self.encode(ids, mask, kwargs)
+        assert self.stats is not None
+        timer = self.stats.timer
+        kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
+        kwargs.pop("position_ids", None)  # they describe the long prompt; generate counts through the short one
+        _adjust_lengths(self.model, kwargs, ids.shape[1] - short.input_ids.shape[1])
+        with Overlay(self.model, short.inputs_embeds, timer) as overlay:
+            output = stock(None, *args, input_ids=short.input_ids, attention_mask=short.attention_mask, **kwargs)
+        if overlay.prefill_end is not None:
+            timer.add("decoding", overlay.prefill_end)
+        return _with_prompt(output, ids, short.input_ids.shape[1])
+
+    def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Direct calls, `model(pixel_values_videos=..., labels=...)`: replace ids and videos by short embeddings."""
+        if args:
+            names = list(inspect.signature(type(module).forward).parameters)[1:]
+            kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        if kwargs.get(self.adapter.video_input) is None:
+            return None
+        if kwargs.get("input_ids") is None:
+            raise ValueError(f"{self.adapter.video_input} needs input_ids beside it")
+        short = self.encode(kwargs.pop("input_ids"), kwargs.pop("attention_mask", None), kwargs)
+        rest = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
+        if rest.get("labels") is not None:
+            rest["labels"] = short.gather_labels(rest["labels"])
+        short_inputs = {
+            "inputs_embeds": short.inputs_embeds,
+            "attention_mask": short.attention_mask,
+            "position_ids": short.position_ids,
+        }
+        return (), {**rest, **short_inputs}
+
+
+def prune(
+    model: nn.Module,
+    method: str | Pruner = "tango",
+    *,
+    layer_pruner: LayerPruner | None = None,
+    saliency: SaliencyKind = "p-attn",
+    **options: Any,
+) -> Pruning:
+    """Prune the visual tokens of every video that `model` is given from now on.
+
+    Use it as a context manager, or call `remove()` on the result. Text and images pass through unpruned; the model's
+    weights and class are not touched, and afterwards no hook or attribute is left behind.
+
+    Args:
+        model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`.
+        method: a name from `available_pruners()`, or a pruner that is built already.
+        layer_pruner: prune again at the input of a decoder layer.
+        saliency: "p-attn" (attention of SigLIP's pooling query, as in the paper; `tango.load` brings its weights) or
+            "attn" (mean attention received in the tower's last used block; needs nothing).
+        **options: fields of the method, such as `retention_ratio=0.1`.
+    Raises:
+        UnknownNameError: no such method or option.
+        UnsupportedModelError: no adapter for this model, or none for pruning inside its decoder.
+        MissingSignalError: the model cannot supply what the method needs.
+        BudgetError: a ratio is out of range.
+        TangoError: the model is pruned already.
+    """
+    if isinstance(method, Pruner) and options:
+        raise TangoError(f"{method.name} is built already; its options cannot be changed: {', '.join(options)}")
+    pruner = method if isinstance(method, Pruner) else build_pruner(method, **options)
+    adapter = adapter_class(getattr(getattr(model, "config", None), "model_type", None))(model, saliency=saliency)
+    if layer_pruner is not None:
+        raise UnsupportedModelError(f"{type(adapter).__name__} does not prune inside the decoder")
+    adapter.check(pruner.wants, pruner.needs, pruner.name)
+    if pruning_of(model) is not None:
+        raise TangoError("this model is pruned already; remove() the first pruning before adding another")
+    return Pruning(model, pruner, adapter)
+
+
+def pruning_of(model: nn.Module) -> Pruning | None:
+    """The pruning that is active on a model, if any."""
+    return getattr(getattr(model, "generate", None), "pruning", None)
+
+
+def _video_stats(video: VisualTokens, kept: int) -> VideoStats:
+    T, N, _ = video.features.shape
+    return VideoStats(frames=T, grid=video.grid, tokens_before=T * N, tokens_after=kept)
+
+
+def _pad_token_id(model: nn.Module) -> int:
+    """Any id will do: padding is masked. Prefer the model's own."""
+    for source in (model.generation_config, model.config):
+        for name in ("pad_token_id", "eos_token_id"):
+            value = getattr(source, name, None)
+            value = value[0] if isinstance(value, (list, tuple)) and value else value
+            if isinstance(value, int):
+                return value
+    return 0
+
+
+def _adjust_lengths(model: nn.Module, kwargs: dict[str, Any], saved: int) -> None:
+    """`max_length` and `min_length` count the caller's prompt; make them count the short one."""
+    config = kwargs.get("generation_config") or model.generation_config
+    for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
+        if kwargs.get(new) is not None or getattr(config, new, None) is not None:
+            continue
+        value = kwargs.get(total) if kwargs.get(total) is not None else getattr(config, total, None)
+        if value:
+            kwargs[total] = max(value - saved, 0)
+
+
+def _with_prompt(output: Any, prompt: Tensor, short_length: int) -> Any:
+    """Put the caller's own prompt in front of the new tokens, as stock `generate` would."""
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    repeated = prompt.to(sequences.device).repeat_interleave(len(sequences) // len(prompt), dim=0)
+    sequences = torch.cat([repeated, sequences[:, short_length:]], dim=1)
+    if isinstance(output, Tensor):
+        return sequences
+    output.sequences = sequences
+    return output

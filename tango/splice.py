@@ -1,0 +1,78 @@
+"""Shortening a prompt: placeholders of pruned tokens leave, the rest moves together, rows are padded on the left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tango.shapes import Bool, Float, Int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShortPrompt:
+    """A batch of shortened prompts. S is the longest row; `kept` says which source position each column came from."""
+
+    input_ids: Int[Tensor, "B S"]
+    attention_mask: Int[Tensor, "B S"]
+    inputs_embeds: Float[Tensor, "B S D"]
+    position_ids: Int[Tensor, "B S"]  # contiguous in every row
+    kept: Int[Tensor, "B S"]
+
+    def gather_labels(self, labels: Int[Tensor, "B L"], *, ignore: int = -100) -> Int[Tensor, "B S"]:
+        """Shorten labels in the same way.
+
+        A row's first token is not predicted from anything, so its label is ignored: after padding on the left it
+        would otherwise be predicted from padding.
+        """
+        predictable = self.attention_mask.cumsum(dim=1) > 1
+        return labels.gather(1, self.kept).masked_fill(~predictable, ignore)
+
+
+def shorten(
+    input_ids: Int[Tensor, "B L"],
+    attention_mask: Int[Tensor, "B L"] | None,
+    embed: nn.Module,
+    *,
+    video_token_id: int,
+    stays: Bool[Tensor, "placeholders"],
+    video_features: Float[Tensor, "kept D"],
+    images: tuple[int, Tensor] | None,
+    pad_token_id: int,
+) -> ShortPrompt:
+    """Drop the video placeholders that do not stay, and embed what is left.
+
+    `stays` and `video_features` follow the order of the placeholders in the flattened batch. Padding is dropped and
+    laid anew on the left.
+
+    Raises:
+        ValueError: prompt and features disagree on the number of placeholders.
+    """
+    is_video = input_ids == video_token_id
+    _check_count("video", int(is_video.sum()), len(stays))
+    attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    keep = attended.bool().masked_scatter(is_video, stays.to(input_ids.device))
+    lengths = keep.sum(dim=1)
+    S = int(lengths.max())
+    # A stable sort by the flag moves what is kept to the right end, in order.
+    kept = keep.byte().sort(dim=1, stable=True).indices[:, -S:]
+    mask = (torch.arange(S, device=input_ids.device) >= S - lengths[:, None]).long()
+    ids = input_ids.gather(1, kept).masked_fill(mask == 0, pad_token_id)
+    embeds = embed(ids)
+    embeds = embeds.masked_scatter((ids == video_token_id)[..., None], video_features.to(embeds))
+    if images is not None:
+        image_token_id, image_features = images
+        is_image = ids == image_token_id
+        _check_count("image", int(is_image.sum()), len(image_features))
+        embeds = embeds.masked_scatter(is_image[..., None], image_features.to(embeds))
+    positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
+    return ShortPrompt(input_ids=ids, attention_mask=mask, inputs_embeds=embeds, position_ids=positions, kept=kept)
+
+
+def _check_count(kind: str, in_prompt: int, in_features: int) -> None:
+    if in_prompt != in_features:
+        raise ValueError(
+            f"the prompt has {in_prompt} {kind} placeholders, but the {kind} inputs make {in_features} tokens; "
+            f"was the prompt built by this model's processor for these {kind}s?"
+        )

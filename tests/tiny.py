@@ -1,0 +1,71 @@
+"""Tiny models with the real classes, built offline in a fraction of a second, and prompts for them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from tango.models.pooling_head import PoolingHead
+from tango.quickstart import tiny_model, tiny_siglip, tiny_tokenizer
+
+IMAGE_SIZE = 112  # 8 x 8 patches, 4 x 4 tokens a frame
+
+
+@cache
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def llava_onevision(seed: int = 0, **options):
+    """A LLaVA-OneVision with random weights and a pooling head beside it, as `tango.load` would return it."""
+    model = tiny_model(tokenizer(), image_size=IMAGE_SIZE, width=32, layers=2, seed=seed, **options)
+    siglip = tiny_siglip(model)
+    model.__dict__["pooling_head"] = PoolingHead.from_tensors(dict(siglip.state_dict()), num_heads=4, eps=1e-6)
+    return model
+
+
+def clip(seed: int, num_frames: int = 6) -> torch.Tensor:
+    """Pixels of one video (T, 3, h, w): noise that changes from frame to frame in the right half only."""
+    generator = torch.Generator().manual_seed(seed)
+    still = torch.randn(1, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator).expand(num_frames, -1, -1, -1).clone()
+    still[..., IMAGE_SIZE // 2 :] = torch.randn(num_frames, 3, IMAGE_SIZE, IMAGE_SIZE // 2, generator=generator)
+    return still
+
+
+def num_placeholders(num_frames: int) -> int:
+    return num_frames * (IMAGE_SIZE // 14 // 2) ** 2 + 1
+
+
+def prompt(*parts: str | int) -> list[int]:
+    """Ids of a prompt; an int stands for a video of that many frames."""
+    video = tokenizer().convert_tokens_to_ids("<video>")
+    ids: list[int] = []
+    for part in parts:
+        ids += [video] * num_placeholders(part) if isinstance(part, int) else tokenizer()(part)["input_ids"]
+    return ids
+
+
+def batch(*rows: list[int], side: str = "left") -> dict[str, torch.Tensor]:
+    """Pad rows to one batch."""
+    longest, pad = max(map(len, rows)), tokenizer().pad_token_id
+    ids, mask = [], []
+    for row in rows:
+        padding = [pad] * (longest - len(row))
+        ids.append(padding + row if side == "left" else row + padding)
+        mask.append([0] * len(padding) + [1] * len(row) if side == "left" else [1] * len(row) + [0] * len(padding))
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def greedy_reference(model, short, row: int, steps: int) -> list[int]:
+    """Greedy decoding of one shortened row by plain forward calls: no cache, no padding, no generate."""
+    embeds = short.inputs_embeds[row : row + 1, short.attention_mask[row].bool()]
+    new: list[int] = []
+    for _ in range(steps):
+        with torch.no_grad():
+            token = model(inputs_embeds=embeds).logits[0, -1].argmax()
+        new.append(int(token))
+        if new[-1] == model.generation_config.eos_token_id:
+            break
+        embeds = torch.cat([embeds, model.get_input_embeddings()(token[None, None])], dim=1)
+    return new
