@@ -35,6 +35,7 @@ _HOME = {
     "read_video": "tango.video",
     "TangoError": "tango.errors",
     "UnknownNameError": "tango.errors",
+    "OptionError": "tango.errors",
     "UnsupportedModelError": "tango.errors",
     "MissingSignalError": "tango.errors",
     "BudgetError": "tango.errors",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from tango.errors import (
         BudgetError,
         MissingSignalError,
+        OptionError,
         TangoError,
         UnknownNameError,
         UnsupportedModelError,

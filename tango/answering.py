@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tango.containers import Video
 from tango.pruning import pruning_of
@@ -34,8 +34,9 @@ def prepare(
         VideoReadError: the file cannot be read.
     """
     if isinstance(video, (str, Path)):
-        frames = num_frames or getattr(processor, "default_num_frames", 32)
-        video = read_video(video, num_frames=frames, backend=backend)
+        if num_frames is None:
+            num_frames = int(getattr(processor, "default_num_frames", 32))
+        video = read_video(video, num_frames=num_frames, backend=backend)
     content = [{"type": "video"}, {"type": "text", "text": question}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     if hasattr(processor, "num_video_tokens"):
@@ -48,7 +49,7 @@ def prepare(
 
 
 def answer(
-    model: nn.Module,
+    model: Any,
     processor: Any,
     video: str | Path | Video | Tensor,
     question: str,
@@ -69,7 +70,7 @@ def answer(
     return generate_text(model, processor, inputs, max_new_tokens=max_new_tokens, **generate_options)
 
 
-def generate_text(model: nn.Module, processor: Any, inputs: Any, **generate_options: Any) -> str:
+def generate_text(model: Any, processor: Any, inputs: Any, **generate_options: Any) -> str:
     """Generate from prepared inputs and decode the new tokens."""
     inputs = dict(inputs.to(model.device))
     if pruning_of(model) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 import tango
@@ -46,6 +47,7 @@ def _add(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command. Exit codes: 0 done, 2 a mistake of the user's (one line on stderr), 130 interrupted."""
     args = _parser().parse_args(argv)
+    warnings.showwarning = lambda message, *_args, **_kwargs: print(f"tango: note: {message}", file=sys.stderr)
     try:
         return args.run(args)
     except (TangoError, ValueError) as error:

@@ -72,7 +72,9 @@ class VisualTokens:
         T, N, _ = self.features.shape
         H, W = self.grid
         if T == 0 or N == 0 or H * W != N:
-            raise ValueError(f"features of shape {tuple(self.features.shape)} need a (H, W) grid of {N}, got {self.grid}")
+            raise ValueError(
+                f"features of shape {tuple(self.features.shape)} need a (H, W) grid of {N}, got {self.grid}"
+            )
         expected = {"timestamps_s": (T,), "saliency": (T, N), "frame_embeds": (T, None)}
         for name, shape in expected.items():
             value = getattr(self, name)

@@ -20,6 +20,10 @@ class UnknownNameError(TangoError, ValueError):
         super().__init__(f"unknown {kind} {got!r}.{hint} Known: {', '.join(names)}")
 
 
+class OptionError(TangoError, ValueError):
+    """An option has a value that it cannot have."""
+
+
 class UnsupportedModelError(TangoError, TypeError):
     """The model is of a family, or in a configuration, that no adapter handles."""
 

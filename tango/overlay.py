@@ -19,7 +19,7 @@ class Overlay:
     The time until then is the stage "prefill", and `prefill_end` the mark that decoding starts from.
     """
 
-    def __init__(self, model: nn.Module, prompt: Tensor, timer: StageTimer):
+    def __init__(self, model: Any, prompt: Tensor, timer: StageTimer):
         self.prefill_end: Any = None
         self._model, self._prompt, self._timer = model, prompt, timer
         self._owner = threading.get_ident()
@@ -38,7 +38,7 @@ class Overlay:
         for handle in self._handles:
             handle.remove()
 
-    def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _before(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         if threading.get_ident() != self._owner or kwargs.get("input_ids") is None:
             return None
         ids, cache = kwargs["input_ids"], kwargs.get("past_key_values")

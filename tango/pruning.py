@@ -1,7 +1,7 @@
 """`prune`: token pruning on a stock transformers model, as a scoped and undoable change of one instance.
 
 `generate` and `forward` of the instance are wrapped. A prompt with videos is encoded, pruned and shortened first;
-stock code then runs on the short prompt as on any other, so caches, beams, batches and assisted decoding work unchanged.
+stock code then runs on the short prompt as on any other, so caches, beams, batches and assisted decoding work.
 While the short prompt passes through the model, a transient hook replaces its placeholders' embeddings.
 """
 
@@ -86,7 +86,7 @@ class Pruning:
     `stats` describes the last call with video; None before the first.
     """
 
-    def __init__(self, model: nn.Module, pruner: Pruner, adapter: Adapter):
+    def __init__(self, model: Any, pruner: Pruner, adapter: Adapter):
         self.model, self.pruner, self.adapter = model, pruner, adapter
         self.stats: PruningStats | None = None
         self._stack = ExitStack()
@@ -114,7 +114,7 @@ class Pruning:
             return self._generate(stock, inputs, args, kwargs)
 
         generate.pruning = self  # type: ignore[attr-defined]
-        model.generate = generate  # type: ignore[assignment]
+        model.generate = generate
 
         def restore() -> None:
             if before is None:
@@ -200,7 +200,7 @@ class Pruning:
 
 
 def prune(
-    model: nn.Module,
+    model: Any,
     method: str | Pruner = "tango",
     *,
     layer_pruner: LayerPruner | None = None,
@@ -232,13 +232,13 @@ def prune(
     adapter = adapter_class(getattr(getattr(model, "config", None), "model_type", None))(model, saliency=saliency)
     if layer_pruner is not None:
         raise UnsupportedModelError(f"{type(adapter).__name__} does not prune inside the decoder")
-    adapter.check(pruner.wants, pruner.needs, pruner.name)
+    adapter.check(pruner.needs, pruner.name)
     if pruning_of(model) is not None:
         raise TangoError("this model is pruned already; remove() the first pruning before adding another")
     return Pruning(model, pruner, adapter)
 
 
-def pruning_of(model: nn.Module) -> Pruning | None:
+def pruning_of(model: Any) -> Pruning | None:
     """The pruning that is active on a model, if any."""
     return getattr(getattr(model, "generate", None), "pruning", None)
 
@@ -248,7 +248,7 @@ def _video_stats(video: VisualTokens, kept: int) -> VideoStats:
     return VideoStats(frames=T, grid=video.grid, tokens_before=T * N, tokens_after=kept)
 
 
-def _pad_token_id(model: nn.Module) -> int:
+def _pad_token_id(model: Any) -> int:
     """Any id will do: padding is masked. Prefer the model's own."""
     for source in (model.generation_config, model.config):
         for name in ("pad_token_id", "eos_token_id"):
@@ -259,7 +259,7 @@ def _pad_token_id(model: nn.Module) -> int:
     return 0
 
 
-def _adjust_lengths(model: nn.Module, kwargs: dict[str, Any], saved: int) -> None:
+def _adjust_lengths(model: Any, kwargs: dict[str, Any], saved: int) -> None:
     """`max_length` and `min_length` count the caller's prompt; make them count the short one."""
     config = kwargs.get("generation_config") or model.generation_config
     for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -70,9 +69,9 @@ def tiny_model(tokenizer: Any, *, image_size: int = 384, width: int = 64, layers
         "vision_use_head": False,
     }  # fmt: skip
     text = {
-        "model_type": "qwen2", "hidden_size": 4 * width, "intermediate_size": 8 * width, "num_hidden_layers": 2 * layers,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(tokenizer), "initializer_range": 0.2,
-        "max_position_embeddings": 32768, "tie_word_embeddings": False, "bos_token_id": None,
+        "model_type": "qwen2", "hidden_size": 4 * width, "intermediate_size": 8 * width, "num_attention_heads": 4,
+        "num_hidden_layers": 2 * layers, "num_key_value_heads": 2, "vocab_size": len(tokenizer),
+        "initializer_range": 0.2, "max_position_embeddings": 32768, "tie_word_embeddings": False, "bos_token_id": None,
         "eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>"),
     }  # fmt: skip
     config = LlavaOnevisionConfig(
@@ -117,9 +116,10 @@ def run(args: argparse.Namespace) -> int:
     """Make checkpoint and clip, ask twice, print the comparison."""
     import tango
     from tango.answering import generate_text
+    from tango.commands.common import quiet
     from tango.profiling import StageTimer
 
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    quiet()
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(Path(folder) / "model", width=96, layers=4)
         write_clip(Path(folder) / "clip.mp4")
@@ -132,8 +132,8 @@ def run(args: argparse.Namespace) -> int:
     results = {}
     for name, ratio in (("all tokens", 1.0), ("pruned", args.retention_ratio)):
         with tango.prune(model, "tango", retention_ratio=ratio) as pruning:
-            for _ in range(2):  # the first call warms up
-                text = generate_text(model, processor, inputs, max_new_tokens=8)
+            generate_text(model, processor, inputs, max_new_tokens=8)  # warms up
+            text = generate_text(model, processor, inputs, max_new_tokens=8)
             assert pruning.stats is not None
             results[name] = {"answer": text, **pruning.stats.to_dict()}
     results["shared_ms"] = timer.ms()

@@ -86,7 +86,8 @@ def test_assisted_decoding_equals_reference(model, assistance):
         text = model.config.text_config
         small = Qwen2Config(
             hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-            vocab_size=text.vocab_size, bos_token_id=None, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id,
+            vocab_size=text.vocab_size,
+            bos_token_id=None, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id,
         )  # fmt: skip
         options = {"assistant_model": Qwen2ForCausalLM(small).eval()}
     with tango.prune(model, "tango", retention_ratio=0.3):

@@ -8,7 +8,14 @@ import json
 
 import tango
 from tango.answering import generate_text
-from tango.commands.common import add_method_arguments, add_model_arguments, add_video_arguments, load_model, method_from
+from tango.commands.common import (
+    add_method_arguments,
+    add_model_arguments,
+    add_video_arguments,
+    load_model,
+    method_from,
+    num_frames_from,
+)
 from tango.profiling import StageTimer
 
 
@@ -24,17 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer; counts and times go below the answer."""
-    pruner = method_from(args)  # mistakes show before minutes of loading
+    pruner = method_from(args)  # this and the video first: mistakes show before minutes of loading
     timer = StageTimer()
+    frames = num_frames_from(args)
     with timer.stage("read"):
-        frames = args.num_frames
-        video = None if frames is None else tango.read_video(args.video, num_frames=frames, backend=args.video_backend)
+        video = tango.read_video(args.video, num_frames=frames, backend=args.video_backend)
     model, processor = load_model(args)
-    if video is None:
-        with timer.stage("read"):
-            video = tango.read_video(
-                args.video, num_frames=processor.default_num_frames, backend=args.video_backend
-            )
     with timer.stage("preprocess"):
         inputs = tango.prepare(processor, video, args.question)
     scope = contextlib.nullcontext() if pruner is None else tango.prune(model, pruner, saliency=args.saliency)

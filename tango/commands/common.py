@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 import tango
 from tango.errors import TangoError
 from tango.methods import Pruner, build_pruner
+from tango.models import default_num_frames
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,9 +69,16 @@ def method_from(args: argparse.Namespace) -> Pruner | None:
     return None if name == "none" else build_pruner(name, **options)
 
 
+def num_frames_from(args: argparse.Namespace) -> int:
+    """`--num-frames`, or the usual number of the model."""
+    if args.num_frames is not None:
+        return args.num_frames
+    return default_num_frames(args.model, local_files_only=args.offline)
+
+
 def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Load what `add_model_arguments` describes, without transformers' chatter."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    """Load what `add_model_arguments` describes."""
+    quiet()
     return tango.load(
         args.model,
         dtype=args.dtype,
@@ -79,3 +87,12 @@ def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
         siglip=args.siglip,
         local_files_only=args.offline,
     )
+
+
+def quiet() -> None:
+    """Keep transformers' notes and progress bars off the user's terminal, unless they are errors."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()

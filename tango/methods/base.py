@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import types
+import typing
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,13 +12,54 @@ from typing import Any, ClassVar
 import torch
 
 from tango.containers import Paper, PrunedTokens, Signal, VisualTokens, keep_all
-from tango.errors import BudgetError, MissingSignalError
+from tango.errors import BudgetError, MissingSignalError, OptionError
 
 
-def check_ratio(name: str, value: float, *, lowest: float = 0.0) -> None:
-    """Raise BudgetError unless lowest < value <= 1."""
-    if not (isinstance(value, (int, float)) and lowest < value <= 1):
-        raise BudgetError(f"{name} must lie in ({lowest:g}, 1], got {value!r}. 0.1 keeps one token in ten")
+def check_ratio(name: str, value: float) -> None:
+    """Raise BudgetError unless 0 < value <= 1."""
+    if not 0 < value <= 1:
+        raise BudgetError(f"{name} must lie in (0, 1], got {value!r}. 0.1 keeps one token in ten")
+
+
+def check_option_types(options: Any) -> None:
+    """Hold the fields of a dataclass against their annotations: options come from files and command lines.
+
+    Raises:
+        OptionError: a value is of another type; the message says which are accepted.
+    """
+    hints = typing.get_type_hints(type(options))
+    for field in dataclasses.fields(options):
+        value, hint = getattr(options, field.name), hints[field.name]
+        if not any(_fits(value, kind) for kind in _alternatives(hint)):
+            accepted = " or ".join(_describe(kind) for kind in _alternatives(hint))
+            raise OptionError(f"{field.name} must be {accepted}, got {value!r}")
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if typing.get_origin(kind) is tuple:
+        parts = typing.get_args(kind)
+        return isinstance(value, (tuple, list)) and len(value) == len(parts) and all(map(_fits, value, parts))
+    return isinstance(value, kind)
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(kind)))
+    if typing.get_origin(kind) is tuple:
+        return f"{len(typing.get_args(kind))} numbers"
+    return {type(None): "null (None)", float: "a number", int: "a whole number", bool: "true or false"}.get(
+        kind, str(kind)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +83,7 @@ class Pruner(ABC):
     paper: ClassVar[Paper]
 
     def __post_init__(self) -> None:
+        check_option_types(self)
         check_ratio("retention_ratio", self.retention_ratio)
 
     @property
@@ -87,12 +131,11 @@ class LayerPruner(ABC):
     paper: ClassVar[Paper]
 
     def __post_init__(self) -> None:
+        check_option_types(self)
         check_ratio("retention_ratio", self.retention_ratio)
         if self.layer < 1:
             raise BudgetError(f"layer must be at least 1 (the layers that see all tokens), got {self.layer}")
 
     @abstractmethod
-    def prune(
-        self, hidden: torch.Tensor, attention: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def prune(self, hidden: torch.Tensor, attention: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """From hidden states (M, D) and attention received (M,) to kept states (K, D) and indices (K,), increasing."""

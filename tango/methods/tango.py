@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
-from tango.errors import UnknownNameError
-from tango.methods.base import Pruner, check_ratio
+from tango.errors import OptionError
+from tango.methods.base import Pruner
 from tango.methods.registry import register
 from tango.ops.blocks import blocks, take_frames
 from tango.ops.budget import exact_count, exact_segment_budgets, segment_budgets
@@ -83,13 +84,17 @@ class TangoPruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, known in (("segmentation", ("holitom", "fastvid")), ("anchor_order", ("aligned", "release"))):
-            if getattr(self, option) not in known:
-                raise UnknownNameError(option, getattr(self, option), known)
         if self.rope_sections is not None:
             object.__setattr__(self, "rope_sections", tuple(self.rope_sections))
-        for option in ("context_ratio", "merge_weight"):
-            check_ratio(option, 1 - getattr(self, option))
+        limits = {
+            "segment_threshold": (-1, 1), "static_threshold": (-1, 1), "context_ratio": (0, 1), "merge_weight": (0, 1),
+            "alpha": (1, math.inf), "num_neighbors": (1, math.inf), "base_time": (1, math.inf),
+            "base_space": (1, math.inf),
+        }  # fmt: skip
+        for option, (low, high) in limits.items():
+            value = getattr(self, option)
+            if value is not None and not low <= value <= high:
+                raise OptionError(f"{option} must lie in [{low}, {high}], got {value!r}")
 
     @property
     def wants(self) -> Signal:
@@ -128,11 +133,17 @@ class TangoPruner(Pruner):
             absorbed_by[torch.tensor(covered, device=x.device)[:, None], places] = kept[-1].absorbed_by
         return _assemble(kept, absorbed_by.flatten())
 
+    def segments(self, tokens: VisualTokens) -> list[int]:
+        """Frames per segment of a video, as `prune` cuts it."""
+        return self._segment(tokens, adjacent_similarity(tokens.features)[0])[0]
+
     def _segment(self, tokens: VisualTokens, similarity: Tensor) -> tuple[list[int], NDArray[np.bool_]]:
         """Frames per segment, and on the host which tokens are static between adjacent frames: (T-1, N)."""
         N = similarity.shape[1]
         if self.segmentation == "fastvid":
-            embeds = tokens.features.mean(1, dtype=torch.float32) if tokens.frame_embeds is None else tokens.frame_embeds
+            embeds = (
+                tokens.features.mean(1, dtype=torch.float32) if tokens.frame_embeds is None else tokens.frame_embeds
+            )
             similarity = torch.cat([similarity, adjacent_similarity(embeds[:, None])[0]], dim=1)
         table = similarity.cpu().numpy()  # the only host-device synchronisation
         if not np.isfinite(table).all():
@@ -147,7 +158,8 @@ class TangoPruner(Pruner):
     @property
     def resolved_segment_threshold(self) -> float:
         """`segment_threshold`, or its default at this retention ratio (section 5.1 of the paper)."""
-        return self.segment_threshold or (0.65 if self.retention_ratio <= 0.1 else 0.8)
+        default = 0.65 if self.retention_ratio <= 0.1 else 0.8
+        return default if self.segment_threshold is None else self.segment_threshold
 
     @property
     def resolved_static_threshold(self) -> float:
@@ -190,29 +202,31 @@ class TangoPruner(Pruner):
 
     def _reduce(self, group: _Group, source: Tensor, places: Tensor, metric: Tensor, score: Tensor) -> _Kept:
         """Select and merge within one group. Local token ids count through its frames, N to a frame."""
-        (B, n, D), N = metric.shape, source.shape[1]
+        (B, n, D), N, device = metric.shape, source.shape[1], source.device
         source = source.reshape(B * N, D)
-        local = (torch.arange(B, device=source.device)[:, None] * N + places).flatten()
+        local = _number(places.expand(B, n), N)
+        set_size = B * n if group.joint else n  # tokens that are clustered together
         with torch.no_grad():
             salient = diverse_top_k(
                 score, metric, group.num_salient, alpha=self.alpha, num_neighbors=self.num_neighbors
             )
             free = torch.ones(B, n, dtype=torch.bool, device=source.device).scatter_(1, salient, False)
             centres, nearest = self._cluster(group, metric, free)
-            salient = local[_flat(salient, n)]
-            anchors = local[_flat(centres.sort(dim=-1).values, B * n // len(centres))]
-            landing = anchors if self.anchor_order == "aligned" else local[_flat(centres, B * n // len(centres))]
-            C = len(anchors)
-            slot = torch.full((B * N,), C, device=source.device)
-            slot[anchors] = torch.arange(C, device=source.device)
-            cluster = torch.full_like(slot, C)
-            cluster[local] = torch.where(free.flatten(), slot[local[_flat(nearest, B * n // len(centres))]], C)
-            kept = torch.cat([salient, landing])
+            salient = local[_number(salient, n)]
+            anchors = local[_number(centres.sort(dim=-1).values, set_size)]
+            landing = anchors if self.anchor_order == "aligned" else local[_number(centres, set_size)]
+            none = len(anchors)
+            slot = torch.full((B * N,), none, device=device)
+            slot[anchors] = torch.arange(none, device=device)
+            cluster = torch.full_like(slot, none)
+            cluster[local] = torch.where(free.flatten(), slot[local[_number(nearest, set_size)]], none)
             absorbed_by = torch.cat([landing, landing.new_full((1,), -1)])[cluster].index_copy(0, salient, salient)
-            to_flat = (torch.tensor(group.frames, device=source.device)[:, None] * N + torch.arange(N, device=source.device)).flatten()
-            absorbed_by = torch.where(absorbed_by >= 0, to_flat[absorbed_by], -1)[local].view(B, n)
+            frame_start = torch.tensor(group.frames, device=device)[:, None] * N
+            in_video = (frame_start + torch.arange(N, device=device)).flatten()  # flat index of each local token
+            absorbed_by = torch.where(absorbed_by >= 0, in_video[absorbed_by], -1)[local].view(B, n)
         merged = merge_into_anchors(source, cluster, anchors, weight=self.merge_weight)
-        return _Kept(to_flat[kept], torch.cat([source.index_select(0, salient), merged]), absorbed_by)
+        features = torch.cat([source.index_select(0, salient), merged])
+        return _Kept(in_video[torch.cat([salient, landing])], features, absorbed_by)
 
     def _cluster(self, group: _Group, metric: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
         """Centres and nearest centres of the tokens that are not salient, in one set or in one per frame."""
@@ -227,7 +241,7 @@ class TangoPruner(Pruner):
         return (~free).byte().sort(dim=-1, stable=True).indices[:, :count], itself
 
 
-def _flat(ids: Tensor, size: int) -> Tensor:
+def _number(ids: Tensor, size: int) -> Tensor:
     """Number the ids of several sets of `size` consecutively."""
     return (ids + torch.arange(len(ids), device=ids.device)[:, None] * size).flatten()
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
@@ -28,12 +28,18 @@ class Adapter(ABC):
     """
 
     consumed: ClassVar[frozenset[str]]  # inputs that this adapter uses up before the LLM runs
+    default_num_frames: ClassVar[int]  # frames that the model usually sees
     video_input: ClassVar[str] = "pixel_values_videos"
 
-    def __init__(self, model: nn.Module, *, saliency: SaliencyKind = "p-attn"):
+    def __init__(self, model: Any, *, saliency: SaliencyKind = "p-attn"):
         if saliency not in ("p-attn", "attn"):
             raise MissingSignalError(f"saliency must be 'p-attn' or 'attn', got {saliency!r}")
         self.model, self.saliency = model, saliency
+
+    @classmethod
+    @abstractmethod
+    def num_video_tokens(cls, config: Any, num_frames: int) -> int:
+        """Placeholders that one video takes in an unpruned prompt."""
 
     @property
     @abstractmethod
@@ -41,7 +47,7 @@ class Adapter(ABC):
         """Id of the placeholder that stands for one visual token in the prompt."""
 
     @abstractmethod
-    def check(self, wants: Signal, needs: Signal, method: str) -> None:
+    def check(self, needs: Signal, method: str) -> None:
         """Refuse early, before any work.
 
         Raises:
@@ -93,6 +99,6 @@ def adapter_class(model_type: str | None) -> type[Adapter]:
     return _ADAPTERS[model_type]
 
 
-def pooling_head_of(model: nn.Module) -> PoolingHead | None:
+def pooling_head_of(model: Any) -> PoolingHead | None:
     """The head that `tango.load` put beside the model (a plain attribute, not part of its weights)."""
     return getattr(model, "pooling_head", None)

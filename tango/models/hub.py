@@ -6,8 +6,11 @@ from pathlib import Path
 
 from tango.errors import TangoError
 
+# What a checkpoint needs, and nothing that could run code.
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
-def resolve_folder(path_or_id: str | Path, *, local_files_only: bool = False, patterns: list[str] | None = None) -> Path:
+
+def resolve_folder(path_or_id: str | Path, *, local_files_only: bool = False, patterns: list[str] = _PATTERNS) -> Path:
     """The local folder that holds a checkpoint.
 
     Raises:
@@ -16,18 +19,17 @@ def resolve_folder(path_or_id: str | Path, *, local_files_only: bool = False, pa
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
         return folder
-    if folder.exists() or folder.is_absolute() or str(path_or_id).startswith((".", "~")) or str(path_or_id).count("/") != 1:
-        raise TangoError(f"no checkpoint at {str(path_or_id)!r}: expected a folder with config.json, or a hub id owner/name")
+    name = str(path_or_id)
+    if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise TangoError(f"no checkpoint at {name!r}: expected a folder with config.json, or a hub id owner/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(path_or_id), allow_patterns=patterns, local_files_only=local_files_only))
+        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local_files_only))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise TangoError(
-            f"cannot get {str(path_or_id)!r}: it is no local folder, and the hub answered: {reason}"
-        ) from error
+        raise TangoError(f"cannot get {name!r}: it is no local folder, and the hub answered: {reason}") from error
 
 
 def resolve_files(path_or_id: str | Path, *, local_files_only: bool = False) -> list[Path]:
@@ -37,7 +39,9 @@ def resolve_files(path_or_id: str | Path, *, local_files_only: bool = False) -> 
         TangoError: one of them is missing, or the checkpoint cannot be had.
     """
     folder = resolve_folder(
-        path_or_id, local_files_only=local_files_only, patterns=["config.json", "*.safetensors", "*.safetensors.index.json"]
+        path_or_id,
+        local_files_only=local_files_only,
+        patterns=["config.json", "*.safetensors", "*.safetensors.index.json"],
     )
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
@@ -37,7 +37,7 @@ class LlavaOnevisionAdapter(Adapter):
     sink_positions: ClassVar[tuple[int, ...]] = (28, 27, 41, 169, 11, 12)
     sink_grid: ClassVar[tuple[int, int]] = (14, 14)
 
-    def __init__(self, model: nn.Module, *, saliency: SaliencyKind = "p-attn"):
+    def __init__(self, model: Any, *, saliency: SaliencyKind = "p-attn"):
         super().__init__(model, saliency=saliency)
         config = model.config
         layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
@@ -57,7 +57,7 @@ class LlavaOnevisionAdapter(Adapter):
         """(H, W) of a frame's tokens after pooling."""
         return math.ceil(self.patches / 2), math.ceil(self.patches / 2)
 
-    def check(self, wants: Signal, needs: Signal, method: str) -> None:
+    def check(self, needs: Signal, method: str) -> None:
         width = self.model.config.vision_config.hidden_size
         head = self._head()
         if head is not None and head.width != width:
@@ -66,7 +66,9 @@ class LlavaOnevisionAdapter(Adapter):
                 "load the SigLIP checkpoint that the tower started from"
             )
         if Signal.SALIENCY in needs and self.saliency == "p-attn" and head is None:
-            reason = getattr(self.model, "pooling_head_missing", f"load it with tango.load(..., siglip={DEFAULT_SIGLIP!r})")
+            reason = getattr(
+                self.model, "pooling_head_missing", f"load it with tango.load(..., siglip={DEFAULT_SIGLIP!r})"
+            )
             raise MissingSignalError(
                 f"{method} needs saliency, and 'p-attn' saliency needs SigLIP's attention-pooling head, which LLaVA "
                 f"checkpoints lack: {reason}; or use the tower's own attention with saliency='attn'"
@@ -104,9 +106,7 @@ class LlavaOnevisionAdapter(Adapter):
             strict=True,
         )
         return [
-            VisualTokens(
-                features=x, grid=self.grid, timestamps_s=t, saliency=s, frame_embeds=e, sink_positions=sinks
-            )
+            VisualTokens(features=x, grid=self.grid, timestamps_s=t, saliency=s, frame_embeds=e, sink_positions=sinks)
             for x, t, s, e in parts
         ]
 
@@ -143,6 +143,5 @@ class LlavaOnevisionAdapter(Adapter):
 
     @classmethod
     def num_video_tokens(cls, config: Any, num_frames: int) -> int:
-        """Placeholders that one video takes in an unpruned prompt."""
         side = math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
         return num_frames * side * side + 1

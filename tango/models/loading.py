@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors import SafetensorError
 
 from tango.errors import TangoError, UnknownNameError
-from tango.models.base import adapter_class
+from tango.models.base import Adapter, adapter_class
 from tango.models.hub import resolve_folder
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
 from tango.models.processor import Processor
@@ -27,7 +29,7 @@ def load(
     siglip: str | Path | None = None,
     local_files_only: bool = False,
     **options: Any,
-) -> tuple[nn.Module, Processor]:
+) -> tuple[Any, Processor]:
     """Load a model and its processor.
 
     Args:
@@ -45,27 +47,25 @@ def load(
     Raises:
         TangoError: there is no such checkpoint, or it cannot be read; UnsupportedModelError: no adapter for its type.
     """
-    from transformers import AutoConfig, AutoTokenizer, LlavaOnevisionForConditionalGeneration
+    from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
     name = str(dtype).removeprefix("torch.")
     if name not in _DTYPES:
         raise UnknownNameError("dtype", name, _DTYPES)
     folder = resolve_folder(path_or_id, local_files_only=local_files_only)
-    if not (folder / "config.json").is_file():
-        raise TangoError(f"{folder} is no checkpoint: it has no config.json")
-    config = AutoConfig.from_pretrained(folder)
-    adapter = adapter_class(config.model_type)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    config, adapter = _config(folder)
+    device = _device(device)
     chosen = _DTYPES[name] or config.dtype or torch.float32
     if name == "auto" and device.type == "cpu" and chosen == torch.float16:
         chosen = torch.float32
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
+    attention = _available_attention(attn_implementation)
+    if attention is not None:
+        options["attn_implementation"] = attention
     try:
         model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=chosen, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise TangoError(f"cannot load {path_or_id}: {(str(error).strip().splitlines() or ['?'])[0]}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise TangoError(f"cannot load {path_or_id}: {' '.join(str(error).split())}") from error
     if "device_map" not in options:
         model = model.to(device)
     _attach_pooling_head(model, folder, siglip, local_files_only=local_files_only)
@@ -79,7 +79,49 @@ def load(
     return model.eval(), processor
 
 
-def _attach_pooling_head(model: nn.Module, folder: Path, siglip: str | Path | None, *, local_files_only: bool) -> None:
+def default_num_frames(path_or_id: str | Path, *, local_files_only: bool = False) -> int:
+    """Frames that a checkpoint's model usually sees; reads its `config.json` alone.
+
+    Raises:
+        TangoError: there is no such checkpoint; UnsupportedModelError: no adapter for its type.
+    """
+    folder = resolve_folder(path_or_id, local_files_only=local_files_only, patterns=["config.json"])
+    return _config(folder)[1].default_num_frames
+
+
+def _config(folder: Path) -> tuple[Any, type[Adapter]]:
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise TangoError(f"{folder} is no checkpoint: it has no config.json")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise TangoError(f"cannot read {folder / 'config.json'}: {' '.join(str(error).split())}") from error
+    return config, adapter_class(config.model_type)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise TangoError(f"unknown device {str(device)!r}; expected cpu, cuda, cuda:1 ...") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise TangoError(f"no device {chosen}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
+    return chosen
+
+
+def _available_attention(name: str | None) -> str | None:
+    """The attention implementation asked for; sdpa, with a note, where flash attention is not installed."""
+    if name == "flash_attention_2" and find_spec("flash_attn") is None:
+        warnings.warn(
+            "flash_attention_2 needs the package flash-attn, which is not installed; using sdpa", stacklevel=3
+        )
+        return "sdpa"
+    return name
+
+
+def _attach_pooling_head(model: Any, folder: Path, siglip: str | Path | None, *, local_files_only: bool) -> None:
     """Put the head beside the model, outside its modules: it must not end up in saved checkpoints."""
     tower = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower)
     if siglip is None and (folder / "siglip").is_dir():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ class PoolingHead:
         """The same head on another device (itself if it is there already)."""
         if self.folded_probe.device == device:
             return self
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device) if isinstance(value, Tensor) else tuple(t.to(device) for t in value)
             for name, value in vars(self).items()
             if name != "eps"

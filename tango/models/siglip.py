@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from tango.ops.attention import mean_received_attention
 
 
 @contextmanager
-def tap_block(block: nn.Module, *, attention: bool) -> Iterator[dict[str, Tensor]]:
+def tap_block(block: Any, *, attention: bool) -> Iterator[dict[str, Tensor]]:
     """Record a block's output ("hidden") and, on request, its mean received attention ("attn") while inside.
 
     The tower keeps whatever attention implementation it has. Only calls from the current thread are recorded.
@@ -41,12 +41,12 @@ def tap_block(block: nn.Module, *, attention: bool) -> Iterator[dict[str, Tensor
 
 
 @torch.no_grad()
-def received_attention(block: nn.Module, hidden: Tensor) -> Tensor:
+def received_attention(block: Any, hidden: Tensor) -> Tensor:
     """Mean attention that each patch receives in one encoder block, from its input (T, N, P): (T, N), fp32."""
     normed = block.layer_norm1(hidden)
     attention = block.self_attn
 
-    def heads(projection: Callable[[Tensor], Tensor]) -> Tensor:
+    def heads(projection: nn.Linear) -> Tensor:
         return projection(normed).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
 
     return mean_received_attention(heads(attention.q_proj), heads(attention.k_proj), scale=attention.scale)

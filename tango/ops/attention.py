@@ -11,7 +11,10 @@ from tango.shapes import Float
 
 
 def fold_probe(
-    probe: Float[Tensor, "P"], in_proj_weight: Float[Tensor, "3*P P"], in_proj_bias: Float[Tensor, "3*P"], num_heads: int
+    probe: Float[Tensor, "P"],
+    in_proj_weight: Float[Tensor, "3*P P"],
+    in_proj_bias: Float[Tensor, "3*P"],
+    num_heads: int,
 ) -> Float[Tensor, "heads P"]:
     """Fold the constant query of an attention-pooling head and its key projection into one vector per head.
 

@@ -35,7 +35,12 @@ def dpc_knn(x: Float[Tensor, "M D"], num_clusters: int, *, k: int = 7) -> Int[Te
 
 
 def density_peaks(
-    x: Float[Tensor, "B M D"], num_clusters: int, *, k: int = 7, mask: Bool[Tensor, "B M"] | None = None, num_valid: int = 0
+    x: Float[Tensor, "B M D"],
+    num_clusters: int,
+    *,
+    k: int = 7,
+    mask: Bool[Tensor, "B M"] | None = None,
+    num_valid: int = 0,
 ) -> tuple[Int[Tensor, "B C"], Int[Tensor, "B M"]]:
     """Cluster B sets of rows at once.
 
@@ -108,7 +113,7 @@ def _gram(x: Float[Tensor, "B M D"]) -> Float[Tensor, "B M M"]:
     """`x @ x.mT`, with only the upper triangle of blocks multiplied."""
     M = x.shape[1]
     size = 64 if M <= 512 else 128
-    if M <= size or x.is_cuda:
+    if size >= M or x.is_cuda:
         return x @ x.mT
     gram = x.new_empty(x.shape[0], M, M)
     for set_, out in zip(x, gram, strict=True):

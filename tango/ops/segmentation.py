@@ -36,9 +36,7 @@ def adjacent_similarity(x: Float[Tensor, "T N D"]) -> tuple[Float[Tensor, "T-1 N
     return dots.mul_(inverse_norms[:-1]).mul_(inverse_norms[1:]), inverse_norms
 
 
-def segment_by_static_tokens(
-    similarity: NDArray[np.float32], threshold: float, *, max_frames: int = 1024
-) -> list[int]:
+def segment_by_static_tokens(similarity: NDArray[np.float32], threshold: float, *, max_frames: int = 1024) -> list[int]:
     """Cut a video where that leaves the most static tokens to merge.
 
     A token is static in a segment if all its (T-1, N) adjacent-frame similarities there exceed `threshold`; a segment

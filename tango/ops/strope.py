@@ -125,8 +125,8 @@ def gather_rotated(
         chosen, scale = take_frames(x, frames[block]), take_frames(inverse_norms, frames[block])
         if n < N:
             chosen, scale = chosen.index_select(1, places), scale.index_select(1, places)
-        now = tuple(take_frames(table, frames[block])[:, None] for table in time)
-        rotate(chosen.float(), (now, row, column), out=out[block]).mul_(scale[..., None])
+        cos, sin = (take_frames(table, frames[block])[:, None] for table in time)
+        rotate(chosen.float(), ((cos, sin), row, column), out=out[block]).mul_(scale[..., None])
     return out
 
 

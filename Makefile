@@ -1,0 +1,20 @@
+# Shortcuts for development; scripts/ works without make.
+.PHONY: check test format quickstart bench
+
+check:
+	ruff check .
+	ruff format --check .
+	mypy
+
+test:
+	bash scripts/test.sh
+
+format:
+	ruff check --fix .
+	ruff format .
+
+quickstart:
+	bash scripts/quickstart.sh
+
+bench:
+	bash scripts/bench_pruner.sh

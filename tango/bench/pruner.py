@@ -1,0 +1,397 @@
+"""Times a pruner on synthetic tokens: in total, by stage, in memory, by video length, and against plain code.
+
+Behind `tango bench pruner`. Pruners hold no timing code: the functions that a method calls are wrapped from outside,
+in runs of their own. MB are 10**6 bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import functools
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import tango
+from tango.bench.reference import reference_prune
+from tango.bench.synthetic import KINDS, synthetic_tokens
+from tango.containers import PrunedTokens, VisualTokens
+from tango.methods import Pruner, available_pruners, build_pruner
+from tango.methods.tango import TangoPruner
+
+STAGES: tuple[str, ...] = ("similarity", "segmentation", "rotation", "selection", "clustering", "merging", "other")
+# Name in a method's module, or of a method of its class -> stage. Time in a nested one counts for the inner stage.
+_STAGE_OF = {
+    "adjacent_similarity": "similarity",
+    "_segment": "segmentation",  # with the copy of the similarities to the host
+    "strope_rotations": "rotation",
+    "gather_rotated": "rotation",
+    "mask_sinks": "selection",
+    "diverse_top_k": "selection",
+    "density_peaks": "clustering",
+    "merge_into_anchors": "merging",
+}
+_LEAST_AGREEMENT = 0.99  # of the kept tokens; rounding may swap near-equal scores
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the benchmark."""
+    add = parser.add_argument
+    add("--frames", type=_positive, nargs="+", default=[32, 64, 128, 256], metavar="T", help="video lengths to time")
+    add("--grid", type=_grid, default=(14, 14), metavar="HxW", help="tokens per frame (default 14x14)")
+    add("--dim", type=_positive, default=3584, help="channels per token (default %(default)s)")
+    add("--method", choices=available_pruners(), default="tango", help="default %(default)s")
+    add("--retention-ratio", type=float, default=0.1, help="fraction kept (default %(default)s)")
+    add("--data", choices=KINDS, default="video", help="video-like or independent features (default %(default)s)")
+    add("--seed", type=int, default=0)
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--dtype", choices=_DTYPES, default="float32")
+    add("--threads", type=_positive, default=1, help="threads of torch on the CPU (default %(default)s)")
+    add("--repeats", type=_positive, default=5, help="runs of which the median is taken (default %(default)s)")
+    add(
+        "--reference-up-to",
+        type=int,
+        default=256,
+        metavar="T",
+        help="compare with plain code, run by run, up to this many frames (tango on a CPU only; 0: never)",
+    )
+    add("--output", type=Path, metavar="FILE.json", help="also write everything as JSON")
+    add("--memory-probe", type=_positive, metavar="T", help=argparse.SUPPRESS)  # the child process of `_peak_extra_mb`
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark, print its table, write its JSON; returns the exit status (1: the reference disagrees)."""
+    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if args.device == "cuda" and device.type == "cpu":
+        print("no CUDA device is available; use --device cpu", file=sys.stderr)
+        return 2
+    pruner = build_pruner(args.method, retention_ratio=args.retention_ratio)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    try:
+        if args.memory_probe:
+            print(_probe_host(pruner, _tokens(args, args.memory_probe, device), _tokens(args, 2, device)))
+            return 0
+        report = {
+            "benchmark": "pruner",
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "config": _config(args, pruner, device),
+            "versions": _versions(device),
+            "rows": _rows(args, pruner, device),
+        }
+    finally:
+        torch.set_num_threads(threads_before)
+    print(format_report(report))
+    if args.output:
+        _write(args.output, report)
+    shares = [row["reference"]["common_share"] for row in report["rows"] if row["reference"]]
+    if min(shares, default=1) < _LEAST_AGREEMENT:
+        print(f"the reference keeps other tokens: only {min(shares):.1%} in common", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)
+
+
+def _grid(text: str) -> tuple[int, int]:
+    sides = text.split("x")
+    if len(sides) != 2:
+        raise argparse.ArgumentTypeError(f"expected HxW, for example 14x14, got {text!r}")
+    return _positive(sides[0]), _positive(sides[1])
+
+
+def _tokens(args: argparse.Namespace, num_frames: int, device: torch.device) -> VisualTokens:
+    dtype = getattr(torch, args.dtype)
+    return synthetic_tokens(args.data, num_frames, args.grid, args.dim, seed=args.seed, dtype=dtype, device=device)
+
+
+def _rows(args: argparse.Namespace, pruner: Pruner, device: torch.device) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=len(args.frames), desc="bench pruner", unit="size", file=sys.stderr) as progress:
+        for num_frames in sorted(set(args.frames)):
+            progress.set_postfix_str(f"{num_frames} frames")
+            row = _row(args, pruner, num_frames, device)
+            if rows:
+                row["time_exponent"] = growth_exponent(rows[-1], row, "total_ms")
+                row["memory_exponent"] = growth_exponent(rows[-1], row, "peak_extra_mb")
+            rows.append(row)
+            progress.update()
+    return rows
+
+
+def _row(args: argparse.Namespace, pruner: Pruner, num_frames: int, device: torch.device) -> dict[str, Any]:
+    # The child of the memory measurement holds tokens of its own, so it runs before there are any here.
+    host_mb = _probe_in_child(args, num_frames) if device.type == "cpu" else None
+    tokens = _tokens(args, num_frames, device)
+    kept = pruner(tokens)  # also the warm-up
+    compare = device.type == "cpu" and num_frames <= args.reference_up_to
+    reference = (
+        functools.partial(reference_prune, tokens, pruner) if compare and isinstance(pruner, TangoPruner) else None
+    )
+    agreement = _agreement(kept, reference()[0]) if reference else {}
+    total_ms, reference_ms = [], []
+    for _ in range(args.repeats):
+        total_ms.append(_time_ms(functools.partial(pruner, tokens), device))
+        if reference:
+            reference_ms.append(_time_ms(reference, device))
+    return {
+        "frames": num_frames,
+        "tokens_per_frame": tokens.features.shape[1],
+        "input_mb": tokens.features.numel() * tokens.features.element_size() / 1e6,
+        "kept_tokens": len(kept.indices),
+        "total_ms": statistics.median(total_ms),
+        "total_min_ms": min(total_ms),
+        "total_max_ms": max(total_ms),
+        "stages_ms": _stages_ms(pruner, tokens, args.repeats, device),
+        "peak_extra_mb": _probe_cuda(pruner, tokens) if device.type == "cuda" else host_mb,
+        "time_exponent": None,
+        "memory_exponent": None,
+        "reference": _comparison(total_ms, reference_ms) | agreement if reference else None,
+    }
+
+
+def _agreement(kept: PrunedTokens, expected: torch.Tensor) -> dict[str, Any]:
+    """Whether both keep the same tokens; near-equal scores may fall either way, since the two round differently."""
+    common = int(torch.isin(kept.indices, expected).sum())
+    return {
+        "kept_tokens": len(expected),
+        "indices_equal": torch.equal(kept.indices, expected),
+        "common_share": common / max(len(expected), len(kept.indices)),
+    }
+
+
+def _comparison(total_ms: list[float], reference_ms: list[float]) -> dict[str, Any]:
+    speedups = [slow / fast for slow, fast in zip(reference_ms, total_ms, strict=True)]
+    return {
+        "total_ms": statistics.median(reference_ms),
+        "speedup": statistics.median(speedups),
+        "speedup_min": min(speedups),
+        "speedup_max": max(speedups),
+    }
+
+
+def _time_ms(function: Callable[[], object], device: torch.device) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    function()
+    _synchronize(device)
+    return (time.perf_counter() - start) * 1e3
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class _StageClock:
+    """Charges time to whichever stage is running, and to "other" in between."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._stage, self._since = "other", 0.0
+        self.elapsed_ms = dict.fromkeys(STAGES, 0.0)
+
+    def switch(self, stage: str) -> str:
+        """Stop the running stage and start `stage`; returns the one stopped."""
+        _synchronize(self._device)
+        now = time.perf_counter()
+        self.elapsed_ms[self._stage] += (now - self._since) * 1e3
+        stopped, self._stage, self._since = self._stage, stage, now
+        return stopped
+
+    def wrap(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            outer = self.switch(stage)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.switch(outer)
+
+        return timed
+
+    def time(self, function: Callable[[], object]) -> dict[str, float]:
+        """Run the function; milliseconds by stage."""
+        _synchronize(self._device)
+        self._since = time.perf_counter()
+        function()
+        self.switch("other")
+        return self.elapsed_ms
+
+
+@contextlib.contextmanager
+def _stages_wrapped(pruner: Pruner, clock: _StageClock) -> Iterator[int]:
+    """Wrap what this method calls for each stage, and put it back; yields how many functions were found."""
+    cls, found = type(pruner), 0
+    homes = [sys.modules[base.__module__] for base in cls.__mro__ if issubclass(base, Pruner)]
+    with contextlib.ExitStack() as stack:
+        for home in dict.fromkeys([cls, *homes]):
+            for name, stage in _STAGE_OF.items():
+                if hasattr(home, name):
+                    stack.enter_context(mock.patch.object(home, name, clock.wrap(getattr(home, name), stage)))
+                    found += 1
+        yield found
+
+
+def _stages_ms(pruner: Pruner, tokens: VisualTokens, repeats: int, device: torch.device) -> dict[str, float] | None:
+    """Median milliseconds by stage, or None for a method without stages."""
+    runs = []
+    for _ in range(repeats):
+        clock = _StageClock(device)
+        with _stages_wrapped(pruner, clock) as found:
+            if not found:
+                return None
+            runs.append(clock.time(functools.partial(pruner, tokens)))
+    return {f"{stage}_ms": statistics.median(run[stage] for run in runs) for stage in STAGES}
+
+
+def growth_exponent(smaller: dict[str, Any], larger: dict[str, Any], key: str) -> float | None:
+    """b in "grows like frames ** b" between two rows; None where it is not defined."""
+    if not smaller[key] or not larger[key]:
+        return None
+    return math.log(larger[key] / smaller[key]) / math.log(larger["frames"] / smaller["frames"])
+
+
+def _probe_cuda(pruner: Pruner, tokens: VisualTokens) -> float:
+    """Most memory allocated at once during one run, beyond what was allocated before, in MB."""
+    device = tokens.features.device
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    pruner(tokens)
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+
+
+def _probe_in_child(args: argparse.Namespace, num_frames: int) -> float | None:
+    """Run `_probe_host` in a fresh process.
+
+    glibc keeps freed memory for later, so in this process earlier runs would leave enough behind to hide most of what
+    a run needs. The fixed threshold makes every large block in the child a mapping of its own that ends when freed.
+    """
+    root = str(Path(tango.__file__).resolve().parents[1])
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    command = [sys.executable, "-m", "tango.bench.pruner", "--memory-probe", str(num_frames), "--device", "cpu"]
+    for option in ("dim", "method", "retention_ratio", "data", "seed", "dtype", "threads"):
+        command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
+    command += ["--grid", "x".join(map(str, args.grid))]
+    environment = {**os.environ, "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
+
+
+def _probe_host(pruner: Pruner, tokens: VisualTokens, warm_up: VisualTokens) -> str:
+    """Highest resident size during one run, beyond that before it, in MB, as JSON; null where /proc cannot tell."""
+    pruner(warm_up)  # loads code and allocates the matrix library's own buffers
+    try:
+        before = _proc_status_mb("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        pruner(tokens)
+        return json.dumps(max(0.0, _proc_status_mb("VmHWM") - before))
+    except (OSError, LookupError):
+        return "null"
+
+
+def _proc_status_mb(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024 / 1e6
+    raise LookupError(field)
+
+
+def _config(args: argparse.Namespace, pruner: Pruner, device: torch.device) -> dict[str, Any]:
+    keys = ("dim", "method", "data", "seed", "dtype", "threads", "repeats", "reference_up_to")
+    config = {key: getattr(args, key) for key in keys}
+    config |= {"frames": sorted(set(args.frames)), "grid": list(args.grid), "device": device.type}
+    return config | {"options": pruner.config()}
+
+
+def _versions(device: torch.device) -> dict[str, Any]:
+    return {
+        "tango": tango.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The rows as a table, times in ms and memory in MB."""
+    header = ["frames", "kept", "total", *STAGES, "peak MB", "time exp", "mem exp", "reference", "speedup", "agree"]
+    lines = [header]
+    for row in report["rows"]:
+        stages, reference = row["stages_ms"] or {}, row["reference"] or {}
+        lines.append(
+            [
+                str(row["frames"]),
+                str(row["kept_tokens"]),
+                _number(row["total_ms"]),
+                *(_number(stages.get(f"{stage}_ms")) for stage in STAGES),
+                _number(row["peak_extra_mb"]),
+                _number(row["time_exponent"], 2),
+                _number(row["memory_exponent"], 2),
+                _number(reference.get("total_ms")),
+                _number(reference.get("speedup"), 2),
+                "equal" if reference.get("indices_equal") else _number(reference.get("common_share"), 4),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    config, device = report["config"], report["versions"]["device_name"]
+    shape = "x".join(map(str, config["grid"]))
+    title = f"{config['method']}, {config['data']} data, T x {shape} x {config['dim']} {config['dtype']}, {device}"
+    return "\n".join([f"{title}; medians of {config['repeats']} in ms", *table])
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    """Write JSON so that the file is either whole or untouched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    _parser = argparse.ArgumentParser()
+    add_arguments(_parser)
+    sys.exit(run(_parser.parse_args()))

@@ -1,0 +1,524 @@
+"""tango.methods.tango: the method of the paper and its presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from synthetic import video_tokens
+from torch import Tensor
+
+from tango.bench.reference import reference_prune
+from tango.containers import PrunedTokens, Signal, VisualTokens
+from tango.errors import OptionError
+from tango.methods import build_pruner, tango
+from tango.methods.tango import TangoPaperPruner, TangoPruner, TangoReleasePruner
+from tango.ops.segmentation import segment_by_static_tokens
+
+VIDEOS: dict[str, dict[str, Any]] = {
+    "two_scenes": {"seed": 1},
+    "flicker": {"seed": 2, "flicker": 0.9, "frames": 9, "sinks": (3, 20)},
+    "one_scene": {"seed": 3, "scenes": 1, "static": 0.3},
+    "all_static": {"seed": 4, "scenes": 1, "static": 1.0},
+    "all_dynamic": {"seed": 5, "static": 0.0},
+    "wide": {"seed": 6, "grid": (3, 10), "scenes": 3, "dim": 50},
+}
+
+
+@pytest.fixture(params=VIDEOS)
+def tokens(request: pytest.FixtureRequest) -> VisualTokens:
+    return video_tokens(**VIDEOS[request.param])
+
+
+def cosines(tokens: VisualTokens) -> Tensor:
+    return F.cosine_similarity(tokens.features[:-1].float(), tokens.features[1:].float(), dim=-1)
+
+
+def segment_bounds(tokens: VisualTokens, pruner: TangoPruner) -> list[tuple[int, int]]:
+    """First frame of each segment and of the next one."""
+    lengths = segment_by_static_tokens(cosines(tokens).numpy(), pruner.resolved_segment_threshold)
+    edges = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    return list(pairwise(edges))
+
+
+def static_places(tokens: VisualTokens, pruner: TangoPruner) -> Tensor:
+    """Which tokens are averaged over their segment, (T, N)."""
+    static = torch.zeros(tokens.features.shape[:2], dtype=torch.bool)
+    for start, stop in segment_bounds(tokens, pruner):
+        if stop - start > 1:
+            static[start:stop] = (cosines(tokens)[start : stop - 1] > pruner.resolved_static_threshold).all(0)
+    return static
+
+
+def member_means(tokens: VisualTokens, pruned: PrunedTokens) -> tuple[Tensor, Tensor]:
+    """Mean and number of the source tokens that `assignment` counts to each kept row."""
+    assert pruned.assignment is not None
+    x, K = tokens.features.flatten(0, 1), len(pruned.indices)
+    members = F.one_hot(pruned.assignment + 1, K + 1)[:, 1:].T.float()
+    return members @ x / members.sum(1, keepdim=True), members.sum(1)
+
+
+class TestAgainstThePlainImplementation:
+    @staticmethod
+    def check(tokens: VisualTokens, pruner: TangoPruner) -> None:
+        pruned = pruner(tokens)
+        indices, features = reference_prune(tokens, pruner)
+        assert pruned.indices.tolist() == indices.tolist()
+        torch.testing.assert_close(pruned.features, features, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("ratio", [0.05, 0.1, 0.2, 0.5])
+    @pytest.mark.parametrize("method", [TangoPruner, TangoPaperPruner])
+    def test_ratios(self, tokens: VisualTokens, method: type[TangoPruner], ratio: float) -> None:
+        self.check(tokens, method(retention_ratio=ratio))
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"alpha": 1.0},
+            {"alpha": 3.0},
+            {"context_ratio": 0.0},
+            {"context_ratio": 0.75},
+            {"context_ratio": 1.0},
+            {"num_neighbors": 2},
+            {"merge_weight": 0.1},
+            {"static_merging": False},
+            {"static_threshold": 0.9},
+            {"segment_threshold": 0.3, "static_threshold": 0.5},
+            {"base_time": 10.0, "base_space": 50.0},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("video", ["flicker", "one_scene"])
+    def test_options(self, video: str, options: dict[str, Any]) -> None:
+        self.check(video_tokens(**VIDEOS[video]), TangoPruner(retention_ratio=0.2, **options))
+
+    def test_rope_sections(self) -> None:
+        self.check(video_tokens(**VIDEOS["flicker"]), TangoPruner(retention_ratio=0.2, rope_sections=(30, 10, 8)))
+
+
+class TestPresets:
+    def test_defaults_differ_in_one_field_each(self) -> None:
+        default = TangoPruner().config()
+        assert TangoPaperPruner().config() == {**default, "merge_weight": 0.0}
+        assert TangoReleasePruner().config() == {**default, "anchor_order": "release"}
+
+    def test_documented_defaults(self) -> None:
+        assert TangoPruner().config() == {
+            "retention_ratio": 0.1,
+            "exact_budget": False,
+            "segmentation": "holitom",
+            "segment_threshold": None,
+            "static_threshold": None,
+            "static_merging": True,
+            "context_ratio": 0.4,
+            "alpha": 1.5,
+            "num_neighbors": 7,
+            "base_time": 1e4,
+            "base_space": 1e3,
+            "rope_sections": None,
+            "merge_weight": 0.6,
+            "anchor_order": "aligned",
+        }
+
+    @pytest.mark.parametrize(
+        ("ratio", "threshold"), [(0.05, 0.65), (0.1, 0.65), (0.100001, 0.8), (0.2, 0.8), (0.5, 0.8)]
+    )
+    def test_thresholds_follow_the_ratio(self, ratio: float, threshold: float) -> None:
+        default, paper = TangoPruner(retention_ratio=ratio), TangoPaperPruner(retention_ratio=ratio)
+        assert default.resolved_segment_threshold == paper.resolved_segment_threshold == threshold
+        assert default.resolved_static_threshold == 0.8  # the release's constant
+        assert paper.resolved_static_threshold == threshold  # the paper has only one
+
+    @pytest.mark.parametrize("method", [TangoPruner, TangoPaperPruner, TangoReleasePruner])
+    @pytest.mark.parametrize("threshold", [0.0, -0.5, 0.7])
+    def test_given_thresholds_are_taken(self, method: type[TangoPruner], threshold: float) -> None:
+        pruner = method(segment_threshold=threshold, static_threshold=threshold / 2)
+        assert pruner.resolved_segment_threshold == threshold
+        assert pruner.resolved_static_threshold == threshold / 2
+
+    def test_papers_static_threshold_follows_a_given_segment_threshold(self) -> None:
+        assert TangoPaperPruner(segment_threshold=0.7).resolved_static_threshold == 0.7
+        assert TangoPruner(segment_threshold=0.7).resolved_static_threshold == 0.8
+
+    def test_paper_with_the_releases_values_is_the_default(self, tokens: VisualTokens) -> None:
+        paper = TangoPaperPruner(merge_weight=0.6, static_threshold=0.8)(tokens)
+        default = TangoPruner()(tokens)
+        assert torch.equal(paper.indices, default.indices)
+        assert torch.equal(paper.features, default.features)
+
+    def test_release_keeps_the_same_tokens_and_rows_in_another_order(self, tokens: VisualTokens) -> None:
+        default, release = TangoPruner()(tokens), TangoReleasePruner()(tokens)
+        assert torch.equal(release.indices, default.indices)
+        assert not torch.equal(release.features, default.features)
+        distance = torch.cdist(release.features, default.features, compute_mode="donot_use_mm_for_euclid_dist")
+        assert torch.equal(distance.argmin(1).sort().values, torch.arange(len(default.indices)))
+        assert distance.amin(1).max() == 0
+
+    def test_release_assignment_follows_its_misplaced_rows(self, tokens: VisualTokens) -> None:
+        pruned = TangoReleasePruner(retention_ratio=0.2, merge_weight=0.0)(tokens)
+        means, _ = member_means(tokens, pruned)
+        torch.testing.assert_close(pruned.features, means, rtol=1e-4, atol=1e-5)
+
+
+class TestMerging:
+    def test_weight_one_leaves_every_row_its_own_token(self, tokens: VisualTokens) -> None:
+        pruner = TangoPruner(retention_ratio=0.2, merge_weight=1.0)
+        pruned = pruner(tokens)
+        T, N, D = tokens.features.shape
+        static = static_places(tokens, pruner)
+        own = tokens.features.clone()
+        for start, stop in segment_bounds(tokens, pruner):
+            own[start:stop][:, static[start]] = tokens.features[start:stop][:, static[start]].mean(0)
+        kept_static = static.flatten()[pruned.indices]
+        expected = own.reshape(T * N, D)[pruned.indices]
+        assert torch.equal(pruned.features[~kept_static], expected[~kept_static])
+        torch.testing.assert_close(pruned.features[kept_static], expected[kept_static])
+
+    @pytest.mark.parametrize("exact_budget", [False, True])
+    @pytest.mark.parametrize("ratio", [0.05, 0.2, 0.5])
+    def test_weight_zero_is_the_mean_of_all_assigned_tokens(
+        self, tokens: VisualTokens, ratio: float, exact_budget: bool
+    ) -> None:
+        pruned = TangoPruner(retention_ratio=ratio, merge_weight=0.0, exact_budget=exact_budget)(tokens)
+        means, _ = member_means(tokens, pruned)
+        torch.testing.assert_close(pruned.features, means, rtol=1e-4, atol=1e-5)
+
+    def test_default_weight_blends_the_anchor_with_that_mean(self) -> None:
+        tokens = video_tokens(**VIDEOS["all_dynamic"])  # without averaged tokens, members are source tokens
+        pruned = TangoPruner(retention_ratio=0.2)(tokens)
+        means, counts = member_means(tokens, pruned)
+        weight = (1 / counts).clamp_min(0.6)[:, None]
+        anchors = tokens.features.flatten(0, 1)[pruned.indices]
+        torch.testing.assert_close(pruned.features, weight * anchors + (1 - weight) * means, rtol=1e-4, atol=1e-5)
+        assert (counts > 2).any()
+
+    def test_every_token_ends_in_some_row(self, tokens: VisualTokens) -> None:
+        pruned = TangoPruner(retention_ratio=0.2)(tokens)
+        assert pruned.assignment is not None
+        assert pruned.assignment.min() == 0
+
+    def test_without_context_what_is_not_salient_is_dropped(self) -> None:
+        tokens = video_tokens(**VIDEOS["all_dynamic"])
+        pruned = TangoPruner(retention_ratio=0.2, context_ratio=0.0)(tokens)
+        assert pruned.assignment is not None
+        assert int((pruned.assignment >= 0).sum()) == len(pruned.indices)
+        assert torch.equal(pruned.features, tokens.features.flatten(0, 1)[pruned.indices])
+
+    def test_clusters_stay_within_their_segment(self, tokens: VisualTokens) -> None:
+        pruner = TangoPruner(retention_ratio=0.2)
+        pruned = pruner(tokens)
+        T, N, _ = tokens.features.shape
+        segment = torch.empty(T, dtype=torch.long)
+        for number, (start, stop) in enumerate(segment_bounds(tokens, pruner)):
+            segment[start:stop] = number
+        assert pruned.assignment is not None
+        kept_in = segment[pruned.indices // N]
+        assert torch.equal(kept_in[pruned.assignment], segment.repeat_interleave(N))
+
+    def test_static_tokens_are_kept_in_the_first_frame_of_their_segment(self, tokens: VisualTokens) -> None:
+        pruner = TangoPruner(retention_ratio=0.2)
+        pruned = pruner(tokens)
+        N = tokens.features.shape[1]
+        first_frames = [start for start, _ in segment_bounds(tokens, pruner)]
+        kept_static = pruned.indices[static_places(tokens, pruner).flatten()[pruned.indices]]
+        assert set((kept_static // N).tolist()) <= set(first_frames)
+
+    def test_copies_of_a_static_token_share_its_row(self, tokens: VisualTokens) -> None:
+        pruner = TangoPruner(retention_ratio=0.2)
+        assignment = pruner(tokens).assignment
+        assert assignment is not None
+        rows, static = assignment.view(tokens.features.shape[:2]), static_places(tokens, pruner)
+        for start, stop in segment_bounds(tokens, pruner):
+            block = rows[start:stop][:, static[start]]
+            assert torch.equal(block, block[:1].expand_as(block))
+
+    def test_static_merging_can_be_switched_off(self) -> None:
+        tokens = video_tokens(**VIDEOS["all_static"])
+        merged = TangoPruner(retention_ratio=0.1)(tokens)
+        single = TangoPruner(retention_ratio=0.1, static_merging=False)(tokens)
+        assert len(merged.indices) == 29  # ceil(8 * 0.1 * 36), all in the first frame
+        assert merged.indices.max() < 36
+        assert len(single.indices) == 8 * 4  # ceil(0.1 * 36) per frame
+        own_rows = TangoPruner(retention_ratio=0.1, static_merging=False, merge_weight=1.0)(tokens)
+        assert torch.equal(own_rows.features, tokens.features.flatten(0, 1)[own_rows.indices])
+
+
+class TestCounts:
+    @pytest.mark.parametrize(("ratio", "per_frame"), [(0.1, 20), (0.15, 30), (0.2, 40)])
+    def test_changing_video_of_llava_onevision_size(self, ratio: float, per_frame: int) -> None:
+        tokens = video_tokens(frames=32, grid=(14, 14), static=0.0)
+        assert not static_places(tokens, TangoPruner(retention_ratio=ratio)).any()
+        pruned = TangoPruner(retention_ratio=ratio)(tokens)
+        assert len(pruned.indices) == {0.1: 640, 0.15: 960, 0.2: 1280}[ratio]
+        assert ((pruned.indices // 196).bincount() == per_frame).all()
+
+    @pytest.mark.parametrize(("ratio", "expected"), [(0.1, 627), (0.15, 941), (0.2, 1254)])
+    def test_exact_budget_of_the_same_video(self, ratio: float, expected: int) -> None:
+        tokens = video_tokens(frames=32, grid=(14, 14), static=0.0)
+        pruned = TangoPruner(retention_ratio=ratio, exact_budget=True)(tokens)
+        assert len(pruned.indices) == expected
+        assert set((pruned.indices // 196).bincount().tolist()) <= {expected // 32, expected // 32 + 1}
+
+    @pytest.mark.parametrize(("context_ratio", "salient"), [(0.0, 20), (0.4, 12), (0.5, 10), (0.99, 0), (1.0, 0)])
+    def test_share_of_salient_tokens_in_a_frame(self, context_ratio: float, salient: int) -> None:
+        tokens = video_tokens(frames=1, scenes=1, grid=(14, 14))
+        pruned = TangoPruner(retention_ratio=0.1, context_ratio=context_ratio, alpha=1.0)(tokens)
+        assert tokens.saliency is not None
+        top = tokens.saliency[0].sort(descending=True).indices[:salient]
+        assert len(pruned.indices) == 20
+        assert set(top.tolist()) <= set(pruned.indices.tolist())
+        unmerged = (pruned.features == tokens.features[0, pruned.indices]).all(1)
+        assert int(unmerged.sum()) >= salient
+
+    def test_exact_budget_gives_up_averaging_where_it_would_leave_too_few(self) -> None:
+        tokens = video_tokens(**VIDEOS["all_static"])
+        pruned = TangoPruner(retention_ratio=0.5, exact_budget=True)(tokens)
+        assert len(pruned.indices) == 144  # averaging would leave 36
+        assert set((pruned.indices // 36).tolist()) == set(range(8))
+
+    def test_exact_budget_averages_where_that_leaves_enough(self) -> None:
+        tokens = video_tokens(**VIDEOS["all_static"])
+        pruned = TangoPruner(retention_ratio=0.1, exact_budget=True)(tokens)
+        assert len(pruned.indices) == 29
+        assert pruned.indices.max() < 36
+
+
+class TestSaliency:
+    SINKS = (0, 7, 20)
+
+    @pytest.mark.parametrize("static", [0.0, 0.5, 1.0])
+    def test_sinks_are_not_selected(self, static: float) -> None:
+        tokens = video_tokens(static=static, sinks=self.SINKS)
+        pruner = TangoPruner(retention_ratio=0.06, context_ratio=0.0)  # all that is kept is salient
+        places = set((pruner(tokens).indices % 36).tolist())
+        assert not places & set(self.SINKS)
+        unmarked = pruner(dataclasses.replace(tokens, sink_positions=()))
+        assert set(self.SINKS) <= set((unmarked.indices % 36).tolist())
+
+    def test_only_the_place_of_a_sink_matters_not_its_saliency(self) -> None:
+        tokens = video_tokens(sinks=self.SINKS)
+        assert tokens.saliency is not None
+        other = tokens.saliency.index_fill(1, torch.tensor(self.SINKS), 0.3)
+        expected = TangoPruner()(tokens)
+        pruned = TangoPruner()(dataclasses.replace(tokens, saliency=other))
+        assert torch.equal(pruned.indices, expected.indices)
+        assert torch.equal(pruned.features, expected.features)
+
+    def test_each_frame_keeps_its_most_salient_token(self) -> None:
+        tokens = video_tokens(static=0.0)
+        assert tokens.saliency is not None
+        best = torch.arange(8) * 36 + tokens.saliency.argmax(1)
+        assert set(best.tolist()) <= set(TangoPruner()(tokens).indices.tolist())
+
+    def test_static_tokens_compete_by_their_mean_saliency(self) -> None:
+        tokens = video_tokens(scenes=1, static=1.0)
+        assert tokens.saliency is not None
+        pruned = TangoPruner(retention_ratio=0.02, alpha=1.0, context_ratio=0.0)(tokens)
+        assert pruned.indices.tolist() == sorted(tokens.saliency.mean(0).topk(6).indices.tolist())
+
+    def test_scale_of_saliency_does_not_matter(self, tokens: VisualTokens) -> None:
+        assert tokens.saliency is not None
+        scaled = dataclasses.replace(tokens, saliency=tokens.saliency * 1024)
+        assert torch.equal(TangoPruner()(scaled).indices, TangoPruner()(tokens).indices)
+
+    def test_of_equal_tokens_the_lower_places_are_kept(self) -> None:
+        black = VisualTokens(
+            features=torch.zeros(3, 20, 12),
+            grid=(4, 5),
+            timestamps_s=torch.arange(3.0),
+            saliency=torch.full((3, 20), 0.05),
+        )
+        pruned = TangoPruner(retention_ratio=0.2)(black)  # 4 per frame: 2 salient, 2 merged; zeros are never static
+        assert pruned.indices.tolist() == [frame * 20 + place for frame in range(3) for place in range(4)]
+        assert pruned.assignment is not None
+        rows = pruned.assignment.view(3, 20) - 4 * torch.arange(3)[:, None]
+        assert rows.tolist() == [[0, 1, 2, 3] + [2] * 16] * 3
+
+
+class TestTime:
+    @staticmethod
+    def blinking(seconds: list[float]) -> VisualTokens:
+        """Four frames whose places 1 to 3 show A, B, A, B; place 0 never changes and makes them one segment."""
+        x = torch.zeros(4, 4, 16)
+        x[:, 0, 0] = 1
+        x[::2, 1:, 2:5] = 1
+        x[1::2, 1:, 5:8] = 1
+        return VisualTokens(
+            features=x, grid=(1, 4), timestamps_s=torch.tensor(seconds), saliency=torch.full((4, 4), 0.25)
+        )
+
+    @pytest.mark.parametrize(
+        ("seconds", "absorbed_by_frame"),
+        [
+            ([0, 0, 0, 0], [0, 1, 0, 1]),  # all at once: content decides
+            ([0, 9, 0, 9], [0, 1, 0, 1]),  # like content at the same time
+            ([0, 0, 9, 9], [0, 1, 2, 3]),  # the same times in another order: like content far apart
+            ([0, 9, 18, 27], [0, 1, 2, 3]),
+        ],
+        ids=str,
+    )
+    def test_like_tokens_merge_if_they_are_close_in_time(
+        self, seconds: list[float], absorbed_by_frame: list[int]
+    ) -> None:
+        pruner = TangoPruner(retention_ratio=0.1, rope_sections=(16, 0, 0))  # one context token per frame, all time
+        pruned = pruner(self.blinking([float(s) for s in seconds]))
+        assert len(pruned.indices) == 1 + 4
+        assert pruned.assignment is not None
+        frame_of_row = pruned.indices // 4
+        for place in (1, 2, 3):
+            rows = pruned.assignment.view(4, 4)[:, place]
+            if place == 3 or seconds == [0, 0, 9, 9]:
+                assert frame_of_row[rows].tolist() == absorbed_by_frame
+
+    @pytest.mark.parametrize("seconds", [torch.zeros(8), torch.arange(8.0) * 30, torch.arange(8.0).flip(0)], ids=str)
+    def test_time_does_not_matter_within_single_frames(self, seconds: Tensor) -> None:
+        tokens = video_tokens(**VIDEOS["all_dynamic"])
+        expected = TangoPruner(retention_ratio=0.2)(tokens)
+        pruned = TangoPruner(retention_ratio=0.2)(dataclasses.replace(tokens, timestamps_s=seconds))
+        assert torch.equal(pruned.indices, expected.indices)
+        torch.testing.assert_close(pruned.features, expected.features)
+
+    def test_time_matters_within_longer_segments(self) -> None:
+        tokens = video_tokens(**VIDEOS["one_scene"])
+        slow = dataclasses.replace(tokens, timestamps_s=tokens.timestamps_s * 10)
+        assert not torch.equal(TangoPruner()(slow).indices, TangoPruner()(tokens).indices)
+
+    def test_double_precision_times_are_read_as_single(self) -> None:
+        tokens = video_tokens(**VIDEOS["one_scene"])
+        double = dataclasses.replace(tokens, timestamps_s=tokens.timestamps_s.double())
+        assert torch.equal(TangoPruner()(double).features, TangoPruner()(tokens).features)
+
+
+class TestFastVidSegments:
+    PRUNER = TangoPruner(retention_ratio=0.2, segmentation="fastvid", segment_threshold=-1.0)
+
+    @staticmethod
+    def embeds_with_cuts(T: int, cuts: tuple[int, ...]) -> Tensor:
+        """Frame vectors that turn sharply before the given frames and gently, ever less, elsewhere."""
+        angle = torch.tensor([2.0 if t in cuts else 0.1 / (t + 1) for t in range(T)]).cumsum(0)
+        return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+    def test_asks_for_frame_embeds_without_insisting(self) -> None:
+        assert Signal.FRAME_EMBEDS in self.PRUNER.wants
+        assert Signal.FRAME_EMBEDS not in self.PRUNER.needs
+        assert Signal.FRAME_EMBEDS not in TangoPruner().wants
+
+    def test_without_frame_embeds_the_mean_token_stands_in(self) -> None:
+        tokens = video_tokens(frames=12)
+        bare = dataclasses.replace(tokens, frame_embeds=None)
+        means = dataclasses.replace(tokens, frame_embeds=tokens.features.mean(1))
+        assert torch.equal(self.PRUNER(bare).indices, self.PRUNER(means).indices)
+
+    def test_cuts_where_frame_embeds_say(self) -> None:
+        tokens = video_tokens(frames=12, scenes=1, static=1.0)
+        cuts = (2, 3, 4, 6, 7, 9, 10)  # seven cuts, eight segments
+        pruned = self.PRUNER(dataclasses.replace(tokens, frame_embeds=self.embeds_with_cuts(12, cuts)))
+        assert sorted(set((pruned.indices // 36).tolist())) == [0, *cuts]  # static: each segment in its first frame
+
+    def test_other_segmentation_does_not_look_at_frame_embeds(self) -> None:
+        tokens = video_tokens()
+        bare = dataclasses.replace(tokens, frame_embeds=None)
+        assert torch.equal(TangoPruner()(bare).indices, TangoPruner()(tokens).indices)
+
+    @pytest.mark.parametrize("T", [1, 2, 7])
+    def test_videos_of_fewer_frames_than_segments_are_cut_into_frames(self, T: int) -> None:
+        tokens = video_tokens(frames=T, scenes=1, static=1.0)
+        pruned = self.PRUNER(tokens)
+        assert ((pruned.indices // 36).bincount(minlength=T) == math.ceil(0.2 * 36)).all()
+
+
+class TestBlocks:
+    @pytest.mark.parametrize("size", [1, 2, 3])
+    def test_blocks_change_nothing(
+        self, tokens: VisualTokens, cut_into_blocks: Callable[[int], None], size: int
+    ) -> None:
+        whole = TangoPruner(retention_ratio=0.2)(tokens)
+        cut_into_blocks(size)
+        pruned = TangoPruner(retention_ratio=0.2)(tokens)
+        assert torch.equal(pruned.indices, whole.indices)
+        torch.testing.assert_close(pruned.features, whole.features)
+
+    def test_single_frames_beyond_the_cache_are_clustered_in_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tokens = video_tokens(**VIDEOS["all_dynamic"])
+        whole = TangoPruner(retention_ratio=0.2)(tokens)
+        monkeypatch.setattr(tango, "_CPU_GROUP_BYTES", 3 * 36 * 48 * 4)
+        pruned = TangoPruner(retention_ratio=0.2)(tokens)
+        assert torch.equal(pruned.indices, whole.indices)
+        torch.testing.assert_close(pruned.features, whole.features)
+
+
+class TestErrors:
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+    @pytest.mark.parametrize("segmentation", ["holitom", "fastvid"])
+    @pytest.mark.parametrize("T", [1, 4])
+    def test_broken_features(self, value: float, segmentation: str, T: int) -> None:
+        tokens = video_tokens(frames=T, scenes=1)
+        tokens.features[-1, 5, 2] = value
+        with pytest.raises(ValueError, match="features contain NaN or infinity"):
+            build_pruner("tango", segmentation=segmentation)(tokens)
+
+    def test_overflow_to_infinity_in_half_precision(self) -> None:
+        tokens = video_tokens()
+        tokens = dataclasses.replace(tokens, features=(tokens.features * 1e5).half())
+        with pytest.raises(ValueError, match="in a dtype it overflows"):
+            TangoPruner()(tokens)
+
+    @pytest.mark.parametrize("D", [1, 7, 49])
+    @pytest.mark.parametrize("method", ["tango", "tango-paper", "tango-release"])
+    def test_odd_number_of_channels(self, method: str, D: int) -> None:
+        with pytest.raises(ValueError, match=f"even number of channels, got {D}"):
+            build_pruner(method)(video_tokens(dim=D))
+
+    @pytest.mark.parametrize("sections", [(16, 16, 14), (15, 17, 16)])
+    def test_rope_sections_that_do_not_fit_the_features(self, sections: tuple[int, int, int]) -> None:
+        with pytest.raises(ValueError, match="rope_sections must be three even numbers that add up to D = 48"):
+            TangoPruner(rope_sections=sections)(video_tokens(dim=48))
+
+    @pytest.mark.usefixtures("unchecked_annotations")
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("segmentation", "dycoke"),
+            ("anchor_order", "random"),
+            ("context_ratio", 1.5),
+            ("context_ratio", -0.1),
+            ("context_ratio", "0.4"),
+            ("merge_weight", 1.01),
+            ("merge_weight", -1),
+            ("alpha", 0.5),
+            ("alpha", math.nan),
+            ("alpha", math.inf),
+            ("num_neighbors", 0),
+            ("num_neighbors", 2.5),
+            ("segment_threshold", 65),
+            ("static_threshold", math.nan),
+            ("base_time", 0.0),
+            ("base_space", -1.0),
+            ("static_merging", "no"),
+            ("exact_budget", 1),
+            ("rope_sections", (8, 8)),
+            ("rope_sections", 48),
+        ],
+    )
+    def test_options_out_of_range_are_refused_when_built(self, option: str, value: Any) -> None:
+        with pytest.raises(
+            OptionError, match=f"^{option} must .*got {value!r}".replace("(", r"\(").replace(")", r"\)")
+        ):
+            build_pruner("tango", **{option: value})
+
+    @pytest.mark.parametrize("value", [0, 1, 0.0, 1.0])
+    @pytest.mark.parametrize("option", ["context_ratio", "merge_weight"])
+    def test_shares_may_be_none_or_all(self, option: str, value: float, tokens: VisualTokens) -> None:
+        pruned = build_pruner("tango", **{option: value})(tokens)
+        assert pruned.features.isfinite().all()
+
+    def test_sections_from_a_file_are_a_tuple(self) -> None:
+        pruner = build_pruner("tango", rope_sections=[16, 16, 16])
+        assert pruner == TangoPruner(rope_sections=(16, 16, 16))
+        assert hash(pruner) == hash(TangoPruner(rope_sections=(16, 16, 16)))

@@ -1,0 +1,92 @@
+"""The adapter's tokens and signals against the stock model's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tango
+from tango.containers import Signal
+from tango.models.base import adapter_class
+from tango.models.llava_onevision import LlavaOnevisionAdapter
+from tango.profiling import StageTimer
+from tests import tiny
+
+EVERYTHING = Signal.SALIENCY | Signal.FRAME_EMBEDS
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.llava_onevision()
+
+
+def encode(model, *, saliency="p-attn", wants=EVERYTHING):
+    adapter = adapter_class("llava_onevision")(model, saliency=saliency)
+    inputs = {"pixel_values_videos": torch.stack([tiny.clip(1), tiny.clip(2)])}
+    with torch.no_grad():
+        return inputs, adapter.encode_videos(inputs, wants, StageTimer())
+
+
+def test_features_equal_the_stock_video_features(model):
+    inputs, videos = encode(model)
+    with torch.no_grad():
+        stock = model.model.get_video_features(inputs["pixel_values_videos"], return_dict=True).pooler_output
+    ours = torch.stack([video.features.flatten(0, 1) for video in videos])
+    assert torch.equal(ours, stock.view(2, -1, ours.shape[-1])[:, : ours.shape[1]])  # newer releases add the newline
+
+
+def test_attn_equals_eager_attention(model):
+    """The tower stays on sdpa; the attention it received equals what eager attention returns."""
+    inputs, videos = encode(model, saliency="attn", wants=Signal.SALIENCY)
+    tower = model.model.vision_tower
+    before = tower.config._attn_implementation
+    tower.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = tower(inputs["pixel_values_videos"].flatten(0, 1), output_attentions=True).attentions[-1]
+    tower.set_attn_implementation(before)
+    expected = LlavaOnevisionAdapter(model).pool(weights.mean((1, 2))[..., None])[..., 0]
+    ours = torch.cat([video.saliency for video in videos])
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_only_wanted_signals_are_computed(model):
+    _, videos = encode(model, wants=Signal.NONE)
+    assert videos[0].saliency is None
+    assert videos[0].frame_embeds is None
+    _, videos = encode(model)
+    assert videos[0].saliency.shape == (6, 16)
+    assert videos[0].frame_embeds.shape == (6, 32)
+
+
+def test_sinks_belong_to_the_full_grid_only(model):
+    _, videos = encode(model)
+    assert videos[0].sink_positions == ()
+    full = tiny.tiny_model(tiny.tokenizer(), image_size=384, width=32, layers=1)
+    adapter = LlavaOnevisionAdapter(full, saliency="attn")
+    pixels = torch.zeros(1, 1, 3, 384, 384)
+    with torch.no_grad():
+        (video,) = adapter.encode_videos({"pixel_values_videos": pixels}, Signal.SALIENCY, StageTimer())
+    assert video.grid == (14, 14)
+    assert video.sink_positions == (28, 27, 41, 169, 11, 12)
+    assert adapter.num_video_tokens(full.config, 32) == 32 * 196 + 1
+
+
+@pytest.mark.parametrize(("layer", "blocks_run"), [(-1, 2), (-2, 1), (1, 1)])
+def test_the_configured_layer_is_used(layer, blocks_run):
+    model = tiny.llava_onevision()
+    model.config.vision_feature_layer = layer
+    inputs, videos = encode(model)
+    with torch.no_grad():
+        stock = model.model.get_video_features(
+            inputs["pixel_values_videos"], vision_feature_layer=layer, return_dict=True
+        ).pooler_output
+    ours = torch.stack([video.features.flatten(0, 1) for video in videos])
+    torch.testing.assert_close(ours, stock.view(2, -1, ours.shape[-1])[:, : ours.shape[1]])
+    assert blocks_run <= 2
+
+
+def test_unusual_configurations_are_refused():
+    model = tiny.llava_onevision()
+    model.config.vision_feature_layer = [-1, -2]
+    with pytest.raises(tango.UnsupportedModelError, match="one vision_feature_layer"):
+        tango.prune(model, "uniform")

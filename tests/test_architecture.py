@@ -1,0 +1,154 @@
+"""The rules of the house that a machine can check: who imports whom, sizes, and what no file may contain."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tango
+
+ROOT = Path(tango.__file__).parent
+FILES = {path.relative_to(ROOT.parent).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
+
+BASE = {"tango.containers", "tango.errors", "tango.shapes"}
+METHOD_BASE = {"tango.methods.base", "tango.methods.registry"}
+TOP = "cli|demo|commands|quickstart|bench"  # what people run; nothing else uses it
+# Files that match -> what they may import besides the standard library. A name allows what is below it, too.
+ALLOWED = {
+    r"tango/(containers|errors|shapes)\.py": {"torch", "jaxtyping", *BASE},
+    r"tango/ops/.*": {"torch", "numpy", "tango.ops", *BASE},
+    r"tango/methods/(?!__init__).*": {"torch", "numpy", "tango.ops", *BASE, *METHOD_BASE},
+    r"tango/methods/__init__\.py": {"tango.methods"},
+    r"tango/__init__\.py": {"tango"},
+}
+# Files that match -> what they may never import.
+FORBIDDEN = {
+    r"tango/models/.*": {"tango.methods"},
+    r"tango/report/.*": {"torch"},
+    rf"tango/(?!{TOP}).*": {f"tango.{top}" for top in TOP.split("|")},
+}
+
+
+def shown(value: object) -> str:
+    """Name of a parametrised test: the file alone, or the names it may not import."""
+    return value if isinstance(value, str) else "|".join(sorted(value))  # type: ignore[call-overload]
+
+
+def tree(name: str) -> ast.Module:
+    return ast.parse(FILES[name].read_text(encoding="utf-8"))
+
+
+def imports(name: str) -> Iterator[str]:
+    """Dotted names that a file imports, anywhere in it; `from a import b` counts as a.b if that is a module of ours."""
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}:{node.lineno}: relative import"
+            assert node.module is not None
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                path = ROOT.parent.joinpath(*full.split("."))
+                yield full if path.is_dir() or path.with_suffix(".py").exists() else node.module
+
+
+def within(module: str, packages: set[str]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def rules(table: dict[str, set[str]]) -> list[tuple[str, set[str]]]:
+    return [(name, names) for pattern, names in table.items() for name in FILES if re.fullmatch(pattern, name)]
+
+
+@pytest.mark.parametrize(("name", "allowed"), rules(ALLOWED), ids=shown)
+def test_imports_only_what_its_layer_may(name: str, allowed: set[str]) -> None:
+    modules = {m for m in imports(name) if m.partition(".")[0] not in sys.stdlib_module_names}
+    assert {m for m in modules if not within(m, allowed)} == set()
+
+
+@pytest.mark.parametrize(("name", "forbidden"), rules(FORBIDDEN), ids=shown)
+def test_does_not_import_what_lies_above_it(name: str, forbidden: set[str]) -> None:
+    assert {m for m in imports(name) if within(m, forbidden)} == set()
+
+
+def test_the_rules_see_the_files() -> None:
+    assert len(rules(ALLOWED)) >= 15
+    assert "tango/methods/tango.py" in FILES
+    assert "tango.ops.budget" in set(imports("tango/methods/tango.py"))
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import tango", {"torch", "transformers", "av", "numpy"}),
+        ("import tango; dir(tango); tango.__all__", {"torch", "transformers", "av"}),
+        (
+            "import tango; tango.build_pruner('tango'), tango.VisualTokens",
+            {"transformers", "av", "PIL", "tango.models"},
+        ),
+    ],
+)
+def test_imports_no_more_than_needed(statement: str, absent: set[str]) -> None:
+    code = f"import sys; {statement}; print(*sorted(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, check=True)
+    assert absent & set(run.stdout.split()) == set()
+    assert run.stderr == ""
+    assert len(run.stdout.splitlines()) == 1  # nothing else printed
+
+
+@pytest.mark.parametrize("name", tango.__all__)
+def test_public_names_resolve(name: str) -> None:
+    assert getattr(tango, name) is not None
+
+
+def test_public_names_are_sorted_and_unique() -> None:
+    assert list(tango.__all__) == sorted(set(tango.__all__))
+    assert dir(tango) == tango.__all__
+
+
+def test_unknown_public_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="module 'tango' has no attribute 'prun'"):
+        tango.prun  # noqa: B018
+
+
+@pytest.mark.parametrize("name", FILES)
+class TestEveryFile:
+    def test_has_at_most_400_lines(self, name: str) -> None:
+        assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 400
+
+    def test_has_functions_of_at_most_60_lines(self, name: str) -> None:
+        functions = [node for node in ast.walk(tree(name)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        lengths = {f.name: (f.end_lineno or f.lineno) - f.lineno + 1 for f in functions}
+        assert {function: lines for function, lines in lengths.items() if lines > 60} == {}
+
+    def test_says_what_it_is(self, name: str) -> None:
+        assert ast.get_docstring(tree(name))
+
+    def test_names_no_place_on_somebodys_disk(self, name: str) -> None:
+        strings = [n.value for n in ast.walk(tree(name)) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        places = re.compile(r"(^|[\s'\"`=(])(/(home|tmp|root|work|mnt|data|Users|scratch)/|[A-Z]:\\)")
+        assert [s for s in strings if places.search(s)] == []
+
+    def test_reads_no_environment_variables(self, name: str) -> None:
+        uses = {n.attr for n in ast.walk(tree(name)) if isinstance(n, ast.Attribute)} | self.imported_names(name)
+        assert uses & {"environ", "environb", "getenv", "putenv"} == set()
+
+    def test_unpickles_nothing_and_trusts_no_remote_code(self, name: str) -> None:
+        modules = {module.partition(".")[0] for module in imports(name)}
+        assert modules & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"} == set()
+        for call in (n for n in ast.walk(tree(name)) if isinstance(n, ast.Call)):
+            given = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
+            assert not given.get("trust_remote_code", False), call.lineno
+            assert not given.get("allow_pickle", False), call.lineno
+            if ast.unparse(call.func) == "torch.load":
+                assert given.get("weights_only") is True, call.lineno
+
+    @staticmethod
+    def imported_names(name: str) -> set[str]:
+        return {alias.name for n in ast.walk(tree(name)) if isinstance(n, ast.ImportFrom) for alias in n.names}

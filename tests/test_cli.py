@@ -1,0 +1,132 @@
+"""The `tango` command as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tango.cli import main
+from tango.methods import available_pruners, build_pruner, pruner_class
+from tango.quickstart import write_checkpoint, write_clip
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    write_checkpoint(folder / "model", image_size=tiny.IMAGE_SIZE, width=32)
+    write_clip(folder / "clip.mp4", num_frames=24, size=64)
+    (folder / "text.mp4").write_text("not a video")
+    return folder
+
+
+def tango(files: Path, command: str, video: str = "clip.mp4", *options: str) -> int:
+    question = ["What happens?", "--max-new-tokens", "3"] if command == "answer" else []
+    base = [command, str(files / video), *question, "--model", str(files / "model"), "--num-frames", "6"]
+    return main([*base, *options])
+
+
+def test_answer_prints_the_counts(files, capsys):
+    assert tango(files, "answer") == 0
+    assert "96 -> " in capsys.readouterr().out
+
+
+def test_answer_json_is_one_object(files, capsys):
+    assert tango(files, "answer", "clip.mp4", "--json", "--retention-ratio", "0.25", "--option", "alpha=2") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["options"]["alpha"] == 2
+    assert record["stats"]["tokens_before"] == 96
+    assert record["stats"]["tokens_after"] < 40
+    expected = {"read", "preprocess", "tower", "project", "prune", "splice", "prefill", "decoding"}
+    assert set(record["stages_ms"]) == expected
+    assert len(record["frame_timestamps_s"]) == 6
+
+
+def test_answer_without_pruning(files, capsys):
+    assert tango(files, "answer", "clip.mp4", "--json", "--method", "none") == 0
+    assert json.loads(capsys.readouterr().out)["stats"] is None
+
+
+def test_options_come_from_a_file_and_flags_win(files, capsys, tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("method: tango\nretention_ratio: 0.5\nalpha: 2\n")
+    assert tango(files, "answer", "clip.mp4", "--json", "--config", str(config), "--retention-ratio", "0.2") == 0
+    options = json.loads(capsys.readouterr().out)["options"]
+    assert (options["alpha"], options["retention_ratio"]) == (2, 0.2)
+
+
+def test_inspect_counts_add_up(files, capsys):
+    assert tango(files, "inspect", "clip.mp4", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert sum(segment["kept"] for segment in record["segments"]) == record["tokens_after"] == len(record["indices"])
+    assert record["segments"][0]["frames"][0] == 0
+    assert record["segments"][-1]["frames"][1] == 5
+    assert len(record["assignment"]) == 96
+
+
+@pytest.mark.parametrize("method", ["tango", "uniform"])
+def test_inspect_draws_every_kept_token(files, capsys, method):
+    assert tango(files, "inspect", "clip.mp4", "--map", "--method", method) == 0
+    out = capsys.readouterr().out
+    counts, _, drawing = out.partition("\n0:")
+    kept = int(counts.split(" -> ")[1].split()[0])
+    assert drawing.count("#") + drawing.count("@") == kept
+
+
+MISTAKES = {
+    "missing file": (["answer", "nowhere.mp4"], "no such file"),
+    "not a video": (["answer", "text.mp4"], "cannot read video"),
+    "unknown method": (["answer", "clip.mp4", "--method", "tangoo"], "Did you mean 'tango'"),
+    "ratio": (["answer", "clip.mp4", "--retention-ratio", "1.5"], "must lie in (0, 1], got 1.5"),
+    "option name": (["answer", "clip.mp4", "--option", "beta=1"], "unknown option of tango 'beta'"),
+    "option value": (["answer", "clip.mp4", "--option", "alpha=much"], "alpha must be a number, got 'much'"),
+    "option form": (["answer", "clip.mp4", "--option", "alpha"], "NAME=VALUE"),
+    "config file": (["answer", "clip.mp4", "--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
+    "frames": (["inspect", "clip.mp4", "--num-frames", "0"], "num_frames must be at least 1"),
+    "device": (["inspect", "clip.mp4", "--device", "cuda:99"], "no device cuda:99"),
+    "backend": (["inspect", "clip.mp4", "--video-backend", "opencv"], "unknown"),
+    "none": (["inspect", "clip.mp4", "--method", "none"], "inspect needs a method"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_one_line_and_exit_code_2(files, capsys, arguments, message):
+    assert tango(files, *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("tango: error: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_the_installed_command_runs():
+    result = subprocess.run(
+        [sys.executable, "-m", "tango.cli", "methods", "--json"], capture_output=True, text=True, check=True
+    )
+    assert [method["name"] for method in json.loads(result.stdout)] == available_pruners()
+
+
+def test_quickstart(capsys):
+    assert main(["quickstart", "--num-frames", "4", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["all tokens"]["tokens_after"] == 4 * 196
+    assert results["pruned"]["tokens_after"] < 100
+
+
+@pytest.mark.parametrize("name", available_pruners())
+def test_config_files_hold_the_defaults(name):
+    options = yaml.safe_load((ROOT / "configs" / "methods" / f"{name}.yaml").read_text())
+    assert options.pop("method") == name
+    assert build_pruner(name, **options) == pruner_class(name)()
+
+
+def test_the_readmes_table_is_fresh(capsys):
+    assert main(["methods", "--markdown"]) == 0
+    assert capsys.readouterr().out.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
