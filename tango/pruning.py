@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,14 @@ class PruningStats:
         return f"{self.method}: {visual} ({share:.1f} %), {prompt} tokens; ms: {stages}"
 
 
+class Prepared(NamedTuple):
+    """A prompt that is ready for the language model, and what must hold while it passes through."""
+
+    short: ShortPrompt
+    timer: StageTimer
+    scope: AbstractContextManager[Any]
+
+
 class Pruning:
     """Handle of a pruned model. `with` or `remove()` restores the model exactly as it was.
 
@@ -103,39 +111,41 @@ class Pruning:
         self._stack.close()
 
     def _install(self) -> None:
-        model = self.model
-        before = model.__dict__.get("generate")
-        stock = model.generate
+        """Wrap `generate` and `forward` of this one instance; nn.Module calls the instance's own `forward`."""
+        stock_generate, stock_forward = self.model.generate, self.model.forward
+        video_input = self.adapter.video_input
 
-        @functools.wraps(stock)
+        @functools.wraps(stock_generate)
         def generate(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-            if kwargs.get(self.adapter.video_input) is None:
-                return stock(inputs, *args, **kwargs)
-            return self._generate(stock, inputs, args, kwargs)
+            if kwargs.get(video_input) is None:
+                return stock_generate(inputs, *args, **kwargs)
+            return self._generate(stock_generate, inputs, args, kwargs)
+
+        names = list(inspect.signature(stock_forward).parameters)
+
+        @functools.wraps(stock_forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            kwargs.update(zip(names, args, strict=False))
+            if kwargs.get(video_input) is None:
+                return stock_forward(**kwargs)
+            return self._forward(stock_forward, kwargs)
 
         generate.pruning = self  # type: ignore[attr-defined]
-        model.generate = generate
+        for name, wrapper in (("generate", generate), ("forward", forward)):
+            self._stack.callback(functools.partial(_restore, self.model, name, self.model.__dict__.get(name)))
+            self.model.__dict__[name] = wrapper
 
-        def restore() -> None:
-            if before is None:
-                model.__dict__.pop("generate", None)
-            else:
-                model.__dict__["generate"] = before
-
-        self._stack.callback(restore)
-        self._stack.callback(model.register_forward_pre_hook(self._before_forward, with_kwargs=True).remove)
-
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: dict[str, Any]) -> ShortPrompt:
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]) -> Prepared:
         """Encode and prune all videos of a batch and shorten its prompt; `stats` then describe it.
 
         `generate` and `forward` of a pruned model do this by themselves.
         """
         adapter, timer = self.adapter, StageTimer(input_ids.device)
-        videos = adapter.encode_videos(inputs, self.pruner.wants, timer)
+        encoded = adapter.encode_videos(inputs, self.pruner.wants, timer)
         with timer.stage("prune"):
-            pruned = [self.pruner(video) for video in videos]
+            pruned = [self.pruner(video) for video in encoded.videos]
         with timer.stage("splice"):
-            laid_out = [adapter.lay_out(*pair) for pair in zip(videos, pruned, strict=True)]
+            laid_out = [adapter.lay_out(*pair) for pair in zip(encoded.videos, pruned, strict=True)]
             short = shorten(
                 input_ids,
                 attention_mask,
@@ -144,18 +154,20 @@ class Pruning:
                 stays=torch.cat([stays for _, stays in laid_out]),
                 video_features=torch.cat([features for features, _ in laid_out]),
                 images=adapter.encode_images(inputs),
+                positions=adapter.positions(input_ids, attention_mask, inputs),
                 pad_token_id=_pad_token_id(self.model),
             )
         rows = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        kept = zip(encoded.videos, pruned, strict=True)
         self.stats = PruningStats(
             method=self.pruner.name,
             retention_ratio=self.pruner.retention_ratio,
-            videos=tuple(_video_stats(video, len(p.indices)) for video, p in zip(videos, pruned, strict=True)),
+            videos=tuple(_video_stats(video, len(p.indices)) for video, p in kept),
             prompt_before=tuple(rows.sum(1).tolist()),
             prompt_after=tuple(short.attention_mask.sum(1).tolist()),
             timer=timer,
         )
-        return short
+        return Prepared(short, timer, adapter.prefill_scope(encoded, pruned, short))
 
     def _generate(self, stock: Callable[..., Any], inputs: Tensor | None, args: tuple, kwargs: dict[str, Any]) -> Any:
         for name in ("inputs_embeds", "mm_encoder_outputs"):
@@ -166,37 +178,29 @@ class Pruning:
             raise ValueError(f"{self.adapter.video_input} needs input_ids beside it")
         mask = kwargs.pop("attention_mask", None)
         with torch.no_grad():
-            short = self.encode(ids, mask, kwargs)
-        assert self.stats is not None
-        timer = self.stats.timer
+            short, timer, scope = self.encode(ids, mask, kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
-        kwargs.pop("position_ids", None)  # they describe the long prompt; generate counts through the short one
+        kwargs.pop("position_ids", None)  # they describe the long prompt
+        if short.position_ids.dim() == 3:  # else generate counts by itself
+            kwargs["position_ids"] = short.position_ids
         _adjust_lengths(self.model, kwargs, ids.shape[1] - short.input_ids.shape[1])
-        with Overlay(self.model, short.inputs_embeds, timer) as overlay:
+        with scope, Overlay(self.model, short.inputs_embeds, timer) as overlay:
             output = stock(None, *args, input_ids=short.input_ids, attention_mask=short.attention_mask, **kwargs)
         if overlay.prefill_end is not None:
             timer.add("decoding", overlay.prefill_end)
         return _with_prompt(output, ids, short.input_ids.shape[1])
 
-    def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Direct calls, `model(pixel_values_videos=..., labels=...)`: replace ids and videos by short embeddings."""
-        if args:
-            names = list(inspect.signature(type(module).forward).parameters)[1:]
-            kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-        if kwargs.get(self.adapter.video_input) is None:
-            return None
+    def _forward(self, stock: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """Direct calls, `model(pixel_values_videos=..., labels=...)`: ids and videos become short embeddings."""
         if kwargs.get("input_ids") is None:
             raise ValueError(f"{self.adapter.video_input} needs input_ids beside it")
-        short = self.encode(kwargs.pop("input_ids"), kwargs.pop("attention_mask", None), kwargs)
-        rest = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
-        if rest.get("labels") is not None:
-            rest["labels"] = short.gather_labels(rest["labels"])
-        short_inputs = {
-            "inputs_embeds": short.inputs_embeds,
-            "attention_mask": short.attention_mask,
-            "position_ids": short.position_ids,
-        }
-        return (), {**rest, **short_inputs}
+        short, _, scope = self.encode(kwargs.pop("input_ids"), kwargs.pop("attention_mask", None), kwargs)
+        kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
+        if kwargs.get("labels") is not None:
+            kwargs["labels"] = short.gather_labels(kwargs["labels"])
+        kwargs["position_ids"] = short.position_ids
+        with scope:
+            return stock(inputs_embeds=short.inputs_embeds, attention_mask=short.attention_mask, **kwargs)
 
 
 def prune(
@@ -241,6 +245,13 @@ def prune(
 def pruning_of(model: Any) -> Pruning | None:
     """The pruning that is active on a model, if any."""
     return getattr(getattr(model, "generate", None), "pruning", None)
+
+
+def _restore(model: nn.Module, name: str, before: Any) -> None:
+    if before is None:
+        model.__dict__.pop(name, None)
+    else:
+        model.__dict__[name] = before
 
 
 def _video_stats(video: VisualTokens, kept: int) -> VideoStats:

@@ -17,7 +17,8 @@ class ShortPrompt:
     input_ids: Int[Tensor, "B S"]
     attention_mask: Int[Tensor, "B S"]
     inputs_embeds: Float[Tensor, "B S D"]
-    position_ids: Int[Tensor, "B S"]  # contiguous in every row
+    position_ids: Int[Tensor, "B S"] | Int[Tensor, "R B S"]  # one row, or text positions and the family's own
+    is_video: Bool[Tensor, "B S"]
     kept: Int[Tensor, "B S"]
 
     def gather_labels(self, labels: Int[Tensor, "B L"], *, ignore: int = -100) -> Int[Tensor, "B S"]:
@@ -39,20 +40,22 @@ def shorten(
     stays: Bool[Tensor, "placeholders"],
     video_features: Float[Tensor, "kept D"],
     images: tuple[int, Tensor] | None,
+    positions: Int[Tensor, "R B L"] | None,
     pad_token_id: int,
 ) -> ShortPrompt:
     """Drop the video placeholders that do not stay, and embed what is left.
 
     `stays` and `video_features` follow the order of the placeholders in the flattened batch. Padding is dropped and
-    laid anew on the left.
+    laid anew on the left. Text positions are contiguous in every row; `positions` of the full prompt (such as M-RoPE's
+    three rows) keep their values and follow the text positions as further rows.
 
     Raises:
         ValueError: prompt and features disagree on the number of placeholders.
     """
-    is_video = input_ids == video_token_id
-    _check_count("video", int(is_video.sum()), len(stays))
+    was_video = input_ids == video_token_id
+    _check_count("video", int(was_video.sum()), len(stays))
     attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    keep = attended.bool().masked_scatter(is_video, stays.to(input_ids.device))
+    keep = attended.bool().masked_scatter(was_video, stays.to(input_ids.device))
     lengths = keep.sum(dim=1)
     S = int(lengths.max())
     # A stable sort by the flag moves what is kept to the right end, in order.
@@ -60,14 +63,24 @@ def shorten(
     mask = (torch.arange(S, device=input_ids.device) >= S - lengths[:, None]).long()
     ids = input_ids.gather(1, kept).masked_fill(mask == 0, pad_token_id)
     embeds = embed(ids)
-    embeds = embeds.masked_scatter((ids == video_token_id)[..., None], video_features.to(embeds))
+    is_video = ids == video_token_id
+    embeds = embeds.masked_scatter(is_video[..., None], video_features.to(embeds))
     if images is not None:
         image_token_id, image_features = images
         is_image = ids == image_token_id
         _check_count("image", int(is_image.sum()), len(image_features))
         embeds = embeds.masked_scatter(is_image[..., None], image_features.to(embeds))
-    positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
-    return ShortPrompt(input_ids=ids, attention_mask=mask, inputs_embeds=embeds, position_ids=positions, kept=kept)
+    position_ids = (mask.cumsum(dim=1) - 1).clamp_min(0)
+    if positions is not None:
+        position_ids = torch.cat([position_ids[None], positions.gather(2, kept.expand(len(positions), -1, -1))])
+    return ShortPrompt(
+        input_ids=ids,
+        attention_mask=mask,
+        inputs_embeds=embeds,
+        position_ids=position_ids,
+        is_video=is_video,
+        kept=kept,
+    )
 
 
 def _check_count(kind: str, in_prompt: int, in_features: int) -> None:

@@ -46,7 +46,7 @@ def one_video_per_row() -> dict:
 def references(model, inputs: dict, steps: int = NEW) -> list[list[int]]:
     """What each row should generate: the pruned prompt, decoded without cache, padding or `generate`."""
     with tango.prune(model, "tango", retention_ratio=0.3) as pruning, torch.no_grad():
-        short = pruning.encode(inputs["input_ids"], inputs["attention_mask"], inputs)
+        short = pruning.encode(inputs["input_ids"], inputs["attention_mask"], inputs).short
     return [tiny.greedy_reference(model, short, row, steps) for row in range(len(inputs["input_ids"]))]
 
 

@@ -67,7 +67,7 @@ def encode(args: argparse.Namespace, pruner: Pruner) -> tuple[Video, VisualToken
     model, processor = load_model(args)
     inputs = tango.prepare(processor, video, "").to(model.device)
     with tango.prune(model, pruner, saliency=args.saliency) as pruning, torch.inference_mode():
-        (tokens,) = pruning.adapter.encode_videos(inputs, pruner.wants, StageTimer())
+        (tokens,) = pruning.adapter.encode_videos(inputs, pruner.wants, StageTimer()).videos
     return video, tokens
 
 

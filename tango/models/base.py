@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor
@@ -12,12 +14,21 @@ from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.models.pooling_head import PoolingHead
 from tango.profiling import StageTimer
+from tango.splice import ShortPrompt
 
 SaliencyKind = Literal["p-attn", "attn"]
 
 _ADAPTERS: dict[str, type[Adapter]] = {}
 
 A = TypeVar("A", bound="type[Adapter]")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedVideos:
+    """All videos of a batch. `extras` is the adapter's own: what it needs again after pruning."""
+
+    videos: list[VisualTokens]
+    extras: Any = None
 
 
 class Adapter(ABC):
@@ -55,7 +66,7 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def encode_videos(self, inputs: Mapping[str, Any], wants: Signal, timer: StageTimer) -> list[VisualTokens]:
+    def encode_videos(self, inputs: Mapping[str, Any], wants: Signal, timer: StageTimer) -> EncodedVideos:
         """Run tower, projector and pooling; return the tokens of every video, in the order of their placeholders."""
 
     @abstractmethod
@@ -66,6 +77,18 @@ class Adapter(ABC):
     def lay_out(self, tokens: VisualTokens, pruned: PrunedTokens) -> tuple[Tensor, Tensor]:
         """Embeddings (kept, D) of the placeholders that stay, and for each of the video's placeholders whether it
         stays (bool). Separators such as newlines follow the family's own rule here."""
+
+    def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Positions (R, B, L) of the full prompt that kept tokens retain; None: kept tokens count contiguously."""
+        del input_ids, attention_mask, inputs
+        return None
+
+    def prefill_scope(
+        self, encoded: EncodedVideos, pruned: list[PrunedTokens], short: ShortPrompt
+    ) -> AbstractContextManager[Any]:
+        """What must hold while the short prompt passes through the model, such as features for deeper layers."""
+        del encoded, pruned, short
+        return nullcontext()
 
 
 def register_adapter(*model_types: str) -> Callable[[A], A]:

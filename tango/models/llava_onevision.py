@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
-from tango.models.base import Adapter, SaliencyKind, pooling_head_of, register_adapter
+from tango.models.base import Adapter, EncodedVideos, SaliencyKind, pooling_head_of, register_adapter
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
 from tango.models.siglip import tap_block
 from tango.models.timestamps import video_timestamps
@@ -79,7 +79,7 @@ class LlavaOnevisionAdapter(Adapter):
     def _head(self) -> PoolingHead | None:
         return pooling_head_of(self.model)
 
-    def encode_videos(self, inputs: Mapping[str, Any], wants: Signal, timer: StageTimer) -> list[VisualTokens]:
+    def encode_videos(self, inputs: Mapping[str, Any], wants: Signal, timer: StageTimer) -> EncodedVideos:
         videos = list(inputs[self.video_input])  # a (V, T, C, h, w) tensor, or tensors of unequal length
         lengths = [len(video) for video in videos]
         base = self.model.model
@@ -105,10 +105,14 @@ class LlavaOnevisionAdapter(Adapter):
             embeds.split(lengths) if embeds is not None else [None] * len(lengths),
             strict=True,
         )
-        return [
-            VisualTokens(features=x, grid=self.grid, timestamps_s=t, saliency=s, frame_embeds=e, sink_positions=sinks)
-            for x, t, s, e in parts
-        ]
+        return EncodedVideos(
+            videos=[
+                VisualTokens(
+                    features=x, grid=self.grid, timestamps_s=t, saliency=s, frame_embeds=e, sink_positions=sinks
+                )
+                for x, t, s, e in parts
+            ]
+        )
 
     def _signals(self, hidden: Tensor, attn: Tensor | None, wants: Signal) -> tuple[Tensor | None, Tensor | None]:
         head = self._head()

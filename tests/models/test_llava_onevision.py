@@ -24,7 +24,7 @@ def encode(model, *, saliency="p-attn", wants=EVERYTHING):
     adapter = adapter_class("llava_onevision")(model, saliency=saliency)
     inputs = {"pixel_values_videos": torch.stack([tiny.clip(1), tiny.clip(2)])}
     with torch.no_grad():
-        return inputs, adapter.encode_videos(inputs, wants, StageTimer())
+        return inputs, adapter.encode_videos(inputs, wants, StageTimer()).videos
 
 
 def test_features_equal_the_stock_video_features(model):
@@ -65,7 +65,7 @@ def test_sinks_belong_to_the_full_grid_only(model):
     adapter = LlavaOnevisionAdapter(full, saliency="attn")
     pixels = torch.zeros(1, 1, 3, 384, 384)
     with torch.no_grad():
-        (video,) = adapter.encode_videos({"pixel_values_videos": pixels}, Signal.SALIENCY, StageTimer())
+        (video,) = adapter.encode_videos({"pixel_values_videos": pixels}, Signal.SALIENCY, StageTimer()).videos
     assert video.grid == (14, 14)
     assert video.sink_positions == (28, 27, 41, 169, 11, 12)
     assert adapter.num_video_tokens(full.config, 32) == 32 * 196 + 1

@@ -1,0 +1,82 @@
+"""decord in a process of its own: it can hang or die inside native code, and then only killing helps.
+
+`run_worker` starts `python -m tango._decord_worker VIDEO NUM_FRAMES OUTPUT.npz`, which writes plain arrays (no pickle),
+or prints the reason in one line and exits with 1.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tango.errors import VideoReadError
+from tango.video import one_line, sample_indices
+
+_COMMAND = (sys.executable, "-m", "tango._decord_worker")
+
+
+def run_worker(path: str, num_frames: int, timeout_s: float) -> dict[str, Any]:
+    """Read a video with decord: arrays and numbers by name. The worker is killed after `timeout_s`.
+
+    Raises:
+        VideoReadError: decord is missing, fails, dies or hangs.
+    """
+    if find_spec("decord") is None:
+        raise VideoReadError(path, "decord is not installed; run: pip install decord, or use backend='auto'")
+    with tempfile.TemporaryDirectory(prefix="tango-decord-") as folder:
+        output = os.path.join(folder, "clip.npz")
+        try:
+            done = subprocess.run(
+                [*_COMMAND, os.path.abspath(path), str(num_frames), output],
+                cwd=Path(__file__).resolve().parents[1],  # so `-m` finds this very package, and nothing of the user's
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # pages of FFmpeg's and decord's chatter
+                timeout=timeout_s,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise VideoReadError(
+                path, f"decord took over {timeout_s:g} s and was killed; use backend='auto'"
+            ) from error
+        if done.returncode != 0:
+            said = done.stdout.decode(errors="replace").strip() or f"its process ended with {done.returncode}"
+            raise VideoReadError(path, f"decord failed ({one_line(said)}); use backend='auto'")
+        with np.load(output, allow_pickle=False) as arrays:
+            return {name: value if value.ndim else value.item() for name, value in arrays.items()}
+
+
+def main(path: str, num_frames: int, output: str) -> None:
+    """Sample `num_frames` frames of `path` into `output`, numbered and timed as decord sees them."""
+    import decord  # pyright: ignore[reportMissingImports]
+
+    reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
+    count = len(reader)
+    indices = sample_indices(count, num_frames)
+    spans_s = reader.get_frame_timestamp(np.arange(count)).astype(np.float64)  # (count, 2): shown from, to
+    starts_s, end_s = spans_s[:, 0] - spans_s[0, 0], spans_s[-1, 1] - spans_s[0, 0]
+    if np.any(np.diff(starts_s) <= 0):  # nonsense from containers without presentation times: use the average rate
+        starts_s, end_s = np.arange(count) / reader.get_avg_fps(), count / reader.get_avg_fps()
+    frames = reader.get_batch(indices).asnumpy()
+    np.savez(
+        output,
+        frames=frames,
+        indices=indices,
+        timestamps_s=starts_s[indices],
+        num_source_frames=np.array(count),
+        duration_s=np.array(end_s),
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    except Exception as error:  # whatever decord raises; the parent turns this line into a VideoReadError
+        print(" ".join(str(error).split())[:200] or type(error).__name__)
+        sys.exit(1)
