@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare with plain code, run by run, up to this many frames (tango on a CPU only; 0: never)",
     )
     add("--output", type=Path, metavar="FILE.json", help="also write everything as JSON")
-    add("--memory-probe", type=_positive, metavar="T", help=argparse.SUPPRESS)  # the child process of `_peak_extra_mb`
+    add("--memory-probe", type=_positive, metavar="T", help=argparse.SUPPRESS)  # in the child process
 
 
 def run(args: argparse.Namespace) -> int:
@@ -127,8 +127,9 @@ def _tokens(args: argparse.Namespace, num_frames: int, device: torch.device) -> 
 
 def _rows(args: argparse.Namespace, pruner: Pruner, device: torch.device) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    with tqdm(total=len(args.frames), desc="bench pruner", unit="size", file=sys.stderr) as progress:
-        for num_frames in sorted(set(args.frames)):
+    sizes = sorted(set(args.frames))
+    with tqdm(total=len(sizes), desc="bench pruner", unit="size", file=sys.stderr) as progress:
+        for num_frames in sizes:
             progress.set_postfix_str(f"{num_frames} frames")
             row = _row(args, pruner, num_frames, device)
             if rows:

@@ -16,7 +16,7 @@ from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError
 from tango.methods.base import Pruner
 from tango.methods.registry import register
-from tango.ops.blocks import blocks, take_frames
+from tango.ops.blocks import blocks, take_frames, upload
 from tango.ops.budget import exact_count, exact_segment_budgets, segment_budgets
 from tango.ops.clustering import density_peaks
 from tango.ops.merging import merge_into_anchors
@@ -93,7 +93,7 @@ class TangoPruner(Pruner):
         }  # fmt: skip
         for option, (low, high) in limits.items():
             value = getattr(self, option)
-            if value is not None and not low <= value <= high:
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
                 raise OptionError(f"{option} must lie in [{low}, {high}], got {value!r}")
 
     @property
@@ -106,7 +106,8 @@ class TangoPruner(Pruner):
         T, N, D = x.shape
         assert tokens.saliency is not None  # the caller checked `needs`
         with torch.no_grad():
-            similarity, inverse_norms = adjacent_similarity(x)
+            similarity, inverse_norms = adjacent_similarity(_at_least_two(x))
+            inverse_norms = inverse_norms[:T]
             lengths, static = self._segment(tokens, similarity)
             groups = list(self._groups(lengths, static, x))
             saliency = mask_sinks(tokens.saliency.float(), tokens.sink_positions)
@@ -120,7 +121,7 @@ class TangoPruner(Pruner):
         for group in groups:
             B, n = len(group.frames), len(group.places)
             covered = list(range(group.frames[0], group.frames[0] + group.span)) if group.span > 1 else group.frames
-            places = torch.as_tensor(group.places, device=x.device)
+            places = upload(group.places, x.device)
             with torch.no_grad():
                 out = space[: B * n].view(B, n, D)
                 metric = gather_rotated(x, inverse_norms, group.frames, places, rotations, out=out)
@@ -130,24 +131,24 @@ class TangoPruner(Pruner):
                 source = source.mean(0, keepdim=True, dtype=torch.float32).to(x.dtype)
                 score = score.mean(0, keepdim=True)
             kept.append(self._reduce(group, source, places, metric, score))
-            absorbed_by[torch.tensor(covered, device=x.device)[:, None], places] = kept[-1].absorbed_by
+            absorbed_by[upload(covered, x.device)[:, None], places] = kept[-1].absorbed_by
         return _assemble(kept, absorbed_by.flatten())
 
     def segments(self, tokens: VisualTokens) -> list[int]:
         """Frames per segment of a video, as `prune` cuts it."""
-        return self._segment(tokens, adjacent_similarity(tokens.features)[0])[0]
+        return self._segment(tokens, adjacent_similarity(_at_least_two(tokens.features))[0])[0]
 
     def _segment(self, tokens: VisualTokens, similarity: Tensor) -> tuple[list[int], NDArray[np.bool_]]:
         """Frames per segment, and on the host which tokens are static between adjacent frames: (T-1, N)."""
         N = similarity.shape[1]
         if self.segmentation == "fastvid":
-            embeds = (
-                tokens.features.mean(1, dtype=torch.float32) if tokens.frame_embeds is None else tokens.frame_embeds
-            )
-            similarity = torch.cat([similarity, adjacent_similarity(embeds[:, None])[0]], dim=1)
+            embeds = tokens.frame_embeds
+            embeds = tokens.features.mean(1, dtype=torch.float32) if embeds is None else embeds
+            similarity = torch.cat([similarity, adjacent_similarity(_at_least_two(embeds[:, None]))[0]], dim=1)
         table = similarity.cpu().numpy()  # the only host-device synchronisation
         if not np.isfinite(table).all():
             raise ValueError("features contain NaN or infinity; was the vision tower run in a dtype it overflows?")
+        table = table[: len(tokens.features) - 1]
         threshold = self.resolved_segment_threshold
         if self.segmentation == "fastvid":
             lengths = segment_by_cuts(table[:, N], threshold)
@@ -221,7 +222,7 @@ class TangoPruner(Pruner):
             cluster = torch.full_like(slot, none)
             cluster[local] = torch.where(free.flatten(), slot[local[_number(nearest, set_size)]], none)
             absorbed_by = torch.cat([landing, landing.new_full((1,), -1)])[cluster].index_copy(0, salient, salient)
-            frame_start = torch.tensor(group.frames, device=device)[:, None] * N
+            frame_start = upload(group.frames, device)[:, None] * N
             in_video = (frame_start + torch.arange(N, device=device)).flatten()  # flat index of each local token
             absorbed_by = torch.where(absorbed_by >= 0, in_video[absorbed_by], -1)[local].view(B, n)
         merged = merge_into_anchors(source, cluster, anchors, weight=self.merge_weight)
@@ -230,15 +231,22 @@ class TangoPruner(Pruner):
 
     def _cluster(self, group: _Group, metric: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
         """Centres and nearest centres of the tokens that are not salient, in one set or in one per frame."""
-        num_valid = metric.shape[1] - group.num_salient
+        num_free = metric.shape[1] - group.num_salient
         if group.joint:
-            num_valid *= len(metric)
+            num_free *= len(metric)
             metric, free = metric.flatten(0, 1)[None], free.flatten()[None]
-        if 0 < group.num_context < num_valid:
-            return density_peaks(metric, group.num_context, k=self.num_neighbors, mask=free, num_valid=num_valid)
+        places = (~free).byte().sort(dim=-1, stable=True).indices[:, :num_free]  # in order
         itself = torch.arange(free.shape[1], device=free.device).expand_as(free)
-        count = num_valid if group.num_context else 0
-        return (~free).byte().sort(dim=-1, stable=True).indices[:, :count], itself
+        if not 0 < group.num_context < num_free:
+            return places[:, : group.num_context], itself
+        rows = metric.flatten(0, 1).index_select(0, _number(places, free.shape[1])).view(*places.shape, -1)
+        centres, nearest = density_peaks(rows, group.num_context, k=self.num_neighbors)
+        return places.gather(1, centres), itself.scatter(1, places, places.gather(1, nearest))
+
+
+def _at_least_two(x: Tensor) -> Tensor:
+    """A single frame is compared with itself, so that its values are checked like all others."""
+    return x if len(x) > 1 else x.expand(2, -1, -1)
 
 
 def _number(ids: Tensor, size: int) -> Tensor:

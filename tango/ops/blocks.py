@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # A block that stays in a CPU's cache is several times faster there than one that does not;
@@ -24,4 +26,12 @@ def take_frames(x: Tensor, frames: Sequence[int]) -> Tensor:
     """`x[frames]`, as a view if the frames are consecutive."""
     if frames[-1] - frames[0] + 1 == len(frames):
         return x[frames[0] : frames[-1] + 1]
-    return x.index_select(0, torch.tensor(frames, device=x.device))
+    return x.index_select(0, upload(frames, x.device))
+
+
+def upload(values: Sequence[int] | NDArray[np.int64], device: torch.device) -> Tensor:
+    """Integers from the host, without waiting for the device."""
+    tensor = torch.as_tensor(values, dtype=torch.long)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

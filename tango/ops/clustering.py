@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from tango.shapes import Bool, Float, Int
+from tango.shapes import Float, Int
 
 _TICKS = 2.0**18
 _MAX_ELEMENTS = 1 << 24  # of a distance matrix held at once: 64 MiB, i.e. all of it up to 4096 rows
@@ -35,39 +35,29 @@ def dpc_knn(x: Float[Tensor, "M D"], num_clusters: int, *, k: int = 7) -> Int[Te
 
 
 def density_peaks(
-    x: Float[Tensor, "B M D"],
-    num_clusters: int,
-    *,
-    k: int = 7,
-    mask: Bool[Tensor, "B M"] | None = None,
-    num_valid: int = 0,
+    x: Float[Tensor, "B M D"], num_clusters: int, *, k: int = 7
 ) -> tuple[Int[Tensor, "B C"], Int[Tensor, "B M"]]:
     """Cluster B sets of rows at once.
 
-    Args:
-        mask: rows that take part; the others are neither neighbours nor centres. None: all.
-        num_valid: with `mask`, how many rows of each set take part (the caller knows; counting would synchronise).
     Returns:
         The centres of each set, highest score first; and for every row the row of its nearest centre (a centre's own
-        is itself). Rows outside the mask get some centre too; ignore it.
+        is itself).
     Raises:
         ValueError: `num_clusters` is outside 1..M, or `k` is below 1.
     Source: eq. 4 of arXiv:2604.09547. The densest row comes first whatever its delta, so none is computed.
     """
-    num_valid = x.shape[1] if mask is None else num_valid
-    if not 1 <= num_clusters <= num_valid:
-        raise ValueError(f"num_clusters must lie in 1..{num_valid} (the number of rows), got {num_clusters}")
+    M = x.shape[1]
+    if not 1 <= num_clusters <= M:
+        raise ValueError(f"num_clusters must lie in 1..{M} (the number of rows), got {num_clusters}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     ticks, tick = _tick_blocks(x)
-    neighbours = min(k, num_valid - 1)
+    neighbours = min(k, M - 1)
 
     distance_sum = torch.empty(x.shape[:2], device=x.device)  # to the nearest neighbours, in ticks
     for rows, block in ticks():
-        others = block if mask is None else block.masked_fill(~mask[:, None, :], torch.inf)
-        distance_sum[:, rows] = others.topk(neighbours + 1, dim=-1, largest=False, sorted=False).values.sum(-1)
-    if mask is not None:
-        distance_sum.masked_fill_(~mask, torch.inf)
+        nearest = block.topk(neighbours + 1, dim=-1, largest=False, sorted=False)  # each row itself is the one more
+        distance_sum[:, rows] = nearest.values.sum(-1)
     rank = _ranks(distance_sum)  # 0 = densest
 
     delta = torch.empty_like(distance_sum)
@@ -76,8 +66,6 @@ def density_peaks(
         delta[:, rows] = torch.where(denser, block, torch.inf).amin(-1)
     density = (distance_sum * (-tick / max(neighbours, 1))).exp()
     score = (density * delta.sqrt()).masked_fill_(rank == 0, torch.inf)  # eq. 4's second case: nothing is denser
-    if mask is not None:
-        score.masked_fill_(~mask, -1.0)
     centres = score.sort(dim=-1, descending=True, stable=True).indices[:, :num_clusters]
     return centres, _nearest_centre(ticks, centres)
 

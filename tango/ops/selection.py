@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tango.ops.blocks import upload
 from tango.ops.clustering import density_peaks
 from tango.shapes import Float, Int
 
@@ -16,7 +17,7 @@ def mask_sinks(saliency: Float[Tensor, "T N"], sink_positions: tuple[int, ...]) 
     """
     if not sink_positions:
         return saliency
-    return saliency.index_fill(1, torch.tensor(sink_positions, device=saliency.device), 0)
+    return saliency.index_fill(1, upload(sink_positions, saliency.device), 0)
 
 
 def top_k(scores: Float[Tensor, "B N"], k: int) -> Int[Tensor, "B k"]:

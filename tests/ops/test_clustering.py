@@ -142,36 +142,15 @@ class TestSets:
             assert torch.equal(centres[b], alone[0][0])
             assert torch.equal(nearest[b], alone[1][0])
 
-    @pytest.mark.parametrize("num_clusters", [1, 5, 17])
-    def test_mask_equals_leaving_rows_out(self, num_clusters: int) -> None:
-        x = unit_rows(3, 30, 12)
-        mask = torch.stack([torch.arange(30) < 17, torch.arange(30) >= 13, torch.arange(30) % 30 != 0])
-        mask[2] &= torch.arange(30) <= 17
-        centres, nearest = density_peaks(x, num_clusters, mask=mask, num_valid=17)
-        for b in range(3):
-            rows = mask[b].nonzero()[:, 0]
-            alone_centres, alone_nearest = density_peaks(x[b][rows][None], num_clusters)
-            assert torch.equal(centres[b], rows[alone_centres[0]])
-            assert torch.equal(nearest[b][rows], rows[alone_nearest[0]])
-
-    def test_mask_with_fewer_rows_than_neighbours(self) -> None:
-        mask = torch.zeros(1, 9, dtype=torch.bool)
-        mask[0, [2, 5, 7]] = True
-        centres, _ = density_peaks(unit_rows(1, 9, 6), 3, mask=mask, num_valid=3)
-        assert sorted(centres[0].tolist()) == [2, 5, 7]
-
-    def test_masked_rows_among_equal_ones_are_never_centres(self) -> None:
-        mask = torch.tensor([[False, True, False, True, True]])
-        centres, nearest = density_peaks(torch.ones(1, 5, 3), 2, mask=mask, num_valid=3)
-        assert centres.tolist() == [[1, 3]]
-        assert nearest[0, [1, 3, 4]].tolist() == [1, 3, 1]
+    def test_fewer_rows_than_neighbours(self) -> None:
+        centres, _ = density_peaks(unit_rows(1, 3, 6), 3, k=7)
+        assert sorted(centres[0].tolist()) == [0, 1, 2]
 
     def test_leaves_its_input_alone(self) -> None:
-        x, mask = unit_rows(2, 20, 8), torch.arange(20).expand(2, 20) < 11
-        before = x.clone(), mask.clone()
-        density_peaks(x, 4, mask=mask, num_valid=11)
-        assert torch.equal(x, before[0])
-        assert torch.equal(mask, before[1])
+        x = unit_rows(2, 20, 8)
+        before = x.clone()
+        density_peaks(x, 4)
+        assert torch.equal(x, before)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision_is_computed_in_float32(self, dtype: torch.dtype) -> None:
@@ -182,24 +161,20 @@ class TestSets:
 
 class TestMemory:
     @pytest.mark.parametrize("max_elements", [1, 100, 40 * 3 * 7, 40 * 40 * 3 - 1])
-    @pytest.mark.parametrize("masked", [False, True])
-    def test_blocks_change_nothing(self, monkeypatch: pytest.MonkeyPatch, max_elements: int, masked: bool) -> None:
+    def test_blocks_change_nothing(self, monkeypatch: pytest.MonkeyPatch, max_elements: int) -> None:
         x = unit_rows(3, 40, 16)
         x[:, 20:25] = x[:, 3:8]  # some ties
-        options: dict[str, Any] = {"mask": torch.arange(40).expand(3, 40) % 4 > 0, "num_valid": 30} if masked else {}
-        whole = density_peaks(x, 9, **options)
+        whole = density_peaks(x, 9)
         monkeypatch.setattr(clustering, "_MAX_ELEMENTS", max_elements)
-        for blocked, expected in zip(density_peaks(x, 9, **options), whole, strict=True):
+        for blocked, expected in zip(density_peaks(x, 9), whole, strict=True):
             assert torch.equal(blocked, expected)
 
-    @pytest.mark.parametrize("masked", [False, True])
-    def test_no_tensor_exceeds_the_bound(self, monkeypatch: pytest.MonkeyPatch, masked: bool) -> None:
+    def test_no_tensor_exceeds_the_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
         M, bound = 300, 4000
         x = unit_rows(2, M, 4)  # 2400 numbers; all distances would be 180 000
-        options: dict[str, Any] = {"mask": torch.arange(M).expand(2, M) < 200, "num_valid": 200} if masked else {}
         monkeypatch.setattr(clustering, "_MAX_ELEMENTS", bound)
         with LargestTensor() as largest:
-            density_peaks(x, 100, **options)
+            density_peaks(x, 100)
         assert bound // 2 < largest.numel <= bound
 
     def test_the_default_bound_is_64_mib(self) -> None:
@@ -216,12 +191,6 @@ class TestMemory:
 def test_cluster_counts_out_of_range_are_refused(num_clusters: int) -> None:
     with pytest.raises(ValueError, match=rf"num_clusters must lie in 1\.\.5 .*, got {num_clusters}"):
         dpc_knn(unit_rows(5, 4), num_clusters)
-
-
-def test_more_clusters_than_unmasked_rows_are_refused() -> None:
-    mask = torch.tensor([[True, True, False]])
-    with pytest.raises(ValueError, match=r"num_clusters must lie in 1\.\.2"):
-        density_peaks(unit_rows(1, 3, 4), 3, mask=mask, num_valid=2)
 
 
 @pytest.mark.parametrize("k", [0, -3])
