@@ -14,13 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import av
-import clips
 import numpy as np
 import pytest
 
 from tango import _decord_worker, video
 from tango.errors import UnknownNameError, VideoReadError
 from tango.video import read_video, sample_indices
+from tests import clips
 
 # Containers that tell when each frame is shown: here a pass over everything would be a waste.
 FAST = [n for n in [*clips.ENCODED, *clips.CUT] if not n.endswith((".avi", ".h264", ".mpg"))]

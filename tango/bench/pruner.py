@@ -290,14 +290,13 @@ def _probe_in_child(args: argparse.Namespace, num_frames: int) -> float | None:
     glibc keeps freed memory for later, so in this process earlier runs would leave enough behind to hide most of what
     a run needs. The fixed threshold makes every large block in the child a mapping of its own that ends when freed.
     """
-    root = str(Path(tango.__file__).resolve().parents[1])
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    command = [sys.executable, "-m", "tango.bench.pruner", "--memory-probe", str(num_frames), "--device", "cpu"]
+    command = ["env", "MALLOC_MMAP_THRESHOLD_=131072", sys.executable, "-m", "tango.bench.pruner"]
+    command += ["--memory-probe", str(num_frames), "--device", "cpu"]
     for option in ("dim", "method", "retention_ratio", "data", "seed", "dtype", "threads"):
         command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
     command += ["--grid", "x".join(map(str, args.grid))]
-    environment = {**os.environ, "PYTHONPATH": path, "MALLOC_MMAP_THRESHOLD_": "131072"}
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    root = Path(tango.__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
 
 

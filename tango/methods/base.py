@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -43,9 +44,9 @@ def _fits(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is typing.Literal:
         return value in typing.get_args(kind)
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, numbers.Real) and not isinstance(value, bool)
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if typing.get_origin(kind) is tuple:
         parts = typing.get_args(kind)
         return isinstance(value, (tuple, list)) and len(value) == len(parts) and all(map(_fits, value, parts))
@@ -120,14 +121,18 @@ class Pruner(ABC):
 class LayerPruner(ABC):
     """Reduces visual tokens at the input of one decoder layer. A sibling of Pruner: it sees other things.
 
+    Calling it checks the output, and returns all tokens untouched at `retention_ratio` 1. Hidden states stay
+    differentiable; the choice of tokens does not.
+
     Raises:
         BudgetError: `retention_ratio` is outside (0, 1] or `layer` is below 1.
     """
 
     layer: int  # number of full layers that run before it
     retention_ratio: float = 0.5  # of the visual tokens that reach this layer
+    noncausal_layer: bool = False  # the layer before it (`layer - 1`) reads the prompt without a causal mask
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # set by @register_layer
     paper: ClassVar[Paper]
 
     def __post_init__(self) -> None:
@@ -138,4 +143,29 @@ class LayerPruner(ABC):
 
     @abstractmethod
     def prune(self, hidden: torch.Tensor, attention: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """From hidden states (M, D) and attention received (M,) to kept states (K, D) and indices (K,), increasing."""
+        """Choose and merge. Never writes into its inputs, never draws from a global random generator.
+
+        How many tokens stay depends on M alone: the decoder must know the length before the values.
+
+        Args:
+            hidden: states (M, D) of one prompt's visual tokens at the layer's input, in order.
+            attention: what the prompt's last token gives to each of them in layer `layer - 1`, averaged over heads,
+                (M,), float32.
+        Returns:
+            States (K, D) of the tokens that stay and their rows (K,), strictly increasing.
+        """
+
+    def __call__(self, hidden: torch.Tensor, attention: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.retention_ratio == 1:
+            return hidden, torch.arange(len(hidden), device=hidden.device)
+        states, indices = self.prune(hidden, attention)
+        if len(indices) == 0 or states.shape != (len(indices), hidden.shape[1]):
+            raise AssertionError(f"{self.name} returned states {tuple(states.shape)} for {len(indices)} indices")
+        # On a GPU this check would synchronise, so the CPU tests vouch for it there.
+        if indices.device.type == "cpu" and not bool((indices.diff() > 0).all()):
+            raise AssertionError(f"{self.name} returned indices that do not strictly increase")
+        return states, indices
+
+    def config(self) -> dict[str, Any]:
+        """The options as a dictionary: `build_layer_pruner(name, **config)` rebuilds an equal one."""
+        return dataclasses.asdict(self)

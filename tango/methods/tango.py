@@ -145,9 +145,13 @@ class TangoPruner(Pruner):
             embeds = tokens.frame_embeds
             embeds = tokens.features.mean(1, dtype=torch.float32) if embeds is None else embeds
             similarity = torch.cat([similarity, adjacent_similarity(_at_least_two(embeds[:, None]))[0]], dim=1)
+        if tokens.saliency is not None:
+            similarity = similarity + 0 * tokens.saliency.sum()  # NaN or infinity there shows in this table
         table = similarity.cpu().numpy()  # the only host-device synchronisation
         if not np.isfinite(table).all():
-            raise ValueError("features contain NaN or infinity; was the vision tower run in a dtype it overflows?")
+            raise ValueError(
+                "features or saliency contain NaN or infinity; was the vision tower run in a dtype it overflows?"
+            )
         table = table[: len(tokens.features) - 1]
         threshold = self.resolved_segment_threshold
         if self.segmentation == "fastvid":

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from synthetic import video_tokens
 from torch import Tensor
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import BudgetError, MissingSignalError, OptionError, UnknownNameError
 from tango.methods import available_pruners, build_pruner, pruner_class
+from tests.synthetic import video_tokens
 
 METHODS = available_pruners()
 MISPLACING = {"tango-release"}  # a merged row of these is stored at another anchor of its group, on purpose

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from synthetic import video_tokens
 from torch import Tensor
 
 from tango.bench.reference import reference_prune
@@ -20,6 +19,7 @@ from tango.errors import OptionError
 from tango.methods import build_pruner, tango
 from tango.methods.tango import TangoPaperPruner, TangoPruner, TangoReleasePruner
 from tango.ops.segmentation import segment_by_static_tokens
+from tests.synthetic import video_tokens
 
 VIDEOS: dict[str, dict[str, Any]] = {
     "two_scenes": {"seed": 1},
@@ -460,8 +460,17 @@ class TestErrors:
     def test_broken_features(self, value: float, segmentation: str, T: int) -> None:
         tokens = video_tokens(frames=T, scenes=1)
         tokens.features[-1, 5, 2] = value
-        with pytest.raises(ValueError, match="features contain NaN or infinity"):
+        with pytest.raises(ValueError, match="contain NaN or infinity"):
             build_pruner("tango", segmentation=segmentation)(tokens)
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    @pytest.mark.parametrize("T", [1, 4])
+    def test_broken_saliency(self, value: float, T: int) -> None:
+        tokens = video_tokens(frames=T, scenes=1)
+        assert tokens.saliency is not None
+        tokens.saliency[0, 3] = value
+        with pytest.raises(ValueError, match="saliency contain NaN or infinity"):
+            TangoPruner()(tokens)
 
     def test_overflow_to_infinity_in_half_precision(self) -> None:
         tokens = video_tokens()
