@@ -23,7 +23,9 @@ _HOME = {
     "Paper": "tango.containers",
     "Pruner": "tango.methods",
     "LayerPruner": "tango.methods",
+    "available_layer_pruners": "tango.methods",
     "available_pruners": "tango.methods",
+    "build_layer_pruner": "tango.methods",
     "build_pruner": "tango.methods",
     "register": "tango.methods",
     "prune": "tango.pruning",
@@ -55,7 +57,15 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         VideoReadError,
     )
-    from tango.methods import LayerPruner, Pruner, available_pruners, build_pruner, register
+    from tango.methods import (
+        LayerPruner,
+        Pruner,
+        available_layer_pruners,
+        available_pruners,
+        build_layer_pruner,
+        build_pruner,
+        register,
+    )
     from tango.models import load
     from tango.pruning import Pruning, PruningStats, prune
     from tango.video import read_video

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from tango.containers import Video
-from tango.pruning import pruning_of
+from tango.models.base import stock_is_right
+from tango.models.processor import TimeInstruction, describe_time
+from tango.pruning import prune, pruning_of
 from tango.video import read_video
 
 
@@ -20,6 +23,7 @@ def prepare(
     *,
     num_frames: int | None = None,
     backend: str = "auto",
+    time_instruction: TimeInstruction | None = None,
 ) -> Any:
     """Make the inputs for `model.generate` from one video and one question.
 
@@ -27,16 +31,28 @@ def prepare(
 
     Args:
         video: a file, a `Video`, or frames (T, h, w, 3) in uint8 (then without timestamps).
-        num_frames: frames to sample; None: the model's usual number (32 for LLaVA-OneVision).
+        num_frames: frames to sample; None: the model's usual number (32 for LLaVA-OneVision, 64 for LLaVA-Video).
+        time_instruction: what stands before the question: "frames" says how long the video is and when its frames are
+            shown; "release" the same with a slip of the paper's release, the frames' height as their number; "none"
+            nothing. None: as the model was trained, "frames" for LLaVA-Video (if `video` has timestamps), else "none".
     Returns:
         `input_ids`, `attention_mask`, `pixel_values_videos` and, where known, `video_timestamps_s`.
     Raises:
         VideoReadError: the file cannot be read.
+        UnknownNameError: there is no such time instruction.
+        ValueError: a time instruction is asked for, but the video has no timestamps.
     """
     if isinstance(video, (str, Path)):
         if num_frames is None:
             num_frames = int(getattr(processor, "default_num_frames", 32))
         video = read_video(video, num_frames=num_frames, backend=backend)
+    if isinstance(video, Video):
+        kind = time_instruction or getattr(processor, "time_instruction", None)
+        question = describe_time(video, kind or "none") + question
+    elif time_instruction not in (None, "none"):
+        raise ValueError(
+            f"time_instruction={time_instruction!r} needs a file or a Video, got frames without timestamps"
+        )
     content = [{"type": "video"}, {"type": "text", "text": question}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     if hasattr(processor, "num_video_tokens"):
@@ -57,25 +73,33 @@ def answer(
     num_frames: int | None = None,
     max_new_tokens: int = 128,
     backend: str = "auto",
+    time_instruction: TimeInstruction | None = None,
     **generate_options: Any,
 ) -> str:
     """Ask a question about a video; greedy decoding unless `generate_options` say otherwise.
 
-    With `tango.prune` active the video is pruned; without, this is stock generation.
+    With `tango.prune` active the video is pruned; without, this is stock generation with all tokens (for LLaVA-Video,
+    which stock code gets wrong, Tango's own with all tokens kept).
 
     Raises:
         VideoReadError: the file cannot be read.
     """
-    inputs = prepare(processor, video, question, num_frames=num_frames, backend=backend)
+    inputs = prepare(
+        processor, video, question, num_frames=num_frames, backend=backend, time_instruction=time_instruction
+    )
     return generate_text(model, processor, inputs, max_new_tokens=max_new_tokens, **generate_options)
 
 
 def generate_text(model: Any, processor: Any, inputs: Any, **generate_options: Any) -> str:
     """Generate from prepared inputs and decode the new tokens."""
     inputs = dict(inputs.to(model.device))
+    scope: AbstractContextManager[Any] = nullcontext()
     if pruning_of(model) is None:
-        inputs.pop("video_timestamps_s", None)  # stock generate refuses inputs it does not know
+        if stock_is_right(model):
+            inputs.pop("video_timestamps_s", None)  # stock generate refuses inputs it does not know
+        else:
+            scope = prune(model, "uniform", retention_ratio=1.0)
     options = {"do_sample": False, **generate_options}
-    with torch.inference_mode():
+    with scope, torch.inference_mode():
         sequences = model.generate(**inputs, **options)
     return processor.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

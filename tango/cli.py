@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import tango
 from tango import quickstart
 from tango.bench import pruner as bench_pruner
-from tango.commands import answer, inspect, methods
+from tango.commands import answer, convert, flops, inspect, methods
 from tango.errors import TangoError
 
 
@@ -24,6 +24,8 @@ def _parser() -> argparse.ArgumentParser:
         ("answer", answer, "ask a question about a video"),
         ("inspect", inspect, "show which tokens of a video would be kept"),
         ("methods", methods, "list the pruning methods"),
+        ("flops", flops, "count what pruning saves in the language model"),
+        ("convert", convert, "write an lmms-lab checkpoint in the layout of transformers"),
         ("quickstart", quickstart, "try everything on a tiny model and a generated clip"),
     ):
         _add(commands, name, summary, module.add_arguments, module.run)

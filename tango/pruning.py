@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tango.containers import VisualTokens
-from tango.errors import TangoError, UnsupportedModelError
-from tango.methods import LayerPruner, Pruner, build_pruner
+from tango.errors import OptionError, TangoError
+from tango.layer_prune import LayerStats, last_prompt_columns, layer_pruning
+from tango.methods import LayerPruner, Pruner, build_layer_pruner, build_pruner, build_pruner_for_mean
 from tango.models.base import Adapter, SaliencyKind, adapter_class
+from tango.ops.flops import check_layer
 from tango.overlay import Overlay
 from tango.profiling import StageTimer
 from tango.splice import ShortPrompt, shorten
@@ -50,6 +52,7 @@ class PruningStats:
     prompt_before: tuple[int, ...]
     prompt_after: tuple[int, ...]
     timer: StageTimer = field(repr=False)
+    layer: LayerStats | None = None  # None: nothing is pruned inside the LLM
 
     @property
     def tokens_before(self) -> int:
@@ -63,12 +66,13 @@ class PruningStats:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, with milliseconds per stage."""
-        plain = {k: v for k, v in vars(self).items() if k not in ("timer", "videos")}
+        plain = {k: v for k, v in vars(self).items() if k not in ("timer", "videos", "layer")}
         return {
             **plain,
             "tokens_before": self.tokens_before,
             "tokens_after": self.tokens_after,
             "videos": [asdict(video) for video in self.videos],
+            "layer": None if self.layer is None else asdict(self.layer),
             "stages_ms": {stage: round(ms, 3) for stage, ms in self.timer.ms().items()},
         }
 
@@ -76,6 +80,8 @@ class PruningStats:
         visual = f"{self.tokens_before} -> {self.tokens_after} visual tokens"
         share = 100 * self.tokens_after / max(1, self.tokens_before)
         prompt = f"prompt {sum(self.prompt_before)} -> {sum(self.prompt_after)}"
+        if self.layer is not None:
+            visual += f", {self.layer.tokens_before} -> {self.layer.tokens_after} at layer {self.layer.layer}"
         stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in self.timer.ms().items())
         return f"{self.method}: {visual} ({share:.1f} %), {prompt} tokens; ms: {stages}"
 
@@ -94,8 +100,8 @@ class Pruning:
     `stats` describes the last call with video; None before the first.
     """
 
-    def __init__(self, model: Any, pruner: Pruner, adapter: Adapter):
-        self.model, self.pruner, self.adapter = model, pruner, adapter
+    def __init__(self, model: Any, pruner: Pruner, adapter: Adapter, layer_pruner: LayerPruner | None = None):
+        self.model, self.pruner, self.adapter, self.layer_pruner = model, pruner, adapter, layer_pruner
         self.stats: PruningStats | None = None
         self._stack = ExitStack()
         self._install()
@@ -145,6 +151,7 @@ class Pruning:
         with timer.stage("prune"):
             pruned = [self.pruner(video) for video in encoded.videos]
         with timer.stage("splice"):
+            images = adapter.encode_images(inputs)
             laid_out = [adapter.lay_out(*pair) for pair in zip(encoded.videos, pruned, strict=True)]
             short = shorten(
                 input_ids,
@@ -153,7 +160,7 @@ class Pruning:
                 video_token_id=adapter.video_token_id,
                 stays=torch.cat([stays for _, stays in laid_out]),
                 video_features=torch.cat([features for features, _ in laid_out]),
-                images=adapter.encode_images(inputs),
+                images=None if images is None else (images.token_id, images.features),
                 positions=adapter.positions(input_ids, attention_mask, inputs),
                 pad_token_id=_pad_token_id(self.model),
             )
@@ -167,7 +174,7 @@ class Pruning:
             prompt_after=tuple(short.attention_mask.sum(1).tolist()),
             timer=timer,
         )
-        return Prepared(short, timer, adapter.prefill_scope(encoded, pruned, short))
+        return Prepared(short, timer, adapter.prefill_scope(encoded, pruned, images, short))
 
     def _generate(self, stock: Callable[..., Any], inputs: Tensor | None, args: tuple, kwargs: dict[str, Any]) -> Any:
         for name in ("inputs_embeds", "mm_encoder_outputs"):
@@ -184,7 +191,7 @@ class Pruning:
         if short.position_ids.dim() == 3:  # else generate counts by itself
             kwargs["position_ids"] = short.position_ids
         _adjust_lengths(self.model, kwargs, ids.shape[1] - short.input_ids.shape[1])
-        with scope, Overlay(self.model, short.inputs_embeds, timer) as overlay:
+        with scope, self._in_decoder(short), Overlay(self.model, short.inputs_embeds, timer) as overlay:
             output = stock(None, *args, input_ids=short.input_ids, attention_mask=short.attention_mask, **kwargs)
         if overlay.prefill_end is not None:
             timer.add("decoding", overlay.prefill_end)
@@ -199,16 +206,32 @@ class Pruning:
         if kwargs.get("labels") is not None:
             kwargs["labels"] = short.gather_labels(kwargs["labels"])
         kwargs["position_ids"] = short.position_ids
-        with scope:
+        with scope, self._in_decoder(short, kwargs.get("labels")):
             return stock(inputs_embeds=short.inputs_embeds, attention_mask=short.attention_mask, **kwargs)
+
+    @contextmanager
+    def _in_decoder(self, short: ShortPrompt, labels: Tensor | None = None) -> Iterator[None]:
+        """While the short prompt passes: prune at a layer, if asked to, and complete `stats`."""
+        if self.layer_pruner is None:
+            yield
+            return
+        queries = None if labels is None else last_prompt_columns(short.is_video, labels)
+        masks = {"is_visual": short.is_video, "attention_mask": short.attention_mask}
+        with layer_pruning(self.adapter.decoder, self.layer_pruner, **masks, queries=queries) as record:
+            yield
+        if self.stats is not None and any(record.tokens_before):
+            share = self.stats.tokens_after / self.stats.tokens_before
+            self.stats = replace(self.stats, layer=record.stats(share))
 
 
 def prune(
     model: Any,
     method: str | Pruner = "tango",
     *,
-    layer_pruner: LayerPruner | None = None,
+    layer_pruner: LayerPruner | str | None = None,
+    mean_retention_ratio: float | None = None,
     saliency: SaliencyKind = "p-attn",
+    positions: Literal["correct", "stock"] | None = None,
     **options: Any,
 ) -> Pruning:
     """Prune the visual tokens of every video that `model` is given from now on.
@@ -219,27 +242,45 @@ def prune(
     Args:
         model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`.
         method: a name from `available_pruners()`, or a pruner that is built already.
-        layer_pruner: prune again at the input of a decoder layer.
+        layer_pruner: prune again at the input of a decoder layer; built, or a name from `available_layer_pruners()`.
+        mean_retention_ratio: in place of `retention_ratio`, the fraction kept on average over the LLM's layers; with
+            a layer pruner, more tokens then enter the LLM (section 5.1 of the paper).
         saliency: "p-attn" (attention of SigLIP's pooling query, as in the paper; `tango.load` brings its weights) or
             "attn" (mean attention received in the tower's last used block; needs nothing).
+        positions: Qwen-VL only: "correct" (the default) as these models were trained, or "stock" as this transformers
+            release computes them.
         **options: fields of the method, such as `retention_ratio=0.1`.
     Raises:
         UnknownNameError: no such method or option.
+        OptionError: this model's adapter has no such option.
         UnsupportedModelError: no adapter for this model, or none for pruning inside its decoder.
         MissingSignalError: the model cannot supply what the method needs.
-        BudgetError: a ratio is out of range.
+        BudgetError: a ratio is out of range or cannot be reached.
         TangoError: the model is pruned already.
     """
-    if isinstance(method, Pruner) and options:
-        raise TangoError(f"{method.name} is built already; its options cannot be changed: {', '.join(options)}")
-    pruner = method if isinstance(method, Pruner) else build_pruner(method, **options)
-    adapter = adapter_class(getattr(getattr(model, "config", None), "model_type", None))(model, saliency=saliency)
+    if isinstance(method, Pruner) and (options or mean_retention_ratio is not None):
+        given = [*options, *(["mean_retention_ratio"] if mean_retention_ratio is not None else [])]
+        raise TangoError(f"{method.name} is built already; its options cannot be changed: {', '.join(given)}")
+    adapter_options: dict[str, Any] = {} if positions is None else {"positions": positions}
+    family = adapter_class(getattr(model, "config", None))
+    if unknown := adapter_options.keys() - inspect.signature(family).parameters.keys():
+        raise OptionError(f"{family.__name__} has no option {', '.join(sorted(unknown))}")
+    adapter = family(model, saliency=saliency, **adapter_options)
+    if isinstance(layer_pruner, str):
+        layer_pruner = build_layer_pruner(layer_pruner)
     if layer_pruner is not None:
-        raise UnsupportedModelError(f"{type(adapter).__name__} does not prune inside the decoder")
+        check_layer(layer_pruner.layer, len(adapter.decoder.layers))
+    if isinstance(method, Pruner):
+        pruner = method
+    elif mean_retention_ratio is None:
+        pruner = build_pruner(method, **options)
+    else:
+        num_layers = 1 if layer_pruner is None else len(adapter.decoder.layers)
+        pruner = build_pruner_for_mean(method, mean_retention_ratio, layer_pruner, num_layers, **options)
     adapter.check(pruner.needs, pruner.name)
     if pruning_of(model) is not None:
         raise TangoError("this model is pruned already; remove() the first pruning before adding another")
-    return Pruning(model, pruner, adapter)
+    return Pruning(model, pruner, adapter, layer_pruner)
 
 
 def pruning_of(model: Any) -> Pruning | None:

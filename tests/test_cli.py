@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tango.cli import main
-from tango.methods import available_pruners, build_pruner, pruner_class
+from tango.methods import available_layer_pruners, available_pruners, build_pruner, pruner_class
 from tango.quickstart import write_checkpoint, write_clip
 from tests import tiny
 
@@ -54,6 +54,14 @@ def test_answer_without_pruning(files, capsys):
     assert json.loads(capsys.readouterr().out)["stats"] is None
 
 
+def test_answer_with_pruning_inside_the_llm(files, capsys):
+    options = ["--mean-retention-ratio", "0.3", "--layer-pruner", "fastv-merge"]
+    assert tango(files, "answer", "clip.mp4", *options) == 2  # the tiny model has no layer 18
+    assert "layer" in capsys.readouterr().err
+    assert tango(files, "answer", "clip.mp4", "--json", "--mean-retention-ratio", "0.3") == 0
+    assert json.loads(capsys.readouterr().out)["options"]["retention_ratio"] == 0.3
+
+
 def test_options_come_from_a_file_and_flags_win(files, capsys, tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("method: tango\nretention_ratio: 0.5\nalpha: 2\n")
@@ -85,6 +93,8 @@ MISTAKES = {
     "not a video": (["answer", "text.mp4"], "cannot read video"),
     "unknown method": (["answer", "clip.mp4", "--method", "tangoo"], "Did you mean 'tango'"),
     "ratio": (["answer", "clip.mp4", "--retention-ratio", "1.5"], "must lie in (0, 1], got 1.5"),
+    "two ratios": (["answer", "clip.mp4", "--retention-ratio", "0.1", "--mean-retention-ratio", "0.1"], "not both"),
+    "layer pruner": (["answer", "clip.mp4", "--layer-pruner", "fastv"], "Did you mean 'fastv-merge'"),
     "option name": (["answer", "clip.mp4", "--option", "beta=1"], "unknown option of tango 'beta'"),
     "option value": (["answer", "clip.mp4", "--option", "alpha=much"], "alpha must be a number, got 'much'"),
     "option form": (["answer", "clip.mp4", "--option", "alpha"], "NAME=VALUE"),
@@ -110,7 +120,7 @@ def test_the_installed_command_runs():
     result = subprocess.run(
         [sys.executable, "-m", "tango.cli", "methods", "--json"], capture_output=True, text=True, check=True
     )
-    assert [method["name"] for method in json.loads(result.stdout)] == available_pruners()
+    assert [m["name"] for m in json.loads(result.stdout)] == [*available_pruners(), *available_layer_pruners()]
 
 
 def test_quickstart(capsys):

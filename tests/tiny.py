@@ -69,3 +69,12 @@ def greedy_reference(model, short, row: int, steps: int) -> list[int]:
             break
         embeds = torch.cat([embeds, model.get_input_embeddings()(token[None, None])], dim=1)
     return new
+
+
+def llava_video(seed: int = 0, *, image_size: int = IMAGE_SIZE):
+    """A LLaVA-Video with random weights and a pooling head beside it, as `tango.load` would return it."""
+    model = tiny_model(tokenizer(), image_size=image_size, width=32, layers=2, seed=seed)
+    model.config.mm_newline_position, model.config.mm_spatial_pool_mode = "grid", "average"
+    siglip = tiny_siglip(model)
+    model.__dict__["pooling_head"] = PoolingHead.from_tensors(dict(siglip.state_dict()), num_heads=4, eps=1e-6)
+    return model

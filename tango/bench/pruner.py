@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         if args.memory_probe:
             print(_probe_host(pruner, _tokens(args, args.memory_probe, device), _tokens(args, 2, device)))
             return 0
-        report = {
+        report: dict[str, Any] = {
             "benchmark": "pruner",
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "config": _config(args, pruner, device),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 
 import tango
@@ -15,6 +14,7 @@ from tango.commands.common import (
     load_model,
     method_from,
     num_frames_from,
+    pruning_from,
 )
 from tango.profiling import StageTimer
 
@@ -39,14 +39,13 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_model(args)
     with timer.stage("preprocess"):
         inputs = tango.prepare(processor, video, args.question)
-    scope = contextlib.nullcontext() if pruner is None else tango.prune(model, pruner, saliency=args.saliency)
-    with scope as pruning:
+    with pruning_from(args, model, pruner) as pruning:
         text = generate_text(model, processor, inputs, max_new_tokens=args.max_new_tokens)
     stats = pruning.stats if pruning is not None else None
     if args.json:
         record = {"video": args.video, "question": args.question, "answer": text, "model": args.model}
         record["method"] = "none" if pruner is None else pruner.name
-        record["options"] = {} if pruner is None else pruner.config()
+        record["options"] = {} if pruning is None else pruning.pruner.config()
         record["frame_timestamps_s"] = video.timestamps_s.tolist()
         record["stats"] = None if stats is None else stats.to_dict()
         record["stages_ms"] = {**timer.ms(), **({} if stats is None else stats.timer.ms())}

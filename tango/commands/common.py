@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 import tango
 from tango.errors import TangoError
-from tango.methods import Pruner, build_pruner
+from tango.methods import Pruner, build_layer_pruner, build_pruner
 from tango.models import default_num_frames
 
 
@@ -37,6 +38,10 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """Which method with which options: dataclass defaults, then a file, then flags."""
     parser.add_argument("--method", help="pruning method, see `tango methods`; none: all tokens (tango)")
     parser.add_argument("--retention-ratio", type=float, help="fraction of visual tokens kept, in (0, 1] (0.1)")
+    parser.add_argument("--layer-pruner", help="prune again inside the LLM, e.g. fastv-merge (no)")
+    parser.add_argument(
+        "--mean-retention-ratio", type=float, help="in place of --retention-ratio: mean over the LLM's layers"
+    )
     parser.add_argument("--config", help="YAML file with `method:` and its options, e.g. configs/methods/tango.yaml")
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="any other option of the method; repeatable"
@@ -64,9 +69,24 @@ def method_from(args: argparse.Namespace) -> Pruner | None:
         if not separator:
             raise TangoError(f"--option needs NAME=VALUE, got {item!r}")
         options[key.replace("-", "_")] = yaml.safe_load(value)
+    if args.retention_ratio is not None and args.mean_retention_ratio is not None:
+        raise TangoError("give --retention-ratio or --mean-retention-ratio, not both")
+    if args.layer_pruner is not None:
+        build_layer_pruner(args.layer_pruner)  # an unknown name shows before minutes of loading
     if args.retention_ratio is not None:
         options["retention_ratio"] = args.retention_ratio
     return None if name == "none" else build_pruner(name, **options)
+
+
+def pruning_from(args: argparse.Namespace, model: Any, pruner: Pruner | None) -> AbstractContextManager[Any]:
+    """Switch on the pruning that the arguments describe; nothing for `--method none`."""
+    if pruner is None:
+        return nullcontext()
+    inside = {"layer_pruner": args.layer_pruner, "saliency": args.saliency}
+    if args.mean_retention_ratio is None:
+        return tango.prune(model, pruner, **inside)
+    options = {name: value for name, value in pruner.config().items() if name != "retention_ratio"}
+    return tango.prune(model, pruner.name, mean_retention_ratio=args.mean_retention_ratio, **inside, **options)
 
 
 def num_frames_from(args: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from tango.commands.common import (
     load_model,
     method_from,
     num_frames_from,
+    pruning_from,
 )
 from tango.containers import PrunedTokens, Video, VisualTokens
 from tango.errors import TangoError
@@ -66,7 +67,7 @@ def encode(args: argparse.Namespace, pruner: Pruner) -> tuple[Video, VisualToken
     video = tango.read_video(args.video, num_frames=frames, backend=args.video_backend)
     model, processor = load_model(args)
     inputs = tango.prepare(processor, video, "").to(model.device)
-    with tango.prune(model, pruner, saliency=args.saliency) as pruning, torch.inference_mode():
+    with pruning_from(args, model, pruner) as pruning, torch.inference_mode():
         (tokens,) = pruning.adapter.encode_videos(inputs, pruner.wants, StageTimer()).videos
     return video, tokens
 

@@ -1,18 +1,34 @@
 """The pruning methods. Importing this package registers them all."""
 
-from tango.methods import random, uniform
+from tango.methods import fastv_merge, random, uniform
 from tango.methods.base import LayerPruner, Pruner
-from tango.methods.registry import available_pruners, build_pruner, pruner_class, register
+from tango.methods.registry import (
+    available_layer_pruners,
+    available_pruners,
+    build_layer_pruner,
+    build_pruner,
+    build_pruner_for_mean,
+    layer_pruner_class,
+    pruner_class,
+    register,
+    register_layer,
+)
 from tango.methods.tango import TangoPruner
 
 __all__ = [
     "LayerPruner",
     "Pruner",
     "TangoPruner",
+    "available_layer_pruners",
     "available_pruners",
+    "build_layer_pruner",
     "build_pruner",
+    "build_pruner_for_mean",
+    "fastv_merge",
+    "layer_pruner_class",
     "pruner_class",
     "random",
     "register",
+    "register_layer",
     "uniform",
 ]

@@ -133,6 +133,7 @@ class LayerPruner(ABC):
     noncausal_layer: bool = False  # the layer before it (`layer - 1`) reads the prompt without a causal mask
 
     name: ClassVar[str]  # set by @register_layer
+    budget_rule: ClassVar[str] = ""  # tokens kept, in words
     paper: ClassVar[Paper]
 
     def __post_init__(self) -> None:

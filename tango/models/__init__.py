@@ -1,7 +1,17 @@
 """Model families. Importing this package registers their adapters."""
 
-from tango.models import llava_onevision
+from tango.models import llava_onevision, llava_video, qwen2_5_vl, qwen3_vl
 from tango.models.base import Adapter, register_adapter, supported_model_types
 from tango.models.loading import default_num_frames, load
 
-__all__ = ["Adapter", "default_num_frames", "llava_onevision", "load", "register_adapter", "supported_model_types"]
+__all__ = [
+    "Adapter",
+    "default_num_frames",
+    "llava_onevision",
+    "llava_video",
+    "load",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "register_adapter",
+    "supported_model_types",
+]

@@ -6,17 +6,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.models.pooling_head import PoolingHead
+from tango.models.processor import Processor, chat_template
 from tango.profiling import StageTimer
 from tango.splice import ShortPrompt
 
 SaliencyKind = Literal["p-attn", "attn"]
+
+# Text models, by `model_type`, whose layers have `self_attn` with `q_proj`, `k_proj` and half-split rotations.
+DECODERS = ("qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
 
 _ADAPTERS: dict[str, type[Adapter]] = {}
 
@@ -31,6 +36,15 @@ class EncodedVideos:
     extras: Any = None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedImages:
+    """All images of a batch: id of their placeholder, features (placeholders, D), and the adapter's own extras."""
+
+    token_id: int
+    features: Tensor
+    extras: Any = None
+
+
 class Adapter(ABC):
     """Turns one family's inputs into visual tokens, and pruned tokens back into prompt embeddings.
 
@@ -41,6 +55,7 @@ class Adapter(ABC):
     consumed: ClassVar[frozenset[str]]  # inputs that this adapter uses up before the LLM runs
     default_num_frames: ClassVar[int]  # frames that the model usually sees
     video_input: ClassVar[str] = "pixel_values_videos"
+    stock_is_right: ClassVar[bool] = True  # False: only Tango lays out this model's videos as it was trained with
 
     def __init__(self, model: Any, *, saliency: SaliencyKind = "p-attn"):
         if saliency not in ("p-attn", "attn"):
@@ -48,9 +63,49 @@ class Adapter(ABC):
         self.model, self.saliency = model, saliency
 
     @classmethod
+    def load_model(cls, folder: Path, config: Any, **options: Any) -> Any:
+        """The stock model of a checkpoint; `options` are those of `from_pretrained`."""
+        from transformers import AutoModelForImageTextToText
+
+        return AutoModelForImageTextToText.from_pretrained(folder, config=config, **options)
+
+    @classmethod
+    def make_processor(cls, folder: Path, config: Any, tokenizer: Any = None) -> Any:
+        """The processor of a checkpoint.
+
+        Args:
+            tokenizer: None: the one in the folder.
+        """
+        from transformers import AutoTokenizer
+
+        return Processor(
+            tokenizer or AutoTokenizer.from_pretrained(folder),
+            image_size=config.vision_config.image_size,
+            num_video_tokens=lambda num_frames: cls.num_video_tokens(config, num_frames),
+            default_num_frames=cls.default_num_frames,
+            chat_template=chat_template(folder),
+        )
+
+    @classmethod
     @abstractmethod
     def num_video_tokens(cls, config: Any, num_frames: int) -> int:
         """Placeholders that one video takes in an unpruned prompt."""
+
+    @property
+    def decoder(self) -> Any:
+        """The text model, for pruning at the input of one of its layers.
+
+        Raises:
+            UnsupportedModelError: it is none whose attention Tango can follow.
+        """
+        decoder = getattr(getattr(self.model, "model", None), "language_model", None)
+        config = getattr(decoder, "config", None)
+        found = getattr(config, "model_type", type(decoder).__name__)
+        if not isinstance(decoder, nn.Module) or found not in DECODERS or not hasattr(decoder, "norm"):
+            raise UnsupportedModelError(f"pruning at a layer works with decoders {', '.join(DECODERS)}, not {found}")
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            raise UnsupportedModelError("pruning at a layer does not work with sliding-window attention")
+        return decoder
 
     @property
     @abstractmethod
@@ -70,8 +125,8 @@ class Adapter(ABC):
         """Run tower, projector and pooling; return the tokens of every video, in the order of their placeholders."""
 
     @abstractmethod
-    def encode_images(self, inputs: Mapping[str, Any]) -> tuple[int, Tensor] | None:
-        """Id of the image placeholder and the features (placeholders, D) of all images; None if there are none."""
+    def encode_images(self, inputs: Mapping[str, Any]) -> EncodedImages | None:
+        """Features of all images, which are not pruned; None if there are none."""
 
     @abstractmethod
     def lay_out(self, tokens: VisualTokens, pruned: PrunedTokens) -> tuple[Tensor, Tensor]:
@@ -84,42 +139,57 @@ class Adapter(ABC):
         return None
 
     def prefill_scope(
-        self, encoded: EncodedVideos, pruned: list[PrunedTokens], short: ShortPrompt
+        self, encoded: EncodedVideos, pruned: list[PrunedTokens], images: EncodedImages | None, short: ShortPrompt
     ) -> AbstractContextManager[Any]:
         """What must hold while the short prompt passes through the model, such as features for deeper layers."""
-        del encoded, pruned, short
+        del encoded, pruned, images, short
         return nullcontext()
 
 
-def register_adapter(*model_types: str) -> Callable[[A], A]:
-    """Class decorator: use this adapter for models whose config has one of these `model_type`s."""
+def register_adapter(*families: str) -> Callable[[A], A]:
+    """Class decorator: use this adapter for models of these families (see `family`)."""
 
     def add(cls: A) -> A:
-        for model_type in model_types:
-            if model_type in _ADAPTERS:
-                raise ValueError(f"model type {model_type!r} already has adapter {_ADAPTERS[model_type].__qualname__}")
-            _ADAPTERS[model_type] = cls
+        for name in families:
+            if name in _ADAPTERS:
+                raise ValueError(f"family {name!r} already has adapter {_ADAPTERS[name].__qualname__}")
+            _ADAPTERS[name] = cls
         return cls
 
     return add
 
 
 def supported_model_types() -> list[str]:
-    """`model_type`s that `tango.prune` and `tango.load` accept, sorted."""
+    """Families that `tango.prune` and `tango.load` accept, sorted."""
     return sorted(_ADAPTERS)
 
 
-def adapter_class(model_type: str | None) -> type[Adapter]:
-    """The adapter of a model type.
+def family(config: Any) -> str | None:
+    """The name that adapters are registered under: the config's `model_type`, unless models of one type differ."""
+    name = getattr(config, "model_type", None)
+    if name == "llava_onevision" and getattr(config, "mm_newline_position", None) == "grid":
+        return "llava_video"
+    return name
+
+
+def adapter_class(config: Any) -> type[Adapter]:
+    """The adapter of a model, from its config or the name of its family.
 
     Raises:
-        UnsupportedModelError: there is none; the message lists the supported types.
+        UnsupportedModelError: there is none; the message lists the supported families.
     """
-    if model_type not in _ADAPTERS:
+    name = config if isinstance(config, str) else family(config)
+    if name not in _ADAPTERS:
         raise UnsupportedModelError(
-            f"no adapter for model type {model_type!r}. Supported: {', '.join(supported_model_types())}"
+            f"no adapter for model type {name!r}. Supported: {', '.join(supported_model_types())}"
         )
-    return _ADAPTERS[model_type]
+    return _ADAPTERS[name]
+
+
+def stock_is_right(model: Any) -> bool:
+    """Whether the model's own `generate` handles videos as the model was trained; unknown families count as right."""
+    adapter = _ADAPTERS.get(family(getattr(model, "config", None)) or "")
+    return adapter is None or adapter.stock_is_right
 
 
 def pooling_head_of(model: Any) -> PoolingHead | None:

@@ -10,7 +10,13 @@ from tango.errors import TangoError
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
-def resolve_folder(path_or_id: str | Path, *, local_files_only: bool = False, patterns: list[str] = _PATTERNS) -> Path:
+def resolve_folder(
+    path_or_id: str | Path,
+    *,
+    local_files_only: bool = False,
+    revision: str | None = None,
+    patterns: list[str] = _PATTERNS,
+) -> Path:
     """The local folder that holds a checkpoint.
 
     Raises:
@@ -26,7 +32,9 @@ def resolve_folder(path_or_id: str | Path, *, local_files_only: bool = False, pa
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local_files_only))
+        return Path(
+            snapshot_download(name, allow_patterns=patterns, revision=revision, local_files_only=local_files_only)
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TangoError(f"cannot get {name!r}: it is no local folder, and the hub answered: {reason}") from error

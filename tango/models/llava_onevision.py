@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
-from tango.models.base import Adapter, EncodedVideos, SaliencyKind, pooling_head_of, register_adapter
+from tango.models.base import Adapter, EncodedImages, EncodedVideos, SaliencyKind, pooling_head_of, register_adapter
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
 from tango.models.siglip import tap_block
 from tango.models.timestamps import video_timestamps
@@ -128,14 +128,14 @@ class LlavaOnevisionAdapter(Adapter):
         x = x.unflatten(1, (self.patches, self.patches)).permute(0, 3, 1, 2).contiguous()
         return F.interpolate(x, size=self.grid, mode="bilinear").permute(0, 2, 3, 1).flatten(1, 2)
 
-    def encode_images(self, inputs: Mapping[str, Any]) -> tuple[int, Tensor] | None:
+    def encode_images(self, inputs: Mapping[str, Any]) -> EncodedImages | None:
         if inputs.get("pixel_values") is None:
             return None
         options = {k: inputs[k] for k in ("vision_aspect_ratio", "batch_num_images") if inputs.get(k) is not None}
         output = self.model.model.get_image_features(
             inputs["pixel_values"].to(self.model.dtype), inputs["image_sizes"], return_dict=True, **options
         )
-        return self.model.config.image_token_id, torch.cat(list(output.pooler_output))
+        return EncodedImages(token_id=self.model.config.image_token_id, features=torch.cat(list(output.pooler_output)))
 
     def lay_out(self, tokens: VisualTokens, pruned: PrunedTokens) -> tuple[Tensor, Tensor]:
         T, N, _ = tokens.features.shape

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,10 +11,10 @@ import torch
 from safetensors import SafetensorError
 
 from tango.errors import TangoError, UnknownNameError
+from tango.models import lmms_lab
 from tango.models.base import Adapter, adapter_class
 from tango.models.hub import resolve_folder
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
-from tango.models.processor import Processor
 
 _DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -27,13 +26,14 @@ def load(
     device: str | torch.device | None = None,
     attn_implementation: str | None = None,
     siglip: str | Path | None = None,
+    revision: str | None = None,
     local_files_only: bool = False,
     **options: Any,
-) -> tuple[Any, Processor]:
+) -> tuple[Any, Any]:
     """Load a model and its processor.
 
     Args:
-        path_or_id: hub id or local folder of a transformers checkpoint (safetensors).
+        path_or_id: hub id or local folder of a checkpoint (safetensors) in transformers' layout or in lmms-lab's own.
         dtype: "auto" (the checkpoint's; float32 in place of float16 on a CPU), "float32", "float16" or "bfloat16".
         device: None: CUDA if there is one, else the CPU.
         attn_implementation: as in transformers; None: its default, sdpa.
@@ -41,19 +41,19 @@ def load(
             that the tower started from. None: the checkpoint's own folder `siglip/`, its own tower if that kept its
             head, or google/siglip-so400m-patch14-384 if the tower is that one; if none can be had, methods that need
             it say so when they are applied.
-        **options: passed on to `from_pretrained` (e.g. `device_map`, `revision`).
+        revision: branch, tag or commit of the checkpoint on the hub.
+        local_files_only: never ask the hub.
+        **options: passed on to `from_pretrained` (e.g. `device_map`).
     Returns:
         The model in evaluation mode, with the head as its plain attribute `pooling_head`, and a `Processor`.
     Raises:
         TangoError: there is no such checkpoint, or it cannot be read; UnsupportedModelError: no adapter for its type.
     """
-    from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
-
     name = str(dtype).removeprefix("torch.")
     if name not in _DTYPES:
         raise UnknownNameError("dtype", name, _DTYPES)
-    folder = resolve_folder(path_or_id, local_files_only=local_files_only)
-    config, adapter = _config(folder)
+    folder = resolve_folder(path_or_id, local_files_only=local_files_only, revision=revision)
+    config, adapter = read_config(folder)
     device = _device(device)
     chosen = _DTYPES[name] or config.dtype or torch.float32
     if name == "auto" and device.type == "cpu" and chosen == torch.float16:
@@ -62,20 +62,18 @@ def load(
     if attention is not None:
         options["attn_implementation"] = attention
     try:
-        model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=chosen, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if lmms_lab.is_lmms_lab(folder):
+            tokenizer = lmms_lab.load_tokenizer(folder, config)  # first: it decides the ids of the placeholders
+            model = lmms_lab.load_model(folder, config, dtype=chosen, **options)
+            processor = adapter.make_processor(folder, config, tokenizer)
+        else:
+            model = adapter.load_model(folder, config, dtype=chosen, **options)
+            processor = adapter.make_processor(folder, config)
     except (OSError, ValueError, SafetensorError) as error:
         raise TangoError(f"cannot load {path_or_id}: {' '.join(str(error).split())}") from error
     if "device_map" not in options:
         model = model.to(device)
     _attach_pooling_head(model, folder, siglip, local_files_only=local_files_only)
-    processor = Processor(
-        tokenizer,
-        image_size=config.vision_config.image_size,
-        num_video_tokens=lambda num_frames: adapter.num_video_tokens(config, num_frames),
-        default_num_frames=adapter.default_num_frames,
-        chat_template=_chat_template(folder),
-    )
     return model.eval(), processor
 
 
@@ -86,19 +84,24 @@ def default_num_frames(path_or_id: str | Path, *, local_files_only: bool = False
         TangoError: there is no such checkpoint; UnsupportedModelError: no adapter for its type.
     """
     folder = resolve_folder(path_or_id, local_files_only=local_files_only, patterns=["config.json"])
-    return _config(folder)[1].default_num_frames
+    return read_config(folder)[1].default_num_frames
 
 
-def _config(folder: Path) -> tuple[Any, type[Adapter]]:
+def read_config(folder: Path) -> tuple[Any, type[Adapter]]:
+    """The transformers config of a checkpoint in either layout, and the adapter of its family.
+
+    Raises:
+        TangoError: there is no config that can be read; UnsupportedModelError: no adapter for its type.
+    """
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
         raise TangoError(f"{folder} is no checkpoint: it has no config.json")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = lmms_lab.read_config(folder) if lmms_lab.is_lmms_lab(folder) else AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise TangoError(f"cannot read {folder / 'config.json'}: {' '.join(str(error).split())}") from error
-    return config, adapter_class(config.model_type)
+    return config, adapter_class(config)
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -123,6 +126,8 @@ def _available_attention(name: str | None) -> str | None:
 
 def _attach_pooling_head(model: Any, folder: Path, siglip: str | Path | None, *, local_files_only: bool) -> None:
     """Put the head beside the model, outside its modules: it must not end up in saved checkpoints."""
+    if not hasattr(model.model, "vision_tower"):  # a family without SigLIP
+        return
     tower = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower)
     if siglip is None and (folder / "siglip").is_dir():
         siglip = folder / "siglip"
@@ -140,9 +145,3 @@ def _attach_pooling_head(model: Any, folder: Path, siglip: str | Path | None, *,
             model.__dict__["pooling_head"] = head
         except TangoError as error:
             model.__dict__["pooling_head_missing"] = str(error)
-
-
-def _chat_template(folder: Path) -> str | None:
-    """The template that older processors keep in a file of their own; newer ones reach the tokenizer."""
-    file = folder / "chat_template.json"
-    return json.loads(file.read_text(encoding="utf-8"))["chat_template"] if file.is_file() else None

@@ -6,8 +6,10 @@ statistics. Pixels here are those of the original code: bicubic resize with anti
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from tango.containers import Video
+from tango.errors import UnknownNameError
 from tango.ops.blocks import blocks
 from tango.shapes import Float, UInt8
 
@@ -40,11 +43,43 @@ def preprocess_frames(frames: UInt8[Tensor, "T h w 3"], size: int) -> Float[Tens
     return pixels.mul_(1 / 127.5).sub_(1)
 
 
+TimeInstruction = Literal["none", "frames", "release"]
+
+
+def describe_time(video: Video, kind: TimeInstruction) -> str:
+    """What LLaVA-Video reads about a video before the question, with the line's end; "" for "none".
+
+    Args:
+        kind: "frames"; or "release", with a slip of the paper's release, which gives the frames' height as their
+            number.
+    Raises:
+        UnknownNameError: there is no such kind.
+    Source: the text, missing spaces included, is that of VLMEvalKit's LLaVA-Video.
+    """
+    if kind not in ("none", "frames", "release"):
+        raise UnknownNameError("time instruction", kind, ("none", "frames", "release"))
+    if kind == "none":
+        return ""
+    count = video.frames.shape[1] if kind == "release" else len(video.frames)
+    times = ",".join(f"{time:.2f}s" for time in video.timestamps_s.tolist())
+    return (
+        f"The video lasts for {video.duration_s:.2f} seconds,and {count} frames are uniformly sampled from it."
+        f"These frames are located at {times}.Please answer the following questions related to this video.\n"
+    )
+
+
+def chat_template(folder: Path) -> str | None:
+    """The template that older processors keep in a file of their own; newer ones reach the tokenizer."""
+    file = folder / "chat_template.json"
+    return json.loads(file.read_text(encoding="utf-8"))["chat_template"] if file.is_file() else None
+
+
 class Processor:
     """Tokenizer and video preprocessing in one callable, used like a transformers processor.
 
     `processor(text=..., videos=...)` returns `input_ids`, `attention_mask`, `pixel_values_videos` and
-    `video_timestamps_s`; the last lets `tango.prune` see real time. Prompts are padded on the left.
+    `video_timestamps_s`; the last lets `tango.prune` see real time. Prompts are padded on the left. The attribute
+    `time_instruction` is what `tango.prepare` tells the model about the video's time (see `describe_time`).
 
     Args:
         num_video_tokens: frames -> placeholders that a video takes in an unpruned prompt.
@@ -64,6 +99,7 @@ class Processor:
         self.image_size, self.num_video_tokens = image_size, num_video_tokens
         self.default_num_frames, self.video_token = default_num_frames, video_token
         self.chat_template = chat_template or getattr(tokenizer, "chat_template", None) or CHATML
+        self.time_instruction: TimeInstruction = "none"
         self.tokenizer.padding_side = "left"
 
     def __call__(

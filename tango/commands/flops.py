@@ -1,0 +1,196 @@
+"""`tango flops`: what pruning saves in the language model, counted from its shape alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from tango.errors import OptionError
+from tango.ops.budget import exact_count
+from tango.ops.flops import check_layer, kv_cache_bytes, layer_flops, mean_retention_ratio, solve_retention_ratio
+
+_BYTES_PER_NUMBER = 2  # 16-bit keys and values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A language model and what a video puts into its prompt."""
+
+    width: int
+    mlp_width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int = 128
+    tokens_per_step: int  # visual tokens of a frame, or of frames that are encoded together
+    frames_per_step: int = 1
+    newlines: Literal["none", "video", "row"] = "none"  # one at the end of each video, or of each row of a frame
+    default_frames: int = 32
+
+    def num_newlines(self, steps: int, kept: int) -> float:
+        """Newlines beside `kept` visual tokens. A row without any has none: expected number, for random places."""
+        if self.newlines != "row":
+            return float(self.newlines == "video")
+        N, k = self.tokens_per_step, round(kept / steps)
+        side = math.isqrt(N)
+        return steps * side * (1 - math.comb(N - side, k) / math.comb(N, k))
+
+
+_QWEN2: dict[str, dict[str, Any]] = {
+    "0.5b": {"width": 896, "mlp_width": 4864, "num_layers": 24, "num_heads": 14, "num_kv_heads": 2, "head_dim": 64},
+    "7b": {"width": 3584, "mlp_width": 18944, "num_layers": 28, "num_heads": 28, "num_kv_heads": 4},
+    "72b": {"width": 8192, "mlp_width": 29568, "num_layers": 80, "num_heads": 64, "num_kv_heads": 8},
+}
+_QWEN25: dict[str, dict[str, Any]] = {
+    "3b": {"width": 2048, "mlp_width": 11008, "num_layers": 36, "num_heads": 16, "num_kv_heads": 2},
+    "7b": _QWEN2["7b"],
+    "72b": _QWEN2["72b"],
+}
+_ONEVISION: dict[str, Any] = {"tokens_per_step": 196, "newlines": "video"}
+_VIDEO: dict[str, Any] = {"tokens_per_step": 169, "newlines": "row", "default_frames": 64}
+_QWEN_VL: dict[str, Any] = {"tokens_per_step": 256, "frames_per_step": 2}  # frames of 448 x 448
+PRESETS = {
+    **{f"llava-onevision-{size}": Shape(**_ONEVISION, **llm) for size, llm in _QWEN2.items()},
+    **{f"llava-video-{size}": Shape(**_VIDEO, **llm) for size, llm in _QWEN2.items() if size != "0.5b"},
+    **{f"qwen2.5-vl-{size}": Shape(**_QWEN_VL, **llm) for size, llm in _QWEN25.items()},
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `tango flops`."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="hub id or local folder of a checkpoint; only its config.json is read")
+    source.add_argument("--preset", choices=PRESETS, metavar="NAME", help=f"a known shape: {', '.join(PRESETS)}")
+    parser.add_argument("--frames", type=int, help="frames of the video (the model's usual number)")
+    parser.add_argument("--text-tokens", type=int, default=120, help="tokens of the prompt that are no video (120)")
+    ratio = parser.add_mutually_exclusive_group()
+    ratio.add_argument("--retention-ratio", type=float, help="fraction of visual tokens that enters the LLM (0.1)")
+    ratio.add_argument("--mean-retention-ratio", type=float, help="the same, averaged over the LLM's layers")
+    parser.add_argument("--layer", type=int, help="prune again at the input of this layer")
+    parser.add_argument("--layer-retention-ratio", type=float, help="fraction kept there (0.5)")
+    parser.add_argument("--offline", action="store_true", help="use local files only, never the hub")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Count twice, with all tokens and with those that stay, and compare."""
+    shape = PRESETS[args.preset] if args.preset else _shape_of(args.model, args.frames, args.offline)
+    frames = shape.default_frames if args.frames is None else args.frames
+    if frames < 1 or args.text_tokens < 0:
+        raise OptionError(f"--frames must be at least 1 and --text-tokens at least 0, got {frames}, {args.text_tokens}")
+    if args.layer is None and args.layer_retention_ratio is not None:
+        raise OptionError("--layer-retention-ratio needs --layer")
+    inside: dict[str, Any] = {"num_layers": shape.num_layers, "layer": args.layer, "layer_retention_ratio": 1.0}
+    if args.layer is not None:
+        inside["layer_retention_ratio"] = 0.5 if args.layer_retention_ratio is None else args.layer_retention_ratio
+    ratio = 0.1 if args.retention_ratio is None else args.retention_ratio
+    if args.mean_retention_ratio is not None:
+        ratio = solve_retention_ratio(args.mean_retention_ratio, **inside)
+    for name, value in (("retention ratio", ratio), ("layer retention ratio", inside["layer_retention_ratio"])):
+        if not 0 < value <= 1:
+            raise OptionError(f"the {name} must lie in (0, 1], got {value!r}")
+    full = count(shape, frames, args.text_tokens, 1.0)
+    pruned = count(shape, frames, args.text_tokens, ratio, args.layer, inside["layer_retention_ratio"])
+    record = {
+        "model": args.preset or args.model,
+        "frames": frames,
+        "text_tokens": args.text_tokens,
+        "retention_ratio": ratio,
+        "layer": args.layer,
+        "layer_retention_ratio": None if args.layer is None else inside["layer_retention_ratio"],
+        "mean_retention_ratio": mean_retention_ratio(ratio, **inside),
+        "all": full,
+        "pruned": pruned,
+        "flops_ratio": pruned["prefill_flops"] / full["prefill_flops"],
+    }
+    print(json.dumps(record) if args.json else _table(record))
+    return 0
+
+
+def count(
+    shape: Shape, frames: int, text_tokens: int, ratio: float, layer: int | None = None, layer_ratio: float = 1.0
+) -> dict[str, Any]:
+    """Tokens, prefill FLOPs and cache of one prompt with one video.
+
+    Raises:
+        BudgetError: the LLM has no layer `layer`.
+    """
+    if layer is not None:
+        check_layer(layer, shape.num_layers)
+    steps = math.ceil(frames / shape.frames_per_step)
+    visual = exact_count(steps * shape.tokens_per_step, ratio)
+    newlines = round(shape.num_newlines(steps, visual))
+    after = exact_count(visual + newlines, layer_ratio)
+    first = shape.num_layers if layer is None else layer
+    tokens = [text_tokens + visual + newlines] * first + [text_tokens + after] * (shape.num_layers - first)
+    heads = {"num_kv_heads": shape.num_kv_heads, "head_dim": shape.head_dim}
+    widths = {"width": shape.width, "mlp_width": shape.mlp_width, "num_heads": shape.num_heads}
+    return {
+        "visual_tokens": visual,
+        "newline_tokens": newlines,
+        "prompt_tokens": tokens[0],
+        "last_layer_tokens": tokens[-1],
+        "prefill_flops": sum(layer_flops(n, **widths, **heads) for n in tokens),
+        "kv_cache_bytes": kv_cache_bytes(tokens, bytes_per_number=_BYTES_PER_NUMBER, **heads),
+    }
+
+
+def _shape_of(path_or_id: str, frames: int | None, offline: bool) -> Shape:
+    """Read a checkpoint's config."""
+    from tango.commands.common import quiet
+    from tango.models import loading
+    from tango.models.base import family
+    from tango.models.hub import resolve_folder
+
+    quiet()
+    config, adapter = loading.read_config(
+        resolve_folder(path_or_id, local_files_only=offline, patterns=["config.json"])
+    )
+    text = config.get_text_config()
+    frames = adapter.default_num_frames if frames is None else max(frames, 1)
+    placeholders = adapter.num_video_tokens(config, frames)
+    shape = Shape(
+        width=text.hidden_size,
+        mlp_width=text.intermediate_size,
+        num_layers=text.num_hidden_layers,
+        num_heads=text.num_attention_heads,
+        num_kv_heads=text.num_key_value_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        tokens_per_step=placeholders,
+        frames_per_step=frames,
+        default_frames=frames,
+    )
+    kind = family(config)
+    if kind == "llava_onevision":
+        return replace(shape, newlines="video", frames_per_step=1, tokens_per_step=(placeholders - 1) // frames)
+    if kind == "llava_video":  # side * (side + 1) placeholders a frame
+        side = math.isqrt(placeholders // frames)
+        return replace(shape, newlines="row", frames_per_step=1, tokens_per_step=side * side)
+    return shape
+
+
+def _table(record: dict[str, Any]) -> str:
+    full, pruned = record["all"], record["pruned"]
+    lines = [
+        f"{record['model']}, {record['frames']} frames, {record['text_tokens']} other tokens; "
+        f"{record['retention_ratio']:.4g} of the visual tokens enter the LLM",
+        f"{'':<26}{'all tokens':>14}{'pruned':>14}{'share':>9}",
+    ]
+    if record["layer"] is not None:
+        lines[0] += f", {record['layer_retention_ratio']:.4g} of those stay from layer {record['layer']} on"
+    for label, key, unit, digits in (
+        ("visual tokens", "visual_tokens", 1, 0),
+        ("newline tokens", "newline_tokens", 1, 0),
+        ("prompt tokens", "prompt_tokens", 1, 0),
+        ("tokens in the last layer", "last_layer_tokens", 1, 0),
+        ("prefill TFLOPs", "prefill_flops", 1e12, 3),
+        ("KV cache MiB (16 bit)", "kv_cache_bytes", 2**20, 1),
+    ):
+        a, b = full[key], pruned[key]
+        share = f"{100 * b / a:>8.1f}%" if a else ""
+        lines.append(f"{label:<26}{a / unit:>14.{digits}f}{b / unit:>14.{digits}f}{share}")
+    lines.append(f"{'mean retention ratio':<26}{1:>14}{record['mean_retention_ratio']:>14.4f}")
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""The FastV variant that Tango uses inside the LLM: keep what the last token attends to, average the rest into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from tango.containers import Paper
+from tango.errors import OptionError
+from tango.methods.base import LayerPruner
+from tango.methods.registry import register_layer
+from tango.ops.budget import exact_count
+from tango.shapes import Float, Int
+
+
+@register_layer("fastv-merge")
+@dataclass(frozen=True, kw_only=True)
+class FastvMergePruner(LayerPruner):
+    """Keep the visual tokens that the prompt's last token attends to most; average each other one into its nearest.
+
+    round(retention_ratio * M) tokens stay, at least one, in their order. A dropped state joins the kept one of highest
+    cosine similarity: new = merge_weight * kept + (1 - merge_weight) * mean(kept and what joined it), in float32.
+
+    Source: section 5.1 of arXiv:2604.09547 names the FastV variant; its merging is the release's.
+    Deviation: in the release the layer before runs without a causal mask; that is `noncausal_layer`, off here.
+    """
+
+    layer: int = 18  # section 5.1
+    retention_ratio: float = 0.5  # section 5.1
+    merge_weight: float = 0.6  # of the kept state (release); 1: drop without merging, as in FastV
+
+    budget_rule: ClassVar[str] = "round(r M) of the M visual tokens that reach the layer"
+    paper: ClassVar[Paper] = Paper(
+        title="An Image is Worth 1/2 Tokens After Layer 2",
+        venue="ECCV 2024",
+        url="https://arxiv.org/abs/2403.06764",
+        licence="none stated",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.merge_weight <= 1:
+            raise OptionError(f"merge_weight must lie in [0, 1], got {self.merge_weight!r}")
+
+    def prune(
+        self, hidden: Float[torch.Tensor, "M D"], attention: Float[torch.Tensor, "M"]
+    ) -> tuple[Float[torch.Tensor, "K D"], Int[torch.Tensor, "K"]]:
+        M, K = len(hidden), exact_count(len(hidden), self.retention_ratio)
+        order = attention.argsort(descending=True, stable=True)  # equal attention: the earlier token stays
+        kept, dropped = order[:K].sort().values, order[K:].sort().values
+        states = hidden.index_select(0, kept)
+        if self.merge_weight == 1 or K == M:
+            return states, kept
+        with torch.no_grad():
+            unit = F.normalize(hidden.float(), dim=-1)
+            nearest = (unit.index_select(0, dropped) @ unit.index_select(0, kept).T).argmax(-1)
+            ones = torch.ones(len(dropped), 1, device=hidden.device)
+            counts = torch.ones(K, 1, device=hidden.device).index_add(0, nearest, ones)
+        sums = states.float().index_add(0, nearest, hidden.index_select(0, dropped).float())
+        merged = torch.lerp(sums / counts, states.float(), self.merge_weight).to(hidden.dtype)
+        return torch.where(counts > 1, merged, states), kept

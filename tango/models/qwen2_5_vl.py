@@ -1,0 +1,205 @@
+"""Qwen2.5-VL and Qwen2-VL: a tower for any frame size, two frames per temporal step, multimodal rotary positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from tango.containers import PrunedTokens, Signal, VisualTokens
+from tango.errors import MissingSignalError, OptionError, UnsupportedModelError
+from tango.models.base import Adapter, EncodedImages, EncodedVideos, SaliencyKind, register_adapter
+from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_step, vision_positions
+from tango.models.qwen_processor import MAX_PIXELS, QwenProcessor
+from tango.models.qwen_tower import saliency, tap_attention, window_order
+from tango.profiling import StageTimer
+
+PositionRule = Literal["correct", "stock"]
+
+
+class QwenVlAdapter(Adapter):
+    """What the Qwen-VL models have in common. N tokens of a frame are its merge units, T temporal grid steps.
+
+    Kept tokens retain the positions that they have in the unpruned prompt, as in the paper's release.
+
+    Args:
+        positions: "correct" (as the models were trained) or "stock" (as this transformers release computes them).
+    """
+
+    consumed: ClassVar[frozenset[str]] = frozenset(
+        {
+            "pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "second_per_grid_ts",
+            "mm_token_type_ids", "rope_deltas", "video_timestamps_s", "video_metadata",
+        }
+    )  # fmt: skip
+    default_num_frames: ClassVar[int] = 32
+    positions_need_time: ClassVar[bool] = False
+
+    def __init__(self, model: Any, *, saliency: SaliencyKind = "p-attn", positions: PositionRule = "correct"):
+        super().__init__(model, saliency=saliency)
+        if positions not in ("correct", "stock"):
+            raise OptionError(f"positions must be 'correct' or 'stock', got {positions!r}")
+        self.position_rule = positions
+        self.vision = model.config.vision_config
+        self.merge = self.vision.spatial_merge_size
+
+    @property
+    def video_token_id(self) -> int:
+        return self.model.config.video_token_id
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder that stands for one token of an image."""
+        return self.model.config.image_token_id
+
+    def check(self, needs: Signal, method: str) -> None:
+        if Signal.FRAME_EMBEDS in needs:
+            raise MissingSignalError(f"{method} needs frame embeddings, and Qwen-VL towers have none")
+
+    def token_grids(self, inputs: Mapping[str, Any], name: str) -> list[Grid]:
+        """Grids after merging, (T, H, W) per image or video.
+
+        Raises:
+            ValueError: the inputs lack them.
+        """
+        if inputs.get(name) is None:
+            raise ValueError(f"{name} is missing from the inputs; the processor returns it beside the pixels")
+        return [(t, h // self.merge, w // self.merge) for t, h, w in torch.as_tensor(inputs[name]).tolist()]
+
+    def encode_videos(self, inputs: Mapping[str, Any], wants: Signal, timer: StageTimer) -> EncodedVideos:
+        grids = self.token_grids(inputs, "video_grid_thw")
+        warn = self.positions_need_time or Signal.TIMESTAMPS in wants
+        times = grid_times(inputs, [t for t, _, _ in grids], self.vision.temporal_patch_size, warn=warn)
+        attention = self.model.model.visual.blocks[-1].attn
+        nothing: dict[str, Tensor] = {}
+        tap: AbstractContextManager[dict[str, Tensor]] = nullcontext(nothing)
+        if Signal.SALIENCY in wants:
+            tap = tap_attention(attention)
+        pixels, grid_thw = (torch.as_tensor(inputs[name]) for name in (self.video_input, "video_grid_thw"))
+        unit = self.merge**2
+        if len(pixels) != unit * sum(math.prod(grid) for grid in grids):
+            raise ValueError(f"video_grid_thw {grid_thw.tolist()} does not fit {len(pixels)} patches of pixels")
+        with timer.stage("tower"), tap as record:
+            output = self.model.model.get_video_features(
+                pixels.to(self.model.device), grid_thw.to(self.model.device), return_dict=True
+            )
+        videos, first = [], 0
+        with timer.stage("prune"):
+            for (T, H, W), features, seconds in zip(grids, output.pooler_output, times, strict=True):
+                attended = self._saliency(record, first, (T, H, W)) if record else None
+                first += T * H * W * unit
+                videos.append(
+                    VisualTokens(
+                        features=features.view(T, H * W, -1), grid=(H, W), timestamps_s=seconds, saliency=attended
+                    )
+                )
+        return EncodedVideos(videos=videos, extras=self.extras(output, grids))
+
+    def _saliency(self, record: dict[str, Tensor], first: int, grid: Grid) -> Tensor:
+        T, H, W = grid
+        attention = self.model.model.visual.blocks[-1].attn
+        pooled = self.saliency == "p-attn"
+        scores = saliency(record, first, (T, H * W, self.merge**2), attention, pooled_query=pooled)
+        order = self.unit_order((H, W))
+        return scores if order is None else torch.empty_like(scores).index_copy_(1, order.to(scores.device), scores)
+
+    def unit_order(self, grid: tuple[int, int]) -> Tensor | None:
+        """Row-major index of every merge unit in the order of the tower; None: they are in order."""
+        del grid
+        return None
+
+    def extras(self, output: Any, grids: list[Grid]) -> Any:
+        """What is needed of the tower's output besides the features, after pruning."""
+        del output, grids
+
+    def encode_images(self, inputs: Mapping[str, Any]) -> EncodedImages | None:
+        if inputs.get("pixel_values") is None:
+            return None
+        device = self.model.device
+        pixels, grid_thw = inputs["pixel_values"].to(device), torch.as_tensor(inputs["image_grid_thw"]).to(device)
+        output = self.model.model.get_image_features(pixels, grid_thw, return_dict=True)
+        features = torch.cat(list(output.pooler_output))
+        return EncodedImages(token_id=self.image_token_id, features=features, extras=self.image_extras(output))
+
+    def image_extras(self, output: Any) -> Any:
+        """What is needed of the tower's output for images besides the features."""
+        del output
+
+    def lay_out(self, tokens: VisualTokens, pruned: PrunedTokens) -> tuple[Tensor, Tensor]:
+        T, N, _ = tokens.features.shape
+        stays = torch.zeros(T * N, dtype=torch.bool, device=pruned.features.device)
+        stays[pruned.indices] = True
+        return pruned.features, stays
+
+    def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
+        if self.position_rule == "stock":
+            return self._stock_positions(input_ids, attention_mask, inputs)
+        vision = {self.video_token_id: self.video_positions(inputs)}
+        if inputs.get("pixel_values") is not None:
+            images = self.token_grids(inputs, "image_grid_thw")
+            vision[self.image_token_id] = [vision_positions(grid) for grid in images]
+        return mrope_positions(input_ids, attention_mask, vision)
+
+    def video_positions(self, inputs: Mapping[str, Any]) -> list[Tensor]:
+        """Positions of every block of video placeholders, from 0, in the order of the prompt."""
+        return [vision_positions(grid) for grid in self.token_grids(inputs, "video_grid_thw")]
+
+    def _stock_positions(self, ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
+        options = {k: inputs[k] for k in ("image_grid_thw", "second_per_grid_ts") if inputs.get(k) is not None}
+        kinds = (ids == self.image_token_id).int() + 2 * (ids == self.video_token_id).int()
+        positions, _ = self.model.model.get_rope_index(
+            ids,
+            mm_token_type_ids=kinds,
+            video_grid_thw=inputs["video_grid_thw"],
+            attention_mask=attention_mask,
+            **options,
+        )
+        return positions
+
+    @classmethod
+    def num_video_tokens(cls, config: Any, num_frames: int) -> int:
+        vision = config.vision_config
+        side = vision.patch_size * vision.spatial_merge_size
+        return math.ceil(num_frames / vision.temporal_patch_size) * (MAX_PIXELS // side**2)
+
+    @classmethod
+    def make_processor(cls, folder: Path, config: Any, tokenizer: Any = None) -> Any:
+        return QwenProcessor.from_folder(folder, config, tokenizer, default_num_frames=cls.default_num_frames)
+
+
+@register_adapter("qwen2_vl")
+class Qwen2VlAdapter(QwenVlAdapter):
+    """Stock `Qwen2VLForConditionalGeneration`. Temporal positions count grid steps, whatever time they take."""
+
+    stock_is_right: ClassVar[bool] = False  # its positions are not
+
+
+@register_adapter("qwen2_5_vl")
+class Qwen2_5VlAdapter(QwenVlAdapter):
+    """Stock `Qwen2_5_VLForConditionalGeneration`. Most tower blocks attend within windows, so the last is checked."""
+
+    stock_is_right: ClassVar[bool] = False  # its positions are not
+    positions_need_time: ClassVar[bool] = True
+
+    def __init__(self, model: Any, *, saliency: SaliencyKind = "p-attn", positions: PositionRule = "correct"):
+        super().__init__(model, saliency=saliency, positions=positions)
+        if self.vision.depth - 1 not in self.vision.fullatt_block_indexes:
+            raise UnsupportedModelError(
+                "the qwen2_5_vl adapter takes saliency from the last block of the tower, which must attend to whole "
+                f"frames; here only blocks {list(self.vision.fullatt_block_indexes)} of {self.vision.depth} do"
+            )
+
+    def unit_order(self, grid: tuple[int, int]) -> Tensor:
+        return window_order(grid, self.vision.window_size // self.merge // self.vision.patch_size)
+
+    def video_positions(self, inputs: Mapping[str, Any]) -> list[Tensor]:
+        grids = self.token_grids(inputs, "video_grid_thw")
+        steps = [t for t, _, _ in grids]
+        seconds = seconds_per_step(inputs, steps, self.vision.temporal_patch_size, warn=False)
+        rate = self.vision.tokens_per_second
+        return [vision_positions(grid, step=s, tokens_per_second=rate) for grid, s in zip(grids, seconds, strict=True)]

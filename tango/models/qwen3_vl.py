@@ -1,0 +1,91 @@
+"""Qwen3-VL: as Qwen2.5-VL without windows; frames have their time as text before them; features for deeper layers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tango.containers import PrunedTokens
+from tango.models.base import EncodedImages, EncodedVideos, register_adapter
+from tango.models.mrope import Grid, vision_positions
+from tango.models.qwen2_5_vl import QwenVlAdapter
+from tango.splice import ShortPrompt
+
+
+@register_adapter("qwen3_vl")
+class Qwen3VlAdapter(QwenVlAdapter):
+    """Stock `Qwen3VLForConditionalGeneration`.
+
+    The first decoder layers add features of earlier tower blocks to the visual tokens ("deepstack"). A kept token
+    brings its own, merged or not.
+    """
+
+    def extras(self, output: Any, grids: list[Grid]) -> list[list[Tensor]]:
+        """Deepstack features of every video, one (T * N, D) tensor per layer."""
+        lengths = [t * h * w for t, h, w in grids]
+        layers = [_flat(layer).split(lengths) for layer in output.deepstack_features]
+        return [list(video) for video in zip(*layers, strict=True)]
+
+    def image_extras(self, output: Any) -> list[Tensor]:
+        return [_flat(layer) for layer in output.deepstack_features]
+
+    def video_positions(self, inputs: Mapping[str, Any]) -> list[Tensor]:
+        """Every frame is a block of its own, after its time."""
+        grids = self.token_grids(inputs, "video_grid_thw")
+        return [vision_positions((1, h, w)) for t, h, w in grids for _ in range(t)]
+
+    def prefill_scope(
+        self, encoded: EncodedVideos, pruned: list[PrunedTokens], images: EncodedImages | None, short: ShortPrompt
+    ) -> AbstractContextManager[Any]:
+        kept = [[layer[p.indices] for layer in video] for video, p in zip(encoded.extras, pruned, strict=True)]
+        is_image = (short.input_ids == self.image_token_id) & short.attention_mask.bool()
+        layers = []
+        for i, parts in enumerate(zip(*kept, strict=True)):
+            rows = torch.zeros_like(short.inputs_embeds)
+            rows = rows.masked_scatter(short.is_video[..., None], torch.cat(parts).to(rows))
+            if images is not None:
+                rows = rows.masked_scatter(is_image[..., None], images.extras[i].to(rows))
+            layers.append(rows)
+        return hand_over_deepstack(self.model.model.language_model, short.is_video | is_image, layers)
+
+
+def _flat(layer: Any) -> Tensor:
+    """transformers 5.17 returns one tensor per layer, 5.23 one per layer and video."""
+    return layer if isinstance(layer, Tensor) else torch.cat(list(layer))
+
+
+@contextmanager
+def hand_over_deepstack(language_model: nn.Module, visual: Tensor, layers: list[Tensor]) -> Iterator[None]:
+    """While entered, the prompt's visual positions (B, S) get their rows of `layers`, (B, S, D) each.
+
+    Calls from other threads are left alone. With a cache the hook leaves once the prompt has passed.
+    """
+    owner, S = threading.get_ident(), visual.shape[1]
+
+    def add(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != owner:
+            return None
+        embeds, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if past >= S:
+            return None
+        count = min(S - past, embeds.shape[1])
+        repeats = len(embeds) // len(visual)  # beams, or several samples per prompt
+        now = slice(past, past + count)
+        mask = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=visual.device)
+        mask[:, :count] = visual[:, now].repeat_interleave(repeats, dim=0)
+        rows = [layer[:, now].repeat_interleave(repeats, dim=0)[mask[:, :count]] for layer in layers]
+        if cache is not None and past + count >= S:
+            handle.remove()
+        return args, {**kwargs, "visual_pos_masks": mask, "deepstack_visual_embeds": rows}
+
+    handle = language_model.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,228 @@
+"""From a question and videos to the inputs of a Qwen-VL model: frames of any shape, cut into patches.
+
+Own code, in torch alone: the stock video processors need torchvision, and assume 24 frames a second where they are not
+told. Frames are resized to multiples of one merge unit with at most 448 x 448 pixels, as in arXiv:2604.09547.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import BatchFeature
+
+from tango.containers import Video
+from tango.models.mrope import seconds_per_step
+from tango.models.processor import chat_template
+from tango.ops.blocks import blocks
+from tango.shapes import Float, UInt8
+
+MAX_PIXELS = 448 * 448
+VIDEO, START, END = "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+
+_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+)
+_TURNS = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patches:
+    """How frames become patches: sizes in pixels, frames per temporal step, patches per side of a merge unit."""
+
+    size: int
+    temporal: int = 2
+    merge: int = 2
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+    min_pixels: int = 128 * 28 * 28  # per frame; the families' own lower bound for videos
+    max_pixels: int = MAX_PIXELS
+
+    def frame_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that a frame is resized to: multiples of a merge unit, about the same aspect ratio.
+
+        Raises:
+            ValueError: one side is more than 200 times the other.
+        """
+        if max(height, width) > 200 * min(height, width):
+            raise ValueError(f"frames of {height} x {width} pixels are too narrow: at most 200 : 1")
+        side = self.size * self.merge
+        h, w = (max(side, round(x / side) * side) for x in (height, width))
+        if h * w > self.max_pixels:
+            shrink = math.sqrt(height * width / self.max_pixels)
+            h, w = (max(side, math.floor(x / shrink / side) * side) for x in (height, width))
+        elif h * w < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (height * width))
+            h, w = (math.ceil(x * grow / side) * side for x in (height, width))
+        return h, w
+
+    def cut(self, frames: UInt8[Tensor, "F h w 3"]) -> tuple[Float[Tensor, "patches features"], tuple[int, int, int]]:
+        """Resize and normalise frames; return their patches, merge unit by merge unit, and the grid of patches.
+
+        A last frame without partner is repeated.
+        """
+        frames = torch.cat([frames, frames[-1:].expand(-len(frames) % self.temporal, -1, -1, -1)])
+        h, w = self.frame_size(frames.shape[1], frames.shape[2])
+        pixels = torch.empty(len(frames), 3, h, w)
+        for block in blocks(len(frames), frames[0].numel(), frames.device, cpu_bytes=64 << 20):
+            pixels[block] = F.interpolate(
+                frames[block].permute(0, 3, 1, 2), size=(h, w), mode="bicubic", antialias=True, align_corners=False
+            )
+        mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        pixels.sub_(mean).div_(std)
+        t, rows, columns = len(frames) // self.temporal, h // self.size, w // self.size
+        sides = (rows // self.merge, self.merge, self.size, columns // self.merge, self.merge, self.size)
+        patches = pixels.view(t, self.temporal, 3, *sides).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+        return patches.reshape(t * rows * columns, -1), (t, rows, columns)
+
+
+class QwenProcessor:
+    """Tokenizer and video preprocessing in one callable, used like a transformers processor.
+
+    `processor(text=..., videos=...)` returns `input_ids`, `attention_mask`, `mm_token_type_ids`,
+    `pixel_values_videos`, `video_grid_thw` and, from the videos' times, `video_timestamps_s` and (Qwen2.5-VL)
+    `second_per_grid_ts`. Prompts are padded on the left.
+
+    Args:
+        model_type: "qwen2_vl", "qwen2_5_vl" or "qwen3_vl"; the last writes each frame's time into the prompt.
+    """
+
+    video_token = VIDEO
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        model_type: str,
+        patches: Patches,
+        default_num_frames: int = 32,
+        chat_template: str | None = None,
+    ):
+        self.tokenizer, self.model_type, self.patches = tokenizer, model_type, patches
+        self.default_num_frames = default_num_frames
+        own = _TURNS if model_type == "qwen3_vl" else _SYSTEM + _TURNS
+        self.chat_template = chat_template or getattr(tokenizer, "chat_template", None) or own
+        self.tokenizer.padding_side = "left"
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, config: Any, tokenizer: Any = None, *, default_num_frames: int = 32
+    ) -> QwenProcessor:
+        """The processor of a checkpoint: pixel statistics from its preprocessor file, sizes from the model's config."""
+        from transformers import AutoTokenizer
+
+        files = [folder / name for name in ("video_preprocessor_config.json", "preprocessor_config.json")]
+        settings: dict[str, Any] = next(
+            (json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()), {}
+        )
+        vision, newest = config.vision_config, config.model_type == "qwen3_vl"
+        side = vision.patch_size * vision.spatial_merge_size
+        patches = Patches(
+            size=vision.patch_size,
+            temporal=vision.temporal_patch_size,
+            merge=vision.spatial_merge_size,
+            mean=tuple(settings.get("image_mean") or (HALF if newest else CLIP_MEAN)),
+            std=tuple(settings.get("image_std") or (HALF if newest else CLIP_STD)),
+            min_pixels=128 * side**2,
+        )
+        return cls(
+            tokenizer or AutoTokenizer.from_pretrained(folder),
+            model_type=config.model_type,
+            patches=patches,
+            default_num_frames=default_num_frames,
+            chat_template=chat_template(folder),
+        )
+
+    def num_video_tokens(self, num_frames: int, height: int, width: int) -> int:
+        """Placeholders that a video of this size takes in an unpruned prompt."""
+        h, w = self.patches.frame_size(height, width)
+        units = h * w // (self.patches.size * self.patches.merge) ** 2
+        return math.ceil(num_frames / self.patches.temporal) * units
+
+    def __call__(
+        self, text: str | Sequence[str], videos: Sequence[Video | Tensor] | Video | Tensor | None = None, **options: Any
+    ) -> BatchFeature:
+        """Tokenize prompts that contain one `<|video_pad|>` per video, and preprocess the videos in that order.
+
+        Raises:
+            ValueError: the numbers of `<|video_pad|>` and of videos differ.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        videos = [] if videos is None else [videos] if isinstance(videos, (Video, Tensor)) else list(videos)
+        count = sum(t.count(VIDEO) for t in texts)
+        if count != len(videos):
+            raise ValueError(f"the prompt has {count} {VIDEO}, but {len(videos)} videos are given")
+        frames = [video.frames if isinstance(video, Video) else torch.as_tensor(video) for video in videos]
+        cut = [self.patches.cut(f) for f in frames]
+        times = [video.timestamps_s for video in videos if isinstance(video, Video)]
+        stamps = times if len(times) == len(videos) else None
+        if videos and stamps is None and self.model_type == "qwen3_vl":
+            warnings.warn("frames without times: the prompt counts them as half a second apart", stacklevel=2)
+        blocks_of = iter(
+            [self._placeholders(grid, stamps[i] if stamps else None, len(frames[i])) for i, (_, grid) in enumerate(cut)]
+        )
+        expanded = [self._expand(t, blocks_of) for t in texts]
+        inputs = BatchFeature(dict(self.tokenizer(expanded, **{"return_tensors": "pt", "padding": True, **options})))
+        inputs["mm_token_type_ids"] = self._kinds(inputs["input_ids"])
+        if videos:
+            inputs["pixel_values_videos"] = torch.cat([patches for patches, _ in cut])
+            inputs["video_grid_thw"] = torch.tensor([grid for _, grid in cut])
+        if videos and stamps is not None:
+            inputs["video_timestamps_s"] = stamps
+            if self.model_type == "qwen2_5_vl":
+                steps = [grid[0] for _, grid in cut]
+                seconds = seconds_per_step({"video_timestamps_s": stamps}, steps, self.patches.temporal, warn=False)
+                inputs["second_per_grid_ts"] = torch.tensor(seconds)
+        return inputs
+
+    def _expand(self, text: str, placeholders: Iterator[str]) -> str:
+        if self.model_type == "qwen3_vl":  # the placeholders bring marks of their own, around every frame
+            text = text.replace(START + VIDEO + END, VIDEO)
+        first, *rest = text.split(VIDEO)
+        return first + "".join(next(placeholders) + piece for piece in rest)
+
+    def _placeholders(self, grid: tuple[int, int, int], times: Tensor | None, num_frames: int) -> str:
+        t, rows, columns = grid
+        frame = VIDEO * (rows * columns // self.patches.merge**2)
+        if self.model_type != "qwen3_vl":
+            return frame * t
+        times = torch.arange(num_frames) / 2 if times is None else times
+        times = torch.cat([times, times[-1:].expand(t * self.patches.temporal - num_frames)])
+        middles = times.view(t, self.patches.temporal)[:, [0, -1]].mean(dim=1).tolist()
+        return "".join(f"<{seconds:.1f} seconds>{START}{frame}{END}" for seconds in middles)
+
+    def _kinds(self, input_ids: Any) -> Any:
+        """0 for text, 1 for image and 2 for video placeholders; stock models compute positions from it."""
+        image, video = (self.tokenizer.convert_tokens_to_ids(token) for token in ("<|image_pad|>", VIDEO))
+        return (input_ids == image).int() + 2 * (input_ids == video).int()
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """Render messages (parts of type "video" and "text") as a prompt."""
+        return self.tokenizer.apply_chat_template(
+            messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+    def decode(self, ids: Any, **options: Any) -> str:
+        """Text of one sequence of ids."""
+        return self.tokenizer.decode(ids, **options)
+
+    def batch_decode(self, ids: Any, **options: Any) -> list[str]:
+        """Texts of a batch of ids."""
+        return self.tokenizer.batch_decode(ids, **options)

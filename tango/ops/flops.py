@@ -1,0 +1,78 @@
+"""What pruning saves in the LLM: kept fraction averaged over layers, prefill FLOPs, KV-cache bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tango.errors import BudgetError
+
+
+def mean_retention_ratio(
+    retention_ratio: float, *, num_layers: int, layer: int | None = None, layer_retention_ratio: float = 1.0
+) -> float:
+    """Fraction of visual tokens that enter a layer, averaged over the LLM's layers.
+
+    Args:
+        retention_ratio: fraction that enters the LLM.
+        layer: layer at whose input tokens are pruned again; None: nowhere.
+        layer_retention_ratio: fraction of those that reach `layer` which stays.
+    Raises:
+        BudgetError: the LLM has no such layer.
+    Source: eq. 1 of arXiv:2604.09547.
+    """
+    if layer is None:
+        return retention_ratio
+    check_layer(layer, num_layers)
+    return retention_ratio * (layer + (num_layers - layer) * layer_retention_ratio) / num_layers
+
+
+def solve_retention_ratio(
+    mean: float, *, num_layers: int, layer: int | None = None, layer_retention_ratio: float = 1.0
+) -> float:
+    """The retention ratio before the LLM that gives this mean over its layers.
+
+    Raises:
+        BudgetError: `mean` is outside (0, 1], or so high that even keeping everything before the LLM does not reach it.
+    """
+    if not 0 < mean <= 1:
+        raise BudgetError(f"mean_retention_ratio must lie in (0, 1], got {mean!r}")
+    most = mean_retention_ratio(1.0, num_layers=num_layers, layer=layer, layer_retention_ratio=layer_retention_ratio)
+    if mean > most:
+        raise BudgetError(
+            f"mean_retention_ratio {mean:.4g} is out of reach: keeping {layer_retention_ratio:.4g} from layer {layer} "
+            f"of {num_layers} on leaves {most:.4g} at most; prune later, or keep more at that layer"
+        )
+    return mean / most
+
+
+def check_layer(layer: int, num_layers: int) -> None:
+    """Raise BudgetError unless the LLM has a layer `layer` with one before it."""
+    if not 1 <= layer < num_layers:
+        raise BudgetError(f"layer must lie in 1..{num_layers - 1} for an LLM of {num_layers} layers, got {layer}")
+
+
+def layer_flops(
+    num_tokens: int, *, width: int, mlp_width: int, num_heads: int, num_kv_heads: int, head_dim: int | None = None
+) -> int:
+    """FLOPs of one decoder layer for a prompt: N (4 d^2 (1 + G / H) + 6 d m) + 4 N^2 d.
+
+    A multiplication with its addition counts as two. The four projections of attention (G of H heads have keys and
+    values) and the three of the gated MLP are linear in N; queries by keys and weights by values are quadratic, with
+    the masked half counted. Norms, biases, rotations, softmax, embedding and output head are left out.
+
+    Args:
+        head_dim: None: width / num_heads. Where heads are wider or narrower, 4 d^2 and 4 N^2 d become
+            4 d (H head_dim) and 4 N^2 (H head_dim).
+    Source: section 3 of arXiv:2604.09547.
+    """
+    attention_width = num_heads * (head_dim or width // num_heads)
+    kv_width = attention_width * num_kv_heads // num_heads
+    projections = 4 * width * (attention_width + kv_width) + 6 * width * mlp_width
+    return num_tokens * projections + 4 * num_tokens**2 * attention_width
+
+
+def kv_cache_bytes(
+    tokens_per_layer: Sequence[int], *, num_kv_heads: int, head_dim: int, bytes_per_number: int = 2
+) -> int:
+    """Bytes of keys and values that layers with these token counts hold for one prompt."""
+    return 2 * sum(tokens_per_layer) * num_kv_heads * head_dim * bytes_per_number
