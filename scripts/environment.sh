@@ -24,9 +24,9 @@ if [ "$(cat "$VENV/tango-stamp" 2>/dev/null)" != "$stamp" ]; then
     "$VENV/bin/python" -m pip install --quiet --upgrade pip "setuptools>=77"
     "$VENV/bin/python" -m pip install --quiet -r requirements.txt
     [ -z "${TRANSFORMERS:-}" ] || "$VENV/bin/python" -m pip install --quiet "transformers==$TRANSFORMERS"
-    "$VENV/bin/python" -m pip install --quiet --no-build-isolation -e ".[dev]"
+    PYTHONWARNINGS=ignore "$VENV/bin/python" -m pip install --quiet --no-build-isolation -e ".[dev]"
     echo "$stamp" >"$VENV/tango-stamp"
 else # the environment may have been built for another clone
-    "$VENV/bin/python" -m pip install --quiet --no-build-isolation --no-deps -e .
+    PYTHONWARNINGS=ignore "$VENV/bin/python" -m pip install --quiet --no-build-isolation --no-deps -e .
 fi
 PATH="$(cd "$VENV/bin" && pwd):$PATH"

@@ -31,6 +31,9 @@ CHATML = (
 )
 
 
+Videos = Sequence[Video | Tensor] | Video | Tensor | None
+
+
 def preprocess_frames(frames: UInt8[Tensor, "T h w 3"], size: int) -> Float[Tensor, "T 3 size size"]:
     """Resize frames to a square and scale them to [-1, 1], a block of frames at a time."""
     T, h, w, _ = frames.shape
@@ -74,66 +77,42 @@ def chat_template(folder: Path) -> str | None:
     return json.loads(file.read_text(encoding="utf-8"))["chat_template"] if file.is_file() else None
 
 
-class Processor:
-    """Tokenizer and video preprocessing in one callable, used like a transformers processor.
+class ChatProcessor:
+    """What the processors of all families share: a tokenizer, a chat template, and placeholders for videos.
 
-    `processor(text=..., videos=...)` returns `input_ids`, `attention_mask`, `pixel_values_videos` and
-    `video_timestamps_s`; the last lets `tango.prune` see real time. Prompts are padded on the left. The attribute
-    `time_instruction` is what `tango.prepare` tells the model about the video's time (see `describe_time`).
-
-    Args:
-        num_video_tokens: frames -> placeholders that a video takes in an unpruned prompt.
+    Prompts are padded on the left. The attribute `time_instruction` is what `tango.prepare` tells the model about the
+    video's time (see `describe_time`).
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        *,
-        image_size: int,
-        num_video_tokens: Callable[[int], int],
-        default_num_frames: int,
-        video_token: str = "<video>",
-        chat_template: str | None = None,
-    ):
-        self.tokenizer = tokenizer
-        self.image_size, self.num_video_tokens = image_size, num_video_tokens
-        self.default_num_frames, self.video_token = default_num_frames, video_token
-        self.chat_template = chat_template or getattr(tokenizer, "chat_template", None) or CHATML
+    def __init__(self, tokenizer: Any, *, video_token: str, chat_template: str, default_num_frames: int):
+        self.tokenizer, self.video_token = tokenizer, video_token
+        self.chat_template, self.default_num_frames = chat_template, default_num_frames
         self.time_instruction: TimeInstruction = "none"
         self.tokenizer.padding_side = "left"
 
-    def __call__(
-        self, text: str | Sequence[str], videos: Sequence[Video | Tensor] | Video | Tensor | None = None, **options: Any
-    ) -> BatchFeature:
-        """Tokenize prompts that contain one `<video>` per video, and preprocess the videos in that order.
+    def match(self, text: str | Sequence[str], videos: Videos) -> tuple[list[str], list[Tensor], list[Tensor] | None]:
+        """Prompts, frames of every video, and their times if all videos have them.
 
         Raises:
-            ValueError: the numbers of `<video>` and of videos differ.
+            ValueError: the numbers of placeholders and of videos differ.
         """
         texts = [text] if isinstance(text, str) else list(text)
-        videos = [] if videos is None else [videos] if isinstance(videos, (Video, Tensor)) else list(videos)
+        given = [] if videos is None else [videos] if isinstance(videos, (Video, Tensor)) else list(videos)
         count = sum(t.count(self.video_token) for t in texts)
-        if count != len(videos):
-            raise ValueError(f"the prompt has {count} {self.video_token}, but {len(videos)} videos are given")
-        frames = [video.frames if isinstance(video, Video) else torch.as_tensor(video) for video in videos]
-        remaining = iter(frames)
-        expanded = ["".join(self._expand(piece, remaining) for piece in self._pieces(t)) for t in texts]
-        options = {"return_tensors": "pt", "padding": True, **options}
-        inputs = BatchFeature(dict(self.tokenizer(expanded, **options)))
-        if videos:
-            pixels = [preprocess_frames(f, self.image_size) for f in frames]
-            same = len({len(p) for p in pixels}) == 1
-            inputs["pixel_values_videos"] = torch.stack(pixels) if same else pixels
-            if all(isinstance(video, Video) for video in videos):
-                inputs["video_timestamps_s"] = [video.timestamps_s for video in videos if isinstance(video, Video)]
-        return inputs
+        if count != len(given):
+            raise ValueError(f"the prompt has {count} {self.video_token}, but {len(given)} videos are given")
+        frames = [video.frames if isinstance(video, Video) else torch.as_tensor(video) for video in given]
+        times = [video.timestamps_s for video in given if isinstance(video, Video)]
+        return texts, frames, times if given and len(times) == len(given) else None
 
-    def _pieces(self, text: str) -> list[str]:
-        pieces = text.split(self.video_token)
-        return [p for piece in pieces[:-1] for p in (piece, self.video_token)] + pieces[-1:]
-
-    def _expand(self, piece: str, frames: Any) -> str:
-        return piece * self.num_video_tokens(len(next(frames))) if piece == self.video_token else piece
+    def tokenize(self, texts: list[str], placeholders: Sequence[str], options: dict[str, Any]) -> BatchFeature:
+        """Put every video's placeholders in place of its token, and tokenize."""
+        remaining = iter(placeholders)
+        expanded = []
+        for text in texts:
+            first, *rest = text.split(self.video_token)
+            expanded.append(first + "".join(next(remaining) + piece for piece in rest))
+        return BatchFeature(dict(self.tokenizer(expanded, **{"return_tensors": "pt", "padding": True, **options})))
 
     def apply_chat_template(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """Render messages (parts of type "video" and "text") as a prompt."""
@@ -148,3 +127,46 @@ class Processor:
     def batch_decode(self, ids: Any, **options: Any) -> list[str]:
         """Texts of a batch of ids."""
         return self.tokenizer.batch_decode(ids, **options)
+
+
+class Processor(ChatProcessor):
+    """LLaVA's tokenizer and video preprocessing in one callable, used like a transformers processor.
+
+    `processor(text=..., videos=...)` returns `input_ids`, `attention_mask`, `pixel_values_videos` and
+    `video_timestamps_s`; the last lets `tango.prune` see real time.
+
+    Args:
+        num_video_tokens: frames -> placeholders that a video takes in an unpruned prompt.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        image_size: int,
+        num_video_tokens: Callable[[int], int],
+        default_num_frames: int,
+        chat_template: str | None = None,
+    ):
+        template = chat_template or getattr(tokenizer, "chat_template", None) or CHATML
+        super().__init__(
+            tokenizer, video_token="<video>", chat_template=template, default_num_frames=default_num_frames
+        )
+        self.image_size, self.num_video_tokens = image_size, num_video_tokens
+
+    def __call__(self, text: str | Sequence[str], videos: Videos = None, **options: Any) -> BatchFeature:
+        """Tokenize prompts that contain one `<video>` per video, and preprocess the videos in that order.
+
+        Raises:
+            ValueError: the numbers of `<video>` and of videos differ.
+        """
+        texts, frames, times = self.match(text, videos)
+        placeholders = [self.video_token * self.num_video_tokens(len(f)) for f in frames]
+        inputs = self.tokenize(texts, placeholders, options)
+        if frames:
+            pixels = [preprocess_frames(f, self.image_size) for f in frames]
+            same = len({len(p) for p in pixels}) == 1
+            inputs["pixel_values_videos"] = torch.stack(pixels) if same else pixels
+        if times is not None:
+            inputs["video_timestamps_s"] = times
+        return inputs

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BatchFeature
 
-from tango.containers import Video
 from tango.models.mrope import seconds_per_step
-from tango.models.processor import chat_template
+from tango.models.processor import ChatProcessor, Videos, chat_template
 from tango.ops.blocks import blocks
 from tango.shapes import Float, UInt8
 
@@ -93,18 +92,16 @@ class Patches:
         return patches.reshape(t * rows * columns, -1), (t, rows, columns)
 
 
-class QwenProcessor:
+class QwenProcessor(ChatProcessor):
     """Tokenizer and video preprocessing in one callable, used like a transformers processor.
 
     `processor(text=..., videos=...)` returns `input_ids`, `attention_mask`, `mm_token_type_ids`,
     `pixel_values_videos`, `video_grid_thw` and, from the videos' times, `video_timestamps_s` and (Qwen2.5-VL)
-    `second_per_grid_ts`. Prompts are padded on the left.
+    `second_per_grid_ts`.
 
     Args:
         model_type: "qwen2_vl", "qwen2_5_vl" or "qwen3_vl"; the last writes each frame's time into the prompt.
     """
-
-    video_token = VIDEO
 
     def __init__(
         self,
@@ -115,11 +112,10 @@ class QwenProcessor:
         default_num_frames: int = 32,
         chat_template: str | None = None,
     ):
-        self.tokenizer, self.model_type, self.patches = tokenizer, model_type, patches
-        self.default_num_frames = default_num_frames
         own = _TURNS if model_type == "qwen3_vl" else _SYSTEM + _TURNS
-        self.chat_template = chat_template or getattr(tokenizer, "chat_template", None) or own
-        self.tokenizer.padding_side = "left"
+        template = chat_template or getattr(tokenizer, "chat_template", None) or own
+        super().__init__(tokenizer, video_token=VIDEO, chat_template=template, default_num_frames=default_num_frames)
+        self.model_type, self.patches = model_type, patches
 
     @classmethod
     def from_folder(
@@ -156,47 +152,35 @@ class QwenProcessor:
         units = h * w // (self.patches.size * self.patches.merge) ** 2
         return math.ceil(num_frames / self.patches.temporal) * units
 
-    def __call__(
-        self, text: str | Sequence[str], videos: Sequence[Video | Tensor] | Video | Tensor | None = None, **options: Any
-    ) -> BatchFeature:
+    def __call__(self, text: str | Sequence[str], videos: Videos = None, **options: Any) -> BatchFeature:
         """Tokenize prompts that contain one `<|video_pad|>` per video, and preprocess the videos in that order.
 
         Raises:
             ValueError: the numbers of `<|video_pad|>` and of videos differ.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        videos = [] if videos is None else [videos] if isinstance(videos, (Video, Tensor)) else list(videos)
-        count = sum(t.count(VIDEO) for t in texts)
-        if count != len(videos):
-            raise ValueError(f"the prompt has {count} {VIDEO}, but {len(videos)} videos are given")
-        frames = [video.frames if isinstance(video, Video) else torch.as_tensor(video) for video in videos]
+        texts, frames, times = self.match(text, videos)
         cut = [self.patches.cut(f) for f in frames]
-        times = [video.timestamps_s for video in videos if isinstance(video, Video)]
-        stamps = times if len(times) == len(videos) else None
-        if videos and stamps is None and self.model_type == "qwen3_vl":
-            warnings.warn("frames without times: the prompt counts them as half a second apart", stacklevel=2)
-        blocks_of = iter(
-            [self._placeholders(grid, stamps[i] if stamps else None, len(frames[i])) for i, (_, grid) in enumerate(cut)]
-        )
-        expanded = [self._expand(t, blocks_of) for t in texts]
-        inputs = BatchFeature(dict(self.tokenizer(expanded, **{"return_tensors": "pt", "padding": True, **options})))
+        grids = [grid for _, grid in cut]
+        if self.model_type == "qwen3_vl":  # the placeholders bring marks of their own, around every frame
+            texts = [t.replace(START + VIDEO + END, VIDEO) for t in texts]
+            if frames and times is None:
+                warnings.warn("frames without times: the prompt counts them as half a second apart", stacklevel=2)
+        placeholders = [
+            self._placeholders(grid, None if times is None else times[i], len(frames[i]))
+            for i, grid in enumerate(grids)
+        ]
+        inputs = self.tokenize(texts, placeholders, options)
         inputs["mm_token_type_ids"] = self._kinds(inputs["input_ids"])
-        if videos:
+        if frames:
             inputs["pixel_values_videos"] = torch.cat([patches for patches, _ in cut])
-            inputs["video_grid_thw"] = torch.tensor([grid for _, grid in cut])
-        if videos and stamps is not None:
-            inputs["video_timestamps_s"] = stamps
+            inputs["video_grid_thw"] = torch.tensor(grids)
+        if times is not None:
+            inputs["video_timestamps_s"] = times
             if self.model_type == "qwen2_5_vl":
-                steps = [grid[0] for _, grid in cut]
-                seconds = seconds_per_step({"video_timestamps_s": stamps}, steps, self.patches.temporal, warn=False)
+                steps = [grid[0] for grid in grids]
+                seconds = seconds_per_step({"video_timestamps_s": times}, steps, self.patches.temporal, warn=False)
                 inputs["second_per_grid_ts"] = torch.tensor(seconds)
         return inputs
-
-    def _expand(self, text: str, placeholders: Iterator[str]) -> str:
-        if self.model_type == "qwen3_vl":  # the placeholders bring marks of their own, around every frame
-            text = text.replace(START + VIDEO + END, VIDEO)
-        first, *rest = text.split(VIDEO)
-        return first + "".join(next(placeholders) + piece for piece in rest)
 
     def _placeholders(self, grid: tuple[int, int, int], times: Tensor | None, num_frames: int) -> str:
         t, rows, columns = grid
@@ -212,17 +196,3 @@ class QwenProcessor:
         """0 for text, 1 for image and 2 for video placeholders; stock models compute positions from it."""
         image, video = (self.tokenizer.convert_tokens_to_ids(token) for token in ("<|image_pad|>", VIDEO))
         return (input_ids == image).int() + 2 * (input_ids == video).int()
-
-    def apply_chat_template(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """Render messages (parts of type "video" and "text") as a prompt."""
-        return self.tokenizer.apply_chat_template(
-            messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-
-    def decode(self, ids: Any, **options: Any) -> str:
-        """Text of one sequence of ids."""
-        return self.tokenizer.decode(ids, **options)
-
-    def batch_decode(self, ids: Any, **options: Any) -> list[str]:
-        """Texts of a batch of ids."""
-        return self.tokenizer.batch_decode(ids, **options)
