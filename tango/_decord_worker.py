@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tango.errors import VideoReadError
-from tango.video import one_line, sample_indices
+from tango.sampling import one_line, sample_indices
 
 _COMMAND = (sys.executable, "-m", "tango._decord_worker")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tango.errors import UnknownNameError, VideoReadError
+from tango.sampling import one_line, sample_indices
 
 if TYPE_CHECKING:  # at run time torch and PyAV load on first use: the decord worker imports this module without them
     import av
@@ -76,13 +77,6 @@ def read_video(
         path=path,
         backend="pyav" if backend == "auto" else backend,
     )
-
-
-def sample_indices(num_source_frames: int, num_frames: int) -> np.ndarray:
-    """Spread `num_frames` positions evenly over 0..num_source_frames - 1, both ends included."""
-    if num_source_frames < 1 or num_frames < 1:
-        raise ValueError(f"both counts must be at least 1, got {num_source_frames} and {num_frames}")
-    return np.linspace(0, num_source_frames - 1, num_frames, dtype=int)
 
 
 class _Clip(NamedTuple):
@@ -387,12 +381,6 @@ def _read_decord(path: str, num_frames: int, timeout_s: float) -> _Clip:
     with _opened(path, time.monotonic() + timeout_s):
         pass  # decord itself would follow playlists and read images
     return _Clip(**run_worker(path, num_frames, timeout_s))
-
-
-def one_line(error: object) -> str:
-    """Return the first line of an error's text, at most 200 characters."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
 
 
 _BACKENDS = {"auto": _read_pyav, "pyav": _read_pyav, "torchcodec": _read_torchcodec, "decord": _read_decord}

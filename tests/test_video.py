@@ -19,7 +19,8 @@ import pytest
 
 from tango import _decord_worker, video
 from tango.errors import UnknownNameError, VideoReadError
-from tango.video import read_video, sample_indices
+from tango.sampling import sample_indices
+from tango.video import read_video
 from tests import clips
 
 # Containers that tell when each frame is shown: here a pass over everything would be a waste.
