@@ -18,6 +18,7 @@ class Signal(enum.Flag):
     SALIENCY = enum.auto()
     FRAME_EMBEDS = enum.auto()
     TIMESTAMPS = enum.auto()  # wants real time; frame numbers are what it gets otherwise, with a warning
+    KEYS = enum.auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,7 @@ class VisualTokens:
     timestamps_s: Float[Tensor, "T"]  # seconds from file start, one per token frame
     saliency: Float[Tensor, "T N"] | None = None  # attention received, fp32, >= 0
     frame_embeds: Float[Tensor, "T P"] | None = None  # one vector per frame
+    keys: Float[Tensor, "T N d"] | None = None  # the vision tower's attention keys, averaged over heads
     sink_positions: tuple[int, ...] = ()  # positions in [0, N) that attract attention on this model
 
     def __post_init__(self) -> None:
@@ -75,7 +77,7 @@ class VisualTokens:
             raise ValueError(
                 f"features of shape {tuple(self.features.shape)} need a (H, W) grid of {N}, got {self.grid}"
             )
-        expected = {"timestamps_s": (T,), "saliency": (T, N), "frame_embeds": (T, None)}
+        expected = {"timestamps_s": (T,), "saliency": (T, N), "frame_embeds": (T, None), "keys": (T, N, None)}
         for name, shape in expected.items():
             value = getattr(self, name)
             if value is None:

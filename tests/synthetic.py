@@ -51,5 +51,6 @@ def video_tokens(
         timestamps_s=(0.3 + 1.4 * torch.rand(frames, generator=g)).cumsum(0),
         saliency=saliency / saliency.sum(-1, keepdim=True),
         frame_embeds=x.mean(1) @ torch.randn(dim, 20, generator=g) / dim**0.5,
+        keys=(x @ torch.randn(dim, 16, generator=g)).to(dtype) / dim**0.5,
         sink_positions=sinks,
     )

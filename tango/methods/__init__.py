@@ -1,6 +1,6 @@
 """The pruning methods. Importing this package registers them all."""
 
-from tango.methods import fastv_merge, random, uniform
+from tango.methods import divprune, fastv_merge, fastvid, holitom, random, uniform, vidcom2, visionzip
 from tango.methods.base import LayerPruner, Pruner
 from tango.methods.registry import (
     available_layer_pruners,
@@ -24,11 +24,16 @@ __all__ = [
     "build_layer_pruner",
     "build_pruner",
     "build_pruner_for_mean",
+    "divprune",
     "fastv_merge",
+    "fastvid",
+    "holitom",
     "layer_pruner_class",
     "pruner_class",
     "random",
     "register",
     "register_layer",
     "uniform",
+    "vidcom2",
+    "visionzip",
 ]

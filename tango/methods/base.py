@@ -103,6 +103,8 @@ class Pruner(ABC):
             raise MissingSignalError(f"{self.name} needs saliency (T, N); these tokens carry none")
         if Signal.FRAME_EMBEDS in self.needs and tokens.frame_embeds is None:
             raise MissingSignalError(f"{self.name} needs frame_embeds (T, P); these tokens carry none")
+        if Signal.KEYS in self.needs and tokens.keys is None:
+            raise MissingSignalError(f"{self.name} needs keys (T, N, d); these tokens carry none")
         pruned = self.prune(tokens)
         K = len(pruned.indices)
         if K == 0 or pruned.features.shape != (K, tokens.features.shape[-1]):

@@ -16,6 +16,7 @@ from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError
 from tango.methods.base import Pruner
 from tango.methods.registry import register
+from tango.ops.assembly import assemble
 from tango.ops.blocks import blocks, take_frames, upload
 from tango.ops.budget import exact_count, exact_segment_budgets, segment_budgets
 from tango.ops.clustering import density_peaks
@@ -132,7 +133,8 @@ class TangoPruner(Pruner):
                 score = score.mean(0, keepdim=True)
             kept.append(self._reduce(group, source, places, metric, score))
             absorbed_by[upload(covered, x.device)[:, None], places] = kept[-1].absorbed_by
-        return _assemble(kept, absorbed_by.flatten())
+        indices, features, _ = zip(*kept, strict=True)
+        return assemble(indices, features, absorbed_by.flatten())
 
     def segments(self, tokens: VisualTokens) -> list[int]:
         """Frames per segment of a video, as `prune` cuts it."""
@@ -256,21 +258,6 @@ def _at_least_two(x: Tensor) -> Tensor:
 def _number(ids: Tensor, size: int) -> Tensor:
     """Number the ids of several sets of `size` consecutively."""
     return (ids + torch.arange(len(ids), device=ids.device)[:, None] * size).flatten()
-
-
-def _assemble(kept: list[_Kept], absorbed_by: Tensor) -> PrunedTokens:
-    """Put the groups' tokens into the order of the video."""
-    indices, order = torch.cat([part.indices for part in kept]).sort()
-    row = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    features = kept[0].features.new_empty(len(order), kept[0].features.shape[1])
-    start = 0
-    for part in kept:
-        features.index_copy_(0, row[start : start + len(part.indices)], part.features)
-        start += len(part.indices)
-    row_of = torch.full_like(absorbed_by, -1)
-    row_of[indices] = torch.arange(len(indices), device=indices.device)
-    assignment = torch.where(absorbed_by >= 0, row_of[absorbed_by], -1)
-    return PrunedTokens(features=features, indices=indices, assignment=assignment)
 
 
 @register("tango-paper")

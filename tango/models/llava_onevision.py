@@ -88,13 +88,14 @@ class LlavaOnevisionAdapter(Adapter):
         block = tower.encoder.layers[layer if layer < 0 else layer - 1]  # hidden_states[0] precedes the first block
         wants_attn = Signal.SALIENCY in wants and self.saliency == "attn"
         pixels = torch.cat(videos).to(self.model.device, self.model.dtype)
-        with timer.stage("tower"), tap_block(block, attention=wants_attn) as record:
+        with timer.stage("tower"), tap_block(block, attention=wants_attn, keys=Signal.KEYS in wants) as record:
             base.vision_tower(pixels)
         hidden = record["hidden"]
         with timer.stage("project"):
             features = self.pool(base.multi_modal_projector(hidden))
         with timer.stage("prune"), torch.no_grad():
             saliency, embeds = self._signals(hidden, record.get("attn"), wants)
+            keys = self.pool(record["keys"]) if "keys" in record else None
         sinks = self.sink_positions if self.grid == self.sink_grid else ()
         given = inputs.get("video_timestamps_s")
         times = video_timestamps(given, lengths, wanted=Signal.TIMESTAMPS in wants)
@@ -103,14 +104,15 @@ class LlavaOnevisionAdapter(Adapter):
             times,
             saliency.split(lengths) if saliency is not None else [None] * len(lengths),
             embeds.split(lengths) if embeds is not None else [None] * len(lengths),
+            keys.split(lengths) if keys is not None else [None] * len(lengths),
             strict=True,
         )
         return EncodedVideos(
             videos=[
                 VisualTokens(
-                    features=x, grid=self.grid, timestamps_s=t, saliency=s, frame_embeds=e, sink_positions=sinks
+                    features=x, grid=self.grid, timestamps_s=t, saliency=s, frame_embeds=e, keys=k, sink_positions=sinks
                 )
-                for x, t, s, e in parts
+                for x, t, s, e, k in parts
             ]
         )
 

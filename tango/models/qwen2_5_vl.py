@@ -60,6 +60,11 @@ class QwenVlAdapter(Adapter):
     def check(self, needs: Signal, method: str) -> None:
         if Signal.FRAME_EMBEDS in needs:
             raise MissingSignalError(f"{method} needs frame embeddings, and Qwen-VL towers have none")
+        if Signal.KEYS in needs:
+            raise MissingSignalError(
+                f"{method} needs the vision tower's attention keys, which the Qwen-VL adapter does not supply; "
+                "it works with llava_onevision and llava_video"
+            )
 
     def token_grids(self, inputs: Mapping[str, Any], name: str) -> list[Grid]:
         """Grids after merging, (T, H, W) per image or video.

@@ -14,8 +14,9 @@ from tango.ops.attention import mean_received_attention
 
 
 @contextmanager
-def tap_block(block: Any, *, attention: bool) -> Iterator[dict[str, Tensor]]:
-    """Record a block's output ("hidden") and, on request, its mean received attention ("attn") while inside.
+def tap_block(block: Any, *, attention: bool, keys: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Record a block's output ("hidden") and, on request, what `received_attention` ("attn") and `mean_keys` ("keys")
+    make of its input, while inside.
 
     The tower keeps whatever attention implementation it has. Only calls from the current thread are recorded.
     """
@@ -26,13 +27,18 @@ def tap_block(block: Any, *, attention: bool) -> Iterator[dict[str, Tensor]]:
         if threading.get_ident() == owner:
             record["hidden"] = output[0] if isinstance(output, tuple) else output
 
-    def note_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() == owner:
-            record["attn"] = received_attention(module, args[0] if args else kwargs["hidden_states"])
+    def note_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != owner:
+            return
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if attention:
+            record["attn"] = received_attention(module, hidden)
+        if keys:
+            record["keys"] = mean_keys(module, hidden)
 
     handles = [block.register_forward_hook(note_output)]
-    if attention:
-        handles.append(block.register_forward_pre_hook(note_attention, with_kwargs=True))
+    if attention or keys:
+        handles.append(block.register_forward_pre_hook(note_input, with_kwargs=True))
     try:
         yield record
     finally:
@@ -50,3 +56,13 @@ def received_attention(block: Any, hidden: Tensor) -> Tensor:
         return projection(normed).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
 
     return mean_received_attention(heads(attention.q_proj), heads(attention.k_proj), scale=attention.scale)
+
+
+@torch.no_grad()
+def mean_keys(block: Any, hidden: Tensor) -> Tensor:
+    """Attention keys of each patch in one encoder block, from its input (T, N, P), averaged over heads: (T, N, d).
+
+    Source: the token similarity of VisionZip (arXiv:2412.04467).
+    """
+    keys = block.self_attn.k_proj(block.layer_norm1(hidden))
+    return keys.unflatten(-1, (block.self_attn.num_heads, -1)).mean(dim=-2)

@@ -71,3 +71,23 @@ def exact_segment_budgets(
         sizes += [static, length * (tokens_per_frame - static)]
     counts = apportion(exact_count(sum(lengths) * tokens_per_frame, retention_ratio), sizes)
     return list(zip(counts[::2], counts[1::2], strict=True))
+
+
+def round_to_total(shares: Sequence[float], total: int, capacity: int) -> list[int]:
+    """Round shares to whole numbers that add up to `total`, each at most `capacity`.
+
+    Every share gets at least 1 unless there are more of them than `total`. What rounding leaves over or lacks is given
+    to, or taken from, the share that is furthest off; ties go to the earlier one.
+
+    Raises:
+        BudgetError: `total` exceeds the capacity of all.
+    """
+    if not 0 <= total <= len(shares) * capacity:
+        raise BudgetError(f"cannot take {total} tokens from {len(shares)} groups of {capacity}")
+    least = min(1, capacity) if total >= len(shares) else 0
+    counts = [min(capacity, max(least, round(share))) for share in shares]
+    while (rest := total - sum(counts)) != 0:
+        step = 1 if rest > 0 else -1
+        open_ = [i for i, count in enumerate(counts) if least <= count + step <= capacity]
+        counts[max(open_, key=lambda i: step * (shares[i] - counts[i]))] += step
+    return counts

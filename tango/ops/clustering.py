@@ -101,7 +101,7 @@ def _gram(x: Float[Tensor, "B M D"]) -> Float[Tensor, "B M M"]:
     """`x @ x.mT`, with only the upper triangle of blocks multiplied."""
     M = x.shape[1]
     size = 64 if M <= 512 else 128
-    if size >= M or x.is_cuda:
+    if size >= M or x.device.type != "cpu":
         return x @ x.mT
     gram = x.new_empty(x.shape[0], M, M)
     for set_, out in zip(x, gram, strict=True):
@@ -129,3 +129,23 @@ def _nearest_centre(
         to_centres = block.gather(2, ordered[:, None, :].expand(-1, block.shape[1], -1))
         nearest.append(ordered.gather(1, to_centres.argmin(-1)))
     return torch.cat(nearest, dim=1).scatter_(1, ordered, ordered)
+
+
+def density_peaks_counting_self(
+    x: Float[Tensor, "B M D"], num_clusters: int, *, k: int
+) -> tuple[Int[Tensor, "B C"], Int[Tensor, "B M"]]:
+    """`density_peaks` as other releases have it: a row is one of its own k neighbours, distances shrink by sqrt(D).
+
+    Fewer than k rows are all neighbours. With k = 1 all densities are equal, so the lower row is the denser one.
+
+    Source: releases of HoliTom (arXiv:2505.21334) and FastVID (arXiv:2503.11187).
+    Deviation: they add 1e-6 random noise to the density.
+    """
+    k = min(k, x.shape[1])
+    if k == 1 and num_clusters == 1:
+        first = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
+        return first[:, :1], first
+    if k < 2:
+        raise ValueError(f"k must be at least 2 to pick {num_clusters} clusters, got {k}")
+    # Its own distance of 0 adds nothing to the sum over neighbours, but counts in their mean: k, not k - 1.
+    return density_peaks(x.float() * ((k - 1) / (k * x.shape[-1])) ** 0.5, num_clusters, k=k - 1)

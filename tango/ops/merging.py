@@ -22,14 +22,35 @@ def merge_into_anchors(
         anchors: row of `x` that is the anchor of each cluster.
     Source: merging of the Tango release; `weight = 0` is the average pooling of section 4.3 of arXiv:2604.09547.
     """
-    C, D = len(anchors), x.shape[1]
+    mean, counts = _cluster_means(x, cluster, len(anchors))
+    if weight == 0:
+        return mean.to(x.dtype)
+    w = counts.reciprocal().clamp_min(weight)
+    return torch.lerp(mean, x.index_select(0, anchors).float(), w).to(x.dtype)
+
+
+def add_to_anchors(
+    x: Float[Tensor, "M D"], cluster: Int[Tensor, "M"], anchors: Int[Tensor, "C"]
+) -> Float[Tensor, "C D"]:
+    """Add to every anchor the mean of its cluster, in float32. Clusters do not contain their anchors.
+
+    Args:
+        cluster: cluster of each row, in 0..C; C itself means none. An empty cluster adds nothing.
+        anchors: row of `x` that is the anchor of each cluster.
+    Source: contextual tokens of VisionZip (arXiv:2412.04467), whose length about doubles.
+    """
+    mean, _ = _cluster_means(x, cluster, len(anchors))
+    return mean.add_(x.index_select(0, anchors)).to(x.dtype)
+
+
+def _cluster_means(
+    x: Float[Tensor, "M D"], cluster: Int[Tensor, "M"], C: int
+) -> tuple[Float[Tensor, "C D"], Float[Tensor, "C 1"]]:
+    """Mean row and size of every cluster, in float32; an empty one has mean 0 and counts as one row."""
+    D = x.shape[1]
     sums = torch.zeros(C + 1, D, device=x.device)
     for block in blocks(len(x), D * 4, x.device) if x.dtype != torch.float32 else (slice(None),):
         sums = sums.index_add_(0, cluster[block], x[block].float())
     counts = torch.zeros(C + 1, device=x.device).index_add_(0, cluster, torch.ones(len(x), device=x.device))
     counts = counts[:C, None].clamp_min(1)
-    mean = sums[:C] / counts
-    if weight == 0:
-        return mean.to(x.dtype)
-    w = counts.reciprocal().clamp_min(weight)
-    return torch.lerp(mean, x.index_select(0, anchors).float(), w).to(x.dtype)
+    return sums[:C] / counts, counts

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tango.errors import BudgetError
-from tango.ops.budget import apportion, ceil_count, exact_count, exact_segment_budgets, segment_budgets
+from tango.ops.budget import (
+    apportion,
+    ceil_count,
+    exact_count,
+    exact_segment_budgets,
+    round_to_total,
+    segment_budgets,
+)
 
 RATIOS = st.floats(1e-6, 1.0)
 
@@ -148,3 +155,33 @@ class TestExactSegmentBudgets:
         for length, S, (num_static, num_dynamic) in zip(lengths, static, counts, strict=True):
             assert 0 <= num_static <= S
             assert 0 <= num_dynamic <= length * (N - S)
+
+
+class TestRoundToTotal:
+    @pytest.mark.parametrize(
+        ("shares", "total", "expected"),
+        [
+            ([2.0, 3.0], 5, [2, 3]),
+            ([2.5, 3.5], 6, [2, 4]),  # halves to even
+            ([1.4, 1.4, 1.2], 4, [2, 1, 1]),  # equally far off: the earlier
+            ([1.6, 1.8, 1.6], 5, [1, 2, 2]),
+            ([9.0, 1.0], 12, [9, 3]),  # none above 9
+            ([0.1, 0.2, 5.7], 6, [1, 1, 4]),  # every share gets one
+            ([0.1, 0.2, 5.7], 2, [0, 0, 2]),  # unless there are too few
+            ([], 0, []),
+        ],
+    )
+    def test_by_hand(self, shares: list[float], total: int, expected: list[int]) -> None:
+        assert round_to_total(shares, total, 9) == expected
+
+    @given(st.lists(st.floats(0, 12), max_size=9), st.integers(0, 12), st.data())
+    def test_adds_up_within_bounds(self, shares: list[float], capacity: int, data: st.DataObject) -> None:
+        total = data.draw(st.integers(0, len(shares) * capacity))
+        counts = round_to_total(shares, total, capacity)
+        assert sum(counts) == total
+        assert all(0 <= count <= capacity for count in counts)
+        assert 0 not in counts or total < len(shares)
+
+    def test_more_than_there_are(self) -> None:
+        with pytest.raises(BudgetError, match="cannot take 7 tokens from 2 groups of 3"):
+            round_to_total([3.0, 3.0], 7, 3)

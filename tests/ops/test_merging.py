@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tango.ops.merging import merge_into_anchors
+from tango.ops.merging import add_to_anchors, merge_into_anchors
 
 # Rows 0, 2, 5 form cluster 0 around row 2, row 3 is cluster 1 alone, row 1 and 4 belong to none.
 X = torch.tensor([[1.0, 10.0], [99.0, 99.0], [4.0, 40.0], [7.0, 70.0], [-99.0, 0.0], [7.0, 10.0]])
@@ -111,3 +111,24 @@ def test_leaves_its_input_alone() -> None:
     merge_into_anchors(X, CLUSTER, ANCHORS, weight=0.6)
     assert torch.equal(X, before[0])
     assert torch.equal(CLUSTER, before[1])
+
+
+class TestAddToAnchors:
+    CLUSTER = torch.tensor([0, 2, 2, 2, 2, 0])  # rows 0 and 5 belong to anchor 2, none to anchor 3
+
+    def test_by_hand(self) -> None:
+        out = add_to_anchors(X, self.CLUSTER, ANCHORS)
+        assert out.tolist() == [[4 + 4, 40 + 10], ALONE]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_an_empty_cluster_leaves_its_anchor_to_the_last_bit(self, dtype: torch.dtype) -> None:
+        x = torch.randn(50, 33, generator=torch.Generator().manual_seed(0)).to(dtype)
+        out = add_to_anchors(x, torch.full((50,), 20), torch.arange(20))
+        assert out.dtype == dtype
+        assert torch.equal(out, x[:20])
+
+    def test_gradients_reach_anchors_and_members(self) -> None:
+        x = X.clone().requires_grad_()
+        add_to_anchors(x, self.CLUSTER, ANCHORS).sum().backward()
+        assert x.grad is not None
+        assert x.grad[:, 0].tolist() == [0.5, 0, 1, 1, 0, 0.5]

@@ -1,0 +1,69 @@
+"""DivPrune: tokens as far from each other as possible, whatever they show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tango.containers import Paper, PrunedTokens, VisualTokens
+from tango.methods.base import Pruner
+from tango.methods.registry import register
+from tango.ops.blocks import blocks
+from tango.ops.budget import exact_count
+from tango.ops.checks import check_finite
+from tango.ops.similarity import unit_cosines, unit_rows
+from tango.shapes import Float, Int
+
+
+@register("divprune")
+@dataclass(frozen=True, kw_only=True)
+class DivPrunePruner(Pruner):
+    """Keep tokens that differ most from each other, one after the other over the whole video; drop the rest.
+
+    The first is the one least like any other token; each further one is the least like those already kept.
+
+    Source: section 3 of arXiv:2503.02175: a greedy solution of the max-min diversity problem under cosine distance.
+    Deviation: float32 cosines rounded to multiples of 2**-18, so that ties go to the earlier token; kept tokens are
+    never picked twice; distances to kept tokens are carried along instead of an M x M matrix.
+    """
+
+    budget_rule: ClassVar[str] = "round(r T N), always exact"
+    paper: ClassVar[Paper] = Paper(
+        title="DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
+        venue="CVPR 2025",
+        url="https://arxiv.org/abs/2503.02175",
+        licence="CC-BY-NC-4.0",
+    )
+
+    def prune(self, tokens: VisualTokens) -> PrunedTokens:
+        x = tokens.features.flatten(0, 1)
+        with torch.no_grad():
+            unit = unit_rows(x)
+            check_finite(unit.sum(), "features")
+            indices = _max_min_picks(unit, exact_count(len(x), self.retention_ratio)).sort().values
+        return PrunedTokens(features=x.index_select(0, indices), indices=indices)
+
+
+def _max_min_picks(unit: Float[Tensor, "M D"], k: int) -> Int[Tensor, "k"]:
+    """Rows in the order in which they are picked. The host never waits for the device."""
+    picks = [_loneliest(unit)]
+    nearest = unit.new_full((len(unit),), -torch.inf)  # largest cosine with a row already picked
+    while len(picks) < k:
+        cosines = unit_cosines(unit, unit.index_select(0, picks[-1]))[:, 0]
+        nearest = torch.maximum(nearest, cosines).index_fill_(0, picks[-1], torch.inf)
+        picks.append(nearest.argmin(keepdim=True))
+    return torch.cat(picks)
+
+
+def _loneliest(unit: Float[Tensor, "M D"]) -> Int[Tensor, "1"]:
+    """The row whose most alike other row is the least alike."""
+    M = len(unit)
+    nearest = []
+    for rows in blocks(M, M * 4, unit.device):
+        cosines = unit_cosines(unit[rows], unit)
+        cosines.diagonal(rows.start).fill_(-torch.inf)
+        nearest.append(cosines.amax(dim=1))
+    return torch.cat(nearest).argmin(keepdim=True)

@@ -1,0 +1,148 @@
+"""FastVID: cut where frames differ, keep the salient tokens of every frame, merge the others into a few frames."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
+from tango.errors import OptionError
+from tango.methods.base import Pruner
+from tango.methods.registry import register
+from tango.ops.assembly import assemble
+from tango.ops.blocks import upload
+from tango.ops.budget import apportion, exact_count
+from tango.ops.checks import check_finite
+from tango.ops.clustering import density_peaks_counting_self
+from tango.ops.merging import merge_into_anchors
+from tango.ops.segmentation import adjacent_similarity, segment_by_cuts
+from tango.ops.selection import top_k
+from tango.ops.similarity import unit_cosines, unit_rows
+
+
+@register("fastvid")
+@dataclass(frozen=True, kw_only=True)
+class FastVidPruner(Pruner):
+    """Keep the salient tokens of every frame; merge a segment's others into anchors that lie in some of its frames.
+
+    Anchors are density peaks of every fourth frame, counted back from a segment's last. For each of those frames anew,
+    every token of the segment that is not salient joins the anchor most like it.
+
+    Source: arXiv:2503.11187 and its release for LLaVA-OneVision, here for all models.
+    Deviation: densities get no noise. Fewer frames than `min_segments` are single segments, and anchors are limited to
+    the tokens there are; the release fails. `merge_weight` is held above 1 / n, not 1 / (n + 1). `assignment` counts a
+    token to the first anchor frame from its own on. `exact_budget` spreads the remainders, too.
+    """
+
+    min_segments: int = 8  # the weakest min_segments - 1 transitions are cuts (c of the release)
+    segment_threshold: float = 0.9  # transitions of lower similarity are cuts, too (tau; 0.84 for Qwen)
+    context_ratio: float = 0.4  # share of merged tokens in the budget (d)
+    anchor_stride: int = 4  # frames per anchor frame (p)
+    merge_weight: float = 0.6  # of the anchor against the mean of its cluster (beta)
+    num_neighbors: int = 4  # a token itself included (release)
+
+    needs: ClassVar[Signal] = Signal.SALIENCY
+    budget_rule: ClassVar[str] = "floor(r N) per frame; less where a segment's anchors do not divide evenly"
+    paper: ClassVar[Paper] = Paper(
+        title="FastVID: Dynamic Density Pruning for Fast Video Large Language Models",
+        venue="NeurIPS 2025",
+        url="https://arxiv.org/abs/2503.11187",
+        licence="MIT",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits = dict.fromkeys(("context_ratio", "merge_weight"), (0.0, 1.0)) | {"segment_threshold": (-1, 1)}
+        limits |= {"min_segments": (1, math.inf), "anchor_stride": (1, math.inf), "num_neighbors": (2, math.inf)}
+        for option, (low, high) in limits.items():
+            if not low <= (value := getattr(self, option)) <= high:
+                raise OptionError(f"{option} must lie in [{low}, {high}], got {value!r}")
+
+    @property
+    def wants(self) -> Signal:
+        return self.needs | Signal.FRAME_EMBEDS
+
+    def prune(self, tokens: VisualTokens) -> PrunedTokens:
+        T, N, _ = tokens.features.shape
+        x, device = tokens.features.flatten(0, 1), tokens.features.device
+        assert tokens.saliency is not None  # the caller checked `needs`
+        with torch.no_grad():
+            lengths = self._cut(tokens)
+            counts = self._counts(lengths, N)
+            ranked = top_k(tokens.saliency.float(), N) + torch.arange(T, device=device)[:, None] * N
+            best = upload([t * N + i for t, (num, _) in enumerate(counts) for i in range(num)], device)
+            salient = ranked.flatten()[best]
+        indices, features = [salient], [x.index_select(0, salient)]
+        absorbed_by = torch.full((T * N,), -1, device=device).index_copy_(0, salient, salient)
+        is_salient = absorbed_by >= 0
+        start = 0
+        for length in lengths:
+            segment = slice(start * N, (start + length) * N)
+            rows, free = x[segment], ~is_salient[segment]
+            anchor_frames = [t for t in range(start, start + length) if counts[t][1]]
+            unit = unit_rows(rows.detach()) if anchor_frames else rows
+            for t in reversed(anchor_frames):
+                num_salient, num_anchors = counts[t]
+                rest = ranked[t, num_salient:].sort().values - segment.start
+                local, cluster = self._cluster(rows, unit, free, rest, num_anchors)
+                anchors = local + segment.start
+                indices.append(anchors)
+                features.append(merge_into_anchors(rows, cluster, local, weight=self.merge_weight))
+                num_covered = len(rows) if t == anchor_frames[-1] else (t + 1) * N - segment.start
+                stands_for = torch.cat([anchors, anchors.new_full((1,), -1)])[cluster[:num_covered]]
+                own = absorbed_by[segment][:num_covered]
+                own.copy_(torch.where(free[:num_covered], stands_for, own))
+            start += length
+        return assemble(indices, features, absorbed_by)
+
+    def _cut(self, tokens: VisualTokens) -> list[int]:
+        """Frames per segment."""
+        x, embeds = tokens.features, tokens.frame_embeds
+        embeds = (x.mean(1, dtype=torch.float32) if embeds is None else embeds)[:, None]
+        similarity = adjacent_similarity(embeds if len(x) > 1 else embeds.expand(2, -1, -1))[0][:, 0]
+        assert tokens.saliency is not None
+        sums = x.sum(dtype=torch.float32) + tokens.saliency.sum()
+        table = (similarity + 0 * sums).cpu()  # the only synchronisation
+        check_finite(table, "features, saliency or frame_embeds")
+        return segment_by_cuts(table[: len(x) - 1].numpy(), self.segment_threshold, min_segments=self.min_segments)
+
+    def _counts(self, lengths: list[int], N: int) -> list[tuple[int, int]]:
+        """Salient tokens and anchors of each frame. Host arithmetic only."""
+        totals = apportion(exact_count(sum(lengths) * N, self.retention_ratio), [length * N for length in lengths])
+        per_frame = max(1, int(N * self.retention_ratio))
+        context = int(per_frame * self.context_ratio)
+        counts: list[tuple[int, int]] = []
+        for length, total in zip(lengths, totals, strict=True):
+            is_anchor = [(length - 1 - i) % self.anchor_stride == 0 for i in range(length)]
+            if self.exact_budget:
+                counts += _fill(total, int(total * self.context_ratio), N, is_anchor)
+            else:
+                num_anchors = min(context * length // sum(is_anchor), N - per_frame + context)
+                counts += [(per_frame - context, num_anchors * here) for here in is_anchor]
+        return counts
+
+    @torch.no_grad()
+    def _cluster(self, rows: Tensor, unit: Tensor, free: Tensor, rest: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Anchors among the rows `rest` of a segment, and the cluster of each of its rows (`count`: none)."""
+        peaks, _ = density_peaks_counting_self(rows.index_select(0, rest)[None], count, k=self.num_neighbors)
+        anchors = rest[peaks[0].sort().values]
+        nearest = unit_cosines(unit, unit.index_select(0, anchors)).argmax(-1)
+        nearest[anchors] = torch.arange(count, device=rows.device)
+        return anchors, torch.where(free, nearest, count)
+
+
+def _fill(total: int, context: int, N: int, is_anchor: list[bool]) -> list[tuple[int, int]]:
+    """Salient tokens and anchors of each frame, `total` in all; up to `context` anchors, as many as find room."""
+
+    def spread(num_anchors: int) -> tuple[list[int], list[int]]:
+        salient = apportion(total - num_anchors, [N] * len(is_anchor))
+        return salient, [(N - count) * here for count, here in zip(salient, is_anchor, strict=True)]
+
+    num_anchors = bisect_right(range(context + 1), False, key=lambda num: sum(spread(num)[1]) < num) - 1
+    salient, room = spread(num_anchors)
+    return list(zip(salient, apportion(num_anchors, room), strict=True))

@@ -1,0 +1,150 @@
+"""HoliTom's part before the LLM: merge what does not change within a segment, keep the salient rest of every frame."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
+from tango.errors import OptionError
+from tango.methods.base import Pruner
+from tango.methods.registry import register
+from tango.ops.assembly import assemble
+from tango.ops.blocks import upload
+from tango.ops.budget import apportion, ceil_count, exact_count
+from tango.ops.checks import check_finite
+from tango.ops.clustering import density_peaks_counting_self
+from tango.ops.merging import merge_into_anchors
+from tango.ops.segmentation import adjacent_similarity, segment_by_static_tokens
+from tango.ops.selection import top_k
+
+
+class _Segment(NamedTuple):
+    """A run of frames, the places static in it, and how many tokens to keep: of these, and of each frame's others."""
+
+    start: int
+    static: NDArray[np.bool_]
+    num_static: int
+    num_dynamic: list[int]
+
+
+@register("holitom")
+@dataclass(frozen=True, kw_only=True)
+class HolitomPruner(Pruner):
+    """Cluster the static tokens of each segment, averaged over its frames; of the rest keep each frame's salient ones.
+
+    Reads whatever saliency the tokens carry; the authors' is the attention received in the tower's last layer.
+
+    Source: arXiv:2505.21334 and its release, up to the LLM; `fastv-merge` is a relative of the part inside it.
+    Deviation: densities get no noise, so a single cluster centres on its lowest place and not on a random one. Averages
+    are in float32. One token always stays. An exact budget above what averaging leaves switches averaging off.
+    """
+
+    segment_threshold: float | None = None  # also of static tokens; None: 0.65 up to ratio 0.1, else 0.8 (release)
+    context_ratio: float = 0.0  # share of merged tokens in a frame's budget (D of the release)
+    num_neighbors: int = 7  # a token itself included, at most one per cluster (K of the release)
+    merge_weight: float = 0.6  # of the centre against the mean of what joins it (BETA of the release)
+    max_segment_frames: int = 1024  # MAX_WINDOW_SIZE of the release
+
+    needs: ClassVar[Signal] = Signal.SALIENCY
+    budget_rule: ClassVar[str] = "ceil per frame, round per static set, at a ratio raised by what averaging saves"
+    paper: ClassVar[Paper] = Paper(
+        title="HoliTom: Holistic Token Merging for Fast Video Large Language Models",
+        venue="NeurIPS 2025",
+        url="https://arxiv.org/abs/2505.21334",
+        licence="Apache-2.0",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits = dict.fromkeys(("context_ratio", "merge_weight"), (0.0, 1.0)) | {"segment_threshold": (-1, 1)}
+        limits |= {"num_neighbors": (2, math.inf), "max_segment_frames": (1, math.inf)}
+        for option, (low, high) in limits.items():
+            if (value := getattr(self, option)) is not None and not low <= value <= high:
+                raise OptionError(f"{option} must lie in [{low}, {high}], got {value!r}")
+
+    @property
+    def resolved_segment_threshold(self) -> float:
+        """`segment_threshold`, or its default at this retention ratio."""
+        default = 0.65 if self.retention_ratio <= 0.1 else 0.8
+        return default if self.segment_threshold is None else self.segment_threshold
+
+    def prune(self, tokens: VisualTokens) -> PrunedTokens:
+        T, N, _ = tokens.features.shape
+        x, device = tokens.features.flatten(0, 1), tokens.features.device
+        assert tokens.saliency is not None  # the caller checked `needs`
+        saliency = tokens.saliency.float()
+        with torch.no_grad():
+            pairs = tokens.features if T > 1 else tokens.features.expand(2, -1, -1)
+            table = (adjacent_similarity(pairs)[0] + 0 * saliency.sum()).cpu()  # the only synchronisation
+            check_finite(table, "features or saliency")
+        indices, features, absorbed_by = [], [], torch.full((T * N,), -1, device=device)
+
+        def cluster(ids: Tensor, rows: Tensor, count: int) -> None:
+            centres, nearest, merged = self._merge(rows, count)
+            indices.append(torch.atleast_2d(ids)[0, centres])
+            features.append(merged.to(x.dtype))
+            absorbed_by[ids] = indices[-1][nearest]
+
+        for start, static, num_static, num_dynamic in self._segments(table[: T - 1].numpy(), N):
+            of_segment = upload(range(start, start + len(num_dynamic)), device)[:, None] * N
+            if num_static:
+                ids = of_segment + upload(np.flatnonzero(static), device)
+                rows = x.index_select(0, ids.flatten()).view(*ids.shape, -1).mean(0, dtype=torch.float32)
+                cluster(ids, rows, num_static)
+            ids = of_segment + upload(np.flatnonzero(~static), device)
+            ranked = top_k(saliency.flatten()[ids], ids.shape[1])
+            for budget in sorted(set(num_dynamic) - {0}):
+                alike = upload([frame for frame, own in enumerate(num_dynamic) if own == budget], device)
+                best = ids[alike].gather(1, ranked[alike])
+                num_salient = round(budget * (1 - self.context_ratio))
+                salient = best[:, :num_salient].flatten()
+                indices.append(salient)
+                features.append(x.index_select(0, salient))
+                absorbed_by[salient] = salient
+                for rest in best[:, num_salient:].sort(dim=-1).values if num_salient < budget else ():
+                    cluster(rest, x.index_select(0, rest), budget - num_salient)
+        return assemble(indices, features, absorbed_by)
+
+    def _segments(self, similarity: NDArray[np.float32], N: int) -> list[_Segment]:
+        """Cut the video and share out its budget. Host arithmetic only."""
+        threshold = self.resolved_segment_threshold
+        lengths = segment_by_static_tokens(similarity, threshold, max_frames=self.max_segment_frames)
+        edges = np.cumsum([0, *lengths]).tolist()
+        still = similarity > threshold
+        static: list[NDArray[np.bool_]] = [still[a : b - 1].all(axis=0) & (b - a > 1) for a, b in pairwise(edges)]
+        M, nums = edges[-1] * N, [int(places.sum()) for places in static]
+        left = M - sum((length - 1) * num for length, num in zip(lengths, nums, strict=True))
+        total = exact_count(M, self.retention_ratio)
+        if self.exact_budget and left < total:
+            static, nums = [np.zeros(N, bool)] * len(lengths), [0] * len(lengths)
+        # Of each segment the size of its static set, and then of what is dynamic in each of its frames.
+        sizes = [[num, *[N - num] * length] for num, length in zip(nums, lengths, strict=True)]
+        if self.exact_budget:
+            shared = iter(apportion(total, [size for segment in sizes for size in segment]))
+            counts = [[next(shared) for _ in segment] for segment in sizes]
+        else:
+            ratio = min(self.retention_ratio / (left / M), 1.0)
+            counts = [[round(num * ratio), *(ceil_count(n, ratio) for n in frames)] for num, *frames in sizes]
+            if not any(map(any, counts)):
+                counts[0][0] = 1  # all is static, and hardly anything is asked for
+        return [_Segment(s, z, c[0], c[1:]) for s, z, c in zip(edges[:-1], static, counts, strict=True)]
+
+    def _merge(self, rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Centres among the rows, in order; each row's cluster; and each centre blended with the mean of the others."""
+        with torch.no_grad():
+            peaks, nearest = density_peaks_counting_self(rows[None], count, k=min(self.num_neighbors, count))
+            centres = peaks[0].sort().values
+            cluster = torch.searchsorted(centres, nearest[0])
+            sizes = (cluster == torch.arange(count, device=rows.device)[:, None]).sum(1, keepdim=True)
+            # The mean over all n of a cluster holds 1 / n of the centre; scaled up by n / (n - 1) it only adds others.
+            share = (1 - self.merge_weight) * (sizes > 1) * sizes / (sizes - 1).clamp_min(1)
+        mean = merge_into_anchors(rows.float(), cluster, centres, weight=0)
+        return centres, cluster, torch.lerp(rows.index_select(0, centres).float(), mean, share)

@@ -1,0 +1,119 @@
+"""VidCom2: frames that stand out get more tokens, and tokens that stand out are kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tango.containers import Paper, PrunedTokens, VisualTokens
+from tango.errors import OptionError
+from tango.methods.base import Pruner
+from tango.methods.registry import register
+from tango.ops.blocks import blocks, upload
+from tango.ops.budget import exact_count, round_to_total
+from tango.ops.checks import check_finite
+from tango.shapes import Float, Int
+
+_WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1, 2)  # variances of the Gaussian kernels that are added up
+
+
+@register("vidcom2")
+@dataclass(frozen=True, kw_only=True)
+class VidCom2Pruner(Pruner):
+    """Keep the tokens least like the mean of video and frame, more of them in unusual frames; drop the rest.
+
+    Tokens are compared on the channels that vary least over the video. A frame's share of the budget grows with its
+    distance from the video's mean token.
+
+    Source: section 3 of arXiv:2505.14454 and the authors' code.
+    Deviation: float32 whatever the model's dtype; ratio 1 keeps everything (the release drops some tokens).
+    """
+
+    temperature: float = 0.01  # of the softmax over frames (release)
+    channel_ratio: float = 0.5  # share of the channels that are looked at, those of least variance (release)
+
+    budget_rule: ClassVar[str] = "r T N, up to rounding per frame; less where a frame is full"
+    paper: ClassVar[Paper] = Paper(
+        title="Video Compression Commander: Plug-and-Play Inference Acceleration for Video Large Language Models",
+        venue="EMNLP 2025",
+        url="https://arxiv.org/abs/2505.14454",
+        licence="Apache-2.0",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise OptionError(f"temperature must be positive, got {self.temperature!r}")
+        if not 0 < self.channel_ratio <= 1:
+            raise OptionError(f"channel_ratio must lie in (0, 1], got {self.channel_ratio!r}")
+
+    def prune(self, tokens: VisualTokens) -> PrunedTokens:
+        x = tokens.features
+        T, N, D = x.shape
+        with torch.no_grad():
+            variance = _channel_variance(x)
+            channels = variance.sort(stable=True).indices[: max(1, int(D * self.channel_ratio))].sort().values
+            to_video, to_frame = _likeness(x, channels)
+            table = torch.cat([to_video.mean(1), variance.sum()[None]]).cpu()  # the only synchronisation
+            check_finite(table, "features")
+            counts = self._counts(-table[:T].double().numpy(), N)
+            order = (to_video + to_frame).sort(dim=1, stable=True).indices  # the least alike first
+            flat = order + torch.arange(T, device=x.device)[:, None] * N
+            places = np.concatenate([t * N + np.arange(count) for t, count in enumerate(counts)])
+            indices = flat.flatten().index_select(0, upload(places, x.device)).sort().values
+        return PrunedTokens(features=x.flatten(0, 1).index_select(0, indices), indices=indices)
+
+    def _counts(self, importance: NDArray[np.float64], N: int) -> list[int]:
+        """Tokens to keep of each frame."""
+        T = len(importance)
+        weight = np.exp((importance - importance.max()) / self.temperature)
+        scale = np.minimum(1.0, self.retention_ratio * (1 + (weight / weight.sum() - 1 / T)))
+        shares = (scale * N).tolist()
+        if self.exact_budget:
+            return round_to_total(shares, exact_count(T * N, self.retention_ratio), N)
+        return [max(1, round(share)) for share in shares]
+
+
+def _channel_variance(x: Float[Tensor, "T N D"]) -> Float[Tensor, "D"]:
+    """Variance of each channel over all tokens, in float32."""
+    T, N, D = x.shape
+    mean, variance = torch.zeros(D, device=x.device), torch.zeros(D, device=x.device)
+    for block in blocks(T, N * D * 4, x.device):
+        mean += x[block].float().sum(dim=(0, 1))
+    mean /= T * N
+    for block in blocks(T, N * D * 4, x.device):
+        variance += (x[block].float() - mean).square_().sum(dim=(0, 1))
+    return variance / (T * N)
+
+
+def _likeness(
+    x: Float[Tensor, "T N D"], channels: Int[Tensor, "C"]
+) -> tuple[Float[Tensor, "T N"], Float[Tensor, "T N"]]:
+    """Likeness of every token to the mean token of the video and to that of its frame, on unit-length tokens."""
+    T, N, _ = x.shape
+    C = len(channels)
+    cuts = list(blocks(T, N * C * 4, x.device))
+
+    def unit(block: slice) -> Tensor:
+        return F.normalize(x[block].index_select(2, channels).float(), dim=-1)
+
+    frame_means = torch.cat([unit(block).mean(1) for block in cuts])
+    video_mean = frame_means.mean(0)
+    to_video, to_frame = [], []
+    for block in cuts:
+        rows = unit(block)
+        to_video.append(_gaussians((rows - video_mean).square_().sum(-1)))
+        to_frame.append(_gaussians((rows - frame_means[block, None]).square_().sum(-1)))
+    return torch.cat(to_video), torch.cat(to_frame)
+
+
+def _gaussians(squared_distance: Float[Tensor, "T N"]) -> Float[Tensor, "T N"]:
+    """Sum of Gaussian kernels of several widths."""
+    return torch.stack([(squared_distance / (-2 * width)).exp() for width in _WIDTHS]).sum(0)

@@ -1,0 +1,137 @@
+"""VisionZip: the salient tokens of every frame, and a few that stand for the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
+from tango.errors import OptionError
+from tango.methods.base import Pruner
+from tango.methods.registry import register
+from tango.ops.assembly import assemble
+from tango.ops.budget import apportion, ceil_count, exact_count
+from tango.ops.checks import check_finite
+from tango.ops.merging import add_to_anchors, merge_into_anchors
+from tango.ops.selection import top_k
+from tango.ops.similarity import unit_cosines, unit_rows
+from tango.shapes import Float, Int
+
+
+class _Choice(NamedTuple):
+    """Tokens of B frames: places that are kept as they are, all others in order, and which of those are anchors."""
+
+    dominant: Int[Tensor, "B d"]
+    rest: Int[Tensor, "B R"]
+    anchors: Int[Tensor, "c"]  # columns of `rest`, the same in every frame
+    cluster: Int[Tensor, "B R"]  # the anchor, counted in 0..c-1, that stands for each of the rest
+
+
+@register("visionzip")
+@dataclass(frozen=True, kw_only=True)
+class VisionZipPruner(Pruner):
+    """Keep each frame's most salient tokens, and merge the others into evenly spaced ones by their attention keys.
+
+    The paper's saliency is the tower's own attention, `saliency="attn"`; any other that the tokens carry works too.
+
+    Source: section 3 of arXiv:2412.04467; frame by frame for towers without class token as in HoliTom's code.
+    Deviation: kept tokens stay in the order of the video, not dominant ones first; cosines are rounded to multiples of
+    2**-18, so that ties go to the earlier anchor; contextual tokens take at most half of a frame's budget.
+    """
+
+    context_ratio: float = 0.05  # contextual tokens (section 5.1 of arXiv:2604.09547, which leaves open of what)
+    context_base: Literal["tokens", "budget"] = "tokens"  # share of a frame's tokens (VisionZip's Qwen port) or budget
+    context_merge: Literal["sum", "mean"] = "sum"  # release: anchor + mean of the others; mean: of all, anchor included
+
+    needs: ClassVar[Signal] = Signal.SALIENCY | Signal.KEYS
+    budget_rule: ClassVar[str] = "ceil(r N) per frame"
+    paper: ClassVar[Paper] = Paper(
+        title="VisionZip: Longer is Better but Not Necessary in Vision Language Models",
+        venue="CVPR 2025",
+        url="https://arxiv.org/abs/2412.04467",
+        licence="Apache-2.0",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.context_ratio <= 1:
+            raise OptionError(f"context_ratio must lie in [0, 1], got {self.context_ratio!r}")
+
+    def prune(self, tokens: VisualTokens) -> PrunedTokens:
+        x, saliency, keys = tokens.features, tokens.saliency, tokens.keys
+        assert saliency is not None  # the caller checked `needs`
+        assert keys is not None
+        T, N, _ = x.shape
+        budgets = [ceil_count(N, self.retention_ratio)] * T
+        if self.exact_budget:
+            budgets = apportion(exact_count(T * N, self.retention_ratio), [N] * T)
+        with torch.no_grad():
+            total = x.sum(dtype=torch.float32) + saliency.sum() + keys.sum(dtype=torch.float32)
+            check_finite(total, "features, saliency or keys")
+        absorbed_by = torch.full((T, N), -1, device=x.device)
+        indices, features = [], []
+        for budget, frames in groupby(range(T), budgets.__getitem__):
+            numbers = list(frames)
+            block = slice(numbers[0], numbers[-1] + 1)
+            num_context = self._num_context(budget, N)
+            with torch.no_grad():
+                choice = _choose(saliency[block], keys[block], budget - num_context, num_context)
+            kept, rows = self._reduce(x[block], choice, absorbed_by[block], first=block.start * N)
+            indices.append(kept)
+            features.append(rows)
+        return assemble(indices, features, absorbed_by.flatten())
+
+    def _num_context(self, budget: int, N: int) -> int:
+        """Contextual tokens of a frame."""
+        return min(round(self.context_ratio * (N if self.context_base == "tokens" else budget)), budget // 2)
+
+    def _reduce(
+        self, x: Float[Tensor, "B N D"], choice: _Choice, absorbed_by: Int[Tensor, "B N"], *, first: int
+    ) -> tuple[Int[Tensor, "k"], Float[Tensor, "k D"]]:
+        """Flat indices and features of what is kept of some frames; notes in `absorbed_by` what stands for what.
+
+        Args:
+            first: flat index of the first token.
+        """
+        B, N, _ = x.shape
+        start = torch.arange(B, device=x.device)[:, None] * N
+        dominant, rest = choice.dominant + start, choice.rest + start  # local from here on, N to a frame
+        anchors = rest.index_select(1, choice.anchors)
+        num_context, none = anchors.shape[1], anchors.numel()
+        absorbed_by.scatter_(1, choice.dominant, dominant + first)
+        source = x.reshape(B * N, -1)
+        kept, rows = dominant.flatten(), source.index_select(0, dominant.flatten())
+        if not num_context:
+            return kept + first, rows
+        absorbed_by.scatter_(1, choice.rest, anchors.gather(1, choice.cluster) + first)
+        numbered = choice.cluster + torch.arange(B, device=x.device)[:, None] * num_context
+        if self.context_merge == "sum":
+            numbered = numbered.index_fill(1, choice.anchors, none)
+        cluster = torch.full((B * N,), none, device=x.device).index_copy(0, rest.flatten(), numbered.flatten())
+        if self.context_merge == "sum":
+            merged = add_to_anchors(source, cluster, anchors.flatten())
+        else:
+            merged = merge_into_anchors(source, cluster, anchors.flatten(), weight=0.0)
+        return torch.cat([kept, anchors.flatten()]) + first, torch.cat([rows, merged])
+
+
+def _choose(
+    saliency: Float[Tensor, "B N"], keys: Float[Tensor, "B N d"], num_dominant: int, num_context: int
+) -> _Choice:
+    """Pick the most salient tokens, space the anchors evenly over the rest, and find each token's nearest anchor."""
+    B, N = saliency.shape
+    dominant = top_k(saliency, num_dominant)
+    taken = torch.zeros(B, N, dtype=torch.uint8, device=saliency.device).scatter_(1, dominant, 1)
+    rest = taken.sort(dim=1, stable=True).indices[:, : N - num_dominant]  # in order
+    stride = max(1, rest.shape[1] // max(1, num_context))
+    anchors = torch.arange(num_context, device=saliency.device) * stride
+    if not num_context:
+        return _Choice(dominant, rest, anchors, torch.zeros_like(rest))
+    rows = unit_rows(keys.gather(1, rest[:, :, None].expand(-1, -1, keys.shape[2])))
+    cluster = unit_cosines(rows, rows.index_select(1, anchors)).argmax(dim=-1)
+    own = torch.arange(num_context, device=saliency.device)
+    return _Choice(dominant, rest, anchors, cluster.index_copy(1, anchors, own.expand(B, -1)))

@@ -1,0 +1,28 @@
+"""tango.ops.similarity: cosines that tie exactly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tango.ops.similarity import unit_cosines, unit_rows
+
+
+def test_equals_the_cosine() -> None:
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 5, 16, generator=g), torch.randn(2, 7, 16, generator=g)
+    expected = F.cosine_similarity(a[:, :, None], b[:, None], dim=-1)
+    torch.testing.assert_close(unit_cosines(unit_rows(a), unit_rows(b)), expected, rtol=0, atol=2**-18)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_equal_rows_tie(dtype: torch.dtype) -> None:
+    row = torch.randn(1, 3584, generator=torch.Generator().manual_seed(0)).to(dtype)
+    unit = unit_rows(row.expand(50, -1))
+    assert unit.dtype == torch.float32
+    assert (unit_cosines(unit, unit) == 1).all()
+
+
+def test_zeros_stay_zeros() -> None:
+    assert unit_rows(torch.zeros(2, 3)).tolist() == [[0, 0, 0]] * 2
