@@ -101,5 +101,6 @@ def generate_text(model: Any, processor: Any, inputs: Any, **generate_options: A
             scope = prune(model, "uniform", retention_ratio=1.0)
     options = {"do_sample": False, **generate_options}
     with scope, torch.inference_mode():
-        sequences = model.generate(**inputs, **options)
+        output = model.generate(**inputs, **options)
+    sequences = output if isinstance(output, Tensor) else output.sequences
     return processor.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

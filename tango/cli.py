@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_args, **_kwargs: print(f"tango: note: {message}", file=sys.stderr)
     try:
         return args.run(args)
-    except (TangoError, ValueError) as error:
+    except (TangoError, ValueError, OSError) as error:
         print(f"tango: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -7,8 +7,10 @@ While the short prompt passes through the model, a transient hook replaces its p
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -104,9 +106,12 @@ class Pruning:
         self.model, self.pruner, self.adapter, self.layer_pruner = model, pruner, adapter, layer_pruner
         self.stats: PruningStats | None = None
         self._stack = ExitStack()
+        self._removed = False
         self._install()
 
     def __enter__(self) -> Pruning:
+        if self._removed:
+            raise TangoError("this pruning was removed; call tango.prune again")
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -114,6 +119,7 @@ class Pruning:
 
     def remove(self) -> None:
         """Undo the pruning. Doing it twice is harmless."""
+        self._removed = True
         self._stack.close()
 
     def _install(self) -> None:
@@ -121,24 +127,22 @@ class Pruning:
         stock_generate, stock_forward = self.model.generate, self.model.forward
         video_input = self.adapter.video_input
 
-        @functools.wraps(stock_generate)
-        def generate(inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            kwargs.update(zip(generate_names, args, strict=False))
             if kwargs.get(video_input) is None:
-                return stock_generate(inputs, *args, **kwargs)
-            return self._generate(stock_generate, inputs, args, kwargs)
+                return stock_generate(**kwargs)
+            return self._generate(stock_generate, kwargs)
 
-        names = list(inspect.signature(stock_forward).parameters)
-
-        @functools.wraps(stock_forward)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            kwargs.update(zip(names, args, strict=False))
+            kwargs.update(zip(forward_names, args, strict=False))
             if kwargs.get(video_input) is None:
                 return stock_forward(**kwargs)
             return self._forward(stock_forward, kwargs)
 
-        generate.pruning = self  # type: ignore[attr-defined]
-        for name, wrapper in (("generate", generate), ("forward", forward)):
-            self._stack.callback(functools.partial(_restore, self.model, name, self.model.__dict__.get(name)))
+        generate_names, forward_names = (list(inspect.signature(f).parameters) for f in (stock_generate, stock_forward))
+        for name, stock, call in (("generate", stock_generate, generate), ("forward", stock_forward, forward)):
+            wrapper = _Wrapper(self, stock, call)
+            self._stack.callback(functools.partial(_restore, self.model, name, wrapper, self.model.__dict__.get(name)))
             self.model.__dict__[name] = wrapper
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]) -> Prepared:
@@ -176,10 +180,11 @@ class Pruning:
         )
         return Prepared(short, timer, adapter.prefill_scope(encoded, pruned, images, short))
 
-    def _generate(self, stock: Callable[..., Any], inputs: Tensor | None, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _generate(self, stock: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         for name in ("inputs_embeds", "mm_encoder_outputs"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name} and {self.adapter.video_input} cannot both be given to a pruned model")
+        inputs = kwargs.pop("inputs", None)
         ids = kwargs.pop("input_ids", inputs)
         if ids is None:
             raise ValueError(f"{self.adapter.video_input} needs input_ids beside it")
@@ -192,7 +197,7 @@ class Pruning:
             kwargs["position_ids"] = short.position_ids
         _adjust_lengths(self.model, kwargs, ids.shape[1] - short.input_ids.shape[1])
         with scope, self._in_decoder(short), Overlay(self.model, short.inputs_embeds, timer) as overlay:
-            output = stock(None, *args, input_ids=short.input_ids, attention_mask=short.attention_mask, **kwargs)
+            output = stock(input_ids=short.input_ids, attention_mask=short.attention_mask, **kwargs)
         if overlay.prefill_end is not None:
             timer.add("decoding", overlay.prefill_end)
         return _with_prompt(output, ids, short.input_ids.shape[1])
@@ -238,6 +243,9 @@ def prune(
 
     Use it as a context manager, or call `remove()` on the result. Text and images pass through unpruned; the model's
     weights and class are not touched, and afterwards no hook or attribute is left behind.
+
+    Streamers and logits processors see the short prompt. A cache that a pruned call returns holds the short prompt, so
+    it cannot be continued with the long `sequences`.
 
     Args:
         model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`.
@@ -288,9 +296,27 @@ def pruning_of(model: Any) -> Pruning | None:
     return getattr(getattr(model, "generate", None), "pruning", None)
 
 
-def _restore(model: nn.Module, name: str, before: Any) -> None:
-    if before is None:
-        model.__dict__.pop(name, None)
+class _Wrapper:
+    """Stands in for a method of one model. It must not travel: a copy would still run the original."""
+
+    def __init__(self, pruning: Pruning, stock: Callable[..., Any], call: Callable[..., Any]):
+        functools.update_wrapper(self, stock)
+        self.pruning, self._call = pruning, call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:  # of copy.deepcopy, pickle and torch.save
+        raise TangoError("a pruned model cannot be copied or pickled; remove() the pruning first")
+
+
+def _restore(model: nn.Module, name: str, wrapper: _Wrapper, before: Any) -> None:
+    if model.__dict__.get(name) is not wrapper:
+        warnings.warn(
+            f"{name} was replaced after pruning began and is left as it is; the model may still prune", stacklevel=2
+        )
+    elif before is None:
+        del model.__dict__[name]
     else:
         model.__dict__[name] = before
 
@@ -312,7 +338,13 @@ def _pad_token_id(model: Any) -> int:
 
 
 def _adjust_lengths(model: Any, kwargs: dict[str, Any], saved: int) -> None:
-    """`max_length` and `min_length` count the caller's prompt; make them count the short one."""
+    """Lengths count the caller's prompt, those of stopping criteria too; make them count the short one."""
+    criteria = [copy.copy(criterion) for criterion in kwargs.get("stopping_criteria") or ()]
+    for criterion in criteria:
+        if isinstance(getattr(criterion, "max_length", None), int):
+            criterion.max_length -= saved
+    if criteria:
+        kwargs["stopping_criteria"] = type(kwargs["stopping_criteria"])(criteria)
     config = kwargs.get("generation_config") or model.generation_config
     for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         if kwargs.get(new) is not None or getattr(config, new, None) is not None:

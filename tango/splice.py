@@ -20,6 +20,7 @@ class ShortPrompt:
     position_ids: Int[Tensor, "B S"] | Int[Tensor, "R B S"]  # one row, or text positions and the family's own
     is_video: Bool[Tensor, "B S"]
     kept: Int[Tensor, "B S"]
+    source_length: int  # L
 
     def gather_labels(self, labels: Int[Tensor, "B L"], *, ignore: int = -100) -> Int[Tensor, "B S"]:
         """Shorten labels in the same way.
@@ -27,6 +28,9 @@ class ShortPrompt:
         A row's first token is not predicted from anything, so its label is ignored: after padding on the left it
         would otherwise be predicted from padding.
         """
+        if labels.shape != (len(self.kept), self.source_length):
+            expected = (len(self.kept), self.source_length)
+            raise ValueError(f"labels must have the shape of input_ids, {expected}, got {tuple(labels.shape)}")
         predictable = self.attention_mask.cumsum(dim=1) > 1
         return labels.gather(1, self.kept).masked_fill(~predictable, ignore)
 
@@ -80,6 +84,7 @@ def shorten(
         position_ids=position_ids,
         is_video=is_video,
         kept=kept,
+        source_length=input_ids.shape[1],
     )
 
 

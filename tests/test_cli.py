@@ -102,6 +102,15 @@ MISTAKES = {
     "frames": (["inspect", "clip.mp4", "--num-frames", "0"], "num_frames must be at least 1"),
     "device": (["inspect", "clip.mp4", "--device", "cuda:99"], "no device cuda:99"),
     "backend": (["inspect", "clip.mp4", "--video-backend", "opencv"], "unknown"),
+    "none with a ratio": (["answer", "clip.mp4", "--method", "none", "--retention-ratio", "0.3"], "keeps all tokens"),
+    "binary config": (
+        ["answer", "clip.mp4", "--config", str(ROOT / "tests/data/golden/d01_dpc_knn.npz")],
+        "cannot read",
+    ),
+    "config of another": (
+        ["answer", "clip.mp4", "--method", "uniform", "--config", str(ROOT / "configs/methods/tango.yaml")],
+        "is for the method tango",
+    ),
     "none": (["inspect", "clip.mp4", "--method", "none"], "inspect needs a method"),
 }
 

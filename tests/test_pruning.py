@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import MaxLengthCriteria, Qwen2Config, Qwen2ForCausalLM, StoppingCriteriaList
 
 import tango
 from tango.methods import TangoPruner
@@ -263,7 +264,7 @@ def test_text_and_plain_calls_pass_through(model):
     assert pruning.stats is None
 
 
-@pytest.mark.parametrize("form", ["argument", "generation config"])
+@pytest.mark.parametrize("form", ["argument", "generation config", "positional", "criterion"])
 def test_max_length_counts_the_callers_prompt(model, form):
     inputs = one_video()
     total = inputs["input_ids"].shape[1] + 4
@@ -272,9 +273,52 @@ def test_max_length_counts_the_callers_prompt(model, form):
         config = copy.deepcopy(model.generation_config)
         config.max_length = total
         options = {"generation_config": config}
+    elif form == "criterion":
+        options = {"stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(total)]), "max_new_tokens": 9}
+    elif form == "positional":
+        config = copy.deepcopy(model.generation_config)
+        config.max_length = total
     with tango.prune(model, "tango", retention_ratio=0.3):
-        output = model.generate(**inputs, do_sample=False, **options)
+        if form == "positional":
+            ids = inputs.pop("input_ids")
+            output = model.generate(ids, config, do_sample=False, **inputs)
+        else:
+            output = model.generate(**inputs, do_sample=False, **options)
     assert output.shape[1] == total
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, pickle.dumps])
+def test_a_pruned_model_is_not_copied(copier):
+    """A copy would still run the original."""
+    model = tiny.llava_onevision()
+    copier(model)
+    with tango.prune(model, "uniform"), pytest.raises(tango.TangoError, match="remove"):
+        copier(model)
+    copier(model)
+
+
+def test_a_removed_pruning_is_not_entered_again(model):
+    pruning = tango.prune(model, "uniform")
+    pruning.remove()
+    with pytest.raises(tango.TangoError, match=r"call tango\.prune again"), pruning:
+        pass
+
+
+def test_a_wrapper_put_on_top_is_left_alone():
+    model = tiny.llava_onevision()
+    pruning = tango.prune(model, "uniform")
+    below = model.generate
+    model.generate = lambda *args, **kwargs: below(*args, **kwargs)
+    on_top = model.generate
+    with pytest.warns(UserWarning, match="generate was replaced"):
+        pruning.remove()
+    assert model.generate is on_top
+
+
+def test_labels_of_another_shape_are_refused(model):
+    inputs = one_video()
+    with tango.prune(model, "tango"), pytest.raises(ValueError, match="labels must have the shape of input_ids"):
+        model(**inputs, labels=inputs["input_ids"][:, :-2])
 
 
 def test_two_threads_with_two_models_keep_their_own_timestamps():
@@ -335,6 +379,8 @@ def test_missing_timestamps_warn_only_methods_that_use_time(model):
 
 WRONG = {
     "placeholders": ({"input_ids": torch.tensor([tiny.prompt("Look", 5)])}, ValueError, "81 video placeholders"),
+    "times backwards": ({"video_timestamps_s": [[0, 2, 1, 3, 4, 5]]}, ValueError, "not run backwards"),
+    "times unknown": ({"video_timestamps_s": [[0, 1, 2, 3, 4, float("nan")]]}, ValueError, "must be finite"),
     "timestamps": ({"video_timestamps_s": [[0.0, 1.0]]}, ValueError, "video_timestamps_s must hold"),
     "embeddings": ({"inputs_embeds": torch.zeros(1, 4, 128)}, ValueError, "cannot both be given"),
 }

@@ -81,6 +81,9 @@ def run(args: argparse.Namespace) -> int:
     if args.device == "cuda" and device.type == "cpu":
         print("no CUDA device is available; use --device cpu", file=sys.stderr)
         return 2
+    if args.output and args.output.is_dir():
+        print(f"--output needs a file, {args.output} is a folder", file=sys.stderr)
+        return 2
     pruner = build_pruner(args.method, retention_ratio=args.retention_ratio)
     threads_before = torch.get_num_threads()
     torch.set_num_threads(args.threads)

@@ -17,7 +17,8 @@ from tango.methods.tango import TangoPruner
 
 
 def reference_prune(tokens: VisualTokens, options: TangoPruner) -> tuple[Tensor, Tensor]:
-    """Return the kept indices (K,) and features (K, D) for `segmentation="holitom"` and `exact_budget=False`."""
+    """Return the kept indices (K,) and features (K, D) for `segmentation="holitom"`, `exact_budget=False` and
+    `anchor_order="aligned"`; other values of these three are ignored."""
     x = tokens.features
     N = x.shape[1]
     assert tokens.saliency is not None
@@ -141,6 +142,7 @@ def _reduce_frames(
         return torch.cat([salient, context]), flat[torch.cat([salient, context])]
     centres = _dpc_knn(points[context], budget, options.num_neighbors).sort().values
     nearest = torch.cdist(points[context], points[context[centres]]).argmin(-1)
+    nearest[centres] = torch.arange(budget)  # equal tokens may both be centres
     merged = torch.empty(budget, D, dtype=x.dtype)
     for c in range(budget):
         members = flat[context[nearest == c]].float()

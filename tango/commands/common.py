@@ -58,12 +58,14 @@ def method_from(args: argparse.Namespace) -> Pruner | None:
     if args.config:
         try:
             options = yaml.safe_load(Path(args.config).read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise TangoError(f"cannot read {args.config}: {' '.join(str(error).split())}") from error
         if not isinstance(options, dict):
             raise TangoError(f"{args.config} must hold `name: value` lines, got {type(options).__name__}")
-    name = args.method or options.pop("method", "tango")
-    options.pop("method", None)
+    configured = options.pop("method", None)
+    name = args.method or configured or "tango"
+    if configured not in (None, name):
+        raise TangoError(f"{args.config} is for the method {configured}, but --method says {name}")
     for item in args.option:
         key, separator, value = item.partition("=")
         if not separator:
@@ -75,7 +77,11 @@ def method_from(args: argparse.Namespace) -> Pruner | None:
         build_layer_pruner(args.layer_pruner)  # an unknown name shows before minutes of loading
     if args.retention_ratio is not None:
         options["retention_ratio"] = args.retention_ratio
-    return None if name == "none" else build_pruner(name, **options)
+    if name != "none":
+        return build_pruner(name, **options)
+    if options or args.mean_retention_ratio is not None:
+        raise TangoError("--method none keeps all tokens; leave out the ratio and other options")
+    return None
 
 
 def pruning_from(args: argparse.Namespace, model: Any, pruner: Pruner | None) -> AbstractContextManager[Any]:

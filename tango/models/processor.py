@@ -102,6 +102,9 @@ class ChatProcessor:
         if count != len(given):
             raise ValueError(f"the prompt has {count} {self.video_token}, but {len(given)} videos are given")
         frames = [video.frames if isinstance(video, Video) else torch.as_tensor(video) for video in given]
+        for f in frames:
+            if f.dim() != 4 or f.shape[-1] != 3 or len(f) == 0 or f.dtype != torch.uint8:
+                raise ValueError(f"a video must be uint8 frames (T, h, w, 3), got {f.dtype} of shape {tuple(f.shape)}")
         times = [video.timestamps_s for video in given if isinstance(video, Video)]
         return texts, frames, times if given and len(times) == len(given) else None
 

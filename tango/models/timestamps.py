@@ -33,4 +33,6 @@ def video_timestamps(
             f"video_timestamps_s must hold one list of seconds per video, of lengths {list(lengths)}; "
             f"got shapes {[tuple(t.shape) for t in times]}"
         )
+    if not all(bool(t.isfinite().all()) and bool((t.diff() >= 0).all()) for t in times):
+        raise ValueError("video_timestamps_s must be finite and not run backwards")
     return times
