@@ -245,7 +245,8 @@ def prune(
     weights and class are not touched, and afterwards no hook or attribute is left behind.
 
     Streamers and logits processors see the short prompt. A cache that a pruned call returns holds the short prompt, so
-    it cannot be continued with the long `sequences`.
+    it cannot be continued with the long `sequences`; and Qwen-VL models cannot be decoded step by step from the cache
+    of a direct call, because stock code does not know the positions that its kept tokens retain: use `generate`.
 
     Args:
         model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`.
