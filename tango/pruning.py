@@ -44,13 +44,15 @@ class VideoStats:
 class PruningStats:
     """What the last call did.
 
-    `prompt_before` and `prompt_after` are the prompt lengths per row as the LLM would have and has seen them: text,
-    newlines and all.
+    `entering_before` and `entering_after` count what videos take in the LLM's input, newlines included; `prompt_before`
+    and `prompt_after` are the prompt lengths per row, text and all.
     """
 
     method: str
     retention_ratio: float
     videos: tuple[VideoStats, ...]
+    entering_before: int
+    entering_after: int
     prompt_before: tuple[int, ...]
     prompt_after: tuple[int, ...]
     timer: StageTimer = field(repr=False)
@@ -66,6 +68,16 @@ class PruningStats:
         """Visual tokens of all videos after pruning."""
         return sum(video.tokens_after for video in self.videos)
 
+    @property
+    def visual_share(self) -> float:
+        """Fraction of visual tokens kept."""
+        return self.tokens_after / max(1, self.tokens_before)
+
+    @property
+    def entering_share(self) -> float:
+        """Fraction of the videos' tokens, newlines included, that really enters the LLM."""
+        return self.entering_after / max(1, self.entering_before)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, with milliseconds per stage."""
         plain = {k: v for k, v in vars(self).items() if k not in ("timer", "videos", "layer")}
@@ -73,6 +85,8 @@ class PruningStats:
             **plain,
             "tokens_before": self.tokens_before,
             "tokens_after": self.tokens_after,
+            "visual_share": self.visual_share,
+            "entering_share": self.entering_share,
             "videos": [asdict(video) for video in self.videos],
             "layer": None if self.layer is None else asdict(self.layer),
             "stages_ms": {stage: round(ms, 3) for stage, ms in self.timer.ms().items()},
@@ -80,12 +94,14 @@ class PruningStats:
 
     def __str__(self) -> str:
         visual = f"{self.tokens_before} -> {self.tokens_after} visual tokens"
-        share = 100 * self.tokens_after / max(1, self.tokens_before)
+        share = f"{100 * self.visual_share:.1f} %"
+        if self.entering_after > self.tokens_after + len(self.videos):  # a newline per row, not one per video
+            share += f", with newlines {100 * self.entering_share:.1f} %"
         prompt = f"prompt {sum(self.prompt_before)} -> {sum(self.prompt_after)}"
         if self.layer is not None:
             visual += f", {self.layer.tokens_before} -> {self.layer.tokens_after} at layer {self.layer.layer}"
         stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in self.timer.ms().items())
-        return f"{self.method}: {visual} ({share:.1f} %), {prompt} tokens; ms: {stages}"
+        return f"{self.method}: {visual} ({share}), {prompt} tokens; ms: {stages}"
 
 
 class Prepared(NamedTuple):
@@ -157,13 +173,14 @@ class Pruning:
         with timer.stage("splice"):
             images = adapter.encode_images(inputs)
             laid_out = [adapter.lay_out(*pair) for pair in zip(encoded.videos, pruned, strict=True)]
+            features, stays = (torch.cat(parts) for parts in zip(*laid_out, strict=True))
             short = shorten(
                 input_ids,
                 attention_mask,
                 self.model.get_input_embeddings(),
                 video_token_id=adapter.video_token_id,
-                stays=torch.cat([stays for _, stays in laid_out]),
-                video_features=torch.cat([features for features, _ in laid_out]),
+                stays=stays,
+                video_features=features,
                 images=None if images is None else (images.token_id, images.features),
                 positions=adapter.positions(input_ids, attention_mask, inputs),
                 pad_token_id=_pad_token_id(self.model),
@@ -174,6 +191,8 @@ class Pruning:
             method=self.pruner.name,
             retention_ratio=self.pruner.retention_ratio,
             videos=tuple(_video_stats(video, len(p.indices)) for video, p in kept),
+            entering_before=len(stays),
+            entering_after=len(features),
             prompt_before=tuple(rows.sum(1).tolist()),
             prompt_after=tuple(short.attention_mask.sum(1).tolist()),
             timer=timer,

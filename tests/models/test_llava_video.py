@@ -238,6 +238,7 @@ def test_counts_of_tokens_leave_newlines_out_and_counts_of_prompts_do_not(model)
     assert stats.tokens_after == counts.tokens_after == len(kept)
     assert stats.prompt_before == (text + T * S * (S + 1),)
     assert stats.prompt_after == (text + len(kept) + rows,) == (short.inputs_embeds.shape[1],)
+    assert (stats.entering_before, stats.entering_after) == (T * S * (S + 1), len(kept) + rows)
     newlines = (short.inputs_embeds[0] == model.model.image_newline).all(-1).sum()
     assert newlines == rows
 
