@@ -262,7 +262,6 @@ def prune(
 
     Use it as a context manager, or call `remove()` on the result. Text and images pass through unpruned; the model's
     weights and class are not touched, and afterwards no hook or attribute is left behind.
-
     Streamers and logits processors see the short prompt. A cache that a pruned call returns holds the short prompt, so
     it cannot be continued with the long `sequences`; and Qwen-VL models cannot be decoded step by step from the cache
     of a direct call, because stock code does not know the positions that its kept tokens retain: use `generate`.
@@ -279,8 +278,7 @@ def prune(
             release computes them.
         **options: fields of the method, such as `retention_ratio=0.1`.
     Raises:
-        UnknownNameError: no such method or option.
-        OptionError: this model's adapter has no such option.
+        UnknownNameError, OptionError: no such method or option, or none for this model.
         UnsupportedModelError: no adapter for this model, or none for pruning inside its decoder.
         MissingSignalError: the model cannot supply what the method needs.
         BudgetError: a ratio is out of range or cannot be reached.
