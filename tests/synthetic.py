@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -54,3 +56,13 @@ def video_tokens(
         keys=(x @ torch.randn(dim, 16, generator=g)).to(dtype) / dim**0.5,
         sink_positions=sinks,
     )
+
+
+VIDEOS: dict[str, dict[str, Any]] = {
+    "two_scenes": {"seed": 1},
+    "flicker": {"seed": 2, "flicker": 0.9, "frames": 9, "sinks": (3, 20)},
+    "one_scene": {"seed": 3, "scenes": 1, "static": 0.3},
+    "all_static": {"seed": 4, "scenes": 1, "static": 1.0},
+    "all_dynamic": {"seed": 5, "static": 0.0},
+    "wide": {"seed": 6, "grid": (3, 10), "scenes": 3, "dim": 50},
+}

@@ -13,35 +13,15 @@ from transformers import MaxLengthCriteria, Qwen2Config, Qwen2ForCausalLM, Stopp
 import tango
 from tango.methods import TangoPruner
 from tests import tiny
+from tests.tiny import TIMES, one_video, one_video_per_row, three_videos
 
 NEW = 6
 GREEDY = {"do_sample": False, "max_new_tokens": NEW}
-TIMES = [[0.0, 1.5, 3.0, 4.5, 6.0, 7.5]]
 
 
 @pytest.fixture(scope="module")
 def model():
     return tiny.llava_onevision()
-
-
-def one_video() -> dict:
-    inputs = tiny.batch(tiny.prompt("Look: ", 6, " What?"))
-    return {**inputs, "pixel_values_videos": tiny.clip(1)[None], "video_timestamps_s": TIMES}
-
-
-def three_videos() -> dict:
-    """Rows of unequal length, the first with two videos; kept counts differ between them."""
-    rows = tiny.batch(tiny.prompt("A ", 6, " B ", 6, " why?"), tiny.prompt("What is in this one? ", 6, " Tell me."))
-    calm = tiny.clip(3)
-    calm[:] = calm[:1]
-    pixels = torch.stack([tiny.clip(2), calm, tiny.clip(4)])
-    return {**rows, "pixel_values_videos": pixels, "video_timestamps_s": TIMES * 3}
-
-
-def one_video_per_row() -> dict:
-    inputs = three_videos()
-    rows = tiny.batch(tiny.prompt("A ", 6, " why?"), tiny.prompt("What is in this one? ", 6, " Tell me."))
-    return {**inputs, **rows, **{k: inputs[k][:2] for k in ("pixel_values_videos", "video_timestamps_s")}}
 
 
 def references(model, inputs: dict, steps: int = NEW) -> list[list[int]]:

@@ -78,3 +78,26 @@ def llava_video(seed: int = 0, *, image_size: int = IMAGE_SIZE):
     siglip = tiny_siglip(model)
     model.__dict__["pooling_head"] = PoolingHead.from_tensors(dict(siglip.state_dict()), num_heads=4, eps=1e-6)
     return model
+
+
+TIMES = [[0.0, 1.5, 3.0, 4.5, 6.0, 7.5]]
+
+
+def one_video() -> dict:
+    inputs = batch(prompt("Look: ", 6, " What?"))
+    return {**inputs, "pixel_values_videos": clip(1)[None], "video_timestamps_s": TIMES}
+
+
+def three_videos() -> dict:
+    """Rows of unequal length, the first with two videos; kept counts differ between them."""
+    rows = batch(prompt("A ", 6, " B ", 6, " why?"), prompt("What is in this one? ", 6, " Tell me."))
+    calm = clip(3)
+    calm[:] = calm[:1]
+    pixels = torch.stack([clip(2), calm, clip(4)])
+    return {**rows, "pixel_values_videos": pixels, "video_timestamps_s": TIMES * 3}
+
+
+def one_video_per_row() -> dict:
+    inputs = three_videos()
+    rows = batch(prompt("A ", 6, " why?"), prompt("What is in this one? ", 6, " Tell me."))
+    return {**inputs, **rows, **{k: inputs[k][:2] for k in ("pixel_values_videos", "video_timestamps_s")}}
