@@ -8,15 +8,16 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from tango.containers import Paper
+from tango.containers import LayerTokens, Paper
 from tango.errors import OptionError
 from tango.methods.base import LayerPruner
-from tango.methods.registry import register_layer
+from tango.methods.registry import register
+from tango.ops.attention import attention_of_last_token
 from tango.ops.budget import exact_count
 from tango.shapes import Float, Int
 
 
-@register_layer("fastv-merge")
+@register("fastv-merge")
 @dataclass(frozen=True, kw_only=True)
 class FastvMergePruner(LayerPruner):
     """Keep the visual tokens that the prompt's last token attends to most; average each other one into its nearest.
@@ -45,9 +46,8 @@ class FastvMergePruner(LayerPruner):
         if not 0 <= self.merge_weight <= 1:
             raise OptionError(f"merge_weight must lie in [0, 1], got {self.merge_weight!r}")
 
-    def prune(
-        self, hidden: Float[torch.Tensor, "M D"], attention: Float[torch.Tensor, "M"]
-    ) -> tuple[Float[torch.Tensor, "K D"], Int[torch.Tensor, "K"]]:
+    def prune(self, tokens: LayerTokens) -> tuple[Float[torch.Tensor, "K D"], Int[torch.Tensor, "K"]]:
+        hidden, attention = tokens.hidden[tokens.visual], attention_of_last_token(tokens)
         M, K = len(hidden), exact_count(len(hidden), self.retention_ratio)
         order = attention.argsort(descending=True, stable=True)  # equal attention: the earlier token stays
         kept, dropped = order[:K].sort().values, order[K:].sort().values
