@@ -1,6 +1,18 @@
 """The pruning methods. Importing this package registers them all."""
 
-from tango.methods import divprune, fastv_merge, fastvid, holitom, random, uniform, vidcom2, visionzip
+from tango.methods import (
+    dart,
+    divprune,
+    fastv,
+    fastv_merge,
+    fastvid,
+    holitom,
+    holitom_merge,
+    random,
+    uniform,
+    vidcom2,
+    visionzip,
+)
 from tango.methods.base import KeepAllPruner, LayerPruner, Pruner
 from tango.methods.registry import (
     available_layer_pruners,
@@ -29,10 +41,13 @@ __all__ = [
     "build_layer_pruner_for_mean",
     "build_pruner",
     "build_pruner_for_mean",
+    "dart",
     "divprune",
+    "fastv",
     "fastv_merge",
     "fastvid",
     "holitom",
+    "holitom_merge",
     "layer_pruner_class",
     "method_class",
     "pruner_class",

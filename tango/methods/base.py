@@ -146,9 +146,9 @@ class LayerPruner(ABC):
 
     layer: int  # number of full layers that run before it
     retention_ratio: float = 0.5  # of the visual tokens that reach this layer
-    noncausal_layer: bool = False  # the layer before it (`layer - 1`) reads the prompt without a causal mask
 
     name: ClassVar[str]  # set by @register
+    noncausal_layer: ClassVar[bool] = False  # the layer before `layer` reads the prompt without a causal mask
     reads: ClassVar[Literal["before", "own"]] = (
         "before"  # whose queries and keys: the layer before's, or the layer's own
     )

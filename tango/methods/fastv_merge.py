@@ -31,6 +31,7 @@ class FastvMergePruner(LayerPruner):
 
     layer: int = 18  # section 5.1
     retention_ratio: float = 0.5  # section 5.1
+    noncausal_layer: bool = False  # type: ignore[misc]  # an option here: True as in the release
     merge_weight: float = 0.6  # of the kept state (release); 1: drop without merging, as in FastV
 
     budget_rule: ClassVar[str] = "round(r M) of the M visual tokens that reach the layer"

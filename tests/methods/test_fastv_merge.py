@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from tango.methods import available_layer_pruners, build_layer_pruner
 from tango.methods.fastv_merge import FastvMergePruner
 from tests.layer_tokens import with_attention
-
-
-@pytest.mark.parametrize("name", available_layer_pruners())
-def test_layer_pruners_rebuild_from_their_config(name):
-    pruner = build_layer_pruner(name, retention_ratio=0.3)
-    assert build_layer_pruner(name, **pruner.config()) == pruner
 
 
 def test_fastv_merge_by_hand():
