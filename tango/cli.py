@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import tango
 from tango import quickstart
 from tango.bench import pruner as bench_pruner
-from tango.commands import answer, convert, flops, inspect, methods
+from tango.commands import answer, compare, convert, flops, inspect, methods
 from tango.errors import TangoError
 
 
@@ -23,6 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, module, summary in (
         ("answer", answer, "ask a question about a video"),
         ("inspect", inspect, "show which tokens of a video would be kept"),
+        ("compare", compare, "show what several methods keep of one video"),
         ("methods", methods, "list the pruning methods"),
         ("flops", flops, "count what pruning saves in the language model"),
         ("convert", convert, "write an lmms-lab checkpoint in the layout of transformers"),
