@@ -10,6 +10,7 @@ from typing import Any
 from tango.containers import Signal
 from tango.methods import available_layer_pruners, available_pruners, layer_pruner_class, pruner_class
 from tango.models import adapter_class, families_with, supported_model_types
+from tango.report.text import markdown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,7 @@ def describe(name: str) -> dict[str, Any]:
 def markdown_table() -> str:
     """The table of methods in the README."""
     header = ("method", "stage", "what it does", "needs", "models", "tokens kept", "source", "reference licence")
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    rows = [header]
     for method in _methods():
         paper = method["paper"]
         source = f"[{paper['title']}]({paper['url']}), {paper['venue']}" if paper["url"] else paper["title"]
@@ -47,8 +48,8 @@ def markdown_table() -> str:
             f"`{method['name']}`", method["stage"], method["summary"], _needs(method), _models(method),
             method["budget"], source, paper["licence"] or "-",
         )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown(rows)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Plain text tables."""
+"""Tables, in plain text and in Markdown."""
 
 from __future__ import annotations
 
@@ -16,3 +16,9 @@ def align(rows: Sequence[Sequence[str]], *, num_left: int = 0) -> str:
         ]
         lines.append("  ".join(cells))
     return "\n".join(lines)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first row is its header."""
+    header, *rest = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([header, "|---" * len(rows[0]) + "|", *rest])
