@@ -26,6 +26,8 @@ class LlavaOnevisionAdapter(Adapter):
     After pruning the LLM sees contiguous positions, as in the paper's release.
     """
 
+    title: ClassVar[str] = "LLaVA-OneVision"
+    signals: ClassVar[Signal] = Signal.SALIENCY | Signal.FRAME_EMBEDS | Signal.TIMESTAMPS | Signal.KEYS
     consumed: ClassVar[frozenset[str]] = frozenset(
         {
             "pixel_values", "pixel_values_videos", "image_sizes", "image_sizes_videos", "batch_num_images",
@@ -58,6 +60,7 @@ class LlavaOnevisionAdapter(Adapter):
         return math.ceil(self.patches / 2), math.ceil(self.patches / 2)
 
     def check(self, needs: Signal, method: str) -> None:
+        super().check(needs, method)
         width = self.model.config.vision_config.hidden_size
         head = self._head()
         if head is not None and head.width != width:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
-from tango.errors import MissingSignalError, OptionError, UnsupportedModelError
+from tango.errors import OptionError, UnsupportedModelError
 from tango.models.base import Adapter, EncodedImages, EncodedVideos, SaliencyKind, register_adapter
 from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_step, vision_positions
 from tango.models.qwen_processor import MAX_PIXELS, QwenProcessor
@@ -31,6 +31,7 @@ class QwenVlAdapter(Adapter):
         positions: "correct" (as the models were trained) or "stock" (as this transformers release computes them).
     """
 
+    signals: ClassVar[Signal] = Signal.SALIENCY | Signal.TIMESTAMPS
     consumed: ClassVar[frozenset[str]] = frozenset(
         {
             "pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "second_per_grid_ts",
@@ -56,15 +57,6 @@ class QwenVlAdapter(Adapter):
     def image_token_id(self) -> int:
         """Id of the placeholder that stands for one token of an image."""
         return self.model.config.image_token_id
-
-    def check(self, needs: Signal, method: str) -> None:
-        if Signal.FRAME_EMBEDS in needs:
-            raise MissingSignalError(f"{method} needs frame embeddings, and Qwen-VL towers have none")
-        if Signal.KEYS in needs:
-            raise MissingSignalError(
-                f"{method} needs the vision tower's attention keys, which the Qwen-VL adapter does not supply; "
-                "it works with llava_onevision and llava_video"
-            )
 
     def token_grids(self, inputs: Mapping[str, Any], name: str) -> list[Grid]:
         """Grids after merging, (T, H, W) per image or video.
@@ -181,6 +173,7 @@ class QwenVlAdapter(Adapter):
 class Qwen2VlAdapter(QwenVlAdapter):
     """Stock `Qwen2VLForConditionalGeneration`. Temporal positions count grid steps, whatever time they take."""
 
+    title: ClassVar[str] = "Qwen2-VL"
     stock_is_right: ClassVar[bool] = False  # its positions are not
 
 
@@ -188,6 +181,7 @@ class Qwen2VlAdapter(QwenVlAdapter):
 class Qwen2_5VlAdapter(QwenVlAdapter):
     """Stock `Qwen2_5_VLForConditionalGeneration`. Most tower blocks attend within windows, so the last is checked."""
 
+    title: ClassVar[str] = "Qwen2.5-VL"
     stock_is_right: ClassVar[bool] = False  # its positions are not
     positions_need_time: ClassVar[bool] = True
 
