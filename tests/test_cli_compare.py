@@ -22,7 +22,6 @@ from tango.report.figures import DROPPED, KEPT, MERGED, contact_sheet, png, shad
 from tango.video import read_video
 from tests import tiny, tiny_qwen
 
-KEYLESS = [name for name in available_pruners() if name != "visionzip"]
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +110,11 @@ def test_other_families(files, capsys, tmp_path, family):
     options = ["--saliency", "attn", "--json", "--repeats", "1", "--output", str(tmp_path)]
     assert tango(files, *options, model=family) == 0
     result = json.loads(capsys.readouterr().out)
-    expected = available_pruners() if family == "llava_video" else KEYLESS
-    assert [m["method"] for m in result["methods"]] == expected
-    assert ("visionzip" in result["not_compared"]) == (expected == KEYLESS)
+    assert [m["method"] for m in result["methods"]] == available_pruners()
     steps = len(result["timestamps_s"])
     assert steps == (6 if family == "llava_video" else 3)
     assert len(result["frame_timestamps_s"]) == 6  # on the sheets there are all frames
-    assert sorted(p.stem for p in tmp_path.glob("*.png")) == expected
+    assert sorted(p.stem for p in tmp_path.glob("*.png")) == available_pruners()
 
 
 def test_frames_that_share_their_tokens_are_shaded_alike(files, capsys, tmp_path, monkeypatch):
@@ -196,10 +193,10 @@ def test_mistakes_show_before_the_model_is_loaded(files, capsys, monkeypatch, op
 
 
 def test_nothing_to_compare_says_why(files, capsys):
-    assert tango(files, "--methods", "visionzip,fastv-merge", model="qwen2_5_vl") == 2
+    assert tango(files, "--methods", "fastv,fastv-merge", model="qwen2_5_vl") == 2
     error = capsys.readouterr().err
+    assert "fastv: works inside the LLM" in error
     assert "fastv-merge: works inside the LLM" in error
-    assert "visionzip needs the vision tower's attention keys" in error
 
 
 class TestPictures:
