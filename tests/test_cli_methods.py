@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
 
@@ -18,6 +19,7 @@ FIELDS = {Signal.SALIENCY: "saliency", Signal.FRAME_EMBEDS: "frame_embeds", Sign
 EVERYTHING = Signal.SALIENCY | Signal.FRAME_EMBEDS | Signal.KEYS
 
 
+@cache
 def model_and_inputs(family: str):
     if family in tiny_qwen.FAMILIES:
         return tiny_qwen.model(family), tiny_qwen.inputs(family, ("Look: ", tiny_qwen.WIDE, " What?"))
