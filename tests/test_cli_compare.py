@@ -13,16 +13,16 @@ from PIL import Image
 
 from tango.cli import main
 from tango.commands import compare
-from tango.containers import PrunedTokens, VisualTokens
+from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError
-from tango.methods import TangoPruner, available_layer_pruners, available_pruners
+from tango.methods import TangoPruner, available_layer_pruners, available_pruners, pruner_class
 from tango.models.llava_onevision import LlavaOnevisionAdapter
 from tango.quickstart import write_checkpoint, write_clip
 from tango.report.figures import DROPPED, KEPT, MERGED, contact_sheet, png, shade, thumbnails
 from tango.video import read_video
 from tests import tiny, tiny_qwen
 
-KEYLESS = [name for name in available_pruners() if name != "visionzip"]
+KEYLESS = [name for name in available_pruners() if Signal.KEYS not in pruner_class(name).needs]
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,10 @@ def test_text_has_a_line_per_method_and_a_matrix(files, capsys):
     assert (matrix[0][2], matrix[1][3]) == ("1.00", "1.00")
     assert matrix[0][3] == matrix[1][2] != "1.00"
     assert blocks[3].startswith("not compared\nfastv-merge: works inside the LLM")
+    record = {"not_compared": {"a": "no", "b": "never", "c": "no"}}
+    shared = {"video": "v", "tokens_before": 4, "timestamps_s": [0.0], "grid": [2, 2], "stages_ms": {}, "repeats": 1}
+    text = compare.format_record({**shared, **record, "methods": [], "overlap": []})
+    assert text.endswith("not compared\na, c: no\nb: never")
     assert "3/3" in captured.err  # progress
 
 
