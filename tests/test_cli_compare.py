@@ -23,7 +23,6 @@ from tango.video import read_video
 from tests import tiny, tiny_qwen
 
 
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("compare")
@@ -153,6 +152,10 @@ def test_text_has_a_line_per_method_and_a_matrix(files, capsys):
     assert (matrix[0][2], matrix[1][3]) == ("1.00", "1.00")
     assert matrix[0][3] == matrix[1][2] != "1.00"
     assert blocks[3].startswith("not compared\nfastv-merge: works inside the LLM")
+    record = {"not_compared": {"a": "no", "b": "never", "c": "no"}}
+    shared = {"video": "v", "tokens_before": 4, "timestamps_s": [0.0], "grid": [2, 2], "stages_ms": {}, "repeats": 1}
+    text = compare.format_record({**shared, **record, "methods": [], "overlap": []})
+    assert text.endswith("not compared\na, c: no\nb: never")
     assert "3/3" in captured.err  # progress
 
 

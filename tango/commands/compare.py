@@ -30,7 +30,7 @@ from tango.profiling import StageTimer
 from tango.report import figures
 from tango.report.text import align
 
-_INSIDE = "works inside the LLM, on what the layers before it make of the question; not compared here"
+_INSIDE = "works inside the LLM, where what it keeps depends on the question; not compared here"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,5 +297,8 @@ def format_record(record: dict[str, Any]) -> str:
         align(matrix, num_left=2),
     ]
     if record["not_compared"]:
-        lines += ["\nnot compared", *(f"{name}: {reason}" for name, reason in record["not_compared"].items())]
+        names: dict[str, list[str]] = {}
+        for name, reason in record["not_compared"].items():
+            names.setdefault(reason, []).append(name)
+        lines += ["\nnot compared", *(f"{', '.join(alike)}: {reason}" for reason, alike in names.items())]
     return "\n".join(lines)

@@ -33,7 +33,7 @@ def test_features_equal_the_stock_video_features(model):
         stock = model.model.get_video_features(inputs["pixel_values_videos"], return_dict=True).pooler_output
     ours = torch.stack([video.features.flatten(0, 1) for video in videos])
     stock = stock.view(2, -1, ours.shape[-1])[:, : ours.shape[1]]  # newer releases add the newline
-    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-6)  # pooling before the last linear layer rounds apart
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)  # pooling before the last linear layer rounds apart
 
 
 def test_attn_equals_eager_attention(model):
