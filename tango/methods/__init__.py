@@ -1,6 +1,6 @@
 """The pruning methods. Importing this package registers them all."""
 
-from tango.methods import divprune, fastv_merge, fastvid, holitom, random, uniform, vidcom2, visionzip
+from tango.methods import divprune, dycoke, fastv_merge, fastvid, holitom, random, uniform, vidcom2, visionzip
 from tango.methods.base import LayerPruner, Pruner
 from tango.methods.registry import (
     available_layer_pruners,
@@ -25,6 +25,7 @@ __all__ = [
     "build_pruner",
     "build_pruner_for_mean",
     "divprune",
+    "dycoke",
     "fastv_merge",
     "fastvid",
     "holitom",

@@ -22,3 +22,8 @@ def unit_cosines(a: Float[Tensor, "*sets A D"], b: Float[Tensor, "*sets E D"]) -
     and a choice between them can go by their order.
     """
     return (a @ b.mT).mul_(_TICKS).round_().div_(_TICKS)
+
+
+def paired_cosines(a: Float[Tensor, "*sets D"], b: Float[Tensor, "*sets D"]) -> Float[Tensor, "*sets"]:
+    """Cosines between unit rows at the same place, rounded like `unit_cosines`."""
+    return (a * b).sum(-1).mul_(_TICKS).round_().div_(_TICKS)

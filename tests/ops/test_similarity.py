@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tango.ops.similarity import unit_cosines, unit_rows
+from tango.ops.similarity import paired_cosines, unit_cosines, unit_rows
 
 
 def test_equals_the_cosine() -> None:
@@ -26,3 +26,13 @@ def test_equal_rows_tie(dtype: torch.dtype) -> None:
 
 def test_zeros_stay_zeros() -> None:
     assert unit_rows(torch.zeros(2, 3)).tolist() == [[0, 0, 0]] * 2
+
+
+def test_paired_cosines_are_the_diagonal() -> None:
+    a, b = unit_rows(torch.randn(2, 9, 33, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(paired_cosines(a, b), unit_cosines(a, b).diagonal())
+
+
+def test_paired_cosines_of_equal_rows_tie() -> None:
+    rows = torch.randn(60, 3584, generator=torch.Generator().manual_seed(0))
+    assert (paired_cosines(unit_rows(rows), unit_rows(2 * rows)) == 1).all()
