@@ -1,6 +1,6 @@
 """The pruning methods. Importing this package registers them all."""
 
-from tango.methods import divprune, dycoke, fastv_merge, fastvid, holitom, random, uniform, vidcom2, visionzip
+from tango.methods import divprune, dycoke, fastv_merge, fastvid, holitom, prunevid, random, uniform, vidcom2, visionzip
 from tango.methods.base import LayerPruner, Pruner
 from tango.methods.registry import (
     available_layer_pruners,
@@ -31,6 +31,7 @@ __all__ = [
     "holitom",
     "layer_pruner_class",
     "pruner_class",
+    "prunevid",
     "random",
     "register",
     "register_layer",

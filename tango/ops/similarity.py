@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tango.ops.blocks import blocks
 from tango.shapes import Float
 
 _TICKS = 2.0**18
@@ -27,3 +31,24 @@ def unit_cosines(a: Float[Tensor, "*sets A D"], b: Float[Tensor, "*sets E D"]) -
 def paired_cosines(a: Float[Tensor, "*sets D"], b: Float[Tensor, "*sets D"]) -> Float[Tensor, "*sets"]:
     """Cosines between unit rows at the same place, rounded like `unit_cosines`."""
     return (a * b).sum(-1).mul_(_TICKS).round_().div_(_TICKS)
+
+
+def mean_pair_cosines(x: Float[Tensor, "T N D"], lengths: Sequence[int]) -> Float[Tensor, "S N"]:
+    """Mean cosine between the tokens at one place, over all pairs of a segment's frames; -1 where there are none.
+
+    Args:
+        lengths: frames per segment, T in all.
+    """
+    _, N, D = x.shape
+    cosines = torch.full((len(lengths), N), -1.0, device=x.device)
+    for segment, frames, length in zip(cosines, x.split(list(lengths)), lengths, strict=True):
+        if length == 1:
+            continue
+        total, squares = torch.zeros(N, D, device=x.device), torch.zeros(N, device=x.device)
+        for block in blocks(length, N * D * 4, x.device):
+            unit = unit_rows(frames[block])
+            total += unit.sum(0)
+            squares += unit.square().sum((0, 2))
+        # The square of the sum holds every pair twice, and every row with itself.
+        segment.copy_((total.square().sum(1) - squares) / (length * (length - 1)))
+    return cosines

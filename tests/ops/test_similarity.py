@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import permutations
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tango.ops.similarity import paired_cosines, unit_cosines, unit_rows
+from tango.ops.similarity import mean_pair_cosines, paired_cosines, unit_cosines, unit_rows
 
 
 def test_equals_the_cosine() -> None:
@@ -36,3 +39,18 @@ def test_paired_cosines_are_the_diagonal() -> None:
 def test_paired_cosines_of_equal_rows_tie() -> None:
     rows = torch.randn(60, 3584, generator=torch.Generator().manual_seed(0))
     assert (paired_cosines(unit_rows(rows), unit_rows(2 * rows)) == 1).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 50])
+def test_mean_pair_cosines_equal_loops(cut_into_blocks: Callable[[int], None], size: int) -> None:
+    cut_into_blocks(size)
+    x = torch.randn(9, 4, 6, generator=torch.Generator().manual_seed(0))
+    lengths = [3, 1, 5]
+    for segment, frames in zip(mean_pair_cosines(x, lengths), x.split(lengths), strict=True):
+        for n, found in enumerate(segment):
+            pairs = [F.cosine_similarity(a[n], b[n], dim=0) for a, b in permutations(frames, 2)] or [torch.tensor(-1.0)]
+            torch.testing.assert_close(found, torch.stack(pairs).mean())
+
+
+def test_mean_pair_cosines_of_zeros_are_zero() -> None:
+    assert mean_pair_cosines(torch.zeros(3, 2, 4), [3]).tolist() == [[0.0, 0.0]]
