@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tango.ops.similarity import mean_pair_cosines, paired_cosines, unit_cosines, unit_rows
+from tango.ops.similarity import gram, mean_pair_cosines, paired_cosines, unit_cosines, unit_rows, unit_self_cosines
 
 
 def test_equals_the_cosine() -> None:
@@ -25,6 +25,20 @@ def test_equal_rows_tie(dtype: torch.dtype) -> None:
     unit = unit_rows(row.expand(50, -1))
     assert unit.dtype == torch.float32
     assert (unit_cosines(unit, unit) == 1).all()
+
+
+@pytest.mark.parametrize("M", [1, 64, 65, 130, 513])
+def test_gram_matrix_from_its_upper_triangle(M: int) -> None:
+    x = unit_rows(torch.randn(2, M, 9, generator=torch.Generator().manual_seed(M)))
+    torch.testing.assert_close(gram(x), x @ x.mT, rtol=0, atol=1e-6)
+    torch.testing.assert_close(gram(x[0]), x[0] @ x[0].mT, rtol=0, atol=1e-6)
+
+
+def test_self_cosines_of_equal_rows_tie() -> None:
+    rows = torch.randn(2, 3584, generator=torch.Generator().manual_seed(0)).repeat(70, 1)
+    cosines = unit_self_cosines(unit_rows(rows))
+    assert torch.equal(cosines, cosines[:2, :2].repeat(70, 70))
+    assert (cosines.diagonal() == 1).all()
 
 
 def test_zeros_stay_zeros() -> None:
