@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import ClassVar, Literal
 
 import torch
@@ -14,7 +13,7 @@ from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError
 from tango.methods.base import Pruner
 from tango.methods.registry import register
-from tango.ops.anchor_frames import divided_counts, equal_counts, every_nth, exact_counts
+from tango.ops.anchor_frames import divided_counts, equal_counts, exact_counts, last_of_runs
 from tango.ops.assembly import assemble
 from tango.ops.blocks import upload
 from tango.ops.budget import apportion, exact_count
@@ -48,12 +47,8 @@ class FastVidPruner(Pruner):
     anchor_stride: int = 4  # frames per anchor frame (p)
     merge_weight: float = 0.6  # of the anchor against the mean of its cluster (beta)
     num_neighbors: int = 4  # a token itself included (release)
-    rule: Literal["onevision", "segment"] = (
-        "onevision"  # "segment": shared out per segment (LLaVA-Video, Qwen releases)
-    )
-    duplicate_threshold: float | None = (
-        None  # frames this like the next get no tokens (0.95, Qwen); rule "segment" only
-    )
+    rule: Literal["onevision", "segment"] = "onevision"  # the release for LLaVA-OneVision; for LLaVA-Video and Qwen
+    duplicate_threshold: float | None = None  # rule "segment": frames this like the next get no tokens (0.95 for Qwen)
     frame_vector: Literal["head", "mean"] = "head"  # what is compared: "mean", of all tokens, where no head is (Qwen)
 
     needs: ClassVar[Signal] = Signal.SALIENCY
@@ -67,9 +62,9 @@ class FastVidPruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        limits = dict.fromkeys(("context_ratio", "merge_weight"), (0.0, 1.0)) | {"segment_threshold": (-1, 1)}
+        limits = dict.fromkeys(("context_ratio", "merge_weight"), (0.0, 1.0))
+        limits |= dict.fromkeys(("segment_threshold", "duplicate_threshold"), (-1, 1))
         limits |= {"min_segments": (1, math.inf), "anchor_stride": (1, math.inf), "num_neighbors": (2, math.inf)}
-        limits |= {"duplicate_threshold": (-1, 1)}
         for option, (low, high) in limits.items():
             if (value := getattr(self, option)) is not None and not low <= value <= high:
                 raise OptionError(f"{option} must lie in [{low}, {high}], got {value!r}")
@@ -90,6 +85,7 @@ class FastVidPruner(Pruner):
             ranked = top_k(tokens.saliency.float(), N) + torch.arange(T, device=device)[:, None] * N
             best = upload([t * N + i for t, (num, _) in enumerate(counts) for i in range(num)], device)
             salient = ranked.flatten()[best]
+        merge = merge_into_anchors if self.rule == "onevision" else merge_others_into_anchors
         indices, features = [salient], [x.index_select(0, salient)]
         absorbed_by = torch.full((T * N,), -1, device=device).index_copy_(0, salient, salient)
         is_salient = absorbed_by >= 0
@@ -105,7 +101,7 @@ class FastVidPruner(Pruner):
                 local, cluster = self._cluster(rows, unit, free, rest, num_anchors)
                 anchors = local + segment.start
                 indices.append(anchors)
-                features.append(self._merge(rows, cluster, local))
+                features.append(merge(rows, cluster, local, weight=self.merge_weight))
                 num_covered = len(rows) if t == anchor_frames[-1] else (t + 1) * N - segment.start
                 stands_for = torch.cat([anchors, anchors.new_full((1,), -1)])[cluster[:num_covered]]
                 own = absorbed_by[segment][:num_covered]
@@ -124,34 +120,23 @@ class FastVidPruner(Pruner):
         check_finite(table, "features, saliency or frame_embeds")
         table = table[: len(x) - 1]
         lengths = segment_by_cuts(table.numpy(), self.segment_threshold, min_segments=self.min_segments)
-        is_open = [
-            self.duplicate_threshold is None or s < self.duplicate_threshold for s in [*table.tolist(), -math.inf]
-        ]
-        for end in accumulate(lengths):
-            is_open[end - 1] = True
-        return lengths, is_open
+        return lengths, last_of_runs(table.tolist(), lengths, self.duplicate_threshold)
 
     def _counts(self, lengths: list[int], is_open: list[bool], N: int) -> list[tuple[int, int]]:
         """Salient tokens and anchors of each frame. Host arithmetic only."""
         totals = apportion(exact_count(len(is_open) * N, self.retention_ratio), [length * N for length in lengths])
         per_frame = max(1, int(N * self.retention_ratio))
         max_anchors = N if self.duplicate_threshold is None else max(1, N // 2)  # of one frame (Qwen release)
+        share, stride = self.context_ratio, self.anchor_stride
         counts: list[tuple[int, int]] = []
         for length, total in zip(lengths, totals, strict=True):
-            open_ = is_open[len(counts) : len(counts) + length]
+            here = is_open[len(counts) : len(counts) + length]
             if self.exact_budget:
-                open_ = open_ if total <= sum(open_) * N else [True] * length
-                counts += exact_counts(
-                    total, int(total * self.context_ratio), N, open_, every_nth(open_, self.anchor_stride)
-                )
-                continue
-            is_anchor = every_nth(open_, self.anchor_stride)
-            if self.rule == "onevision":
-                counts += equal_counts(per_frame, int(per_frame * self.context_ratio), N, is_anchor)
+                counts += exact_counts(total, share, N, here, stride)
+            elif self.rule == "onevision":
+                counts += equal_counts(per_frame, share, N, length, stride)
             else:
-                total = per_frame * length
-                context = int(total * self.context_ratio)
-                counts += divided_counts(total, context, N, open_, is_anchor, max_anchors=max_anchors)
+                counts += divided_counts(per_frame * length, share, N, here, stride, max_anchors=max_anchors)
         return counts
 
     @torch.no_grad()
@@ -162,10 +147,3 @@ class FastVidPruner(Pruner):
         nearest = unit_cosines(unit, unit.index_select(0, anchors)).argmax(-1)
         nearest[anchors] = torch.arange(count, device=rows.device)
         return anchors, torch.where(free, nearest, count)
-
-    def _merge(self, rows: Tensor, cluster: Tensor, anchors: Tensor) -> Tensor:
-        """Anchors blended with their clusters, which hold them only by the rule for LLaVA-OneVision."""
-        if self.rule == "onevision":
-            return merge_into_anchors(rows, cluster, anchors, weight=self.merge_weight)
-        others = cluster.index_fill(0, anchors, len(anchors))
-        return merge_others_into_anchors(rows, others, anchors, weight=self.merge_weight)

@@ -46,15 +46,13 @@ def add_to_anchors(
 def merge_others_into_anchors(
     x: Float[Tensor, "M D"], cluster: Int[Tensor, "M"], anchors: Int[Tensor, "C"], *, weight: float
 ) -> Float[Tensor, "C D"]:
-    """`merge_into_anchors` for clusters that do not contain their anchors: the mean is that of the others alone.
+    """`merge_into_anchors`, but the mean is that of the others in the cluster; without any, the anchor stays as it is.
 
-    w is `weight`, or 1 / (cluster size + 1) where that is larger; the anchor of an empty cluster stays as it is.
+    w is `weight`, or 1 / (cluster size) where that is larger, the anchor counted. It may be in its cluster or not.
 
-    Args:
-        cluster: cluster of each row, in 0..C; C itself means none.
-        anchors: row of `x` that is the anchor of each cluster.
     Source: FastVID's releases for LLaVA-Video and Qwen2.5-VL (arXiv:2503.11187).
     """
+    cluster = cluster.index_fill(0, anchors, len(anchors))
     mean, counts = _cluster_means(x, cluster, len(anchors))
     w = (counts + 1).reciprocal().clamp_min(weight)
     return torch.lerp(mean, x.index_select(0, anchors).float(), w).to(x.dtype)
