@@ -1,13 +1,15 @@
 """The pruning methods. Importing this package registers them all."""
 
-from tango.methods import (
+from tango.methods import (  # noqa: F401  # importing a method registers it
     dart,
     divprune,
+    dycoke,
     fastv,
     fastv_merge,
     fastvid,
     holitom,
     holitom_merge,
+    prunevid,
     random,
     uniform,
     vidcom2,
@@ -41,19 +43,8 @@ __all__ = [
     "build_layer_pruner_for_mean",
     "build_pruner",
     "build_pruner_for_mean",
-    "dart",
-    "divprune",
-    "fastv",
-    "fastv_merge",
-    "fastvid",
-    "holitom",
-    "holitom_merge",
     "layer_pruner_class",
     "method_class",
     "pruner_class",
-    "random",
     "register",
-    "uniform",
-    "vidcom2",
-    "visionzip",
 ]
