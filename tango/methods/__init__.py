@@ -1,6 +1,17 @@
 """The pruning methods. Importing this package registers them all."""
 
-from tango.methods import divprune, fastv_merge, fastvid, holitom, pyramiddrop, random, uniform, vidcom2, visionzip
+from tango.methods import (
+    divprune,
+    fastv_merge,
+    fastvid,
+    holitom,
+    prunevid_select,
+    pyramiddrop,
+    random,
+    uniform,
+    vidcom2,
+    visionzip,
+)
 from tango.methods.base import KeepAllPruner, LayerPruner, Pruner
 from tango.methods.registry import (
     available_layer_pruners,
@@ -36,6 +47,7 @@ __all__ = [
     "layer_pruner_class",
     "method_class",
     "pruner_class",
+    "prunevid_select",
     "pyramiddrop",
     "random",
     "register",

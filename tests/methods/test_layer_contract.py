@@ -61,6 +61,7 @@ def test_states_and_indices_fit(name, shape, dtype):
         assert states.isfinite().all()
 
 
+@pytest.mark.usefixtures("unchecked_annotations")  # whose checker draws from Python's generator
 def test_twice_the_same_and_nothing_is_touched(name):
     for pruner, tokens in prompts(name):
         before = copy.deepcopy(tensors(tokens))
