@@ -108,6 +108,7 @@ class LayerTokens:
     frames: Int[Tensor, "M"]  # each visual token's frame, counted over all videos of the prompt; non-decreasing
     cells: Int[Tensor, "M"]  # each visual token's place in its frame, newlines included; a video has its own numbers
     num_entered: int  # visual tokens that entered the LLM
+    counts: tuple[int, ...]  # visual tokens that ran through each of the layers before this one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -26,6 +26,7 @@ def with_attention(visual: Tensor, attention: Tensor, **changes: Any) -> LayerTo
         "frames": torch.zeros(M, dtype=torch.long),
         "cells": torch.arange(M),
         "num_entered": M,
+        "counts": (M,) * changes.get("layer", 1),
     }
     return LayerTokens(**{**fields, **changes})
 
@@ -51,5 +52,6 @@ def random_prompt(
         "frames": index // cells,
         "cells": index % cells,
         "num_entered": M,
+        "counts": (M,) * changes.get("layer", 2),
     }
     return LayerTokens(**{**fields, **changes})
