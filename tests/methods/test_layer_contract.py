@@ -22,7 +22,7 @@ CASES = {
     "no_text_after": lambda: random_prompt(text=1),
     "equal_tokens": lambda: dataclasses.replace(random_prompt(), hidden=torch.ones(64, 16), keys=torch.ones(64, 2, 8)),
     "zeros": lambda: dataclasses.replace(random_prompt(), hidden=torch.zeros(64, 16), keys=torch.zeros(64, 2, 8)),
-    "late_and_shortened": lambda: random_prompt(layer=5, num_entered=200),
+    "late_and_shortened": lambda: random_prompt(layer=5, counts=(200, 200, 200, 90, 54)),
 }
 
 
@@ -52,7 +52,7 @@ def test_result_fits(pruner, case):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_chooses_from_equal_numbers_alike(pruner, dtype):
-    half = random_prompt(dtype=dtype)
+    half = random_prompt(dtype=dtype, layer=pruner.layer)
     full = dataclasses.replace(half, hidden=half.hidden.float(), norm_weight=half.norm_weight.float())
     (states, indices), (expected, same) = (pruner(tokens) for tokens in (half, full))
     assert states.dtype == dtype
@@ -61,7 +61,7 @@ def test_half_precision_chooses_from_equal_numbers_alike(pruner, dtype):
 
 
 def test_repeats_itself_and_leaves_the_world_alone(pruner):
-    tokens = random_prompt()
+    tokens = random_prompt(layer=pruner.layer)
     before = {name: value.clone() for name, value in tensors(tokens).items()}
     random_state = torch.get_rng_state()
     first, second = pruner(tokens), pruner(tokens)
@@ -71,7 +71,7 @@ def test_repeats_itself_and_leaves_the_world_alone(pruner):
 
 
 def test_states_stay_differentiable(pruner):
-    tokens = random_prompt()
+    tokens = random_prompt(layer=pruner.layer)
     hidden = tokens.hidden.clone().requires_grad_()
     states, indices = pruner(dataclasses.replace(tokens, hidden=hidden))
     states.sum().backward()
