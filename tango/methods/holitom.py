@@ -42,7 +42,7 @@ class HolitomPruner(Pruner):
 
     Reads whatever saliency the tokens carry; the authors' is the attention received in the tower's last layer.
 
-    Source: arXiv:2505.21334 and its release, up to the LLM; `fastv-merge` is a relative of the part inside it.
+    Source: arXiv:2505.21334 and its release, up to the LLM; the part inside it is `holitom-merge`.
     Deviation: densities get no noise, so a single cluster centres on its lowest place and not on a random one. Averages
     are in float32. One token always stays. An exact budget above what averaging leaves switches averaging off.
     """

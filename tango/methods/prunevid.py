@@ -41,7 +41,7 @@ class _Segment(NamedTuple):
 class PruneVidPruner(Pruner):
     """Average the static tokens of each segment; merge them, and each frame's others, into means of clusters.
 
-    Source: section 3.2 of arXiv:2412.16117 and its release. What it does inside the LLM is left out.
+    Source: section 3.2 of arXiv:2412.16117 and its release, up to the LLM; the part inside it is `prunevid-select`.
     Deviation: `cluster_ratio` is solved for `retention_ratio`, and then holds for sets of any size. Kept tokens are in
     the order of the video, densities get no noise. Few frames are one segment, and one frame has no static tokens; the
     release fails. An exact budget above what averaging leaves switches averaging off.
