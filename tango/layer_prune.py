@@ -39,6 +39,7 @@ class LayerRecord:
     num_layers: int
     entered: tuple[int, ...] = ()
     stayed: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    places: tuple[tuple[Tensor, Tensor], ...] = ()  # of what is left: frame, and place in the frame
 
     def counts(self, prompt: int, layer: int) -> tuple[int, ...]:
         """Visual tokens of one prompt that ran through each of the layers before `layer`."""
@@ -58,6 +59,7 @@ class LayerRecord:
             layers=tuple(self.stayed),
             tokens=tokens,
             mean_retention_ratio=retention_ratio * mean,
+            places=self.places,
         )
 
 
@@ -272,6 +274,7 @@ class _Run:
             places.append(rows)
         self.captured.clear()
         self.left, self.record.stayed[K] = left, tuple(len(prompt.visual) for prompt in left)
+        self.record.places = tuple((prompt.frames, prompt.cells) for prompt in left)
         lengths = [len(rows) for rows in places]
         self.kept[K] = Kept.of([prompt.columns for prompt in left], repeats, self.attended.shape[1])
         index = torch.stack([F.pad(rows, (max(lengths) - len(rows), 0)) for rows in places])
