@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from tango.containers import LayerTokens
-from tango.methods import available_layer_pruners, build_layer_pruner, layer_pruner_class
+from tango.errors import BudgetError
+from tango.methods import available_layer_pruners, build_layer_pruner, build_pruner_for_mean, layer_pruner_class
 from tests.layer_tokens import random_prompt
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "methods"
@@ -107,3 +108,14 @@ def test_layers_increase_and_begin_with_the_first(name):
     for pruner in (build_layer_pruner(name), build_layer_pruner(name).for_mean(0.7, 28)):
         assert pruner.layers[0] == pruner.layer >= 1
         assert list(pruner.layers) == sorted(set(pruner.layers))
+
+
+@pytest.mark.parametrize("mean", [0.65, 0.7, 1.0])
+def test_the_mean_share_is_what_was_asked_for(name, mean):
+    pruner = build_layer_pruner(name).for_mean(mean, 28)
+    assert pruner.mean_share(28) == pytest.approx(mean)
+    before = build_pruner_for_mean("uniform", mean / 2, pruner, 28)
+    assert before.retention_ratio == pytest.approx(0.5)
+    if mean < 1:
+        with pytest.raises(BudgetError, match="out of reach"):
+            build_pruner_for_mean("uniform", mean + 0.01, pruner, 28)
