@@ -142,6 +142,7 @@ class LayerPruner(ABC):
 
     Raises:
         BudgetError: `retention_ratio` is outside (0, 1] or `layer` is below 1.
+        OptionError: `noncausal_layer` is set, and the method does not read the layer before.
     """
 
     layer: int  # number of full layers that run before it
@@ -160,6 +161,8 @@ class LayerPruner(ABC):
         check_ratio("retention_ratio", self.retention_ratio)
         if self.layer < 1:
             raise BudgetError(f"layer must be at least 1 (the layers that see all tokens), got {self.layer}")
+        if self.noncausal_layer and self.reads == "own":
+            raise OptionError(f"{self.name} does not read the layer before; leave out noncausal_layer")
 
     @property
     def layers(self) -> tuple[int, ...]:

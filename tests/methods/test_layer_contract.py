@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from tango.containers import LayerTokens
-from tango.errors import BudgetError
+from tango.errors import BudgetError, OptionError
 from tango.methods import available_layer_pruners, build_layer_pruner, build_pruner_for_mean, layer_pruner_class
 from tests.layer_tokens import random_prompt
 
@@ -119,3 +119,11 @@ def test_the_mean_share_is_what_was_asked_for(name, mean):
     if mean < 1:
         with pytest.raises(BudgetError, match="out of reach"):
             build_pruner_for_mean("uniform", mean + 0.01, pruner, 28)
+
+
+def test_the_layer_before_is_changed_only_by_methods_that_read_it(name):
+    if layer_pruner_class(name).reads == "before":
+        assert build_layer_pruner(name, noncausal_layer=True).noncausal_layer
+    else:
+        with pytest.raises(OptionError, match="does not read the layer before"):
+            build_layer_pruner(name, noncausal_layer=True)
