@@ -14,7 +14,7 @@ import torch
 
 from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, VisualTokens, keep_all
 from tango.errors import BudgetError, MissingSignalError, OptionError
-from tango.ops.flops import solve_layer_ratio
+from tango.ops.flops import mean_retention_ratio, solve_layer_ratio
 
 
 def check_ratio(name: str, value: float) -> None:
@@ -177,6 +177,16 @@ class LayerPruner(ABC):
         """
         return dataclasses.replace(
             self, retention_ratio=solve_layer_ratio(mean, num_layers=num_layers, layer=self.layer)
+        )
+
+    def mean_share(self, num_layers: int) -> float:
+        """Fraction of the visual tokens that enter the LLM which enters a layer, averaged over its layers.
+
+        Raises:
+            BudgetError: the LLM has no such layer.
+        """
+        return mean_retention_ratio(
+            1.0, num_layers=num_layers, layer=self.layer, layer_retention_ratio=self.retention_ratio
         )
 
     @abstractmethod

@@ -78,6 +78,10 @@ class FrameFusionPruner(LayerPruner):
         """
         return dataclasses.replace(self, retention_ratio=mean, num_layers=num_layers)
 
+    def mean_share(self, num_layers: int) -> float:
+        del num_layers
+        return self.retention_ratio
+
     def prune(self, tokens: LayerTokens) -> tuple[Float[torch.Tensor, "K D"], Int[torch.Tensor, "K"]]:
         hidden = tokens.hidden[tokens.visual]
         M, allowed, phase = len(hidden), self._allowed(tokens.counts), self._phase(tokens.counts)

@@ -15,7 +15,7 @@ from tango.methods.registry import register
 from tango.ops.attention import attention_of_last_token
 from tango.ops.budget import floor_count
 from tango.ops.selection import top_k
-from tango.ops.stages import solve_stages
+from tango.ops.stages import mean_over_stages, solve_stages
 from tango.shapes import Float, Int
 
 _NUM_STAGES = 3  # they cut the LLM into four equal parts
@@ -70,15 +70,22 @@ class PyramidDropPruner(LayerPruner):
             num_layers=num_layers,
             layer=max(1, self.layer * num_layers // self.num_layers),
             stages=lambda first: _stages(first, num_layers),
-            shares=lambda factor: tuple(factor**s for s in range(1, _NUM_STAGES + 1)),
+            shares=_shares,
         )
         return dataclasses.replace(self, layer=layer, num_layers=num_layers, retention_ratio=ratio)
+
+    def mean_share(self, num_layers: int) -> float:
+        return mean_over_stages(self.layers, _shares(self.retention_ratio), num_layers)
 
     def prune(self, tokens: LayerTokens) -> tuple[Float[torch.Tensor, "K D"], Int[torch.Tensor, "K"]]:
         stage = self.layers.index(tokens.layer) + 1
         K = floor_count(tokens.num_entered, self.retention_ratio**stage)
         kept = top_k(attention_of_last_token(tokens)[None], K)[0].sort().values
         return tokens.hidden[tokens.visual[kept]], kept
+
+
+def _shares(factor: float) -> tuple[float, ...]:
+    return tuple(factor**s for s in range(1, _NUM_STAGES + 1))
 
 
 def _stages(first: int, num_layers: int) -> tuple[int, ...]:

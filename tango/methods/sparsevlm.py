@@ -19,7 +19,7 @@ from tango.ops.clustering import density_peaks_counting_self
 from tango.ops.flops import check_layer
 from tango.ops.merging import cluster_means
 from tango.ops.selection import top_k
-from tango.ops.stages import solve_stages
+from tango.ops.stages import mean_over_stages, solve_stages
 from tango.shapes import Float, Int
 
 # Tokens that the three stages leave of 576, by the nominal number of tokens (release; the two ends are Tango's).
@@ -87,6 +87,9 @@ class SparseVlmPruner(LayerPruner):
             shares=stage_shares,
         )
         return dataclasses.replace(self, layer=layer, retention_ratio=ratio)
+
+    def mean_share(self, num_layers: int) -> float:
+        return mean_over_stages(self.layers, stage_shares(self.retention_ratio), num_layers)
 
     def prune(self, tokens: LayerTokens) -> tuple[Float[torch.Tensor, "K D"], Int[torch.Tensor, "K"]]:
         M, share = len(tokens.visual), stage_shares(self.retention_ratio)[self.layers.index(tokens.layer)]

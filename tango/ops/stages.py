@@ -19,7 +19,10 @@ def mean_over_stages(layers: Sequence[int], shares: Sequence[float], num_layers:
     Args:
         layers: at whose inputs tokens are dropped, increasing.
         shares: what each of them leaves, of the tokens that entered the LLM; those beyond `layers` do not count.
+    Raises:
+        BudgetError: the LLM has no such layers.
     """
+    check_layer(layers[-1], num_layers)
     edges = (0, *layers, num_layers)
     lengths = [edges[i + 1] - edges[i] for i in range(len(edges) - 1)]
     return sum(n * share for n, share in zip(lengths, (1.0, *shares), strict=False)) / num_layers

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from tango.containers import LayerTokens
 from tango.errors import BudgetError, OptionError
-from tango.methods import LayerPruner, available_layer_pruners, build_layer_pruner, layer_pruner_class
+from tango.methods import (
+    LayerPruner,
+    available_layer_pruners,
+    build_layer_pruner,
+    build_pruner_for_mean,
+    layer_pruner_class,
+)
 from tests.layer_tokens import random_prompt
 
 METHODS = available_layer_pruners()
@@ -105,9 +111,22 @@ def test_says_where_it_comes_from(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_layers_rise_from_the_first(name):
-    layers = build_layer_pruner(name).layers
-    assert layers[0] == build_layer_pruner(name).layer
-    assert list(layers) == sorted(set(layers))
+    for pruner in (build_layer_pruner(name), build_layer_pruner(name).for_mean(0.7, 28)):
+        assert pruner.layers[0] == pruner.layer
+        assert list(pruner.layers) == sorted(set(pruner.layers))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("mean", [0.65, 0.7, 1.0])
+def test_the_mean_share_is_what_was_asked_for(name, mean):
+    pruner = build_layer_pruner(name).for_mean(mean, 28)
+    assert build_layer_pruner(name, **pruner.config()) == pruner
+    assert pruner.mean_share(28) == pytest.approx(mean)
+    before = build_pruner_for_mean("uniform", mean / 2, pruner, 28)
+    assert before.retention_ratio == pytest.approx(0.5)
+    if mean < 1:
+        with pytest.raises(BudgetError, match="out of reach"):
+            build_pruner_for_mean("uniform", mean + 0.01, pruner, 28)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -55,3 +55,8 @@ def test_all_stay_at_mean_one():
 def test_infeasible(mean, message):
     with pytest.raises(BudgetError, match=message):
         solve_stages(mean, num_layers=10, layer=4, stages=spread, shares=squared)
+
+
+def test_layers_that_do_not_exist():
+    with pytest.raises(BudgetError, match=r"1\.\.9 for an LLM of 10 layers, got 12"):
+        mean_over_stages((3, 12), (0.5, 0.5), 10)
