@@ -9,6 +9,8 @@
 What evaluation toolkits need, and what none of them is needed for. Each name is imported when first used.
 """
 
+# ruff: noqa: F401 - imported for type checkers alone
+
 from __future__ import annotations
 
 from importlib import import_module

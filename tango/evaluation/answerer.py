@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import logging
-import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack, closing
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tango.answering import generate_ids
-from tango.errors import OptionError, TangoError, VideoReadError
+from tango.errors import OptionError
 from tango.evaluation.config import MethodConfig
 from tango.evaluation.efficiency import Efficiency
+from tango.evaluation.generation import answers_of, failure, go_together
 from tango.evaluation.journal import Journal
-from tango.evaluation.preparation import PreparedQuestion, Preparer, collate, cut_at
+from tango.evaluation.preparation import PreparedQuestion, Preparer
 from tango.evaluation.questions import Answer, Question
 from tango.evaluation.readahead import read_ahead
-from tango.evaluation.records import environment, versions
+from tango.evaluation.records import environment, peak_bytes, versions
 from tango.models import load
 from tango.models.processor import TimeInstruction
-from tango.pruning import Pruning, PruningStats, prune
+from tango.pruning import Pruning, prune
 
-log = logging.getLogger(__name__)
-
-Outcome = PreparedQuestion | Answer | Exception
+_Outcome = PreparedQuestion | Answer | Exception
+_Pair = tuple[Question, _Outcome]
 
 
 class Answerer:
@@ -139,31 +135,34 @@ class Answerer:
     def answers(
         self, questions: Iterable[Question], *, progress: bool = False, total: int | None = None
     ) -> Iterator[Answer]:
-        """Answer questions in order, as they are asked for; videos are read ahead meanwhile.
+        """Answer questions in order, as the answers are asked for; videos are read ahead meanwhile.
 
         A question that cannot be answered (an unreadable video, too little memory) gets an answer with an `error`.
+        Every answer is in the journal before the next question is begun.
 
         Args:
             progress: show samples per second and the time left on stderr.
             total: number of questions, if `questions` has no length.
         Raises:
-            TangoError: an error that no question is to blame for, such as an unknown option.
+            TangoError: an error that no single question is to blame for, such as an unknown option.
         """
         from tqdm import tqdm
 
-        if total is None and hasattr(questions, "__len__"):
+        if total is None and isinstance(questions, Sized):
             total = len(questions)
-        prepared = read_ahead(questions, self._look_up, workers=self.workers, max_ahead=self.max_ahead)
-        with tqdm(total=total, unit="sample", disable=not progress, file=sys.stderr) as bar:
+        outcomes = read_ahead(questions, self._look_up, workers=self.workers, max_ahead=self.max_ahead)
+        with closing(outcomes), tqdm(total=total, unit="sample", disable=not progress, file=sys.stderr) as bar:
             last = time.perf_counter()
-            for group in self._groups(prepared):
-                for question, answer in self._answer_group(group):
-                    now = time.perf_counter()
-                    if not answer.cached:
-                        answer = replace(answer, elapsed_ms=1e3 * (now - last), peak_bytes=self._peak_bytes())
+            for group in self._groups(outcomes):
+                answers = self._answer_group([outcome for _, outcome in group])
+                now = time.perf_counter()
+                share_ms, last = 1e3 * (now - last) / len(group), now
+                for i, (question, _) in enumerate(group):
+                    if not answers[i].cached:
+                        answers[i] = replace(answers[i], elapsed_ms=share_ms, peak_bytes=peak_bytes(self.model.device))
                         if self._journal is not None:
-                            self._journal.add(question.key, answer)
-                    last = now
+                            self._journal.add(question.key, answers[i])
+                for answer in answers:
                     self._efficiency.add(answer)
                     bar.update()
                     yield answer
@@ -176,98 +175,28 @@ class Answerer:
         recorded = None if self._journal is None else self._journal.get(question.key)
         return self._prepare(question) if recorded is None else recorded
 
-    def _groups(self, outcomes: Iterator[tuple[Question, Any]]) -> Iterator[list[tuple[Question, Any]]]:
-        """Neighbours that are generated together; everything else alone."""
-        group: list[tuple[Question, Any]] = []
-        for question, outcome in outcomes:
-            if group and not (len(group) < self.batch_size and _go_together(group[0][1], outcome)):
+    def _groups(self, outcomes: Iterable[_Pair]) -> Iterator[list[_Pair]]:
+        """Neighbours that are generated together; answers of the journal and errors stand alone."""
+        group: list[_Pair] = []
+        for pair in outcomes:
+            if group and not go_together(group[0][1], pair[1]):
                 yield group
                 group = []
-            group.append((question, outcome))
+            group.append(pair)
+            if len(group) == self.batch_size or not isinstance(pair[1], PreparedQuestion):
+                yield group
+                group = []
         if group:
             yield group
 
-    def _answer_group(self, group: list[tuple[Question, Any]]) -> Iterator[tuple[Question, Answer]]:
-        questions, outcomes = [question for question, _ in group], [outcome for _, outcome in group]
-        if isinstance(outcomes[0], PreparedQuestion):
-            return zip(questions, self._generate(outcomes), strict=True)
-        if isinstance(outcomes[0], Exception):
-            return iter([(questions[0], _failure(outcomes[0]))])
-        return iter([(questions[0], outcomes[0])])
-
-    def _generate(self, batch: list[PreparedQuestion]) -> list[Answer]:
-        """Answers of a batch; one by one if it fails as a whole."""
-        try:
-            return self._generate_together(batch)
-        except Exception as error:
-            if len(batch) == 1:
-                return [_failure(error)]
-            _failure(error, log_it=False)
-        return list(chain.from_iterable(self._generate([one]) for one in batch))
-
-    def _generate_together(self, batch: list[PreparedQuestion]) -> list[Answer]:
-        tokenizer = self.processor.tokenizer
-        inputs = collate([one.inputs for one in batch], tokenizer.pad_token_id or 0)
-        before = self.pruning.stats
-        ids = generate_ids(self.model, inputs, **batch[0].generate_options).tolist()
-        stats = self.pruning.stats
-        if stats is before:
-            stats = None
-        lengths = [_length(row, self.model.generation_config.eos_token_id) for row in ids]
-        stages = {} if stats is None else stats.timer.ms()
-        if max(lengths) < 2:
-            stages.pop("decoding", None)
-        answers = []
-        videos = iter(() if stats is None else stats.videos)
-        for row, one in enumerate(batch):
-            text = tokenizer.decode(ids[row], skip_special_tokens=True).strip()
-            own = [next(videos) for _ in range(one.num_videos)]
-            answers.append(
-                Answer(
-                    text=cut_at(text, one.question.generate_options.get("until")),
-                    input_tokens=int(inputs["attention_mask"][row].sum()) if stats is None else stats.prompt_after[row],
-                    output_tokens=lengths[row],
-                    visual_tokens_before=sum(video.tokens_before for video in own),
-                    visual_tokens_after=sum(video.tokens_after for video in own),
-                    stages_ms={**one.stages_ms, **{name: ms / len(batch) for name, ms in stages.items()}},
-                )
-            )
-        return answers
-
-    def _peak_bytes(self) -> int:
-        if self.model.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.model.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _go_together(first: Any, second: Any) -> bool:
-    """Whether two prepared questions make one batch."""
-    if not (isinstance(first, PreparedQuestion) and isinstance(second, PreparedQuestion)):
-        return False
-    alike = first.generate_options == second.generate_options and first.inputs.keys() == second.inputs.keys()
-    return alike and not first.generate_options["do_sample"]
-
-
-def _failure(error: Exception, *, log_it: bool = True) -> Answer:
-    """The answer in place of one that an error prevented, if the error is the question's alone.
-
-    Raises:
-        Exception: the error itself, if others would meet it, too.
-    """
-    if isinstance(error, TangoError) and not isinstance(error, VideoReadError):
-        raise error
-    if isinstance(error, getattr(torch, "AcceleratorError", ())):  # the device is lost for this process
-        raise error
-    message = f"{type(error).__name__}: {error}"
-    if log_it:
-        log.warning("no answer: %s", message)
-    return Answer(text="", error=message)
-
-
-def _length(ids: list[int], eos: int | list[int] | None) -> int:
-    """New tokens of a row up to the one that ends it."""
-    ends = {eos} if isinstance(eos, int) else set(eos or ())
-    return next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
+    def _answer_group(self, outcomes: Sequence[_Outcome]) -> list[Answer]:
+        first = outcomes[0]
+        if isinstance(first, Answer):
+            return [first]
+        if isinstance(first, Exception):
+            return [failure(first)]
+        prepared = [outcome for outcome in outcomes if isinstance(outcome, PreparedQuestion)]
+        return answers_of(self.pruning, self.processor, prepared)
 
 
 def _limit_pixels(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:

@@ -90,23 +90,13 @@ def generate_options(question: Question) -> dict[str, Any]:
 
     options = {name: value for name, value in question.generate_options.items() if value is not None}
     options.pop("until", None)
-    known = vars(GenerationConfig())
-    if unknown := sorted(options.keys() - known.keys()):
+    if unknown := sorted(options.keys() - vars(GenerationConfig()).keys()):
         raise OptionError(f"generate has no option {', '.join(unknown)}; see transformers.GenerationConfig")
-    if not options.get("do_sample", options.get("temperature", 0) > 0) or options.get("temperature") == 0:
-        options = {k: v for k, v in options.items() if k not in ("temperature", "top_p", "top_k")}
-        options["do_sample"] = False
-    else:
-        options["do_sample"] = True
-    return {**options, "max_new_tokens": question.max_new_tokens}
-
-
-def cut_at(text: str, until: str | Sequence[str] | None) -> str:
-    """The text up to the first of the stop strings."""
-    for stop in [until] if isinstance(until, str) else until or ():
-        if stop:
-            text = text.split(stop)[0]
-    return text.strip()
+    temperature = options.get("temperature")
+    sampled = options.get("do_sample", temperature is not None) and temperature != 0
+    if not sampled:
+        options = {name: value for name, value in options.items() if name not in ("temperature", "top_p", "top_k")}
+    return {**options, "do_sample": bool(sampled), "max_new_tokens": question.max_new_tokens}
 
 
 def collate(rows: Sequence[Any], pad_token_id: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -28,7 +28,7 @@ class Question:
     @property
     def key(self) -> str:
         """SHA-256 over all that determines the answer; files count by their path, as it was given."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=_plain).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(vars(self), sort_keys=True, default=_plain).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Answer:
     visual_tokens_after: int = 0
     # read, preprocess, tower, project, prune, splice, prefill, decoding; of a batch each answer has an equal share
     stages_ms: Mapping[str, float] = field(default_factory=dict)
-    elapsed_ms: float = 0.0  # by the clock on the wall, since the answer before; what read-ahead hides is not in it
+    elapsed_ms: float = 0.0  # by the clock on the wall, since the answer before it
     peak_bytes: int = 0  # most memory in use so far: the GPU's, or the process's own on a CPU
     cached: bool = False  # from the journal, not computed in this run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 def read_ahead(
     items: Iterable[T], work: Callable[[T], R], *, workers: int, max_ahead: int
-) -> Iterator[tuple[T, R | Exception]]:
+) -> Generator[tuple[T, R | Exception], None, None]:
     """Yield every item with what `work` makes of it, or with the exception that it raised, in order.
 
     At most `max_ahead` results wait or are in the making. `items` are drawn by the consumer's own thread, when it asks

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import tempfile
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def versions() -> dict[str, str]:
@@ -38,6 +42,17 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory so far: what torch allocated on a GPU, or what the whole process held."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
