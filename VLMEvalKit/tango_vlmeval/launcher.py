@@ -1,0 +1,65 @@
+"""`run.py`: settle the settings, patch the toolkit's runner, start it, and say what came out."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tango import TangoError
+from tango_vlmeval.settings import is_first_process, parser, resolve
+
+
+def main() -> int:
+    """Run an evaluation.
+
+    Returns:
+        0; 1 if a data set failed; 2 if the settings cannot be right.
+    """
+    flags, rest = parser().parse_known_args()
+    if flags.help:
+        return _help()
+    try:
+        run = resolve(flags, os.environ)
+        run.store(write=is_first_process())
+    except TangoError as error:
+        print(f"run.py: error: {error}", file=sys.stderr)
+        return 2
+    os.environ.setdefault("VLMEVALKIT_USE_MODELSCOPE", "0")  # its data come from the Hugging Face hub
+    import vlmeval.run as runner  # chooses this process's GPUs, so it comes before all that uses them
+
+    from tango_vlmeval import patches, summary
+
+    runner.load_env()
+    sys.argv = [sys.argv[0], "--config", flags.config, "--work-dir", str(run.work_dir), *rest, *_judge(rest)]
+    patches.apply(runner, run)
+    runner.main()
+    if not is_first_process():
+        return 0
+    problems = summary.summarise(run, scored="infer" not in _values(rest, "--mode"))
+    print(summary.table([run.work_dir]), flush=True)
+    for problem in problems:
+        print(f"run.py: failed: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _judge(rest: list[str]) -> list[str]:
+    """Exact matching, unless there is a judge. The toolkit comes to the same, after minutes of calls that fail."""
+    if os.environ.get("OPENAI_API_KEY") or any(flag.startswith("--judge") for flag in rest):
+        return []
+    return ["--judge", "exact_matching"]
+
+
+def _values(rest: list[str], flag: str) -> list[str]:
+    """What stands behind a flag of the toolkit's."""
+    behind = [value for name, value in zip(rest, rest[1:], strict=False) if name == flag]
+    return behind + [word.partition("=")[2] for word in rest if word.startswith(f"{flag}=")]
+
+
+def _help() -> int:
+    parser().print_help()
+    print("\nThe toolkit's own flags:\n", flush=True)
+    import vlmeval.run as runner
+
+    sys.argv = [sys.argv[0], "-h"]
+    runner.parse_args()  # prints and exits
+    return 0

@@ -1,0 +1,172 @@
+"""Miniature copies of the four benchmarks: real clips, and the files, columns and folders that the toolkits expect.
+
+VLMEvalKit finds them below a hub cache (HF_HOME), lmms-eval's Video-MME where `write_video_mme_for_lmms` says.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.clips import write_clip
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+COLOURS = ["red", "green", "blue", "yellow"]
+LETTERS = "ABCD"
+UNREADABLE = b"this is no video"
+
+
+def write_hub_cache(home: Path, *, unreadable: bool = False) -> Path:
+    """All four data sets as a hub cache below `home`, which is then a HF_HOME.
+
+    Args:
+        unreadable: one video in each of Video-MME, MVBench and LongVideoBench is no video.
+    """
+    videos = [write_clip(home / f"clip{k}.mp4", num_frames=16 + 8 * k).read_bytes() for k in range(4)]
+    broken = [UNREADABLE, *videos[1:]] if unreadable else videos
+    write_video_mme(home, broken)
+    write_mvbench(home, broken)
+    write_longvideobench(home, broken)
+    write_mlvu(home, videos)
+    return home
+
+
+def _frame(rows: list[dict[str, Any]]) -> Any:
+    import pandas as pd  # comes with the toolkits
+
+    return pd.DataFrame(rows)
+
+
+def _snapshot(home: Path, repository: str) -> Path:
+    base = home / "hub" / f"datasets--{repository.replace('/', '--')}"
+    for folder in ("refs", "blobs", f"snapshots/{REVISION}"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    (base / "refs/main").write_text(REVISION)
+    return base / "snapshots" / REVISION
+
+
+def _write(folder: Path, name: str, content: bytes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content)
+
+
+def _video_mme_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "video_id": f"{i:03d}",
+            "duration": ["short", "medium", "long"][i % 3],
+            "domain": ["Knowledge", "Life Record"][i % 2],
+            "sub_category": ["Technology", "Travel"][i % 2],
+            "url": "",
+            "videoID": f"vid{i % 4}",
+            "question_id": f"{i:03d}-1",
+            "task_type": "Attribute Perception",
+            "question": f"Question {i}: what colour is the square?",
+            "options": [f"{letter}. {colour}." for letter, colour in zip(LETTERS, COLOURS, strict=True)],
+            "answer": LETTERS[i % 4],
+        }
+        for i in range(9)
+    ]
+
+
+def write_video_mme(home: Path, videos: list[bytes]) -> None:
+    """Video-MME: a parquet file, from which the toolkit makes its table."""
+    folder = _snapshot(home, "lmms-lab/Video-MME")
+    for name in ("subtitle", "videomme"):
+        (folder / name).mkdir(exist_ok=True)
+    for k, video in enumerate(videos):
+        _write(folder / "video", f"vid{k}.mp4", video)
+    _frame(_video_mme_rows()).to_parquet(folder / "videomme/test-00000-of-00001.parquet")
+
+
+def write_video_mme_for_lmms(working_directory: Path, home: Path, videos: list[bytes]) -> None:
+    """Video-MME as lmms-eval finds it from this working directory, with `home` as HF_HOME."""
+    folder = working_directory / "lmms-eval/Video-MME/videomme"
+    folder.mkdir(parents=True, exist_ok=True)
+    _frame(_video_mme_rows()).to_parquet(folder / "test-00000-of-00001.parquet")
+    for k, video in enumerate(videos):
+        _write(home / "videomme/data", f"vid{k}.mp4", video)
+
+
+def write_longvideobench(home: Path, videos: list[bytes]) -> None:
+    """LongVideoBench: a JSON file, from which the toolkit makes its table; five options in some questions."""
+    folder = _snapshot(home, "longvideobench/LongVideoBench")
+    rows = []
+    for i in range(6):
+        k = i % 4
+        _write(folder / "videos", f"lv{k}.mp4", videos[k])
+        _write(folder / "subtitles", f"lv{k}_en.json", b"[]")
+        rows.append(
+            {
+                "video_id": f"lv{k}",
+                "question": f"Question {i}: what colour?",
+                "question_wo_referring_query": "What colour?",
+                "candidates": [*COLOURS, "black"] if i % 2 else COLOURS,
+                "correct_choice": k,
+                "position": [0],
+                "topic_category": "KG",
+                "question_category": ["S2E", "T2A"][i % 2],
+                "level": "L1-Perception",
+                "id": f"lv{k}_{i}",
+                "video_path": f"lv{k}.mp4",
+                "subtitle_path": f"lv{k}_en.json",
+                "duration_group": [15, 60, 600, 3600][k],
+                "starting_timestamp_for_subtitles": 0,
+                "duration": 4.0 + k,
+                "view_count": 1,
+            }
+        )
+    (folder / "lvb_val.json").write_text(json.dumps(rows))
+
+
+def write_mvbench(home: Path, videos: list[bytes]) -> None:
+    """MVBench: a ready table. "Action Sequence" asks about parts of videos, two of them about parts of one."""
+    folder = _snapshot(home, "OpenGVLab/MVBench")
+    (folder / "json").mkdir(exist_ok=True)
+    tasks = {
+        "Moving Direction": ("video/clevrer/video_validation/", None),
+        "Action Sequence": ("video/star/Charades_v1_480/", (0.1, 0.5)),
+    }
+    rows: list[dict[str, Any]] = []
+    for task, (prefix, bound) in tasks.items():
+        for i in range(5 if bound else 3):
+            k = i % 4
+            _write(folder / prefix, f"mv{k}.mp4", videos[k])
+            start, end = bound or (None, None)
+            rows.append(
+                {
+                    "task_type": task,
+                    "prefix": prefix,
+                    "data_type": "video",
+                    "bound": bound is not None,
+                    "start": start,
+                    "end": end and end + 0.1 * i,
+                    "video": f"mv{k}.mp4",
+                    "question": f"Question {i}: what colour?",
+                    "answer": COLOURS[k],
+                    "candidates": COLOURS,
+                }
+            )
+    _frame(rows).assign(index=range(len(rows))).to_csv(folder / "MVBench.tsv", sep="\t", index=False)
+
+
+def write_mlvu(home: Path, videos: list[bytes]) -> None:
+    """The multiple-choice part of MLVU: a ready table."""
+    folder = _snapshot(home, "MLVU/MVLU")
+    rows = []
+    for task, name in (("plotQA", "1_plotQA"), ("count", "4_count"), ("order", "5_order")):
+        for k in range(2):
+            _write(folder / "MLVU/video" / name, f"ml{k}.mp4", videos[k])
+            rows.append(
+                {
+                    "task_type": task,
+                    "prefix": f"./MLVU/video/{name}",
+                    "duration": 4.0,
+                    "video": f"ml{k}.mp4",
+                    "question": f"Question {k} of {task}: what colour?",
+                    "answer": COLOURS[k],
+                    "candidates": COLOURS,
+                }
+            )
+    _frame(rows).assign(index=range(len(rows))).to_csv(folder / "MLVU_MCQ.tsv", sep="\t", index=False)
