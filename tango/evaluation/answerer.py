@@ -76,47 +76,44 @@ class Answerer:
             raise OptionError(f"batch_size and max_ahead must be at least 1 and workers at least 0, got {got}")
         self.method = method or MethodConfig()
         self.batch_size, self.workers, self.max_ahead = batch_size, workers, max(max_ahead, batch_size)
-        self.model, self.processor = load(
-            pretrained,
-            dtype=dtype,
-            device=device,
-            attn_implementation=attn_implementation,
-            siglip=siglip,
-            local_files_only=local_files_only,
-        )
+        places: dict[str, Any] = {"siglip": siglip, "local_files_only": local_files_only, "device": device}
+        self.model, self.processor = load(pretrained, dtype=dtype, attn_implementation=attn_implementation, **places)
         _limit_pixels(self.processor, min_pixels, max_pixels)
-        self._stack = ExitStack()
-        pruning = self._stack.enter_context(self.method.apply(self.model))
-        self.pruning: Pruning = pruning or self._stack.enter_context(prune(self.model, "uniform", retention_ratio=1.0))
-        self._prepare = Preparer(
-            processor=self.processor,
-            num_frames=num_frames or self.processor.default_num_frames,
-            video_backend=video_backend,
-            time_instruction=time_instruction,
-            video_input=self.pruning.adapter.video_input,
-            dtype=self.model.dtype,
-        )
-        self.config: dict[str, Any] = {
-            "pretrained": str(pretrained),
-            "method": self.method.to_dict(),
+        with ExitStack() as stack:  # undone if a later step fails
+            self.pruning = stack.enter_context(_applied(self.method, self.model))
+            self._prepare = Preparer(
+                processor=self.processor,
+                num_frames=num_frames or self.processor.default_num_frames,
+                video_backend=video_backend,
+                time_instruction=time_instruction,
+                video_input=self.pruning.adapter.video_input,
+                dtype=self.model.dtype,
+            )
+            self.config: dict[str, Any] = {
+                "pretrained": str(pretrained),
+                "method": self.method.to_dict(),
+                **self._details(),
+                "siglip": siglip and str(siglip),
+                "min_pixels": min_pixels,
+                "max_pixels": max_pixels,
+            }
+            self._journal: Journal | None = None
+            if journal is not None:
+                self._journal = Journal(journal, {**self.config, "versions": versions()}, rank=rank)
+                stack.callback(self._journal.close)
+            self._stack = stack.pop_all()
+        self.config |= {"batch_size": batch_size, "device": str(self.model.device), "environment": environment()}
+        self._efficiency = Efficiency(device=self.model.device.type, elapsed_ms=[0.0])
+
+    def _details(self) -> dict[str, Any]:
+        """What else answers depend on, as it was resolved."""
+        return {
             "num_frames": self._prepare.num_frames,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attn_implementation": self.model.config._attn_implementation,
-            "siglip": siglip and str(siglip),
-            "video_backend": video_backend,
-            "time_instruction": time_instruction,
-            "min_pixels": min_pixels,
-            "max_pixels": max_pixels,
+            "video_backend": self._prepare.video_backend,
+            "time_instruction": self._prepare.time_instruction or self.processor.time_instruction,
         }
-        self._journal: Journal | None = None
-        if journal is not None:
-            self._journal = Journal(journal, {**self.config, "versions": versions()}, rank=rank)
-            self._stack.callback(self._journal.close)
-        self.config |= {"batch_size": batch_size, "device": str(self.model.device), "environment": environment()}
-        self._efficiency = Efficiency(device=self.model.device.type, elapsed_ms=[0.0])
-        self.processor.tokenizer(
-            ["a"], padding=True
-        )  # its padding is set on first use, which threads must not race for
 
     def __enter__(self) -> Answerer:
         return self
@@ -130,7 +127,8 @@ class Answerer:
 
     def answer(self, question: Question) -> Answer:
         """Answer one question."""
-        return next(iter(self.answers([question])))
+        [answer] = self.answers([question])
+        return answer
 
     def answers(
         self, questions: Iterable[Question], *, progress: bool = False, total: int | None = None
@@ -197,6 +195,12 @@ class Answerer:
             return [failure(first)]
         prepared = [outcome for outcome in outcomes if isinstance(outcome, PreparedQuestion)]
         return answers_of(self.pruning, self.processor, prepared)
+
+
+def _applied(method: MethodConfig, model: Any) -> Pruning:
+    """The pruning of a method. "none" goes the same way with all tokens kept."""
+    pruning = method.apply(model)
+    return pruning if isinstance(pruning, Pruning) else prune(model, "uniform", retention_ratio=1.0)
 
 
 def _limit_pixels(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:

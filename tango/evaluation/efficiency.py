@@ -10,6 +10,8 @@ from tango.evaluation.questions import Answer
 
 OTHER = ("project", "prune", "splice")
 MODEL = ("tower", *OTHER, "prefill", "decoding")
+_TOKENS = ("input_tokens", "output_tokens", "visual_tokens_before", "visual_tokens_after")
+_COUNTS = ("samples", "failures", "resumed", "measured", "decoded_tokens", *_TOKENS)
 
 
 @dataclass(kw_only=True)
@@ -24,6 +26,7 @@ class Efficiency:
     samples: int = 0
     failures: int = 0
     resumed: int = 0  # answers from a journal
+    measured: int = 0  # answers with stages of the model; those to questions without a video have none
     output_tokens: int = 0
     decoded_tokens: int = 0  # new tokens without the first of each answer, which belongs to the prefill
     input_tokens: int = 0
@@ -50,8 +53,10 @@ class Efficiency:
         if answer.error is not None:
             self.failures += 1
             return
+        self.measured += "prefill" in answer.stages_ms
         self.output_tokens += answer.output_tokens
-        self.decoded_tokens += max(answer.output_tokens - 1, 0)
+        if "decoding" in answer.stages_ms:
+            self.decoded_tokens += answer.output_tokens - 1
         self.input_tokens += answer.input_tokens
         self.visual_tokens_before += answer.visual_tokens_before
         self.visual_tokens_after += answer.visual_tokens_after
@@ -68,8 +73,7 @@ class Efficiency:
         sums = [part["sums"] for part in parts]
         whole = cls(device=sums[0]["device"], elapsed_ms=[ms for part in sums for ms in part["elapsed_ms"]])
         whole.peak_bytes = max(part["peak_bytes"] for part in sums)
-        for name in ("samples", "failures", "resumed", "output_tokens", "decoded_tokens", "input_tokens",
-                     "visual_tokens_before", "visual_tokens_after"):  # fmt: skip
+        for name in _COUNTS:
             setattr(whole, name, sum(part[name] for part in sums))
         for stage in dict.fromkeys(stage for part in sums for stage in part["stages_ms"]):
             whole.stages_ms[stage] = sum(part["stages_ms"].get(stage, 0.0) for part in sums)
@@ -79,14 +83,14 @@ class Efficiency:
         """The eight rows; None where nothing was measured.
 
         Total_runtime: time by the clock of the slowest process. Total_GPU_runtime: model time (tower to decoding) per
-        process. Peak_mem: in 2^30 bytes, the most of any process. The averages are over the samples without error;
+        process. Peak_mem: in 2^30 bytes, the most of any process. The averages are over the samples that were measured;
         Other is projector, pruning and splicing. Decoding throughput counts the tokens after the first of each answer.
         Source: the table in the README of the release of arXiv:2604.09547, whose rows have these names.
         """
-        count, spent = self.samples - self.failures, self.stages_ms
+        spent = self.stages_ms
 
         def mean(*stages: str) -> float | None:
-            return sum(spent.get(stage, 0.0) for stage in stages) / count if count else None
+            return sum(spent.get(stage, 0.0) for stage in stages) / self.measured if self.measured else None
 
         decoding_s = spent.get("decoding", 0.0) / 1e3
         return {
@@ -101,11 +105,10 @@ class Efficiency:
         }
 
     def means(self) -> dict[str, float]:
-        """Counts, tokens and all stages per sample without error, reading and preprocessing included."""
+        """Tokens per sample without error; all stages, reading and preprocessing included, per measured sample."""
         count = max(1, self.samples - self.failures)
-        names = ("input_tokens", "output_tokens", "visual_tokens_before", "visual_tokens_after")
-        tokens = {name: getattr(self, name) / count for name in names}
-        return {**tokens, **{f"{stage}_ms": spent / count for stage, spent in self.stages_ms.items()}}
+        tokens = {name: getattr(self, name) / count for name in _TOKENS}
+        return {**tokens, **{f"{stage}_ms": spent / max(1, self.measured) for stage, spent in self.stages_ms.items()}}
 
     @property
     def note(self) -> str:

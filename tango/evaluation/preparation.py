@@ -42,6 +42,10 @@ class Preparer:
     video_input: str  # name of the pixels, which are cast ahead of the model
     dtype: torch.dtype
 
+    def __post_init__(self) -> None:
+        # A tokenizer remembers how it pads from its first use on; threads must not race for that.
+        self.processor.tokenizer(["a"], padding=True)
+
     def __call__(self, question: Question) -> PreparedQuestion:
         """Prepare one question.
 
