@@ -64,7 +64,18 @@ def prepare(name: str) -> int:
     dataset = getattr(vlmeval.dataset, SOURCES[name].class_name)(dataset=name, nframe=32)
     table = Path(dataset.data_file)
     write_json(table.parent / PREPARED, {**_prepared(table.parent), table.name: _md5(table)})
+    if name == "Video-MME":
+        _link_for_lmms_eval(table.parent)
     return len(dataset.data)
+
+
+def _link_for_lmms_eval(folder: Path) -> None:
+    """Let lmms-eval find the same videos; it would download all of them once more."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "videomme"
+    home.mkdir(parents=True, exist_ok=True)
+    for theirs, ours in (("data", "video"), ("subtitle", "subtitle")):
+        if not (home / theirs).exists():
+            (home / theirs).symlink_to((folder / ours).resolve())
 
 
 def _table(name: str) -> Path | None:

@@ -71,7 +71,7 @@ class ReadAhead:
 
 
 def _failed(error: Any) -> tuple[Message, Answer]:
-    text = f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {error}".splitlines()[0]  # moviepy appends all that ffmpeg printed
     log.warning("no prompt: %s", text)
     return [], Answer(text="", error=text)
 

@@ -30,7 +30,9 @@ def main() -> int:
     from tango_vlmeval import patches, summary
 
     runner.load_env()
-    sys.argv = [sys.argv[0], "--config", flags.config, "--work-dir", str(run.work_dir), *rest, *_judge(rest)]
+    # Whatever is finished is taken over in any case; with --reuse the toolkit says so.
+    files = ["--config", flags.config, "--work-dir", str(run.work_dir), "--reuse"]
+    sys.argv = [sys.argv[0], *files, *rest, *_judge(rest)]
     patches.apply(runner, run)
     runner.main()
     if not is_first_process():

@@ -5,6 +5,7 @@ The data sets' classes, prompts and scores are the toolkit's own.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from tango_vlmeval import inference
 from tango_vlmeval.data import trust
 from tango_vlmeval.model import Tango
 from tango_vlmeval.settings import Run
+
+log = logging.getLogger(__name__)
 
 
 def apply(runner: Any, run: Run) -> None:
@@ -129,8 +132,8 @@ def _cut_clips(dataset: Any) -> None:
             dataset.load_into_video_and_process(line)
         except ImportError:
             raise
-        except Exception as error:  # reported when its question comes
-            print(f"cannot cut {line['video']}: {error}", file=sys.stderr)
+        except Exception:
+            log.info("cannot cut %s; its questions will say why", line["video"])
 
 
 @contextmanager

@@ -15,6 +15,13 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 COLOURS = ["red", "green", "blue", "yellow"]
 LETTERS = "ABCD"
 UNREADABLE = b"this is no video"
+MVBENCH_TASKS = (
+    "action_sequence", "action_prediction", "action_antonym", "fine_grained_action", "unexpected_action",
+    "object_existence", "object_interaction", "object_shuffle", "moving_direction", "action_localization",
+    "scene_transition", "action_count", "moving_count", "moving_attribute", "state_change", "fine_grained_pose",
+    "character_order", "egocentric_navigation", "episodic_reasoning", "counterfactual_inference",
+)  # fmt: skip
+MLVU_TASKS = ("1_plotQA", "2_needle", "3_ego", "4_count", "5_order", "6_anomaly_reco", "7_topic_reasoning")
 
 
 def write_hub_cache(home: Path, *, unreadable: bool = False) -> Path:
@@ -121,52 +128,36 @@ def write_longvideobench(home: Path, videos: list[bytes]) -> None:
 
 
 def write_mvbench(home: Path, videos: list[bytes]) -> None:
-    """MVBench: a ready table. "Action Sequence" asks about parts of videos, two of them about parts of one."""
+    """MVBench: a JSON file per task, most of them empty here. "Action Sequence" asks about parts of videos.
+
+    Two of its questions are about parts of the same video, and one option of the first might be part of any text.
+    """
     folder = _snapshot(home, "OpenGVLab/MVBench")
     (folder / "json").mkdir(exist_ok=True)
-    tasks = {
-        "Moving Direction": ("video/clevrer/video_validation/", None),
-        "Action Sequence": ("video/star/Charades_v1_480/", (0.1, 0.5)),
-    }
-    rows: list[dict[str, Any]] = []
-    for task, (prefix, bound) in tasks.items():
-        for i in range(5 if bound else 3):
+    for task in MVBENCH_TASKS:
+        (folder / "json" / f"{task}.json").write_text("[]")
+    for task, place, count in (
+        ("moving_direction", "video/clevrer/video_validation", 3),
+        ("action_sequence", "video/star/Charades_v1_480", 5),
+    ):
+        rows = []
+        for i in range(count):
             k = i % 4
-            _write(folder / prefix, f"mv{k}.mp4", videos[k])
-            start, end = bound or (None, None)
-            rows.append(
-                {
-                    "task_type": task,
-                    "prefix": prefix,
-                    "data_type": "video",
-                    "bound": bound is not None,
-                    "start": start,
-                    "end": end and end + 0.1 * i,
-                    "video": f"mv{k}.mp4",
-                    "question": f"Question {i}: what colour?",
-                    "answer": COLOURS[k],
-                    "candidates": COLOURS,
-                }
-            )
-    _frame(rows).assign(index=range(len(rows))).to_csv(folder / "MVBench.tsv", sep="\t", index=False)
+            _write(folder / place, f"mv{k}.mp4", videos[k])
+            row = {"video": f"mv{k}.mp4", "question": f"Question {i}: what colour?"}
+            row |= {"candidates": COLOURS, "answer": COLOURS[k]} if i else {"candidates": ["e", "7"], "answer": "e"}
+            rows.append(row | {"start": 0.1, "end": 0.5 + 0.1 * i} if task == "action_sequence" else row)
+        (folder / "json" / f"{task}.json").write_text(json.dumps(rows))
 
 
 def write_mlvu(home: Path, videos: list[bytes]) -> None:
-    """The multiple-choice part of MLVU: a ready table."""
-    folder = _snapshot(home, "MLVU/MVLU")
-    rows = []
-    for task, name in (("plotQA", "1_plotQA"), ("count", "4_count"), ("order", "5_order")):
-        for k in range(2):
-            _write(folder / "MLVU/video" / name, f"ml{k}.mp4", videos[k])
-            rows.append(
-                {
-                    "task_type": task,
-                    "prefix": f"./MLVU/video/{name}",
-                    "duration": 4.0,
-                    "video": f"ml{k}.mp4",
-                    "question": f"Question {k} of {task}: what colour?",
-                    "answer": COLOURS[k],
-                    "candidates": COLOURS,
-                }
-            )
-    _frame(rows).assign(index=range(len(rows))).to_csv(folder / "MLVU_MCQ.tsv", sep="\t", index=False)
+    """MLVU: a JSON file per multiple-choice task, four of them empty here."""
+    folder = _snapshot(home, "MLVU/MVLU") / "MLVU"
+    (folder / "json").mkdir(parents=True, exist_ok=True)
+    for task in MLVU_TASKS:
+        rows = []
+        for k in range(2 if task in ("1_plotQA", "4_count", "5_order") else 0):
+            _write(folder / "video" / task, f"ml{k}.mp4", videos[k])
+            row = {"video": f"ml{k}.mp4", "duration": 4.0, "question": f"Question {k}: what colour?"}
+            rows.append({**row, "candidates": COLOURS, "answer": COLOURS[k], "question_type": task[2:]})
+        (folder / "json" / f"{task}.json").write_text(json.dumps(rows))
