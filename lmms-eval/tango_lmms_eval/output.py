@@ -12,6 +12,7 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from lmms_eval.utils import get_datetime_str
 from loguru import logger
 
+from tango import TangoError
 from tango.evaluation import Efficiency, environment, write_json
 from tango_lmms_eval.settings import Settings
 
@@ -39,10 +40,18 @@ class Output:
         """Find out where lmms-eval writes.
 
         A model is not told, but requests carry a method of their task, and tasks know the command line.
+
+        Raises:
+            TangoError: lmms-eval's own cache is to be used.
         """
         told = [getattr(getattr(request.args[index], "__self__", None), "args", None)
                 for request in requests[:1] for index in (1, 2)]  # fmt: skip
         arguments = next((args for args in told if args is not None), None)
+        if getattr(arguments, "use_cache", None):
+            raise TangoError(
+                "--use_cache would give one method's answers to another, for it does not know WRAPPER and TANGO_*; "
+                "leave it out: the journal keeps finished answers"
+            )
         folder, time = None, get_datetime_str()
         if arguments is not None and arguments.output_path:
             tracker = GeneralConfigTracker()

@@ -22,6 +22,10 @@ def _boolean(value: Any) -> bool:
     return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
 
 
+def _time_instruction(value: Any) -> str:
+    return "frames" if _boolean(value) else "none"
+
+
 def _text_or_none(value: Any) -> str | None:
     return None if str(value).lower() in ("none", "null", "") else str(value)
 
@@ -40,6 +44,8 @@ ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "siglip": ("siglip", str, "a hub id or a local folder"),
     "video_backend": ("video_backend", str, "auto, pyav, decord or torchcodec"),
     "video_decode_backend": ("video_backend", str, "auto, pyav, decord or torchcodec"),
+    "time_instruction": ("time_instruction", str, "none, frames or release"),
+    "add_time_instruction": ("time_instruction", _time_instruction, "true or false"),
     "min_pixels": ("min_pixels", _integer, "a whole number"),
     "max_pixels": ("max_pixels", _integer, "a whole number"),
     "local_files_only": ("local_files_only", _boolean, "true or false"),
@@ -68,7 +74,6 @@ UPSTREAM: dict[str, tuple[Any, ...] | None] = {
     "mm_resampler_location": ("before",),
     "mm_newline_position": ("grid", "one_token"),
     "force_sample": (True,),
-    "add_time_instruction": (True,),
     "add_faster_video": (False,),
     "interleave_visuals": (False,),
     "system_prompt": ("You are a helpful assistant.",),

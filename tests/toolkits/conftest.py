@@ -1,4 +1,4 @@
-"""What the tests with the evaluation toolkits share. They run in an environment of their own: scripts/test_toolkits.sh."""
+"""What tests with the evaluation toolkits share. scripts/test_toolkits.sh runs them, in an environment of their own."""
 
 from __future__ import annotations
 
