@@ -1,6 +1,6 @@
 """The data sets' files in the hub cache: getting them ready once, and recognising them later.
 
-    python -m tango_vlmeval.data Video-MME MVBench
+python -m tango_vlmeval.data Video-MME MVBench
 """
 
 from __future__ import annotations

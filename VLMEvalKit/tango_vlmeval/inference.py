@@ -10,10 +10,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from vlmeval.smp import dump
+
 from tango import OptionError
 from tango.evaluation import Answer, Efficiency, Question, write_json
 from tango_vlmeval.model import Message, Tango
-from vlmeval.smp import dump
 
 log = logging.getLogger(__name__)
 

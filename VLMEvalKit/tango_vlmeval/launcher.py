@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 
 from tango import TangoError
 from tango_vlmeval.settings import is_first_process, parser, resolve
@@ -37,7 +38,8 @@ def main() -> int:
     runner.main()
     if not is_first_process():
         return 0
-    problems = summary.summarise(run, scored="infer" not in _values(rest, "--mode"))
+    predictions_only = "--mode=infer" in rest or ("--mode", "infer") in pairwise(rest)
+    problems = summary.summarise(run, scored=not predictions_only)
     print(summary.table([run.work_dir]), flush=True)
     for problem in problems:
         print(f"run.py: failed: {problem}", file=sys.stderr)
@@ -49,12 +51,6 @@ def _judge(rest: list[str]) -> list[str]:
     if os.environ.get("OPENAI_API_KEY") or any(flag.startswith("--judge") for flag in rest):
         return []
     return ["--judge", "exact_matching"]
-
-
-def _values(rest: list[str], flag: str) -> list[str]:
-    """What stands behind a flag of the toolkit's."""
-    behind = [value for name, value in zip(rest, rest[1:], strict=False) if name == flag]
-    return behind + [word.partition("=")[2] for word in rest if word.startswith(f"{flag}=")]
 
 
 def _help() -> int:

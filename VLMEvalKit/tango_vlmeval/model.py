@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tango.evaluation import Answer, Answerer, MethodConfig, Question
 from vlmeval.vlm.base import BaseModel
+
+from tango.evaluation import Answer, Answerer, MethodConfig, Question
 
 # Predictions where there is no answer. An empty one would count as right in MVBench, and any word might be part of an
 # option; the toolkit takes a lone Z for "none of the options", before it looks for words and with a judge, too.

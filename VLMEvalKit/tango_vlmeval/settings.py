@@ -140,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     ours.add_argument("--limit", "--max-samples", metavar="N", help="only the first N questions of each data set")
     ours.add_argument("--work-dir", metavar="FOLDER", default="./outputs", help="where results go (./outputs)")
     ours.add_argument("--trust-local-data", action="store_true",
-                      help="take the TSV files in the hub cache as they are, without the toolkit's checksum")  # fmt: skip
+                      help="take the TSV files in the hub cache as they are, whatever their checksum")  # fmt: skip
     return ours
 
 
@@ -203,11 +203,7 @@ def _model(key: str, *sources: Mapping[str, Any]) -> ModelSettings:
             arguments.setdefault(name, _read(name, source[name], ARGUMENTS[name]))
     if "pretrained" not in arguments:
         raise OptionError(f'model {key} has no checkpoint; add "pretrained" to its entry, or --pretrained')
-    try:
-        method = MethodConfig.from_settings(*of_method)
-    except OptionError as error:
-        raise OptionError(f"{error}\nOther keys of a model entry: {', '.join(sorted(ARGUMENTS))}") from error
-    return ModelSettings(method=method, arguments=arguments)
+    return ModelSettings(method=MethodConfig.from_settings(*of_method), arguments=arguments)
 
 
 def _read(name: str, value: Any, read: Callable[[Any], Any]) -> Any:

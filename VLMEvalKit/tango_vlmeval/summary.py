@@ -1,6 +1,6 @@
 """What came out: one JSON file per model and method, and a table over all of them.
 
-    python -m tango_vlmeval.summary outputs
+python -m tango_vlmeval.summary outputs
 """
 
 from __future__ import annotations
