@@ -123,7 +123,7 @@ class MethodConfig:
             parts += _differences(layer_options, _built(self.layer_pruner, {}, layer=True), but=("layer",))
         if self.saliency != "p-attn":
             parts.append(self.saliency)
-        return re.sub(r"[^A-Za-z0-9._+-]+", "_", "-".join(parts))
+        return "-".join(re.sub(r"[^A-Za-z0-9.+-]+", "_", part).strip("_") for part in parts)
 
     @classmethod
     def from_settings(cls, *sources: Mapping[str, Any]) -> MethodConfig:

@@ -17,6 +17,9 @@ from tango.pruning import Pruning
 
 log = logging.getLogger(__name__)
 
+# What a single question may cause: a video, its size, the memory it takes. Other errors are defects and stop the run.
+_OF_A_QUESTION = (RuntimeError, ValueError, OSError, MemoryError)
+
 
 def go_together(first: Any, second: Any) -> bool:
     """Whether two questions make one batch. Those that are sampled do not: each has its own random numbers."""
@@ -47,10 +50,11 @@ def failure(error: Exception, *, quiet: bool = False) -> Answer:
     """What stands in place of an answer if the question alone is to blame; the log gets a line.
 
     Raises:
-        Exception: the error itself if others would meet it, too: a wrong configuration, or a GPU that is lost.
+        Exception: the error itself if others would meet it, too: a wrong configuration, a GPU that is lost, a defect.
     """
     is_configuration = isinstance(error, TangoError) and not isinstance(error, VideoReadError)
-    if is_configuration or isinstance(error, getattr(torch, "AcceleratorError", ())):
+    is_lost = isinstance(error, getattr(torch, "AcceleratorError", ()))
+    if is_configuration or is_lost or not isinstance(error, _OF_A_QUESTION):
         raise error
     message = f"{type(error).__name__}: {error}"
     if not quiet:

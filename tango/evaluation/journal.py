@@ -50,7 +50,7 @@ class Journal:
         """Put an answer on the disk; it has arrived there when this returns."""
         record = {"key": key, **asdict(answer)}
         del record["cached"]
-        self._write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._write(json.dumps(record).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file. Doing it twice is harmless."""

@@ -62,7 +62,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, ensure_ascii=False)
+            json.dump(value, file, indent=2)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())

@@ -21,7 +21,7 @@ TANGO = {"method": "tango"}
         ({}, "none"),
         ({"method": "tango"}, "tango-r0.1"),
         ({"method": "tango", "options": {"retention_ratio": 0.15}}, "tango-r0.15"),
-        ({"method": "tango", "options": {"alpha": 2, "rope_sections": [2, 2, 4]}}, "tango-r0.1-alpha2-rope_sections_2_2_4_"),
+        ({**TANGO, "options": {"alpha": 2, "rope_sections": [2, 4, 2]}}, "tango-r0.1-alpha2-rope_sections_2_4_2"),
         ({"method": "tango", "layer_pruner": "fastv-merge", "mean_retention_ratio": 0.1}, "tango-m0.1-fastv-merge18"),
         (
             {"method": "uniform", "layer_pruner": "fastv-merge", "layer_options": {"layer": 3, "retention_ratio": 0.2}},
