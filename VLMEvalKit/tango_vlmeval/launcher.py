@@ -48,7 +48,8 @@ def main() -> int:
 
 def _judge(rest: list[str]) -> list[str]:
     """Exact matching, unless there is a judge. The toolkit comes to the same, after minutes of calls that fail."""
-    if os.environ.get("OPENAI_API_KEY") or any(flag.startswith("--judge") for flag in rest):
+    chosen = {flag.partition("=")[0] for flag in rest} & {"--judge", "--judge-key", "--judge-base-url"}
+    if chosen or os.environ.get("OPENAI_API_KEY"):
         return []
     return ["--judge", "exact_matching"]
 

@@ -5,6 +5,7 @@ The data sets' classes, prompts and scores are the toolkit's own.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -46,7 +47,8 @@ def _take_settings(runner: Any, run: Run) -> None:
 
     def build_and_restore(*args: Any, **kwargs: Any) -> Any:
         # The toolkit hides WORLD_SIZE while it builds a model, and for registered ones forgets to bring it back:
-        # then every process would answer all questions.
+        # then every process would answer all questions. The model before is let go first; two may not fit.
+        gc.collect()
         before = os.environ.get("WORLD_SIZE")
         model = build(*args, **kwargs)
         if before is not None:

@@ -249,3 +249,106 @@ class TestPatches:
         with pytest.raises(KeyboardInterrupt):
             user.dump(pd.DataFrame({"score": [2]}), str(target))
         assert target.read_bytes() == before
+
+    @pytest.mark.parametrize(("world_size", "expected"), [("1", ValueError), ("2", SystemExit)])
+    def test_processes_stop_together(
+        self, world_size: str, expected: type[BaseException], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import vlmeval.inference_video as module
+        from tango_vlmeval import inference, patches
+        from tango_vlmeval.model import Tango
+
+        def fail(*_args: Any, **_options: Any) -> None:
+            raise ValueError("of one process")
+
+        for name in ("infer_data", "tqdm"):
+            monkeypatch.setattr(module, name, getattr(module, name))
+        monkeypatch.setattr(inference, "infer", fail)
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+        patches._infer(SimpleNamespace(infer_data_job_video=None))
+        with pytest.raises(expected):
+            module.infer_data(Tango.__new__(Tango))
+
+
+class TestData:
+    def test_only_prepared_tables_are_trusted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import vlmeval.dataset
+        from tango_vlmeval import data
+
+        from tests.toolkits.datasets import write_hub_cache
+
+        monkeypatch.setenv("HF_HOME", str(write_hub_cache(tmp_path)))
+        monkeypatch.setenv("VLMEVALKIT_USE_MODELSCOPE", "0")
+        classes = {name: getattr(vlmeval.dataset, source.class_name) for name, source in data.SOURCES.items()}
+        for name, cls in classes.items():
+            monkeypatch.setattr(cls, "MD5", "the toolkit's")
+            (folder,) = tmp_path.glob(f"hub/datasets--{data.SOURCES[name].repository.replace('/', '--')}/snapshots/*")
+            (folder / f"{name}.tsv").write_text(f"{name}\n")
+            if name == "MVBench":
+                (folder / data.PREPARED).write_text(f'{{"{name}.tsv": "4f78e8b3d2f0e3f2ae2ebb8b0eb7ad38"}}')
+            if name == "MLVU_MCQ":
+                data.write_json(folder / data.PREPARED, {f"{name}.tsv": data._md5(folder / f"{name}.tsv")})
+        data.trust()
+        assert [name for name, cls in classes.items() if cls.MD5 != "the toolkit's"] == ["MLVU_MCQ"]
+        data.trust(everything=True)
+        assert all(len(cls.MD5) == 32 for cls in classes.values())
+
+
+class TestSummary:
+    """What is wrong with a run decides its exit code."""
+
+    def run(self, folder: Path, *, scores: list[int] | None, failures: int = 0, **status: Any) -> list[str]:
+        import json
+
+        import pandas as pd
+        from tango_vlmeval.settings import ModelSettings, Run
+        from tango_vlmeval.summary import SUMMARY, summarise
+
+        from tango.evaluation import MethodConfig
+
+        entry = {"class": "MVBench", "dataset": "MVBench", "nframe": 8}
+        model = ModelSettings(method=MethodConfig(), arguments={"pretrained": "p"})
+        config = {"model": {"M": {}}, "data": {"MVBench_8frame": entry}}
+        run = Run(
+            models={"M": model}, config=config, work_dir=folder, limit=None, trust_local_data=False, command=["run.py"]
+        )
+        (folder / "M").mkdir()
+        (folder / "M/status.json").write_text(json.dumps({"datasets": {"MVBench_8frame": status}}))
+        if scores is not None:
+            rows = pd.DataFrame({"task_type": ["a", "a", "b"], "score": scores})
+            rows.to_excel(folder / "M/M_MVBench_8frame_score.xlsx", index=False)
+            record = {
+                "failures": [{"index": i, "error": "VideoReadError: no"} for i in range(failures)],
+                "efficiency": {"sums": {"samples": 3}},
+            }
+            (folder / "M/M_MVBench_8frame_tango.json").write_text(json.dumps(record))
+        problems = summarise(run)
+        self.found = json.loads((folder / "M" / SUMMARY).read_text())["datasets"]["MVBench_8frame"]
+        return problems
+
+    def test_scores(self, tmp_path: Path) -> None:
+        assert self.run(tmp_path, scores=[1, 0, 1], failures=1, status="done") == []
+        assert self.found["accuracy_percent"] == pytest.approx(200 / 3)
+        assert self.found["groups_percent"] == {"a": 50, "b": 100}
+        assert self.found["mean_of_groups_percent"] == 75
+        assert (self.found["num_correct"], self.found["num_questions"], self.found["num_failures"]) == (2, 3, 1)
+
+    def test_what_the_judge_could_not_score_is_not_right(self, tmp_path: Path) -> None:
+        assert self.run(tmp_path, scores=[1, -1, 1]) == []
+        assert self.found["accuracy_percent"] == pytest.approx(200 / 3)
+
+    def test_an_error_of_the_toolkit(self, tmp_path: Path) -> None:
+        assert self.run(tmp_path, scores=None, error_message="no such file") == ["M, MVBench_8frame: no such file"]
+
+    def test_no_scores(self, tmp_path: Path) -> None:
+        assert self.run(tmp_path, scores=None) == ["M, MVBench_8frame: no scores"]
+
+    def test_nothing_could_be_read(self, tmp_path: Path) -> None:
+        (problem,) = self.run(tmp_path, scores=[0, 0, 0], failures=3)
+        assert problem == "M, MVBench_8frame: every question failed; the first: VideoReadError: no"
+
+    def test_the_table_has_all_runs(self, tmp_path: Path) -> None:
+        from tango_vlmeval.summary import table
+
+        self.run(tmp_path, scores=[1, 0, 1], failures=1)
+        assert table([tmp_path]).splitlines()[2:] == ["| M | 66.7 | 1 |"]
