@@ -96,9 +96,8 @@ class TangoModel(lmms):
 
     def _unsupported(self, requests: list[Instance]) -> NoReturn:
         """Not for these models."""
-        with self._fatal():
-            raise TangoError(f"tasks of type {requests[0].request_type} are not supported, only generate_until")
-        raise AssertionError
+        print(f"error: cannot do {requests[0].request_type} tasks, only generate_until", file=sys.stderr, flush=True)
+        raise SystemExit(2)
 
     loglikelihood = generate_until_multi_round = _unsupported
 
