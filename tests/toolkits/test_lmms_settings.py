@@ -76,10 +76,8 @@ def test_mistakes_name_what_was_expected(settings: ModuleType, changes: dict[str
 
 
 def test_runs_whose_answers_may_differ_have_names_of_their_own(settings: ModuleType):
-    def name(around: dict[str, str] | None = None, **told: Any) -> str:
-        return settings.read_settings(
-            {"pretrained": "x", **told}, {"WRAPPER": "tango"} if around is None else around
-        ).name
+    def name(wrapper: str = "tango", **told: Any) -> str:
+        return settings.read_settings({"pretrained": "x", **told}, {"WRAPPER": wrapper}).name
 
     assert name() == name(workers=0, max_ahead=2, device="cpu")
     different = [name(), name(pretrained="y"), name(alpha=2.0), name(num_frames=8), name(dtype="float16"), name("none")]
