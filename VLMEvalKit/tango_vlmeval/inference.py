@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from vlmeval.dataset import LongVideoBench
 from vlmeval.smp import dump
 
 from tango import OptionError
@@ -91,12 +92,17 @@ def infer(toolkit: Any, model: Tango, dataset: Any, out_file: str, **options: An
     model.nframe = dataset.nframe
     ahead = ReadAhead(model, dataset, positions)
     dataset.build_prompt = ahead.build_prompt
+    if isinstance(dataset, LongVideoBench):
+        # For a prompt that shows the file itself it decodes all frames, drops them, and gives up when another process
+        # does so for half a minute.
+        dataset.save_video_frames = lambda *_args, **_options: ([], [], {"fps": 0.0})
     try:
         if positions:
             toolkit(model, dataset=dataset, out_file=out_file, **options)
     finally:
         ahead.close()
-        del dataset.build_prompt  # the class's own again
+        for name in ("build_prompt", "save_video_frames"):
+            vars(dataset).pop(name, None)  # the class's own again
     indices = dataset.data["index"].tolist()
     own = {
         "efficiency": Efficiency.of(ahead.answers.values(), device=model.answerer.efficiency().device).to_dict(),

@@ -62,6 +62,14 @@ class TestRunConfigs:
         assert len(list((KIT / "run_config").iterdir())) == 3
 
 
+def test_help_names_every_flag_of_the_release() -> None:
+    from tango_vlmeval.settings import RELEASE_FLAGS, parser
+
+    shown = parser().format_help()
+    assert len(RELEASE_FLAGS) == 10
+    assert all(f"--{flag} X " in shown for flag in RELEASE_FLAGS)
+
+
 class TestPrecedence:
     def test_flags_then_the_entry_then_the_environment_then_defaults(self, tmp_path: Path) -> None:
         config = written(tmp_path, retain_ratio=0.2, alpha=2.0, method="tango")
