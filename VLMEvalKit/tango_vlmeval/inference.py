@@ -58,9 +58,11 @@ class ReadAhead:
 
         with closing(self._model.answerer.answers(questions(), progress=True, total=len(positions))) as answers:
             for answer in answers:
-                while isinstance(drawn[0], Exception):
-                    yield _failed(drawn.popleft())
-                yield drawn.popleft(), answer
+                message = drawn.popleft()
+                while isinstance(message, Exception):
+                    yield _failed(message)
+                    message = drawn.popleft()
+                yield message, answer
             yield from map(_failed, drawn)
 
     def _message(self, position: int) -> Message | Exception:

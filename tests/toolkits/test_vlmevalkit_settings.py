@@ -67,7 +67,7 @@ def test_help_names_every_flag_of_the_release() -> None:
 
     shown = parser().format_help()
     assert len(RELEASE_FLAGS) == 10
-    assert all(f"--{flag} X " in shown for flag in RELEASE_FLAGS)
+    assert all(f"--{flag} X" in shown for flag in RELEASE_FLAGS)
 
 
 class TestPrecedence:
