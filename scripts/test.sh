@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
-# Set up a virtual environment and run the tests. Arguments go to pytest; TRANSFORMERS=5.17.0 tests another release.
-source "$(dirname "$0")/environment.sh"
-if [ $# -eq 0 ]; then
-    ruff check .
-    ruff format --check .
-    mypy
-fi
-exec python -m pytest -n "${TEST_PROCESSES:-2}" "$@"
+# Set up virtual environments and run all checks and tests, those with the evaluation toolkits in an environment of
+# their own (TOOLKITS_VENV). Arguments go to pytest, which then runs only what they name, in the first environment;
+# TRANSFORMERS=5.17.0 tests another release.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+(
+    source scripts/environment.sh
+    if [ $# -eq 0 ]; then
+        ruff check .
+        ruff format --check .
+        mypy
+    fi
+    python -m pytest -n "${TEST_PROCESSES:-2}" "$@"
+)
+[ $# -gt 0 ] || bash scripts/test_toolkits.sh

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -46,22 +47,62 @@ def prepare(
         if num_frames is None:
             num_frames = int(getattr(processor, "default_num_frames", 32))
         video = read_video(video, num_frames=num_frames, backend=backend)
-    if isinstance(video, Video):
-        kind = time_instruction or getattr(processor, "time_instruction", None)
-        question = describe_time(video, kind or "none") + question
-    elif time_instruction not in (None, "none"):
-        raise ValueError(
-            f"time_instruction={time_instruction!r} needs a file or a Video, got frames without timestamps"
-        )
-    content = [{"type": "video"}, {"type": "text", "text": question}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    content = [{"type": "video", "video": video}, {"type": "text", "text": question}]
+    return prepare_chat(processor, [{"role": "user", "content": content}], time_instruction=time_instruction)
+
+
+def prepare_chat(
+    processor: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    prefill: str = "",
+    time_instruction: TimeInstruction | None = None,
+) -> Any:
+    """Make the inputs for `model.generate` from a conversation; as `prepare`, for any number of videos and turns.
+
+    Args:
+        messages: as for a chat template; parts of type "video" hold under "video" a `Video`, or frames.
+        prefill: the first words of the answer, which the model continues.
+    """
+    kind = time_instruction or getattr(processor, "time_instruction", None) or "none"
+    turns = [{**message, "content": _with_times(message["content"], kind, time_instruction)} for message in messages]
+    parts = [part for turn in turns if not isinstance(turn["content"], str) for part in turn["content"]]
+    videos = [part["video"] for part in parts if part["type"] == "video"]
+    prompt = processor.apply_chat_template([_without_videos(turn) for turn in turns], add_generation_prompt=True)
+    prompt += prefill
     if hasattr(processor, "num_video_tokens"):
-        return processor(text=prompt, videos=video)
-    frames = video.frames if isinstance(video, Video) else video
-    inputs = processor(text=prompt, videos=[frames.permute(0, 3, 1, 2)], return_tensors="pt", do_sample_frames=False)
-    if isinstance(video, Video):
-        inputs["video_timestamps_s"] = [video.timestamps_s]
+        return processor(text=prompt, videos=videos or None)
+    frames = [(video.frames if isinstance(video, Video) else video).permute(0, 3, 1, 2) for video in videos]
+    inputs = processor(text=prompt, videos=frames or None, return_tensors="pt", do_sample_frames=False)
+    if videos and all(isinstance(video, Video) for video in videos):
+        inputs["video_timestamps_s"] = [video.timestamps_s for video in videos]
     return inputs
+
+
+def _with_times(content: Any, kind: TimeInstruction, asked: TimeInstruction | None) -> Any:
+    """Describe the time of every video in front of the text that follows it."""
+    if isinstance(content, str):
+        return content
+    parts: list[dict[str, Any]] = []
+    waiting = ""
+    for part in content:
+        if part["type"] == "video":
+            if isinstance(part["video"], Video):
+                waiting += describe_time(part["video"], kind)
+            elif asked not in (None, "none"):
+                raise ValueError(f"time_instruction={asked!r} needs a file or a Video, got frames without timestamps")
+        elif part["type"] == "text" and waiting:
+            part, waiting = {**part, "text": waiting + part["text"]}, ""
+        parts.append(part)
+    return [*parts, {"type": "text", "text": waiting}] if waiting else parts
+
+
+def _without_videos(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn for the chat template, which needs to know where videos stand, not what is in them."""
+    if isinstance(turn["content"], str):
+        return dict(turn)
+    plain = [{"type": "video"} if part["type"] == "video" else part for part in turn["content"]]
+    return {**turn, "content": plain}
 
 
 def answer(
@@ -91,7 +132,13 @@ def answer(
 
 
 def generate_text(model: Any, processor: Any, inputs: Any, **generate_options: Any) -> str:
-    """Generate from prepared inputs and decode the new tokens."""
+    """Generate from prepared inputs of one prompt and decode the new tokens."""
+    new = generate_ids(model, inputs, **generate_options)
+    return processor.decode(new[0], skip_special_tokens=True).strip()
+
+
+def generate_ids(model: Any, inputs: Any, **generate_options: Any) -> Tensor:
+    """Generate from prepared inputs; return the new tokens (B, n) of every prompt, padded where it ended early."""
     inputs = dict(inputs.to(model.device))
     scope: AbstractContextManager[Any] = nullcontext()
     if pruning_of(model) is None:
@@ -103,4 +150,4 @@ def generate_text(model: Any, processor: Any, inputs: Any, **generate_options: A
     with scope, torch.inference_mode():
         output = model.generate(**inputs, **options)
     sequences = output if isinstance(output, Tensor) else output.sequences
-    return processor.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    return sequences[:, inputs["input_ids"].shape[1] :]

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tango
+import tango.evaluation
 
 ROOT = Path(tango.__file__).parent
 FILES = {path.relative_to(ROOT.parent).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
@@ -32,6 +34,7 @@ FORBIDDEN = {
     r"tango/models/.*": {"tango.methods"},
     r"tango/report/.*": {"torch"},
     rf"tango/(?!{TOP}).*": {f"tango.{top}" for top in TOP.split("|")},
+    rf"tango/(?!{TOP}|evaluation).*": {"tango.evaluation"},
 }
 
 
@@ -88,6 +91,7 @@ def test_the_rules_see_the_files() -> None:
     [
         ("import tango", {"torch", "transformers", "av", "numpy"}),
         ("import tango; dir(tango); tango.__all__", {"torch", "transformers", "av"}),
+        ("import tango.evaluation; dir(tango.evaluation)", {"torch", "transformers", "av", "numpy"}),
         (
             "import tango; tango.build_pruner('tango'), tango.VisualTokens",
             {"transformers", "av", "PIL", "tango.models"},
@@ -102,19 +106,19 @@ def test_imports_no_more_than_needed(statement: str, absent: set[str]) -> None:
     assert len(run.stdout.splitlines()) == 1  # nothing else printed
 
 
-@pytest.mark.parametrize("name", tango.__all__)
-def test_public_names_resolve(name: str) -> None:
-    assert getattr(tango, name) is not None
+@pytest.mark.parametrize("package", [tango, tango.evaluation], ids=lambda package: package.__name__)
+class TestPublicNames:
+    def test_resolve(self, package: Any) -> None:
+        for name in package.__all__:
+            assert getattr(package, name) is not None
 
+    def test_are_sorted_and_unique(self, package: Any) -> None:
+        assert list(package.__all__) == sorted(set(package.__all__))
+        assert dir(package) == package.__all__
 
-def test_public_names_are_sorted_and_unique() -> None:
-    assert list(tango.__all__) == sorted(set(tango.__all__))
-    assert dir(tango) == tango.__all__
-
-
-def test_unknown_public_names_are_attribute_errors() -> None:
-    with pytest.raises(AttributeError, match="module 'tango' has no attribute 'prun'"):
-        tango.prun  # noqa: B018
+    def test_that_are_unknown_are_attribute_errors(self, package: Any) -> None:
+        with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'prun'"):
+            package.prun  # noqa: B018
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -36,7 +36,8 @@ def load(
         path_or_id: hub id or local folder of a checkpoint (safetensors) in transformers' layout or in lmms-lab's own.
         dtype: "auto" (the checkpoint's; float32 in place of float16 on a CPU), "float32", "float16" or "bfloat16".
         device: None: CUDA if there is one, else the CPU.
-        attn_implementation: as in transformers; None: its default, sdpa.
+        attn_implementation: as in transformers; None: its default, sdpa. "flash_attention_2" falls back to sdpa, with
+            a warning, on a CPU or without the package flash-attn.
         siglip: where the attention-pooling head for "p-attn" saliency comes from: hub id or local folder of the SigLIP
             that the tower started from. None: the checkpoint's own folder `siglip/`, its own tower if that kept its
             head, or google/siglip-so400m-patch14-384 if the tower is that one; if none can be had, methods that need
@@ -58,7 +59,7 @@ def load(
     chosen = _DTYPES[name] or config.dtype or torch.float32
     if name == "auto" and device.type == "cpu" and chosen == torch.float16:
         chosen = torch.float32
-    attention = _available_attention(attn_implementation)
+    attention = _available_attention(attn_implementation, device)
     if attention is not None:
         options["attn_implementation"] = attention
     try:
@@ -114,14 +115,18 @@ def _device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def _available_attention(name: str | None) -> str | None:
-    """The attention implementation asked for; sdpa, with a note, where flash attention is not installed."""
-    if name == "flash_attention_2" and find_spec("flash_attn") is None:
-        warnings.warn(
-            "flash_attention_2 needs the package flash-attn, which is not installed; using sdpa", stacklevel=3
-        )
-        return "sdpa"
-    return name
+def _available_attention(name: str | None, device: torch.device) -> str | None:
+    """The attention implementation asked for; sdpa, with a note, where flash attention cannot be had."""
+    if name != "flash_attention_2":
+        return name
+    if find_spec("flash_attn") is None:
+        reason = "needs the package flash-attn, which is not installed"
+    elif device.type != "cuda":
+        reason = f"needs a GPU, and the model is on the {device.type}"
+    else:
+        return name
+    warnings.warn(f"flash_attention_2 {reason}; using sdpa", stacklevel=3)
+    return "sdpa"
 
 
 def _attach_pooling_head(model: Any, folder: Path, siglip: str | Path | None, *, local_files_only: bool) -> None:

@@ -99,6 +99,13 @@ def test_flash_attention_falls_back_with_a_note(checkpoint):
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_flash_attention_falls_back_on_a_cpu(checkpoint, monkeypatch):
+    monkeypatch.setattr("tango.models.loading.find_spec", lambda name: name)
+    with pytest.warns(UserWarning, match="needs a GPU, and the model is on the cpu; using sdpa"):
+        model, _ = tango.load(checkpoint, attn_implementation="flash_attention_2", device="cpu")
+    assert model.config._attn_implementation == "sdpa"
+
+
 def test_default_number_of_frames_needs_the_config_alone(checkpoint, tmp_path):
     (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
     assert default_num_frames(tmp_path) == 32

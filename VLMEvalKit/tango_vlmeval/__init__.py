@@ -1,0 +1,1 @@
+"""Tango's models in VLMEvalKit. `run.py` beside this package registers them and starts the toolkit's own runner."""

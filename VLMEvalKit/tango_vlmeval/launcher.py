@@ -1,0 +1,64 @@
+"""`run.py`: settle the settings, patch the toolkit's runner, start it, and say what came out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import pairwise
+
+from tango import TangoError
+from tango_vlmeval.settings import is_first_process, parser, resolve
+
+
+def main() -> int:
+    """Run an evaluation.
+
+    Returns:
+        0; 1 if a data set failed; 2 if the settings cannot be right.
+    """
+    flags, rest = parser().parse_known_args()
+    if flags.help:
+        return _help()
+    try:
+        run = resolve(flags, os.environ)
+        run.store(write=is_first_process())
+    except TangoError as error:
+        print(f"run.py: error: {error}", file=sys.stderr)
+        return 2
+    os.environ.setdefault("VLMEVALKIT_USE_MODELSCOPE", "0")  # its data come from the Hugging Face hub
+    import vlmeval.run as runner  # chooses this process's GPUs, so it comes before all that uses them
+
+    from tango_vlmeval import patches, summary
+
+    runner.load_env()
+    # Whatever is finished is taken over in any case; with --reuse the toolkit says so.
+    files = ["--config", flags.config, "--work-dir", str(run.work_dir), "--reuse"]
+    sys.argv = [sys.argv[0], *files, *rest, *_judge(rest)]
+    patches.apply(runner, run)
+    runner.main()
+    if not is_first_process():
+        return 0
+    predictions_only = "--mode=infer" in rest or ("--mode", "infer") in pairwise(rest)
+    problems = summary.summarise(run, scored=not predictions_only)
+    print(summary.table([run.work_dir]), flush=True)
+    for problem in problems:
+        print(f"run.py: failed: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _judge(rest: list[str]) -> list[str]:
+    """Exact matching, unless there is a judge. The toolkit comes to the same, after minutes of calls that fail."""
+    chosen = {flag.partition("=")[0] for flag in rest} & {"--judge", "--judge-key", "--judge-base-url"}
+    if chosen or os.environ.get("OPENAI_API_KEY"):
+        return []
+    return ["--judge", "exact_matching"]
+
+
+def _help() -> int:
+    parser().print_help()
+    print("\nThe toolkit's own flags:\n", flush=True)
+    import vlmeval.run as runner
+
+    sys.argv = [sys.argv[0], "-h"]
+    runner.parse_args()  # prints and exits
+    return 0

@@ -1,0 +1,112 @@
+"""What came out: one JSON file per model and method, and a table over all of them.
+
+python -m tango_vlmeval.summary outputs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tango.evaluation import environment, write_json
+from tango_vlmeval.settings import Run
+
+SUMMARY = "tango_summary.json"
+# By what the benchmarks' papers group their questions; MLVU's own number (M-Avg) is the mean over its groups.
+_GROUP_BY = {
+    "VideoMME": "duration",
+    "LongVideoBench": "duration_group",
+    "MVBench": "task_type",
+    "MLVU_MCQ": "task_type",
+}
+
+
+def summarise(run: Run, *, scored: bool = True) -> list[str]:
+    """Write `tango_summary.json` beside the results of every model; say what is wrong, one line each.
+
+    Args:
+        scored: False where the toolkit was asked for predictions only.
+    """
+    problems = []
+    for name in run.config["model"]:
+        folder = run.work_dir / name
+        status = _json(folder / "status.json").get("datasets", {})
+        datasets = {key: _of_dataset(folder, f"{name}_{key}", entry) for key, entry in run.config["data"].items()}
+        for key, found in datasets.items():
+            if error := status.get(key, {}).get("error_message"):
+                found["error"] = error
+            elif scored and "accuracy_percent" not in found:
+                found["error"] = status.get(key, {}).get("skip_reason") or "no scores"
+            elif found.get("num_failures") and found["num_failures"] == found["efficiency"]["sums"]["samples"]:
+                found["error"] = f"every question failed; the first: {found['failures'][0]['error']}"
+            if "error" in found:
+                problems.append(f"{name}, {key}: {found['error']}")
+        if name in run.models:
+            settings = {**run.models[name].to_dict(), "limit": run.limit}
+            before = _json(folder / SUMMARY).get("datasets", {})
+            summary = {"model": name, "settings": settings, "datasets": {**before, **datasets}}
+            write_json(folder / SUMMARY, {**summary, "environment": environment()})
+    return problems
+
+
+def _of_dataset(folder: Path, stem: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy from the toolkit's table of scores; failures, tokens and times from the record of the answers."""
+    found: dict[str, Any] = {}
+    if (scores := _scores(folder, stem)) is not None:
+        # A question that the toolkit could not score is not right.
+        right = scores["score"].map(lambda score: float(score == 1))
+        found = {
+            "accuracy_percent": 100 * float(right.mean()),
+            "num_correct": int(right.sum()),
+            "num_questions": len(scores),
+        }
+        group_by = _GROUP_BY.get(entry.get("class", ""))
+        if group_by in scores:
+            means = right.groupby(scores[group_by]).mean() * 100
+            found["groups_percent"] = {str(group): float(mean) for group, mean in means.items()}
+            found["mean_of_groups_percent"] = float(means.mean())
+    if record := _json(folder / f"{stem}_tango.json"):
+        found |= {"num_failures": len(record["failures"]), **record}
+    return found
+
+
+def _scores(folder: Path, stem: str) -> Any:
+    from vlmeval.smp import load
+
+    for suffix in ("xlsx", "tsv"):
+        if (path := folder / f"{stem}_score.{suffix}").is_file():
+            return load(str(path))
+    return None
+
+
+def table(folders: Iterable[Path]) -> str:
+    """A Markdown table of accuracies in percent, one row per model and method."""
+    summaries = [_json(path) for folder in folders for path in sorted(folder.glob(f"*/{SUMMARY}"))]
+    keys = list(dict.fromkeys(key for summary in summaries for key in summary["datasets"]))
+    lines = [f"| model | {' | '.join(keys)} | failed |", "|---" * (len(keys) + 2) + "|"]
+    for summary in summaries:
+        found = [summary["datasets"].get(key, {}) for key in keys]
+        cells = [f"{one['accuracy_percent']:.1f}" if "accuracy_percent" in one else "-" for one in found]
+        failures = sum(one.get("num_failures", 0) for one in found)
+        lines.append(f"| {summary['model']} | {' | '.join(cells)} | {failures} |")
+    return "\n".join(lines)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def main() -> int:
+    """Print the table of the runs in the folders that are named."""
+    parser = argparse.ArgumentParser(description="A table of all results in output folders.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    print(table(parser.parse_args().folders))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""From `--model_args` and the environment to what an `Answerer` needs: every argument known, checked and explicit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tango import OptionError, TangoError
+from tango.evaluation import MethodConfig
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or float(value) != int(float(value)):
+        raise ValueError
+    return int(float(value))
+
+
+def _boolean(value: Any) -> bool:
+    return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
+
+
+def _time_instruction(value: Any) -> str:
+    return "frames" if _boolean(value) else "none"
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if str(value).lower() in ("none", "null", "") else str(value)
+
+
+# name: (field it sets, how it is read, what is expected). The first name of a field is ours, the others lmms-eval's.
+ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
+    "pretrained": ("pretrained", str, "a hub id or a local folder"),
+    "batch_size": ("batch_size", _integer, "a whole number; 'auto' is not supported"),
+    "num_frames": ("num_frames", _integer, "a whole number"),
+    "max_frames_num": ("num_frames", _integer, "a whole number"),
+    "max_num_frames": ("num_frames", _integer, "a whole number"),
+    "dtype": ("dtype", str, "auto, float32, float16 or bfloat16"),
+    "torch_dtype": ("dtype", str, "auto, float32, float16 or bfloat16"),
+    "device": ("device", str, "cpu, cuda, cuda:1 ..."),
+    "attn_implementation": ("attn_implementation", _text_or_none, "sdpa, flash_attention_2 or eager"),
+    "siglip": ("siglip", str, "a hub id or a local folder"),
+    "video_backend": ("video_backend", str, "auto, pyav, decord or torchcodec"),
+    "video_decode_backend": ("video_backend", str, "auto, pyav, decord or torchcodec"),
+    "time_instruction": ("time_instruction", str, "none, frames or release"),
+    "add_time_instruction": ("time_instruction", _time_instruction, "true or false"),
+    "min_pixels": ("min_pixels", _integer, "a whole number"),
+    "max_pixels": ("max_pixels", _integer, "a whole number"),
+    "local_files_only": ("local_files_only", _boolean, "true or false"),
+    "workers": ("workers", _integer, "a whole number, 0 to read no video ahead"),
+    "max_ahead": ("max_ahead", _integer, "a whole number"),
+    "journal": ("journal", _text_or_none, "a folder, or 'none'"),
+}
+
+# Arguments of lmms-eval's own classes that commands in the wild carry. The values are those that describe what happens
+# here anyway; None: any, for it makes no difference here.
+UPSTREAM: dict[str, tuple[Any, ...] | None] = {
+    "model_name": None,
+    "device_map": None,
+    "max_batch_size": None,
+    "truncation": None,
+    "truncate_context": None,
+    "use_cache": None,
+    "overwrite": None,
+    "delay_load": None,
+    "tie_weights": None,
+    "conv_template": ("qwen_1_5", "qwen_2"),
+    "token_strategy": ("single",),
+    "mm_spatial_pool_stride": (2,),
+    "mm_spatial_pool_mode": ("bilinear", "average"),
+    "mm_resampler_type": ("spatial_pool",),
+    "mm_resampler_location": ("before",),
+    "mm_newline_position": ("grid", "one_token"),
+    "force_sample": (True,),
+    "add_faster_video": (False,),
+    "interleave_visuals": (False,),
+    "system_prompt": ("You are a helpful assistant.",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One run, decided once at its start.
+
+    `arguments` are those of `tango.evaluation.Answerer`. `journal` is the folder asked for; None: no journal; "": the
+    default one, in the output folder.
+    """
+
+    method: MethodConfig
+    arguments: dict[str, Any]
+    journal: str | None = ""
+
+    @property
+    def name(self) -> str:
+        """A folder name that differs between runs whose answers may differ."""
+        speed = ("device", "workers", "max_ahead", "local_files_only")
+        kept = {name: value for name, value in self.arguments.items() if name not in speed}
+        described = json.dumps([self.method.to_dict(), kept], sort_keys=True)
+        return f"{self.method.label}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
+
+
+def read_settings(model_args: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+    """Settle every argument; `--model_args` go before `WRAPPER` and `TANGO_*`.
+
+    Raises:
+        TangoError: an argument, a method or an option is unknown or has a value that it cannot have.
+    """
+    ours: dict[str, Any] = {}
+    others = []
+    for source in (model_args, MethodConfig.settings_from_environment(environ)):
+        rest = {}
+        for name, value in source.items():
+            if name in ARGUMENTS:
+                field, read, expected = ARGUMENTS[name]
+                ours.setdefault(field, _read(name, value, read, expected))
+            elif name in UPSTREAM:
+                _check_upstream(name, value)
+            else:
+                rest[name] = value
+        others.append(rest)
+    if "pretrained" not in ours:
+        raise OptionError("no checkpoint given; add pretrained=<hub id or local folder> to --model_args")
+    try:
+        method = MethodConfig.from_settings(*others)
+    except TangoError as error:
+        if not (unknown := sorted({*others[0], *others[1]} - {"method", "wrapper"})):
+            raise
+        known = ", ".join(sorted(ARGUMENTS))
+        raise OptionError(
+            f"{error} (read as options of the method: {', '.join(unknown)}; arguments of the model are: {known})"
+        ) from error
+    journal = ours.pop("journal", "")
+    return Settings(method=method, arguments=ours, journal=journal)
+
+
+def _read(name: str, value: Any, read: Callable[[Any], Any], expected: str) -> Any:
+    try:
+        return read(value)
+    except (ValueError, TypeError, KeyError):
+        raise OptionError(f"{name} must be {expected}, got {value!r}") from None
+
+
+def _check_upstream(name: str, value: Any) -> None:
+    allowed = UPSTREAM[name]
+    if allowed is not None and str(value).lower() not in [str(a).lower() for a in allowed]:
+        known = " or ".join(str(a) for a in allowed)
+        raise OptionError(f"{name}={value} is not supported: Tango's models work as with {name}={known}; leave it out")

@@ -1,0 +1,47 @@
+"""Evaluation: many questions about many videos, answered by one model with one method, surely and measured.
+
+    method = MethodConfig(method="tango", options={"retention_ratio": 0.1})
+    with Answerer("lmms-lab/llava-onevision-qwen2-7b-ov", method=method, journal=Path("runs/tango")) as answerer:
+        for answer in answerer.answers(questions, progress=True):
+            ...
+        print(answerer.efficiency().table())
+
+What evaluation toolkits need, and what none of them is needed for. Each name is imported when first used.
+"""
+
+# ruff: noqa: F401 - imported for type checkers alone
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+_HOME = {
+    "Answer": "tango.evaluation.questions",
+    "Answerer": "tango.evaluation.answerer",
+    "Efficiency": "tango.evaluation.efficiency",
+    "Journal": "tango.evaluation.journal",
+    "MethodConfig": "tango.evaluation.config",
+    "Question": "tango.evaluation.questions",
+    "environment": "tango.evaluation.records",
+    "write_json": "tango.evaluation.records",
+}
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from tango.evaluation.answerer import Answerer
+    from tango.evaluation.config import MethodConfig
+    from tango.evaluation.efficiency import Efficiency
+    from tango.evaluation.journal import Journal
+    from tango.evaluation.questions import Answer, Question
+    from tango.evaluation.records import environment, write_json
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tango.evaluation' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

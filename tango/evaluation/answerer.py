@@ -1,0 +1,219 @@
+"""`Answerer`: a model, a method, and what an evaluation needs around them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from tango.errors import OptionError, UnknownNameError
+from tango.evaluation.config import MethodConfig
+from tango.evaluation.efficiency import Efficiency
+from tango.evaluation.generation import answers_of, failure, go_together
+from tango.evaluation.journal import Journal
+from tango.evaluation.preparation import PreparedQuestion, Preparer
+from tango.evaluation.questions import Answer, Question
+from tango.evaluation.readahead import read_ahead
+from tango.evaluation.records import environment, peak_bytes, versions
+from tango.models import load
+from tango.models.processor import TimeInstruction
+from tango.pruning import Pruning, prune
+from tango.video import check_backend
+
+_Outcome = PreparedQuestion | Answer | Exception
+_Pair = tuple[Question, _Outcome]
+
+
+class Answerer:
+    """Answers questions with one model and one method: read ahead, in batches, journalled, measured.
+
+    Without a method all tokens are kept, on the same way through Tango as with one: the answers are those of stock
+    generation where stock code lays out the model's videos as it was trained, and the stages are measured alike.
+
+    Args:
+        pretrained, dtype, device, attn_implementation, siglip, local_files_only: as in `tango.load`.
+        method: None: all tokens.
+        batch_size: up to so many questions that follow each other are generated together.
+        num_frames: frames of each video; None: the model's usual number.
+        journal: folder that keeps every answer; the same call after a crash goes on where it ended.
+        rank: number of this process among those that share the journal.
+        workers: threads that read and preprocess videos ahead of the model; 0: none.
+        max_ahead: prepared questions that may wait in memory.
+        min_pixels, max_pixels: limits of a frame's size for Qwen-VL.
+        time_instruction: as in `tango.prepare`.
+    Raises:
+        TangoError: what `tango.load` and `tango.prune` raise; an unknown name or an impossible number; the journal is
+            of another configuration.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        method: MethodConfig | None = None,
+        batch_size: int = 1,
+        num_frames: int | None = None,
+        dtype: str = "auto",
+        device: str | torch.device | None = None,
+        attn_implementation: str | None = None,
+        siglip: str | None = None,
+        video_backend: str = "auto",
+        journal: Path | None = None,
+        rank: int = 0,
+        workers: int = 2,
+        max_ahead: int = 8,
+        local_files_only: bool = False,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        time_instruction: TimeInstruction | None = None,
+    ):
+        least = {"batch_size": (batch_size, 1), "num_frames": (num_frames, 1), "max_ahead": (max_ahead, 1)}
+        for name, (got, low) in {**least, "workers": (workers, 0)}.items():
+            if got is not None and got < low:
+                raise OptionError(f"{name} must be at least {low}, got {got}")
+        check_backend(video_backend)
+        if time_instruction not in (None, *get_args(TimeInstruction)):
+            raise UnknownNameError("time instruction", str(time_instruction), get_args(TimeInstruction))
+        self.method = method or MethodConfig()
+        self.batch_size, self.workers, self.max_ahead = batch_size, workers, max(max_ahead, batch_size)
+        places: dict[str, Any] = {"siglip": siglip, "local_files_only": local_files_only, "device": device}
+        self.model, self.processor = load(pretrained, dtype=dtype, attn_implementation=attn_implementation, **places)
+        _limit_pixels(self.processor, min_pixels, max_pixels)
+        with ExitStack() as stack:  # undone if a later step fails
+            self.pruning = stack.enter_context(_applied(self.method, self.model))
+            self._prepare = Preparer(
+                processor=self.processor,
+                num_frames=num_frames or self.processor.default_num_frames,
+                video_backend=video_backend,
+                time_instruction=time_instruction,
+                video_input=self.pruning.adapter.video_input,
+                dtype=self.model.dtype,
+            )
+            self.config: dict[str, Any] = {
+                "pretrained": str(pretrained),
+                "method": self.method.to_dict(),
+                **self._details(),
+                "siglip": siglip and str(siglip),
+                "min_pixels": min_pixels,
+                "max_pixels": max_pixels,
+            }
+            self._journal: Journal | None = None
+            if journal is not None:
+                self._journal = Journal(journal, {**self.config, "versions": versions()}, rank=rank)
+                stack.callback(self._journal.close)
+            self._stack = stack.pop_all()
+        self.config |= {"batch_size": batch_size, "device": str(self.model.device), "environment": environment()}
+        self._efficiency = Efficiency(device=self.model.device.type, elapsed_ms=[0.0])
+
+    def _details(self) -> dict[str, Any]:
+        """What else answers depend on, as it was resolved."""
+        return {
+            "num_frames": self._prepare.num_frames,
+            "device": self.model.device.type,  # resumed answers bring their times along
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attn_implementation": self.model.config._attn_implementation,
+            "video_backend": self._prepare.video_backend,
+            "time_instruction": self._prepare.time_instruction or self.processor.time_instruction,
+        }
+
+    def __enter__(self) -> Answerer:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Restore the model and close the journal. Doing it twice is harmless."""
+        self._stack.close()
+
+    def answer(self, question: Question) -> Answer:
+        """Answer one question."""
+        [answer] = self.answers([question])
+        return answer
+
+    def answers(
+        self, questions: Iterable[Question], *, progress: bool = False, total: int | None = None
+    ) -> Generator[Answer, None, None]:
+        """Answer questions in order, as the answers are asked for; videos are read ahead meanwhile.
+
+        A question that cannot be answered (an unreadable video, too little memory) gets an answer with an `error`.
+        Every answer is in the journal before the next question is begun.
+
+        Args:
+            progress: show samples per second and the time left on stderr.
+            total: number of questions, if `questions` has no length.
+        Raises:
+            TangoError: an error that no single question is to blame for, such as an unknown option.
+        """
+        from tqdm import tqdm
+
+        if total is None and isinstance(questions, Sized):
+            total = len(questions)
+        outcomes = read_ahead(questions, self._look_up, workers=self.workers, max_ahead=self.max_ahead)
+        with closing(outcomes), tqdm(total=total, unit="sample", disable=not progress, file=sys.stderr) as bar:
+            last = time.perf_counter()
+            for group in self._groups(outcomes):
+                answers = self._answer_group([outcome for _, outcome in group])
+                now = time.perf_counter()
+                share_ms, last = 1e3 * (now - last) / len(group), now
+                for i, (question, _) in enumerate(group):
+                    if not answers[i].cached:
+                        answers[i] = replace(answers[i], elapsed_ms=share_ms, peak_bytes=peak_bytes(self.model.device))
+                        if self._journal is not None:
+                            self._journal.add(question.key, answers[i])
+                for answer in answers:
+                    self._efficiency.add(answer)
+                    bar.update()
+                    yield answer
+
+    def efficiency(self) -> Efficiency:
+        """The table over all answers given so far."""
+        return self._efficiency
+
+    def _look_up(self, question: Question) -> PreparedQuestion | Answer:
+        recorded = None if self._journal is None else self._journal.get(question.key)
+        return self._prepare(question) if recorded is None else recorded
+
+    def _groups(self, outcomes: Iterable[_Pair]) -> Iterator[list[_Pair]]:
+        """Neighbours that are generated together; answers of the journal and errors stand alone."""
+        group: list[_Pair] = []
+        for pair in outcomes:
+            if group and not go_together(group[0][1], pair[1]):
+                yield group
+                group = []
+            group.append(pair)
+            if len(group) == self.batch_size or not isinstance(pair[1], PreparedQuestion):
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _answer_group(self, outcomes: Sequence[_Outcome]) -> list[Answer]:
+        first = outcomes[0]
+        if isinstance(first, Answer):
+            return [first]
+        if isinstance(first, Exception):
+            return [failure(first)]
+        prepared = [outcome for outcome in outcomes if isinstance(outcome, PreparedQuestion)]
+        return answers_of(self.pruning, self.processor, prepared)
+
+
+def _applied(method: MethodConfig, model: Any) -> Pruning:
+    """The pruning of a method. "none" goes the same way with all tokens kept."""
+    pruning = method.apply(model)
+    return pruning if isinstance(pruning, Pruning) else prune(model, "uniform", retention_ratio=1.0)
+
+
+def _limit_pixels(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    limits = {name: value for name, value in limits.items() if value is not None}
+    if limits and not hasattr(processor, "patches"):
+        raise OptionError(f"{' and '.join(limits)} are for Qwen-VL; frames of this model have one size")
+    if limits:
+        processor.patches = replace(processor.patches, **limits)

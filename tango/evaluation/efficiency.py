@@ -1,0 +1,128 @@
+"""The efficiency table of a run: the eight rows of the paper's release, over all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tango.evaluation.questions import Answer
+
+OTHER = ("project", "prune", "splice")
+MODEL = ("tower", *OTHER, "prefill", "decoding")
+_TOKENS = ("input_tokens", "output_tokens", "visual_tokens_before", "visual_tokens_after")
+_COUNTS = ("samples", "failures", "resumed", "measured", "decoded_tokens", *_TOKENS)
+
+
+@dataclass(kw_only=True)
+class Efficiency:
+    """Sums over the answers of a run, from which the table follows.
+
+    Answers from a journal count with the times recorded there, so the table of a resumed run covers all of it. Answers
+    with an error count as failures and nowhere else. Times of a GPU are its own (events), those of a CPU by the clock.
+    """
+
+    device: str  # "cuda" or "cpu"; says what peak memory is
+    samples: int = 0
+    failures: int = 0
+    resumed: int = 0  # answers from a journal
+    measured: int = 0  # answers with stages of the model; those to questions without a video have none
+    output_tokens: int = 0
+    decoded_tokens: int = 0  # new tokens without the first of each answer, which belongs to the prefill
+    input_tokens: int = 0
+    visual_tokens_before: int = 0
+    visual_tokens_after: int = 0
+    elapsed_ms: list[float] = field(default_factory=list)  # one entry per process
+    peak_bytes: int = 0
+    stages_ms: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, answers: Iterable[Answer], *, device: str) -> Efficiency:
+        """The sums of one process."""
+        total = cls(device=device, elapsed_ms=[0.0])
+        for answer in answers:
+            total.add(answer)
+        return total
+
+    def add(self, answer: Answer) -> None:
+        """Count one more answer of this process."""
+        self.samples += 1
+        self.elapsed_ms[0] += answer.elapsed_ms
+        self.resumed += answer.cached
+        self.peak_bytes = max(self.peak_bytes, answer.peak_bytes)
+        if answer.error is not None:
+            self.failures += 1
+            return
+        self.measured += "prefill" in answer.stages_ms
+        self.output_tokens += answer.output_tokens
+        if "decoding" in answer.stages_ms:
+            self.decoded_tokens += answer.output_tokens - 1
+        self.input_tokens += answer.input_tokens
+        self.visual_tokens_before += answer.visual_tokens_before
+        self.visual_tokens_after += answer.visual_tokens_after
+        for stage, spent in answer.stages_ms.items():
+            self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + spent
+
+    def to_dict(self) -> dict[str, Any]:
+        """Sums, means and table as plain values; `merge` reads it back."""
+        return {"rows": self.rows(), "means": self.means(), "sums": dict(vars(self)), "note": self.note}
+
+    @classmethod
+    def merge(cls, parts: Sequence[Mapping[str, Any]]) -> Efficiency:
+        """Over all processes, from the `to_dict` of each (which travel by `torch.distributed.all_gather_object`)."""
+        sums = [part["sums"] for part in parts]
+        whole = cls(device=sums[0]["device"], elapsed_ms=[ms for part in sums for ms in part["elapsed_ms"]])
+        whole.peak_bytes = max(part["peak_bytes"] for part in sums)
+        for name in _COUNTS:
+            setattr(whole, name, sum(part[name] for part in sums))
+        for stage in dict.fromkeys(stage for part in sums for stage in part["stages_ms"]):
+            whole.stages_ms[stage] = sum(part["stages_ms"].get(stage, 0.0) for part in sums)
+        return whole
+
+    def rows(self) -> dict[str, float | None]:
+        """The eight rows; None where nothing was measured.
+
+        Total_runtime: time by the clock of the slowest process. Total_GPU_runtime: model time (tower to decoding) per
+        process. Peak_mem: in 2^30 bytes, the most of any process. The averages are over the samples that were measured;
+        Other is projector, pruning and splicing. Decoding throughput counts the tokens after the first of each answer.
+        Source: the table in the README of the release of arXiv:2604.09547, whose rows have these names.
+        """
+        spent = self.stages_ms
+
+        def mean(*stages: str) -> float | None:
+            return sum(spent.get(stage, 0.0) for stage in stages) / self.measured if self.measured else None
+
+        decoding_s = spent.get("decoding", 0.0) / 1e3
+        return {
+            "Total_runtime (s)": max(self.elapsed_ms, default=0.0) / 1e3,
+            "Total_GPU_runtime (s)": sum(spent.get(stage, 0.0) for stage in MODEL) / 1e3 / max(1, len(self.elapsed_ms)),
+            "Peak_mem (GB)": self.peak_bytes / 2**30,
+            "Avg_ViT_Time (ms)": mean("tower"),
+            "Avg_Other_Time (ms)": mean(*OTHER),
+            "Avg_LLM_Prefill_Time (ms)": mean("prefill"),
+            "Avg_Total_TTFT (ms)": mean("tower", *OTHER, "prefill"),
+            "Avg_Decoding_Throughput (token/s)": self.decoded_tokens / decoding_s if decoding_s else None,
+        }
+
+    def means(self) -> dict[str, float]:
+        """Tokens per sample without error; all stages, reading and preprocessing included, per measured sample."""
+        count = max(1, self.samples - self.failures)
+        tokens = {name: getattr(self, name) / count for name in _TOKENS}
+        return {**tokens, **{f"{stage}_ms": spent / max(1, self.measured) for stage, spent in self.stages_ms.items()}}
+
+    @property
+    def note(self) -> str:
+        """What the numbers were measured on."""
+        if self.device == "cpu":
+            return "measured on a CPU: all times by the clock, memory is the process's peak RSS"
+        return "model times by events of the GPU, memory is the peak that torch allocated on it"
+
+    def table(self) -> str:
+        """The rows as a Markdown table, and below it what they cover."""
+        lines = ["| Metric | Value |", "|---|---|"]
+        lines += [f"| {name} | {'-' if value is None else f'{value:.2f}'} |" for name, value in self.rows().items()]
+        means = self.means()
+        tokens = f"{means['visual_tokens_before']:.0f} -> {means['visual_tokens_after']:.0f} visual tokens"
+        lines.append(f"{self.samples} samples, {self.failures} failed, {self.resumed} from the journal; {tokens} each")
+        lines.append(f"({self.note})")
+        return "\n".join(lines)

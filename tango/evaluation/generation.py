@@ -1,0 +1,118 @@
+"""From prepared questions to answers: one batch, and what becomes of a question that fails."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from tango.answering import generate_ids
+from tango.errors import TangoError, VideoReadError
+from tango.evaluation.preparation import PreparedQuestion, collate
+from tango.evaluation.questions import Answer
+from tango.pruning import Pruning
+
+log = logging.getLogger(__name__)
+
+# What a single question may cause: a video, its size, the memory it takes. Other errors are defects and stop the run.
+_OF_A_QUESTION = (RuntimeError, ValueError, OSError, MemoryError)
+
+
+def go_together(first: Any, second: Any) -> bool:
+    """Whether two questions make one batch. Those that are sampled do not: each has its own random numbers."""
+    if not (isinstance(first, PreparedQuestion) and isinstance(second, PreparedQuestion)):
+        return False
+    alike = first.generate_options == second.generate_options and first.inputs.keys() == second.inputs.keys()
+    return alike and not first.generate_options["do_sample"]
+
+
+def answers_of(pruning: Pruning, processor: Any, batch: Sequence[PreparedQuestion]) -> list[Answer]:
+    """Answers of a batch. If it fails as a whole (too little memory, say), its questions are tried one by one.
+
+    Raises:
+        Exception: an error that other questions would meet, too; see `failure`.
+    """
+    try:
+        return _generate(pruning, processor, batch)
+    except Exception as error:
+        failed = failure(error, quiet=len(batch) > 1)
+    if len(batch) == 1:
+        return [failed]
+    if pruning.model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return [answer for one in batch for answer in answers_of(pruning, processor, [one])]
+
+
+def failure(error: Exception, *, quiet: bool = False) -> Answer:
+    """What stands in place of an answer if the question alone is to blame; the log gets a line.
+
+    Raises:
+        Exception: the error itself if others would meet it, too: a wrong configuration, a GPU that is lost, a defect.
+    """
+    is_configuration = isinstance(error, TangoError) and not isinstance(error, VideoReadError)
+    is_lost = isinstance(error, getattr(torch, "AcceleratorError", ()))
+    if is_configuration or is_lost or not isinstance(error, _OF_A_QUESTION):
+        raise error
+    message = f"{type(error).__name__}: {error}"
+    if not quiet:
+        log.warning("no answer, %s", message)
+    return Answer(text="", error=message)
+
+
+def cut_at(text: str, until: str | Sequence[str] | None) -> str:
+    """The text up to the first of the stop strings."""
+    for stop in [until] if isinstance(until, str) else until or ():
+        if stop:
+            text = text.split(stop)[0]
+    return text.strip()
+
+
+def _generate(pruning: Pruning, processor: Any, batch: Sequence[PreparedQuestion]) -> list[Answer]:
+    model, tokenizer = pruning.model, processor.tokenizer
+    inputs = collate([one.inputs for one in batch], tokenizer.pad_token_id or 0)
+    prompts = inputs["attention_mask"].sum(1).tolist()
+    before = pruning.stats
+    with _seeded(batch[0], model.device):
+        ids = generate_ids(model, inputs, **batch[0].generate_options).tolist()
+    stats = None if pruning.stats is before else pruning.stats  # without a video there are none
+    lengths = [_num_new(row, model.generation_config.eos_token_id) for row in ids]
+    stages = {} if stats is None else stats.timer.ms()
+    if max(lengths) == 1:  # the prefill gave the only token
+        stages.pop("decoding", None)
+    share = {stage: ms / len(batch) for stage, ms in stages.items()}
+    videos = iter(() if stats is None else stats.videos)
+    answers = []
+    for row, one in enumerate(batch):
+        text = tokenizer.decode(ids[row], skip_special_tokens=True)
+        own = [next(videos) for _ in range(one.num_videos)]
+        answers.append(
+            Answer(
+                text=cut_at(text, one.question.generate_options.get("until")),
+                input_tokens=prompts[row] if stats is None else stats.prompt_after[row],
+                output_tokens=lengths[row],
+                visual_tokens_before=sum(video.tokens_before for video in own),
+                visual_tokens_after=sum(video.tokens_after for video in own),
+                stages_ms={**one.stages_ms, **share},
+            )
+        )
+    return answers
+
+
+@contextmanager
+def _seeded(one: PreparedQuestion, device: torch.device) -> Iterator[None]:
+    """Sampling gets random numbers that follow from the question alone, and leaves the global generators as it was."""
+    if not one.generate_options["do_sample"]:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(one.question.key[:15], 16))
+        yield
+
+
+def _num_new(ids: list[int], eos: int | list[int] | None) -> int:
+    """New tokens of a row up to the one that ends it."""
+    ends = {eos} if isinstance(eos, int) else set(eos or ())
+    return next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))

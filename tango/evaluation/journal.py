@@ -1,0 +1,100 @@
+"""The journal of a run: every answer is on the disk before the next question, so a killed run loses nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tango.errors import TangoError
+from tango.evaluation.questions import Answer
+from tango.evaluation.records import write_json
+
+log = logging.getLogger(__name__)
+
+
+class Journal:
+    """Answers by the key of their question, in one append-only file per process of a folder.
+
+    All files of the folder are read at the start, whatever the number of processes was. A line that a killed process
+    left unfinished is skipped. Answers with an error are on record, but not given out: the question is tried again.
+
+    Args:
+        config: what the answers depend on. Under "versions" are those of libraries; a change there is a warning.
+    Raises:
+        TangoError: the folder holds answers that were made with another configuration.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any], *, rank: int = 0):
+        self.folder = Path(folder)
+        self._check_config(json.loads(json.dumps(config)))
+        self._answers = dict(self._read())
+        path = self.folder / f"answers-{rank:05d}.jsonl"
+        torn = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+        self._file = path.open("ab")
+        if torn:  # else the next answer would be part of the unfinished line
+            self._write(b"\n")
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, key: str) -> Answer | None:
+        """The answer that an earlier run gave to this question; None if it is to be computed."""
+        return self._answers.get(key)
+
+    def add(self, key: str, answer: Answer) -> None:
+        """Put an answer on the disk; it has arrived there when this returns."""
+        record = {"key": key, **asdict(answer)}
+        del record["cached"]
+        self._write(json.dumps(record).encode() + b"\n")
+
+    def close(self) -> None:
+        """Close the file. Doing it twice is harmless."""
+        self._file.close()
+
+    def _write(self, line: bytes) -> None:
+        self._file.write(line)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _read(self) -> dict[str, Answer]:
+        found: dict[str, Answer] = {}
+        for path in sorted(self.folder.glob("answers-*.jsonl")):
+            for line in path.read_bytes().splitlines():
+                try:
+                    record = json.loads(line)
+                    key, answer = record.pop("key"), replace(Answer(**record), cached=True)
+                except (ValueError, TypeError, KeyError, AttributeError):
+                    if line.strip():
+                        log.warning("%s: skipped an unfinished line; its question is asked again", path)
+                    continue
+                if answer.error is None:
+                    found[key] = answer
+        return found
+
+    def _check_config(self, config: dict[str, Any]) -> None:
+        """Hold the folder's configuration against this one; write it where there is none."""
+        path = self.folder / "config.json"
+        if not path.is_file():
+            write_json(path, config)
+            return
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            recorded = dict(before.pop("versions", {}))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise TangoError(f"{path} is no configuration of a journal: {error}; use another folder") from error
+        now = dict(config)
+        versions = now.pop("versions", {})
+        if versions != recorded:
+            log.warning("%s was begun with versions %s, now they are %s", self.folder, recorded, versions)
+        different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if different:
+            got, expected = ({name: side.get(name) for name in different} for side in (now, before))
+            raise TangoError(
+                f"the journal {self.folder} holds answers of another configuration: got {got}, there {expected}. "
+                "Use another folder, or remove this one to start over"
+            )

@@ -1,0 +1,125 @@
+"""From a question to model inputs, and from the inputs of several questions to those of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tango.answering import prepare_chat
+from tango.errors import OptionError
+from tango.evaluation.questions import Question
+from tango.models.processor import TimeInstruction
+from tango.profiling import StageTimer
+from tango.video import read_video
+
+_PER_TOKEN = {"attention_mask": 0, "mm_token_type_ids": 0}  # name -> what stands where a row is filled up
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedQuestion:
+    """A question with its model inputs, on the CPU."""
+
+    question: Question
+    inputs: Any  # a transformers BatchFeature with one row
+    num_videos: int
+    generate_options: dict[str, Any]
+    stages_ms: dict[str, float]  # read, preprocess
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparer:
+    """Reads the videos of questions and makes model inputs; safe to call from several threads."""
+
+    processor: Any
+    num_frames: int
+    video_backend: str
+    time_instruction: TimeInstruction | None
+    video_input: str  # name of the pixels, which are cast ahead of the model
+    dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        # A tokenizer remembers how it pads from its first use on; threads must not race for that.
+        self.processor.tokenizer(["a"], padding=True)
+
+    def __call__(self, question: Question) -> PreparedQuestion:
+        """Prepare one question.
+
+        Raises:
+            VideoReadError: a video cannot be read.
+            OptionError: an option of `generate` is unknown.
+            ValueError: the conversation has parts that are neither video nor text.
+        """
+        options, timer = generate_options(question), StageTimer()
+        num_frames = question.num_frames or self.num_frames
+        with timer.stage("read"):
+            messages = [self._with_videos(message, num_frames) for message in question.messages]
+        with timer.stage("preprocess"):
+            inputs = prepare_chat(
+                self.processor, messages, prefill=question.prefill, time_instruction=self.time_instruction
+            )
+            if inputs.get(self.video_input) is not None:  # half the memory while it waits; the model casts alike
+                inputs[self.video_input] = _cast(inputs[self.video_input], self.dtype)
+        num_videos = sum(
+            part["type"] == "video" for m in messages if not isinstance(m["content"], str) for part in m["content"]
+        )
+        return PreparedQuestion(
+            question=question, inputs=inputs, num_videos=num_videos, generate_options=options, stages_ms=timer.ms()
+        )
+
+    def _with_videos(self, message: Mapping[str, Any], num_frames: int) -> dict[str, Any]:
+        if isinstance(message["content"], str):
+            return dict(message)
+        return {**message, "content": [self._with_video(part, num_frames) for part in message["content"]]}
+
+    def _with_video(self, part: Mapping[str, Any], num_frames: int) -> dict[str, Any]:
+        if part["type"] == "video":
+            return {**part, "video": read_video(part["video"], num_frames=num_frames, backend=self.video_backend)}
+        if part["type"] != "text":
+            raise ValueError(f"parts must be of type video or text, got {part['type']!r}; images cannot be asked about")
+        return dict(part)
+
+
+def generate_options(question: Question) -> dict[str, Any]:
+    """What `generate` takes, from what toolkits pass: no sampling options without sampling, no stop strings.
+
+    Raises:
+        OptionError: `generate` has no such option.
+    """
+    from transformers import GenerationConfig
+
+    options = {name: value for name, value in question.generate_options.items() if value is not None}
+    options.pop("until", None)
+    if unknown := sorted(options.keys() - vars(GenerationConfig()).keys()):
+        raise OptionError(f"generate has no option {', '.join(unknown)}; see transformers.GenerationConfig")
+    temperature = options.get("temperature")
+    sampled = options.get("do_sample", temperature is not None) and temperature != 0
+    if not sampled:
+        options = {name: value for name, value in options.items() if name not in ("temperature", "top_p", "top_k")}
+    return {**options, "do_sample": bool(sampled), "max_new_tokens": question.max_new_tokens}
+
+
+def collate(rows: Sequence[Any], pad_token_id: int) -> Any:
+    """One batch of the inputs of single prompts, filled up on the left."""
+    if len(rows) == 1:
+        return rows[0]
+    batch = type(rows[0])()
+    longest = max(row["input_ids"].shape[1] for row in rows)
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if name == "input_ids" or name in _PER_TOKEN:
+            fill = _PER_TOKEN.get(name, pad_token_id)
+            batch[name] = torch.cat([F.pad(v, (longest - v.shape[1], 0), value=fill) for v in values])
+        elif all(isinstance(v, Tensor) and v.shape[1:] == values[0].shape[1:] for v in values):
+            batch[name] = torch.cat(values)
+        else:  # one entry per video
+            batch[name] = [item for value in values for item in value]
+    return batch
+
+
+def _cast(pixels: Any, dtype: torch.dtype) -> Any:
+    return pixels.to(dtype) if isinstance(pixels, Tensor) else [one.to(dtype) for one in pixels]

@@ -1,0 +1,1 @@
+"""A package, because lmms-eval brings another one of this name along."""
