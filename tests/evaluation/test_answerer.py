@@ -80,6 +80,16 @@ def test_all_tokens_take_the_same_stages(files):
     assert answer.visual_tokens_after == answer.visual_tokens_before == FRAMES * 16
 
 
+def test_a_method_inside_the_llm_lets_all_tokens_in(files):
+    method = MethodConfig(method="fastv", options={"retention_ratio": 0.5, "layer": 1})
+    with Answerer(str(files / "llava-ov"), method=method) as answerer:
+        answer = answerer.answer(ask(files / "0.mp4"))
+        layer = answerer.pruning.stats.layer
+    assert answer.visual_tokens_after == answer.visual_tokens_before == FRAMES * 16
+    assert answer.mean_visual_tokens == pytest.approx(layer.mean_retention_ratio * FRAMES * 16)
+    assert answer.mean_visual_tokens == pytest.approx(FRAMES * 16 / 2, abs=1)
+
+
 def test_an_answer_of_one_token_was_not_decoded(files):
     with Answerer(str(files / "llava-ov")) as answerer:
         answer = answerer.answer(ask(files / "0.mp4", max_new_tokens=1))
