@@ -23,7 +23,7 @@ from tango_lmms_eval.output import Output
 from tango_lmms_eval.questions import build, chat_messages, simple_messages
 from tango_lmms_eval.settings import read_settings
 
-# Scored as wrong by every task, also where an empty answer would drop out of the mean (MVBench).
+# Scored as wrong, also by MVBench, whose mean leaves empty answers out. (LongVideoBench draws a letter for either.)
 NO_ANSWER = "[no answer]"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from argparse import Namespace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -121,3 +124,42 @@ def test_only_videos_and_images_can_be_shown(questions: ModuleType):
     assert questions.media_part(picture) == {"type": "image", "image": picture}
     with pytest.raises(OptionError, match="dict"):
         questions.media_part({"array": [0.0], "sampling_rate": 16000})
+
+
+class Task:
+    """As much of a task as requests carry along."""
+
+    def __init__(self, **args: Any):
+        self.args = Namespace(**{"model": "llava_onevision", "timezone": "UTC", "use_cache": None, **args})
+
+    def doc_to_visual(self, document: dict[str, Any]) -> list[str]:
+        return [document["path"]]
+
+    def request(self) -> Namespace:
+        return Namespace(args=("What?", {}, self.doc_to_visual, 0, "videomme", "test"))
+
+
+@pytest.fixture(scope="module")
+def output() -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lmms-eval's own
+        from tango_lmms_eval import output
+    return output
+
+
+def test_files_go_where_lmms_eval_puts_its_own(settings: ModuleType, output: ModuleType):
+    told = {"output_path": "logs", "model_args": "pretrained=some/where/llava-ov,batch_size=1"}
+    chosen = settings.read_settings({"pretrained": "some/where/llava-ov"}, {"WRAPPER": "tango"})
+    found = output.Output.of([Task(**told).request()], chosen)
+    assert found.folder == Path("logs/where__llava-ov")
+    assert found.journal == Path("logs/where__llava-ov/journals") / chosen.name
+    own = settings.read_settings({"pretrained": "x", "journal": "kept"}, {})
+    assert output.Output.of([Task(**told).request()], own).journal == Path("kept")
+    nowhere = output.Output.of([Task(output_path=None, model_args="").request()], chosen)
+    assert (nowhere.folder, nowhere.journal) == (None, None)
+
+
+def test_lmms_evals_own_cache_is_refused(settings: ModuleType, output: ModuleType):
+    request = Task(output_path="logs", model_args="pretrained=x", use_cache="cache").request()
+    with pytest.raises(TangoError, match="WRAPPER"):
+        output.Output.of([request], settings.read_settings({"pretrained": "x"}, {"WRAPPER": "tango"}))
