@@ -70,7 +70,7 @@ class ReadAhead:
             return self._build(position, video_llm=True)
         except ImportError:  # not the video's fault
             raise
-        except Exception as error:
+        except Exception as error:  # moviepy raises whatever it stumbles over in a broken file
             return error
 
 

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,8 @@ class TangoModel(lmms):
     processes would wait for this one for hours.
     """
 
-    default_max_new_tokens = 1024  # for tasks that say nothing; what lmms-eval's own class has
+    default_max_new_tokens: ClassVar[int] = 1024  # for tasks that say nothing; what lmms-eval's own class has
+    describes: ClassVar[dict[str, tuple[Any, ...]]] = {}  # arguments of lmms-eval's class, with what holds here
 
     def __init__(self, **model_args: Any):
         super().__init__()
@@ -45,7 +46,7 @@ class TangoModel(lmms):
         if self._together:
             self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         with self._fatal(same_everywhere=True):
-            self.settings = read_settings(model_args, os.environ)
+            self.settings = read_settings(model_args, os.environ, describes=self.describes)
         if self._together or "device" not in self.settings.arguments:
             self.settings.arguments["device"] = str(self.accelerator.device)
         self.batch_size_per_gpu = self.settings.arguments.get("batch_size", 1)
@@ -138,9 +139,13 @@ class ChatModel(TangoModel):
 class LlavaOneVision(TangoModel):
     """`--model llava_onevision`."""
 
+    describes: ClassVar = {"mm_spatial_pool_mode": ("bilinear",)}
+
 
 class LlavaVideo(TangoModel):
     """`--model llava_vid`."""
+
+    describes: ClassVar = {"mm_spatial_pool_mode": ("average",), "mm_newline_position": ("grid",)}
 
 
 class Qwen25VL(TangoModel):

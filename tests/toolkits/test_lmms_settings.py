@@ -78,6 +78,17 @@ def test_mistakes_name_what_was_expected(settings: ModuleType, changes: dict[str
         settings.read_settings(told, {"WRAPPER": "tango"} if "wrapper" not in changes else {})
 
 
+def test_arguments_that_describe_one_model_are_known_to_it_alone(settings: ModuleType):
+    told = {"pretrained": "x", "mm_spatial_pool_mode": "average"}
+    assert settings.read_settings(told, {}, describes={"mm_spatial_pool_mode": ("average",)}).arguments == {
+        "pretrained": "x"
+    }
+    with pytest.raises(TangoError, match="not supported: this model works as with mm_spatial_pool_mode=bilinear"):
+        settings.read_settings(told, {}, describes={"mm_spatial_pool_mode": ("bilinear",)})
+    with pytest.raises(TangoError, match="mm_spatial_pool_mode"):
+        settings.read_settings(told, {})
+
+
 def test_runs_whose_answers_may_differ_have_names_of_their_own(settings: ModuleType):
     def name(wrapper: str = "tango", **told: Any) -> str:
         return settings.read_settings({"pretrained": "x", **told}, {"WRAPPER": wrapper}).name
