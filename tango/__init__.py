@@ -23,14 +23,16 @@ _HOME = {
     "Paper": "tango.containers",
     "Pruner": "tango.methods",
     "LayerPruner": "tango.methods",
+    "LayerTokens": "tango.containers",
     "available_layer_pruners": "tango.methods",
+    "available_methods": "tango.methods",
     "available_pruners": "tango.methods",
     "build_layer_pruner": "tango.methods",
     "build_pruner": "tango.methods",
     "register": "tango.methods",
     "prune": "tango.pruning",
     "Pruning": "tango.pruning",
-    "PruningStats": "tango.pruning",
+    "PruningStats": "tango.stats",
     "load": "tango.models",
     "answer": "tango.answering",
     "prepare": "tango.answering",
@@ -47,7 +49,7 @@ __all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
     from tango.answering import answer, prepare
-    from tango.containers import Paper, PrunedTokens, Signal, Video, VisualTokens
+    from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, Video, VisualTokens
     from tango.errors import (
         BudgetError,
         MissingSignalError,
@@ -61,13 +63,15 @@ if TYPE_CHECKING:
         LayerPruner,
         Pruner,
         available_layer_pruners,
+        available_methods,
         available_pruners,
         build_layer_pruner,
         build_pruner,
         register,
     )
     from tango.models import load
-    from tango.pruning import Pruning, PruningStats, prune
+    from tango.pruning import Pruning, prune
+    from tango.stats import PruningStats
     from tango.video import read_video
 
 

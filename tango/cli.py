@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 
 import tango
 from tango import quickstart
+from tango.bench import methods as bench_methods
 from tango.bench import pruner as bench_pruner
-from tango.commands import answer, convert, flops, inspect, methods
+from tango.commands import answer, compare, convert, flops, inspect, methods
 from tango.errors import TangoError
 
 
@@ -23,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, module, summary in (
         ("answer", answer, "ask a question about a video"),
         ("inspect", inspect, "show which tokens of a video would be kept"),
+        ("compare", compare, "show what several methods keep of one video"),
         ("methods", methods, "list the pruning methods"),
         ("flops", flops, "count what pruning saves in the language model"),
         ("convert", convert, "write an lmms-lab checkpoint in the layout of transformers"),
@@ -31,6 +33,8 @@ def _parser() -> argparse.ArgumentParser:
         _add(commands, name, summary, module.add_arguments, module.run)
     bench = commands.add_parser("bench", help="measure speed").add_subparsers(required=True, metavar="WHAT")
     _add(bench, "pruner", "time the pruner alone, stage by stage", bench_pruner.add_arguments, bench_pruner.run)
+    summary = "time all methods on the same tokens"
+    _add(bench, "methods", summary, bench_methods.add_arguments, bench_methods.run)
     return parser
 
 

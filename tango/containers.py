@@ -90,6 +90,27 @@ class VisualTokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayerTokens:
+    """Everything a layer pruner may look at: one prompt at the input of a decoder layer, as far as it is still there.
+
+    Visual tokens include newlines. Queries and keys are rotated, in float32, and come from the layer that
+    `LayerPruner.reads` names; heads share keys in groups of `heads / groups`.
+    """
+
+    layer: int  # at whose input the prompt is
+    hidden: Float[Tensor, "S D"]
+    visual: Int[Tensor, "M"]  # rows of the visual tokens, increasing
+    text: Int[Tensor, "Q"]  # rows of the text after the video, up to the prompt's last token; that one alone if none
+    queries: Float[Tensor, "Q heads d"]  # of the rows `text`
+    keys: Float[Tensor, "S groups d"]
+    scale: float  # of queries times keys
+    norm_weight: Float[Tensor, "D"]  # of the decoder's final norm
+    frames: Int[Tensor, "M"]  # each visual token's frame, counted over all videos of the prompt
+    cells: Int[Tensor, "M"]  # each visual token's place in its frame, newlines included; a video has its own numbers
+    num_entered: int  # visual tokens that entered the LLM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PrunedTokens:
     """What is left. `features[i]` stands for source token `indices[i]`, merged or not."""
 

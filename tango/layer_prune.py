@@ -1,10 +1,10 @@
-"""Pruning inside the LLM: at the input of one decoder layer, visual tokens leave the prompt for the layers that follow.
+"""Pruning inside the LLM: at the inputs of some decoder layers, visual tokens leave the prompt for what follows.
 
 Stock decoders stay as they are; hooks do the work while one `generate` or `forward` call runs:
 
-* The layer before gives the attention row of the prompt's last token, computed again from its queries and keys; no
-  attention matrix is formed and no attention implementation is forced.
-* At the pruned layer the kept rows are gathered. Rotations and masks of that layer and of those after it are gathered
+* Queries and keys come from the layer before (or, if the method reads its own, are computed at the layer's input), so
+  no attention matrix is formed and no attention implementation is forced.
+* At a pruned layer the kept rows are gathered. Rotations and masks of that layer and of those after it are gathered
   alike, so tokens keep their positions; each layer's cache simply holds what the layer has seen.
 * After the final norm, states are spread to the prompt's full length, so logits and labels keep their shapes.
 """
@@ -14,57 +14,43 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tango.containers import LayerTokens
 from tango.errors import UnsupportedModelError
+from tango.layer_masks import Kept, noncausal_mask, short_mask
 from tango.methods import LayerPruner
-from tango.ops.flops import check_layer, mean_retention_ratio
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerStats:
-    """Pruning inside the LLM: visual tokens, newlines included, that reached the layer and that stayed.
-
-    `mean_retention_ratio` is the fraction of all visual tokens that enter a layer, averaged over the LLM's layers.
-    """
-
-    method: str
-    layer: int
-    tokens_before: int
-    tokens_after: int
-    mean_retention_ratio: float
+from tango.ops.flops import check_layer
+from tango.stats import LayerStats
 
 
 @dataclass(kw_only=True)
 class LayerRecord:
-    """What a pruned layer did: visual tokens of each prompt that reached it and that stayed, newlines included."""
+    """What layer pruning did: each prompt's visual tokens that entered the LLM, and that stayed at every layer."""
 
     method: str
-    layer: int
     num_layers: int
-    tokens_before: tuple[int, ...] = ()
-    tokens_after: tuple[int, ...] = ()
+    entered: tuple[int, ...] = ()
+    stayed: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def stats(self, retention_ratio: float) -> LayerStats:
         """Sums over the batch; `retention_ratio` is the fraction of visual tokens that entered the LLM."""
-        before, after = sum(self.tokens_before), sum(self.tokens_after)
-        mean = mean_retention_ratio(
-            retention_ratio,
-            num_layers=self.num_layers,
-            layer=self.layer,
-            layer_retention_ratio=after / before,
-        )
+        tokens = (sum(self.entered), *(sum(counts) for counts in self.stayed.values()))
+        edges = (0, *self.stayed, self.num_layers)
+        lengths = [b - a for a, b in pairwise(edges)]
+        mean = sum(n * length for n, length in zip(tokens, lengths, strict=True)) / (tokens[0] * self.num_layers)
         return LayerStats(
             method=self.method,
-            layer=self.layer,
-            tokens_before=before,
-            tokens_after=after,
-            mean_retention_ratio=mean,
+            layers=tuple(self.stayed),
+            tokens=tokens,
+            mean_retention_ratio=retention_ratio * mean,
         )
 
 
@@ -75,9 +61,10 @@ def layer_pruning(
     *,
     is_visual: Tensor,
     attention_mask: Tensor,
+    places: tuple[Tensor, Tensor] | None = None,
     queries: Tensor | None = None,
 ) -> Iterator[LayerRecord]:
-    """Prune at the input of layer `layer_pruner.layer` during one `generate` or `forward` call.
+    """Prune at the inputs of the layers `layer_pruner.layers` during one `generate` or `forward` call.
 
     Works with and without a cache, dynamic or static, for beams, several samples per prompt and assisted decoding.
     Without a cache every step selects anew, and arrives at the same tokens because only the prompt is looked at.
@@ -88,13 +75,17 @@ def layer_pruning(
         decoder: a text model with `layers` and `norm`; see `Adapter.decoder`.
         is_visual: visual tokens of every prompt, newlines included, (B, S).
         attention_mask: zeros are padding, (B, S).
+        places: frame and place in the frame of every visual token, in order, (number of them,) each; None: all are of
+            one frame.
         queries: column of each prompt's last token, (B,), if labels follow it; None: the last column.
     Raises:
         BudgetError: the decoder has no such layer.
         UnsupportedModelError: chunked prefill, gradient checkpointing, or masks of an unknown form (on the call).
     """
-    check_layer(layer_pruner.layer, len(decoder.layers))  # type: ignore[arg-type]
-    run = _Run(decoder, layer_pruner, is_visual.bool(), attention_mask.bool(), queries)
+    for layer in layer_pruner.layers:
+        check_layer(layer, len(decoder.layers))  # type: ignore[arg-type]
+    attended = attention_mask.bool()
+    run = _Run(decoder, layer_pruner, attended, _prompts(is_visual.bool(), attended, places, queries))
     with ExitStack() as stack:
         for handle in run.hook():
             stack.callback(handle.remove)
@@ -110,30 +101,47 @@ def last_prompt_columns(is_visual: Tensor, labels: Tensor) -> Tensor:
     return torch.maximum(first_label - 1, last_video)
 
 
-def attention_of_row(
-    queries: Tensor, keys: Tensor, rotation: tuple[Tensor, Tensor], rows: Tensor, attended: Tensor, scale: float
-) -> Tensor:
-    """Causal attention that one token of each prompt gives to all others, averaged over heads, (B, S), float32.
+@dataclass(frozen=True, kw_only=True)
+class _Prompt:
+    """Columns of one prompt: its visual tokens that are still there, with their places, and its other tokens."""
 
-    Args:
-        queries: before rotation, (B, n, H, d), n >= S; keys: the same with the G heads that have keys.
-        rotation: cosines and sines, (B or 1, n, d).
-        rows: the attending token of each prompt, (B,).
-        attended: False for padding, (B, S).
-    """
-    B, S = attended.shape
-    batch = torch.arange(B, device=rows.device)
-    cos, sin = (x.expand(B, -1, -1).float() for x in rotation)
-    q = _rotate(queries[batch, rows].float(), cos[batch, rows, None], sin[batch, rows, None])
-    k = _rotate(keys[:, :S].float(), cos[:, :S, None], sin[:, :S, None])
-    scores = torch.einsum("bgrd,bsgd->bgrs", q.unflatten(1, (k.shape[2], -1)), k) * scale
-    seen = attended & (torch.arange(S, device=rows.device) <= rows[:, None])
-    return scores.masked_fill(~seen[:, None, None], float("-inf")).softmax(-1).mean((1, 2))
+    visual: Tensor
+    frames: Tensor
+    cells: Tensor
+    others: Tensor
+    text: Tensor  # after the video; some of `others`
+    num_entered: int
+
+    @property
+    def columns(self) -> Tensor:
+        """All that is still there, in order."""
+        return torch.cat([self.visual, self.others]).sort().values
+
+    def keep(self, chosen: Tensor) -> _Prompt:
+        """Only these of the visual tokens."""
+        visual, frames, cells = (x[chosen] for x in (self.visual, self.frames, self.cells))
+        return replace(self, visual=visual, frames=frames, cells=cells)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+def _prompts(
+    is_visual: Tensor, attended: Tensor, places: tuple[Tensor, Tensor] | None, queries: Tensor | None
+) -> list[_Prompt]:
+    """Split a batch; the lengths are needed on the host, so this reads the masks once."""
+    device, (B, S) = is_visual.device, is_visual.shape
+    masks = torch.stack([is_visual & attended, attended & ~is_visual]).cpu()
+    last = [S - 1] * B if queries is None else queries.tolist()
+    counts = masks[0].sum(1).tolist()
+    zeros = torch.zeros(sum(counts), dtype=torch.long, device=device)
+    frames, cells = (x.to(device).split(counts) for x in places or (zeros, torch.arange(len(zeros), device=device)))
+    prompts = []
+    for b in range(B):
+        visual, others = (mask[b].nonzero()[:, 0] for mask in masks)
+        end = int(visual[-1]) if len(visual) else -1
+        text = others[(others > end) & (others <= last[b])]
+        text = text if len(text) else torch.tensor([last[b]])
+        columns = {"visual": visual.to(device), "others": others.to(device), "text": text.to(device)}
+        prompts.append(_Prompt(**columns, frames=frames[b], cells=cells[b], num_entered=counts[b]))
+    return prompts
 
 
 class _Run:
@@ -142,39 +150,32 @@ class _Run:
     B prompts of S columns make `rows` = B * repeats sequences of `length` >= S tokens; S' columns of a prompt stay.
     """
 
-    def __init__(self, decoder: Any, pruner: LayerPruner, is_visual: Tensor, attended: Tensor, queries: Tensor | None):
-        self.decoder, self.pruner, self.attended = decoder, pruner, attended
-        self.others = attended & ~is_visual
-        self.num_others: list[int] = self.others.sum(1).tolist()
-        self.places = [row.nonzero()[:, 0] for row in is_visual & attended]  # of every prompt's visual tokens
-        self.queries = torch.full_like(attended[:, 0], attended.shape[1] - 1, dtype=torch.long)
-        if queries is not None:
-            self.queries = queries.to(attended.device)
+    def __init__(self, decoder: Any, pruner: LayerPruner, attended: Tensor, prompts: list[_Prompt]):
+        self.decoder, self.pruner, self.attended, self.prompts = decoder, pruner, attended, prompts
         self.flash = "flash" in str(decoder.config._attn_implementation)
-        self.record = LayerRecord(method=pruner.name, layer=pruner.layer, num_layers=len(decoder.layers))
+        self.record = LayerRecord(method=pruner.name, num_layers=len(decoder.layers))
+        self.record.entered = tuple(len(prompt.visual) for prompt in prompts)
         self.owner = threading.get_ident()
         self.cache: Any = None  # of the prompt that has passed
         self.prompt_call = False
         self.rows = self.length = 0
         self.captured: dict[str, Any] = {}  # queries, keys and rotation of the layer before
-        self.keep: Tensor  # (rows, S), True for what stays
-        self.columns: Tensor  # (rows, S'), what stays; filled up on the left
-        self.real: Tensor | None  # (rows, S'), False where filled up; None: nowhere
-        self.changes: dict[str, Any] = {}  # arguments of the layers that see the short prompt, in the running call
+        self.left: list[_Prompt] = []  # the prompts, as far as they are still there
+        self.kept: dict[int, Kept] = {}  # what stays from each pruned layer on
+        self.changes: dict[str, Any] = {}  # arguments of the layers that see a short prompt, in the running call
 
     def hook(self) -> Iterator[Any]:
         """Register the hooks one by one, so that those that exist can be removed if one fails."""
-        layers, K = self.decoder.layers, self.pruner.layer
-        attention = layers[K - 1].self_attn
+        layers, pruned = self.decoder.layers, self.pruner.layers
         yield self.decoder.register_forward_pre_hook(self._guard(self._begin), with_kwargs=True)
-        yield attention.register_forward_pre_hook(self._guard(self._before_attention), with_kwargs=True)
-        for name in ("q", "k"):
-            # Families that normalise queries and keys do so before rotating them.
-            module = getattr(attention, f"{name}_norm", None) or getattr(attention, f"{name}_proj")
-            yield module.register_forward_hook(self._guard(self._capture(name)))
-        yield layers[K].register_forward_pre_hook(self._guard(self._at_layer), with_kwargs=True)
-        for layer in layers[K + 1 :]:
-            yield layer.register_forward_pre_hook(self._guard(self._after_layer), with_kwargs=True)
+        for K in pruned if self.pruner.reads == "before" else ():
+            attention = layers[K - 1].self_attn
+            yield attention.register_forward_pre_hook(self._guard(partial(self._before_attention, K)), with_kwargs=True)
+            for name in ("q", "k"):
+                yield _projection(attention, name).register_forward_hook(self._guard(self._capture(name)))
+        for i, layer in enumerate(layers[pruned[0] :], start=pruned[0]):
+            hook = partial(self._at_layer, i) if i in pruned else self._after_layer
+            yield layer.register_forward_pre_hook(self._guard(hook), with_kwargs=True)
         yield self.decoder.norm.register_forward_hook(self._guard(self._spread))
 
     def _guard(self, hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -188,7 +189,7 @@ class _Run:
         self.prompt_call = cache is None or cache is not self.cache
         if not self.prompt_call:
             return
-        self.cache = cache
+        self.cache, self.left, self.kept = cache, self.prompts, {}
         K, S = self.pruner.layer, self.attended.shape[1]
         if self.length < S or (cache is not None and int(cache.get_seq_length()) > 0):
             raise UnsupportedModelError(
@@ -201,13 +202,13 @@ class _Run:
             count = len(kwargs["deepstack_visual_embeds"])
             raise UnsupportedModelError(f"this model feeds layers up to {count} with features; prune there or later")
 
-    def _before_attention(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _before_attention(self, K: int, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if not self.prompt_call:
             return None
         self.captured["rotation"] = kwargs["position_embeddings"]
-        if not self.pruner.noncausal_layer:
+        if not self.pruner.noncausal_layer or self.pruner.layer != K:
             return None
-        return args, {**kwargs, **self._noncausal(kwargs)}
+        return args, {**kwargs, **noncausal_mask(kwargs, self.attended, self.rows, self.length, flash=self.flash)}
 
     def _capture(self, name: str) -> Callable[..., None]:
         def capture(_module: nn.Module, _args: tuple, output: Tensor) -> None:
@@ -216,116 +217,115 @@ class _Run:
 
         return capture
 
-    def _at_layer(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Input of the pruned layer: select and merge, then do as for the layers that follow."""
+    def _at_layer(self, K: int, module: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Input of a pruned layer: select and merge, then do as for the layers that follow."""
         self.changes = {}
         if self.prompt_call:
-            args = (self._select(args[0]), *args[1:])
-            columns = self._extended(self.length)[..., None]
-            self.changes["position_embeddings"] = tuple(
-                x.expand(self.rows, -1, -1).gather(1, columns.expand(-1, -1, x.shape[-1]))
-                for x in kwargs["position_embeddings"]
-            )
+            if self.pruner.reads == "own":
+                self.captured["normed"] = module.input_layernorm(args[0].detach())
+                self.captured["rotation"] = self._rotation(kwargs)
+            args = (self._select(K, args[0]), *args[1:])
+            self.changes["position_embeddings"] = self._rotation(kwargs)
             self.changes["position_ids"] = None  # only read to recognise packed sequences, which gaps look like
-        self.changes["attention_mask"] = self._short_mask(kwargs, args[0].device)
+        self.changes["attention_mask"] = short_mask(
+            kwargs, self.kept[K], self.rows, self.length, self.prompt_call, flash=self.flash
+        )
         return self._after_layer(module, args, kwargs)
 
     def _after_layer(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         return args, {**kwargs, **self.changes}
 
-    def _select(self, hidden: Tensor) -> Tensor:
+    def _rotation(self, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Cosines and sines of what is still there."""
+        if not self.kept:
+            return kwargs["position_embeddings"]
+        columns = self._latest().extended(self.length)[..., None]
+        full = (x.expand(self.rows, -1, -1) for x in kwargs["position_embeddings"])
+        return tuple(x.gather(1, columns.expand(-1, -1, x.shape[-1])) for x in full)
+
+    def _latest(self) -> Kept:
+        return self.kept[max(self.kept)]
+
+    def _select(self, K: int, hidden: Tensor) -> Tensor:
         """Let the pruner choose for every prompt; return the states (rows, S' + rest, D) that stay."""
-        B, S = self.attended.shape
-        repeats = self.rows // B  # beams and samples agree on the prompt, so the first decides
-        attention = self.decoder.layers[self.pruner.layer - 1].self_attn
-        q, k = (self.captured[x][::repeats].reshape(B, self.length, -1, attention.head_dim) for x in ("q", "k"))
-        cos, sin = (x.expand(self.rows, -1, -1)[::repeats] for x in self.captured["rotation"])
-        received = attention_of_row(q, k, (cos, sin), self.queries, self.attended, attention.scaling)
+        repeats = self.rows // len(self.prompts)  # beams and samples agree on the prompt, so the first decides
+        width = self._latest().columns.shape[1] if self.kept else self.attended.shape[1]
+        hidden, left, places = hidden.clone(), [], []
+        for b, prompt in enumerate(self.left):
+            columns = prompt.columns
+            rows = columns  # of `hidden`
+            if self.kept:
+                rows = torch.arange(width - len(columns), width, device=columns.device)
+            if len(prompt.visual):
+                tokens = self._tokens(K, prompt, columns, hidden, b * repeats, rows)
+                states, chosen = self.pruner(tokens)
+                hidden[b * repeats : (b + 1) * repeats, rows[tokens.visual[chosen]]] = states
+                prompt = prompt.keep(chosen)
+                rows = rows[torch.searchsorted(columns, prompt.columns)]
+            left.append(prompt)
+            places.append(rows)
         self.captured.clear()
-        hidden, keep = hidden.clone(), self.others.clone()
-        after = []
-        for b, places in enumerate(self.places):
-            if len(places):
-                first = b * repeats
-                states, chosen = self.pruner(hidden[first, places], received[b, places])
-                hidden[first : first + repeats, places[chosen]] = states
-                keep[b, places[chosen]] = True
-            after.append(len(chosen) if len(places) else 0)
-        self.record.tokens_before, self.record.tokens_after = tuple(map(len, self.places)), tuple(after)
-        counts = [sum(pair) for pair in zip(self.num_others, after, strict=True)]
-        columns = keep.byte().sort(dim=1, stable=True).indices[:, S - max(counts) :]
-        self.keep, self.columns = (x.repeat_interleave(repeats, dim=0) for x in (keep, columns))
-        self.real = None if min(counts) == max(counts) else self.keep.gather(1, self.columns)
-        return hidden.gather(1, self._extended(self.length)[..., None].expand(-1, -1, hidden.shape[-1]))
+        self.left, self.record.stayed[K] = left, tuple(len(prompt.visual) for prompt in left)
+        lengths = [len(rows) for rows in places]
+        self.kept[K] = Kept.of([prompt.columns for prompt in left], repeats, self.attended.shape[1])
+        index = torch.stack([F.pad(rows, (max(lengths) - len(rows), 0)) for rows in places])
+        rest = torch.arange(width, hidden.shape[1], device=index.device)
+        index = torch.cat([index.repeat_interleave(repeats, dim=0), rest.expand(self.rows, -1)], dim=1)
+        return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
 
-    def _extended(self, total: int) -> Tensor:
-        """The columns that stay, and after them those from S to `total`: candidates, new tokens, unused cache."""
-        S = self.attended.shape[1]
-        rest = torch.arange(S, total, device=self.columns.device)
-        return torch.cat([self.columns, rest.expand(self.rows, -1)], dim=1)
-
-    def _short_mask(self, kwargs: dict[str, Any], device: torch.device) -> Tensor | None:
-        """The mask of the short sequences, in the form that the long ones have it: 4-D, 2-D or none."""
-        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
-        size = 0 if cache is None else getattr(cache.layers[0], "max_cache_len", 0)
-        if mask is None:
-            if self.real is None:
-                return None
-            seen = self.length if cache is None else int(cache.layers[0].get_seq_length())
-            mask = self._causal_mask(seen, seen - self.length, device)
-        if not isinstance(mask, Tensor):
-            raise UnsupportedModelError(f"pruning at a layer cannot read masks of type {type(mask).__name__}")
-        mask = mask.expand(self.rows, *mask.shape[1:])
-        columns = self._extended(mask.shape[-1])
-        real = None if self.real is None else F.pad(self.real, (0, columns.shape[1] - self.real.shape[1]), value=True)
-        if mask.ndim == 2:
-            mask = mask.gather(1, columns)
-            return mask if real is None else mask * real
-        heads, (shown, hidden) = mask.shape[1], _mask_values(mask)
-        if self.prompt_call:
-            kept_rows = columns[:, : self.columns.shape[1] + self.length - self.attended.shape[1]]
-            mask = mask.gather(2, kept_rows[:, None, :, None].expand(-1, heads, -1, mask.shape[-1]))
-        mask = mask.gather(3, columns[:, None, None].expand(-1, heads, mask.shape[2], -1))
-        if real is not None:
-            mask = mask.masked_fill(~real[:, None, None], hidden)
-            if self.prompt_call:  # rows that fill up see themselves: seeing nothing, some kernels answer NaN
-                own = torch.eye(*mask.shape[2:], dtype=torch.bool, device=mask.device)
-                mask = mask.masked_fill(own & ~real[:, None, : mask.shape[2], None], shown)
-        return F.pad(mask, (0, max(size - mask.shape[-1], 0)), value=hidden)
-
-    def _noncausal(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments for attention without a causal mask among the tokens of the prompt."""
-        B, S = self.attended.shape
-        if self.flash:
-            if self.length > S:
-                raise UnsupportedModelError("noncausal_layer does not work with flash attention and candidate tokens")
-            return {"is_causal": False}
-        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
-        if mask is None:
-            size = self.length if cache is None else getattr(cache.layers[0], "max_cache_len", self.length)
-            mask = self._causal_mask(size, 0, kwargs["hidden_states"].device)
-        mask = mask.expand(self.rows, *mask.shape[1:]).clone()
-        seen = self.attended.repeat_interleave(self.rows // B, dim=0)[:, None, None]
-        shown, hidden = _mask_values(mask)
-        mask[..., :S, :S] = torch.full_like(mask[..., :S, :S], hidden).masked_fill(seen, shown)
-        return {"attention_mask": mask}
-
-    def _causal_mask(self, columns: int, past: int, device: torch.device) -> Tensor:
-        if self.flash:
-            return torch.ones(self.rows, columns, dtype=torch.bool, device=device)
-        return torch.ones(1, 1, self.length, columns, dtype=torch.bool, device=device).tril(past)
+    def _tokens(
+        self, K: int, prompt: _Prompt, columns: Tensor, hidden: Tensor, row: int, places: Tensor
+    ) -> LayerTokens:
+        """What the pruner sees of one prompt, which is row `row` of the batch and stands at these places in it."""
+        attention = self.decoder.layers[K - 1 if self.pruner.reads == "before" else K].self_attn
+        visual, text = (torch.searchsorted(columns, x) for x in (prompt.visual, prompt.text))
+        if self.pruner.reads == "before":
+            queries, keys = self.captured["q"][row, places[text]], self.captured["k"][row, places]
+        else:
+            normed = self.captured["normed"][row, places]
+            queries, keys = (_project(attention, name, x) for name, x in (("q", normed[text]), ("k", normed)))
+        cos, sin = (x.expand(self.rows, -1, -1)[row, places, None].float() for x in self.captured["rotation"])
+        queries, keys = (x.reshape(len(x), -1, attention.head_dim).float() for x in (queries, keys))
+        return LayerTokens(
+            layer=K,
+            hidden=hidden[row, places],
+            visual=visual,
+            text=text,
+            queries=_rotate(queries, cos[text], sin[text]),
+            keys=_rotate(keys, cos, sin),
+            scale=attention.scaling,
+            norm_weight=self.decoder.norm.weight.detach(),
+            frames=prompt.frames,
+            cells=prompt.cells,
+            num_entered=prompt.num_entered,
+        )
 
     def _spread(self, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
         """Back to the full length. A dropped token's state is that of the last kept one before it, from which the
         next token is predicted."""
         if not self.prompt_call:
             return None
-        keep = F.pad(self.keep, (0, self.length - self.keep.shape[1]), value=True)
+        keep = torch.zeros_like(self.attended)
+        for row, prompt in zip(keep, self.left, strict=True):
+            row[prompt.columns] = True
+        keep = keep.repeat_interleave(self.rows // len(keep), dim=0)
+        keep = F.pad(keep, (0, self.length - keep.shape[1]), value=True)
         last = keep.cumsum(1)
         index = (last - last[:, -1:] + output.shape[1] - 1).clamp_min(0)
         return output.gather(1, index[..., None].expand(-1, -1, output.shape[-1]))
 
 
-def _mask_values(mask: Tensor) -> tuple[float | bool, float | bool]:
-    """What a 4-D mask holds for visible and for hidden columns."""
-    return (True, False) if mask.dtype == torch.bool else (0.0, torch.finfo(mask.dtype).min)
+def _projection(attention: Any, name: str) -> nn.Module:
+    """The last module before rotation: families that normalise queries and keys do so before rotating them."""
+    return getattr(attention, f"{name}_norm", None) or getattr(attention, f"{name}_proj")
+
+
+def _project(attention: Any, name: str, normed: Tensor) -> Tensor:
+    projected = getattr(attention, f"{name}_proj")(normed).detach().unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{name}_norm", None)
+    return projected if norm is None else norm(projected)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -13,7 +13,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,93 +21,30 @@ from torch import Tensor, nn
 
 from tango.containers import VisualTokens
 from tango.errors import OptionError, TangoError
-from tango.layer_prune import LayerStats, last_prompt_columns, layer_pruning
-from tango.methods import LayerPruner, Pruner, build_layer_pruner, build_pruner, build_pruner_for_mean
+from tango.layer_prune import last_prompt_columns, layer_pruning
+from tango.methods import (
+    KeepAllPruner,
+    LayerPruner,
+    Pruner,
+    build_layer_pruner,
+    build_layer_pruner_for_mean,
+    build_pruner,
+    build_pruner_for_mean,
+    method_class,
+)
 from tango.models.base import Adapter, SaliencyKind, adapter_class
 from tango.ops.flops import check_layer
 from tango.overlay import Overlay
 from tango.profiling import StageTimer
 from tango.splice import ShortPrompt, shorten
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoStats:
-    """One video: frames, token grid of a frame, and visual tokens before and after pruning (newlines not counted)."""
-
-    frames: int
-    grid: tuple[int, int]
-    tokens_before: int
-    tokens_after: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class PruningStats:
-    """What the last call did.
-
-    `entering_before` and `entering_after` count what videos take in the LLM's input, newlines included; `prompt_before`
-    and `prompt_after` are the prompt lengths per row, text and all.
-    """
-
-    method: str
-    retention_ratio: float
-    videos: tuple[VideoStats, ...]
-    entering_before: int
-    entering_after: int
-    prompt_before: tuple[int, ...]
-    prompt_after: tuple[int, ...]
-    timer: StageTimer = field(repr=False)
-    layer: LayerStats | None = None  # None: nothing is pruned inside the LLM
-
-    @property
-    def tokens_before(self) -> int:
-        """Visual tokens of all videos before pruning."""
-        return sum(video.tokens_before for video in self.videos)
-
-    @property
-    def tokens_after(self) -> int:
-        """Visual tokens of all videos after pruning."""
-        return sum(video.tokens_after for video in self.videos)
-
-    @property
-    def visual_share(self) -> float:
-        """Fraction of visual tokens kept."""
-        return self.tokens_after / max(1, self.tokens_before)
-
-    @property
-    def entering_share(self) -> float:
-        """Fraction of the videos' tokens, newlines included, that really enters the LLM."""
-        return self.entering_after / max(1, self.entering_before)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers, with milliseconds per stage."""
-        plain = {k: v for k, v in vars(self).items() if k not in ("timer", "videos", "layer")}
-        return {
-            **plain,
-            "tokens_before": self.tokens_before,
-            "tokens_after": self.tokens_after,
-            "visual_share": self.visual_share,
-            "entering_share": self.entering_share,
-            "videos": [asdict(video) for video in self.videos],
-            "layer": None if self.layer is None else asdict(self.layer),
-            "stages_ms": {stage: round(ms, 3) for stage, ms in self.timer.ms().items()},
-        }
-
-    def __str__(self) -> str:
-        visual = f"{self.tokens_before} -> {self.tokens_after} visual tokens"
-        share = f"{100 * self.visual_share:.1f} %"
-        if self.entering_after > self.tokens_after + len(self.videos):  # a newline per row, not one per video
-            share += f", with newlines {100 * self.entering_share:.1f} %"
-        prompt = f"prompt {sum(self.prompt_before)} -> {sum(self.prompt_after)}"
-        if self.layer is not None:
-            visual += f", {self.layer.tokens_before} -> {self.layer.tokens_after} at layer {self.layer.layer}"
-        stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in self.timer.ms().items())
-        return f"{self.method}: {visual} ({share}), {prompt} tokens; ms: {stages}"
+from tango.stats import PruningStats, VideoStats
 
 
 class Prepared(NamedTuple):
     """A prompt that is ready for the language model, and what must hold while it passes through."""
 
     short: ShortPrompt
+    places: tuple[Tensor, Tensor]  # of every visual token that stays, newlines included: frame, and place in the frame
     timer: StageTimer
     scope: AbstractContextManager[Any]
 
@@ -188,7 +125,7 @@ class Pruning:
         rows = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         kept = zip(encoded.videos, pruned, strict=True)
         self.stats = PruningStats(
-            method=self.pruner.name,
+            method=self.method,
             retention_ratio=self.pruner.retention_ratio,
             videos=tuple(_video_stats(video, len(p.indices)) for video, p in kept),
             entering_before=len(stays),
@@ -197,7 +134,8 @@ class Pruning:
             prompt_after=tuple(short.attention_mask.sum(1).tolist()),
             timer=timer,
         )
-        return Prepared(short, timer, adapter.prefill_scope(encoded, pruned, images, short))
+        places = _places([(len(video.features), own) for video, (_, own) in zip(encoded.videos, laid_out, strict=True)])
+        return Prepared(short, places, timer, adapter.prefill_scope(encoded, pruned, images, short))
 
     def _generate(self, stock: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         for name in ("inputs_embeds", "mm_encoder_outputs"):
@@ -209,13 +147,13 @@ class Pruning:
             raise ValueError(f"{self.adapter.video_input} needs input_ids beside it")
         mask = kwargs.pop("attention_mask", None)
         with torch.no_grad():
-            short, timer, scope = self.encode(ids, mask, kwargs)
+            short, places, timer, scope = self.encode(ids, mask, kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         kwargs.pop("position_ids", None)  # they describe the long prompt
         if short.position_ids.dim() == 3:  # else generate counts by itself
             kwargs["position_ids"] = short.position_ids
         _adjust_lengths(self.model, kwargs, ids.shape[1] - short.input_ids.shape[1])
-        with scope, self._in_decoder(short), Overlay(self.model, short.inputs_embeds, timer) as overlay:
+        with scope, self._in_decoder(short, places), Overlay(self.model, short.inputs_embeds, timer) as overlay:
             output = stock(input_ids=short.input_ids, attention_mask=short.attention_mask, **kwargs)
         if overlay.prefill_end is not None:
             timer.add("decoding", overlay.prefill_end)
@@ -225,32 +163,40 @@ class Pruning:
         """Direct calls, `model(pixel_values_videos=..., labels=...)`: ids and videos become short embeddings."""
         if kwargs.get("input_ids") is None:
             raise ValueError(f"{self.adapter.video_input} needs input_ids beside it")
-        short, _, scope = self.encode(kwargs.pop("input_ids"), kwargs.pop("attention_mask", None), kwargs)
+        short, places, _, scope = self.encode(kwargs.pop("input_ids"), kwargs.pop("attention_mask", None), kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         if kwargs.get("labels") is not None:
             kwargs["labels"] = short.gather_labels(kwargs["labels"])
         kwargs["position_ids"] = short.position_ids
-        with scope, self._in_decoder(short, kwargs.get("labels")):
+        with scope, self._in_decoder(short, places, kwargs.get("labels")):
             return stock(inputs_embeds=short.inputs_embeds, attention_mask=short.attention_mask, **kwargs)
 
+    @property
+    def method(self) -> str:
+        """Name of what prunes: the method before the LLM, or the one inside it where all tokens enter."""
+        inside = self.layer_pruner if isinstance(self.pruner, KeepAllPruner) else None
+        return self.pruner.name if inside is None else inside.name
+
     @contextmanager
-    def _in_decoder(self, short: ShortPrompt, labels: Tensor | None = None) -> Iterator[None]:
+    def _in_decoder(
+        self, short: ShortPrompt, places: tuple[Tensor, Tensor], labels: Tensor | None = None
+    ) -> Iterator[None]:
         """While the short prompt passes: prune at a layer, if asked to, and complete `stats`."""
         if self.layer_pruner is None:
             yield
             return
         queries = None if labels is None else last_prompt_columns(short.is_video, labels)
-        masks = {"is_visual": short.is_video, "attention_mask": short.attention_mask}
-        with layer_pruning(self.adapter.decoder, self.layer_pruner, **masks, queries=queries) as record:
+        prompt: dict[str, Any] = {"is_visual": short.is_video, "attention_mask": short.attention_mask, "places": places}
+        with layer_pruning(self.adapter.decoder, self.layer_pruner, **prompt, queries=queries) as record:
             yield
-        if self.stats is not None and any(record.tokens_before):
+        if self.stats is not None and any(record.entered):
             share = self.stats.tokens_after / self.stats.tokens_before
             self.stats = replace(self.stats, layer=record.stats(share))
 
 
 def prune(
     model: Any,
-    method: str | Pruner = "tango",
+    method: str | Pruner | LayerPruner = "tango",
     *,
     layer_pruner: LayerPruner | str | None = None,
     mean_retention_ratio: float | None = None,
@@ -268,7 +214,8 @@ def prune(
 
     Args:
         model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`.
-        method: a name from `available_pruners()`, or a pruner that is built already.
+        method: a name from `available_methods()`, or a pruner that is built already. For a method inside the LLM all
+            tokens enter it, and `retention_ratio` means the average over its layers; a built one is taken as it is.
         layer_pruner: prune again at the input of a decoder layer; built, or a name from `available_layer_pruners()`.
         mean_retention_ratio: in place of `retention_ratio`, the fraction kept on average over the LLM's layers; with
             a layer pruner, more tokens then enter the LLM (section 5.1 of the paper).
@@ -284,7 +231,7 @@ def prune(
         BudgetError: a ratio is out of range or cannot be reached.
         TangoError: the model is pruned already.
     """
-    if isinstance(method, Pruner) and (options or mean_retention_ratio is not None):
+    if not isinstance(method, str) and (options or mean_retention_ratio is not None):
         given = [*options, *(["mean_retention_ratio"] if mean_retention_ratio is not None else [])]
         raise TangoError(f"{method.name} is built already; its options cannot be changed: {', '.join(given)}")
     adapter_options: dict[str, Any] = {} if positions is None else {"positions": positions}
@@ -294,19 +241,36 @@ def prune(
     adapter = family(model, saliency=saliency, **adapter_options)
     if isinstance(layer_pruner, str):
         layer_pruner = build_layer_pruner(layer_pruner)
-    if layer_pruner is not None:
-        check_layer(layer_pruner.layer, len(adapter.decoder.layers))
-    if isinstance(method, Pruner):
-        pruner = method
-    elif mean_retention_ratio is None:
-        pruner = build_pruner(method, **options)
-    else:
-        num_layers = 1 if layer_pruner is None else len(adapter.decoder.layers)
-        pruner = build_pruner_for_mean(method, mean_retention_ratio, layer_pruner, num_layers, **options)
+    pruner, layer_pruner = _choose(method, layer_pruner, mean_retention_ratio, adapter, options)
+    for layer in () if layer_pruner is None else layer_pruner.layers:
+        check_layer(layer, len(adapter.decoder.layers))
     adapter.check(pruner.needs, pruner.name)
     if pruning_of(model) is not None:
         raise TangoError("this model is pruned already; remove() the first pruning before adding another")
     return Pruning(model, pruner, adapter, layer_pruner)
+
+
+def _choose(
+    method: str | Pruner | LayerPruner,
+    layer_pruner: LayerPruner | None,
+    mean: float | None,
+    adapter: Adapter,
+    options: dict[str, Any],
+) -> tuple[Pruner, LayerPruner | None]:
+    """What prunes before the LLM and what inside it."""
+    name = method if isinstance(method, str) else method.name
+    if isinstance(method, LayerPruner) or issubclass(method_class(name), LayerPruner):
+        if layer_pruner is not None:
+            raise OptionError(f"{name} prunes inside the LLM already; leave out layer_pruner, or choose another method")
+        if isinstance(method, LayerPruner):
+            return KeepAllPruner(), method
+        return KeepAllPruner(), build_layer_pruner_for_mean(name, len(adapter.decoder.layers), mean, **options)
+    if isinstance(method, Pruner):
+        return method, layer_pruner
+    if mean is None:
+        return build_pruner(name, **options), layer_pruner
+    num_layers = 1 if layer_pruner is None else len(adapter.decoder.layers)
+    return build_pruner_for_mean(name, mean, layer_pruner, num_layers, **options), layer_pruner
 
 
 def pruning_of(model: Any) -> Pruning | None:
@@ -342,6 +306,21 @@ def _restore(model: nn.Module, name: str, wrapper: _Wrapper, before: Any) -> Non
 def _video_stats(video: VisualTokens, kept: int) -> VideoStats:
     T, N, _ = video.features.shape
     return VideoStats(frames=T, grid=video.grid, tokens_before=T * N, tokens_after=kept)
+
+
+def _places(laid_out: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Frame of every placeholder that stays and its place in the frame, from each video's frames and placeholders.
+
+    Numbers go on from video to video. A newline after the last frame counts as a frame of its own.
+    """
+    frames, cells, first_frame, first_cell = [], [], 0, 0
+    for num_frames, stays in laid_out:
+        per_frame = len(stays) // num_frames
+        index = stays.nonzero()[:, 0]
+        frames.append(index // per_frame + first_frame)
+        cells.append(index % per_frame + first_cell)
+        first_frame, first_cell = first_frame + num_frames + 1, first_cell + per_frame
+    return torch.cat(frames), torch.cat(cells)
 
 
 def _pad_token_id(model: Any) -> int:

@@ -51,15 +51,17 @@ def run(decoder, embeds, is_visual, pruner, *, query=None, positions=None):
     `is_visual` (S,) describes the prompt; what follows it are tokens generated since.
     """
     n, S = len(embeds), len(is_visual)
-    attention = None
+    query = S - 1 if query is None else query
     positions = torch.arange(n)[None] if positions is None else positions
     cos, sin = (c[0] for c in decoder.rotary_emb(embeds[None], positions))
-    x, stays = embeds, list(range(n))
-    visual = is_visual.nonzero()[:, 0].tolist()
+    x, stays, attention = embeds, list(range(n)), None
     for i, layer in enumerate(decoder.layers):
-        if i == pruner.layer and visual:
-            stays, merged = select_and_merge(x, attention[S - 1 if query is None else query], visual, pruner)
-            x, cos, sin = merged[stays], cos[stays], sin[stays]
+        visual = [row for row, column in enumerate(stays) if column < S and is_visual[column]]
+        if i in pruner.layers and visual:
+            if pruner.reads == "own":
+                _, attention = block(layer, x, cos, sin, torch.ones(len(x), len(x), dtype=torch.bool).tril())
+            rows, merged = select_and_merge(x, attention[stays.index(query)], visual, pruner)
+            x, cos, sin, stays = merged[rows], cos[rows], sin[rows], [stays[row] for row in rows]
         visible = torch.ones(len(x), len(x), dtype=torch.bool).tril()
         if i == pruner.layer - 1 and pruner.noncausal_layer:
             visible[:S, :S] = True

@@ -11,7 +11,14 @@ import pytest
 import yaml
 
 from tango.cli import main
-from tango.methods import available_layer_pruners, available_pruners, build_pruner, pruner_class
+from tango.methods import (
+    available_layer_pruners,
+    available_pruners,
+    build_layer_pruner,
+    build_pruner,
+    layer_pruner_class,
+    pruner_class,
+)
 from tango.quickstart import write_checkpoint, write_clip
 from tests import tiny
 
@@ -94,7 +101,7 @@ MISTAKES = {
     "unknown method": (["answer", "clip.mp4", "--method", "tangoo"], "Did you mean 'tango'"),
     "ratio": (["answer", "clip.mp4", "--retention-ratio", "1.5"], "must lie in (0, 1], got 1.5"),
     "two ratios": (["answer", "clip.mp4", "--retention-ratio", "0.1", "--mean-retention-ratio", "0.1"], "not both"),
-    "layer pruner": (["answer", "clip.mp4", "--layer-pruner", "fastv"], "Did you mean 'fastv-merge'"),
+    "layer pruner": (["answer", "clip.mp4", "--layer-pruner", "fastv-merg"], "Did you mean 'fastv-merge'"),
     "option name": (["answer", "clip.mp4", "--option", "beta=1"], "unknown option of tango 'beta'"),
     "option value": (["answer", "clip.mp4", "--option", "alpha=much"], "alpha must be a number, got 'much'"),
     "option form": (["answer", "clip.mp4", "--option", "alpha"], "NAME=VALUE"),
@@ -144,6 +151,16 @@ def test_config_files_hold_the_defaults(name):
     options = yaml.safe_load((ROOT / "configs" / "methods" / f"{name}.yaml").read_text())
     assert options.pop("method") == name
     assert build_pruner(name, **options) == pruner_class(name)()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in available_layer_pruners() if not name.endswith(("-merge", "-select"))]
+)
+def test_config_files_of_methods_inside_the_llm_hold_the_defaults(name):
+    options = yaml.safe_load((ROOT / "configs" / "methods" / f"{name}.yaml").read_text())
+    assert options.pop("method") == name
+    assert options.pop("retention_ratio") == 0.1  # the mean over the layers
+    assert build_layer_pruner(name, **options) == layer_pruner_class(name)()
 
 
 def test_the_readmes_table_is_fresh(capsys):

@@ -154,7 +154,7 @@ def test_several_samples_per_prompt(model):
         output = model.generate(**three_videos(), do_sample=True, num_return_sequences=2, max_new_tokens=NEW, top_k=1)
     rows = new_tokens(model, three_videos(), output)
     assert rows[::2] == rows[1::2] == references(three_videos)
-    assert pruning.stats.layer.tokens_before == int(short_of(model, three_videos()).is_video.sum())
+    assert pruning.stats.layer.tokens[0] == int(short_of(model, three_videos()).is_video.sum())
 
 
 @pytest.mark.parametrize("inputs", [one_video, three_videos])
@@ -185,15 +185,13 @@ def test_each_layer_caches_what_it_has_seen(model):
     with tango.prune(model, **BEFORE, layer_pruner=INSIDE) as pruning:
         output = model.generate(**inputs, **options)
     (S,), layer = pruning.stats.prompt_after, pruning.stats.layer
-    short = S - layer.tokens_before + layer.tokens_after
+    entered, stayed = layer.tokens
+    short = S - entered + stayed
     assert [c.keys.shape[2] - (steps - 1) for c in output.past_key_values.layers] == [S, S, short, short]
-    assert (layer.tokens_before, layer.tokens_after) == (
-        pruning.stats.tokens_after + 1,
-        round(0.4 * layer.tokens_before),
-    )
+    assert (entered, stayed) == (pruning.stats.tokens_after + 1, round(0.4 * entered))
     kept = pruning.stats.tokens_after / pruning.stats.tokens_before
-    assert layer.mean_retention_ratio == pytest.approx(kept * (2 + 2 * layer.tokens_after / layer.tokens_before) / 4)
-    assert pruning.stats.to_dict()["layer"]["layer"] == 2
+    assert layer.mean_retention_ratio == pytest.approx(kept * (2 + 2 * stayed / entered) / 4)
+    assert pruning.stats.to_dict()["layer"]["layers"] == (2,)
     assert "at layer 2" in str(pruning.stats)
 
 
@@ -279,7 +277,7 @@ def test_decoders_of_other_families(family):
         states = decoder(inputs_embeds=embeds, position_ids=positions).last_hidden_state[0]
     with torch.no_grad():
         expected, stays = layer_oracle.run(decoder, embeds[0], is_visual[0], pruner, positions=positions)
-    assert (record.tokens_before, record.tokens_after) == ((28,), (7,))
+    assert (record.entered, record.stayed) == ((28,), {3: (7,)})
     torch.testing.assert_close(states[stays], expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(states[5 : stays[5]], states[4].expand(stays[5] - 5, -1))  # dropped: the kept one before
 
@@ -383,4 +381,4 @@ def test_half_precision(dtype):
     model = tiny.llava_onevision().to(dtype)
     rows, stats = generate(model, three_videos())
     assert all(rows)
-    assert stats.layer.tokens_after < stats.layer.tokens_before
+    assert stats.layer.tokens[1] < stats.layer.tokens[0]

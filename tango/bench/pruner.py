@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import functools
 import json
 import math
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,16 +20,28 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 import tango
+from tango.bench.common import (
+    add_shared_arguments,
+    describe_setting,
+    device_from,
+    make_report,
+    number,
+    positive,
+    synchronize,
+    threads,
+    time_ms,
+    tokens_from,
+)
 from tango.bench.reference import reference_prune
-from tango.bench.synthetic import KINDS, synthetic_tokens
 from tango.containers import PrunedTokens, VisualTokens
+from tango.files import write_json
 from tango.methods import Pruner, available_pruners, build_pruner
 from tango.methods.tango import TangoPruner
+from tango.report.text import align
 
 STAGES: tuple[str, ...] = ("similarity", "segmentation", "rotation", "selection", "clustering", "merging", "other")
 # Name in a method's module, or of a method of its class -> stage. Time in a nested one counts for the inner stage.
@@ -47,23 +56,14 @@ _STAGE_OF = {
     "merge_into_anchors": "merging",
 }
 _LEAST_AGREEMENT = 0.99  # of the kept tokens; rounding may swap near-equal scores
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the benchmark."""
     add = parser.add_argument
-    add("--frames", type=_positive, nargs="+", default=[32, 64, 128, 256], metavar="T", help="video lengths to time")
-    add("--grid", type=_grid, default=(14, 14), metavar="HxW", help="tokens per frame (default 14x14)")
-    add("--dim", type=_positive, default=3584, help="channels per token (default %(default)s)")
+    add("--frames", type=positive, nargs="+", default=[32, 64, 128, 256], metavar="T", help="video lengths to time")
     add("--method", choices=available_pruners(), default="tango", help="default %(default)s")
-    add("--retention-ratio", type=float, default=0.1, help="fraction kept (default %(default)s)")
-    add("--data", choices=KINDS, default="video", help="video-like or independent features (default %(default)s)")
-    add("--seed", type=int, default=0)
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--dtype", choices=_DTYPES, default="float32")
-    add("--threads", type=_positive, default=1, help="threads of torch on the CPU (default %(default)s)")
-    add("--repeats", type=_positive, default=5, help="runs of which the median is taken (default %(default)s)")
+    add_shared_arguments(parser)
     add(
         "--reference-up-to",
         type=int,
@@ -71,61 +71,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="compare with plain code, run by run, up to this many frames (tango on a CPU only; 0: never)",
     )
-    add("--output", type=Path, metavar="FILE.json", help="also write everything as JSON")
-    add("--memory-probe", type=_positive, metavar="T", help=argparse.SUPPRESS)  # in the child process
+    add("--memory-probe", type=positive, metavar="T", help=argparse.SUPPRESS)  # in the child process
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark, print its table, write its JSON; returns the exit status (1: the reference disagrees)."""
-    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    if args.device == "cuda" and device.type == "cpu":
-        print("no CUDA device is available; use --device cpu", file=sys.stderr)
-        return 2
-    if args.output and args.output.is_dir():
-        print(f"--output needs a file, {args.output} is a folder", file=sys.stderr)
-        return 2
+    device = device_from(args)
     pruner = build_pruner(args.method, retention_ratio=args.retention_ratio)
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
+    with threads(args.threads):
         if args.memory_probe:
-            print(_probe_host(pruner, _tokens(args, args.memory_probe, device), _tokens(args, 2, device)))
+            print(_probe_host(pruner, tokens_from(args, args.memory_probe, device), tokens_from(args, 2, device)))
             return 0
-        report: dict[str, Any] = {
-            "benchmark": "pruner",
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "config": _config(args, pruner, device),
-            "versions": _versions(device),
-            "rows": _rows(args, pruner, device),
-        }
-    finally:
-        torch.set_num_threads(threads_before)
+        rows = _rows(args, pruner, device)
+        config = {"method": args.method, "frames": sorted(set(args.frames)), "options": pruner.config()}
+        config |= {"reference_up_to": args.reference_up_to}
+        report = make_report("pruner", args, device, config, rows)
     print(format_report(report))
     if args.output:
-        _write(args.output, report)
+        write_json(args.output, report)
     shares = [row["reference"]["common_share"] for row in report["rows"] if row["reference"]]
     if min(shares, default=1) < _LEAST_AGREEMENT:
         print(f"the reference keeps other tokens: only {min(shares):.1%} in common", file=sys.stderr)
         return 1
     return 0
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
-    return int(text)
-
-
-def _grid(text: str) -> tuple[int, int]:
-    sides = text.split("x")
-    if len(sides) != 2:
-        raise argparse.ArgumentTypeError(f"expected HxW, for example 14x14, got {text!r}")
-    return _positive(sides[0]), _positive(sides[1])
-
-
-def _tokens(args: argparse.Namespace, num_frames: int, device: torch.device) -> VisualTokens:
-    dtype = getattr(torch, args.dtype)
-    return synthetic_tokens(args.data, num_frames, args.grid, args.dim, seed=args.seed, dtype=dtype, device=device)
 
 
 def _rows(args: argparse.Namespace, pruner: Pruner, device: torch.device) -> list[dict[str, Any]]:
@@ -146,7 +114,7 @@ def _rows(args: argparse.Namespace, pruner: Pruner, device: torch.device) -> lis
 def _row(args: argparse.Namespace, pruner: Pruner, num_frames: int, device: torch.device) -> dict[str, Any]:
     # The child of the memory measurement holds tokens of its own, so it runs before there are any here.
     host_mb = _probe_in_child(args, num_frames) if device.type == "cpu" else None
-    tokens = _tokens(args, num_frames, device)
+    tokens = tokens_from(args, num_frames, device)
     kept = pruner(tokens)  # also the warm-up
     compare = device.type == "cpu" and num_frames <= args.reference_up_to
     reference = (
@@ -155,9 +123,9 @@ def _row(args: argparse.Namespace, pruner: Pruner, num_frames: int, device: torc
     agreement = _agreement(kept, reference()[0]) if reference else {}
     total_ms, reference_ms = [], []
     for _ in range(args.repeats):
-        total_ms.append(_time_ms(functools.partial(pruner, tokens), device))
+        total_ms.append(time_ms(functools.partial(pruner, tokens), device))
         if reference:
-            reference_ms.append(_time_ms(reference, device))
+            reference_ms.append(time_ms(reference, device))
     return {
         "frames": num_frames,
         "tokens_per_frame": tokens.features.shape[1],
@@ -194,19 +162,6 @@ def _comparison(total_ms: list[float], reference_ms: list[float]) -> dict[str, A
     }
 
 
-def _time_ms(function: Callable[[], object], device: torch.device) -> float:
-    _synchronize(device)
-    start = time.perf_counter()
-    function()
-    _synchronize(device)
-    return (time.perf_counter() - start) * 1e3
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 class _StageClock:
     """Charges time to whichever stage is running, and to "other" in between."""
 
@@ -217,7 +172,7 @@ class _StageClock:
 
     def switch(self, stage: str) -> str:
         """Stop the running stage and start `stage`; returns the one stopped."""
-        _synchronize(self._device)
+        synchronize(self._device)
         now = time.perf_counter()
         self.elapsed_ms[self._stage] += (now - self._since) * 1e3
         stopped, self._stage, self._since = self._stage, stage, now
@@ -236,7 +191,7 @@ class _StageClock:
 
     def time(self, function: Callable[[], object]) -> dict[str, float]:
         """Run the function; milliseconds by stage."""
-        _synchronize(self._device)
+        synchronize(self._device)
         self._since = time.perf_counter()
         function()
         self.switch("other")
@@ -323,34 +278,6 @@ def _proc_status_mb(field: str) -> float:
     raise LookupError(field)
 
 
-def _config(args: argparse.Namespace, pruner: Pruner, device: torch.device) -> dict[str, Any]:
-    keys = ("dim", "method", "data", "seed", "dtype", "threads", "repeats", "reference_up_to")
-    config = {key: getattr(args, key) for key in keys}
-    config |= {"frames": sorted(set(args.frames)), "grid": list(args.grid), "device": device.type}
-    return config | {"options": pruner.config()}
-
-
-def _versions(device: torch.device) -> dict[str, Any]:
-    return {
-        "tango": tango.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-    }
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def format_report(report: dict[str, Any]) -> str:
     """The rows as a table, times in ms and memory in MB."""
     header = ["frames", "kept", "total", *STAGES, "peak MB", "time exp", "mem exp", "reference", "speedup", "agree"]
@@ -361,37 +288,18 @@ def format_report(report: dict[str, Any]) -> str:
             [
                 str(row["frames"]),
                 str(row["kept_tokens"]),
-                _number(row["total_ms"]),
-                *(_number(stages.get(f"{stage}_ms")) for stage in STAGES),
-                _number(row["peak_extra_mb"]),
-                _number(row["time_exponent"], 2),
-                _number(row["memory_exponent"], 2),
-                _number(reference.get("total_ms")),
-                _number(reference.get("speedup"), 2),
-                "equal" if reference.get("indices_equal") else _number(reference.get("common_share"), 4),
+                number(row["total_ms"]),
+                *(number(stages.get(f"{stage}_ms")) for stage in STAGES),
+                number(row["peak_extra_mb"]),
+                number(row["time_exponent"], 2),
+                number(row["memory_exponent"], 2),
+                number(reference.get("total_ms")),
+                number(reference.get("speedup"), 2),
+                "equal" if reference.get("indices_equal") else number(reference.get("common_share"), 4),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    config, device = report["config"], report["versions"]["device_name"]
-    shape = "x".join(map(str, config["grid"]))
-    title = f"{config['method']}, {config['data']} data, T x {shape} x {config['dim']} {config['dtype']}, {device}"
-    return "\n".join([f"{title}; medians of {config['repeats']} in ms", *table])
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    """Write JSON so that the file is either whole or untouched."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    title = describe_setting(report, report["config"]["method"], "T")
+    return f"{title}\n{align(lines)}"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ _RANK = 32  # size of the vocabulary that a video's content is mixed from
 _NUM_OBJECTS = 4
 _NOISE_RANGE = (0.1, 3.0)  # amplitude on static and on restless places, against content of about 1.2
 _SECONDS_PER_FRAME = 2.0
+_KEY_DIM = 72  # of one head of SigLIP so400m
 
 
 def synthetic_tokens(
@@ -30,7 +31,9 @@ def synthetic_tokens(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> VisualTokens:
-    """Make the tokens of one video, the same ones for the same arguments.
+    """Make the tokens of one video with every signal, the same ones for the same arguments.
+
+    Frame embeddings are the means of the frames, keys a fixed random projection of the features.
 
     Args:
         kind: "iid" (normal features, uniform saliency: every segment is one frame) or "video" (scenes of about seven
@@ -43,10 +46,13 @@ def synthetic_tokens(
     N = grid[0] * grid[1]
     generator = torch.Generator().manual_seed(seed)
     features = torch.empty(num_frames, N, dim, dtype=dtype, device=device)
+    keys = torch.empty(num_frames, N, _KEY_DIM, dtype=dtype, device=device)
+    to_keys = torch.randn(dim, _KEY_DIM, generator=torch.Generator().manual_seed(seed + 1)) / math.sqrt(dim)
     embeds, saliency = torch.empty(num_frames, dim), torch.empty(num_frames, N)
     frames = {"iid": _iid_frames, "video": _video_frames}[kind](num_frames, grid, dim, generator)
     for t, (content, attention) in enumerate(frames):
         features[t] = content
+        keys[t] = content @ to_keys
         embeds[t] = content.mean(0)
         saliency[t] = attention / attention.sum()
     return VisualTokens(
@@ -55,6 +61,7 @@ def synthetic_tokens(
         timestamps_s=torch.arange(num_frames) * _SECONDS_PER_FRAME,
         saliency=saliency.to(device),
         frame_embeds=embeds.to(device),
+        keys=keys,
         sink_positions=_sinks(N) if kind == "video" else (),
     )
 

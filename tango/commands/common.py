@@ -67,10 +67,8 @@ def method_from(args: argparse.Namespace) -> Pruner | None:
     if configured not in (None, name):
         raise TangoError(f"{args.config} is for the method {configured}, but --method says {name}")
     for item in args.option:
-        key, separator, value = item.partition("=")
-        if not separator:
-            raise TangoError(f"--option needs NAME=VALUE, got {item!r}")
-        options[key.replace("-", "_")] = yaml.safe_load(value)
+        key, value = parse_option(item)
+        options[key.replace("-", "_")] = value
     if args.retention_ratio is not None and args.mean_retention_ratio is not None:
         raise TangoError("give --retention-ratio or --mean-retention-ratio, not both")
     if args.layer_pruner is not None:
@@ -82,6 +80,21 @@ def method_from(args: argparse.Namespace) -> Pruner | None:
     if options or args.mean_retention_ratio is not None:
         raise TangoError("--method none keeps all tokens; leave out the ratio and other options")
     return None
+
+
+def parse_option(item: str) -> tuple[str, Any]:
+    """Name and value of an `--option`.
+
+    Raises:
+        TangoError: it is not NAME=VALUE, or the value cannot be read.
+    """
+    name, separator, value = item.partition("=")
+    if not separator:
+        raise TangoError(f"--option needs NAME=VALUE, got {item!r}")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise TangoError(f"cannot read the value of --option {item!r}: {' '.join(str(error).split())}") from error
 
 
 def pruning_from(args: argparse.Namespace, model: Any, pruner: Pruner | None) -> AbstractContextManager[Any]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from tango.containers import Signal
 from tango.methods import available_layer_pruners, available_pruners, layer_pruner_class, pruner_class
+from tango.models import adapter_class, families_with, supported_model_types
+from tango.report.text import markdown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Everything that the registry knows about a method."""
+    """Everything that is known about a method. `models` are the families whose adapters supply what it needs."""
     before_llm = name in available_pruners()
     cls = pruner_class(name) if before_llm else layer_pruner_class(name)
     needs = pruner_class(name).needs if before_llm else Signal.NONE
@@ -28,6 +30,7 @@ def describe(name: str) -> dict[str, Any]:
         "summary": (cls.__doc__ or "").strip().splitlines()[0],
         "stage": "before the LLM" if before_llm else "inside the LLM",
         "needs": [signal.name.lower() for signal in Signal if signal in needs and signal.name],
+        "models": families_with(needs),
         "budget": cls.budget_rule,
         "paper": dataclasses.asdict(cls.paper),
         "options": {f.name: f.default for f in dataclasses.fields(cls)},
@@ -36,30 +39,49 @@ def describe(name: str) -> dict[str, Any]:
 
 def markdown_table() -> str:
     """The table of methods in the README."""
-    lines = ["| method | stage | what it does | needs | tokens kept | source |", "|---|---|---|---|---|---|"]
-    for name in [*available_pruners(), *available_layer_pruners()]:
-        method = describe(name)
+    header = ("method", "stage", "what it does", "needs", "models", "tokens kept", "source", "reference licence")
+    rows = [header]
+    for method in _methods():
         paper = method["paper"]
-        source = f"[{paper['title']}]({paper['url']})" if paper["url"] else paper["title"]
-        needs = ", ".join(method["needs"]) or "nothing"
-        lines.append(
-            f"| `{name}` | {method['stage']} | {method['summary']} | {needs} | {method['budget']} | {source} |"
-        )
-    return "\n".join(lines)
+        source = f"[{paper['title']}]({paper['url']}), {paper['venue']}" if paper["url"] else paper["title"]
+        cells = (
+            f"`{method['name']}`", method["stage"], method["summary"], _needs(method), _models(method),
+            method["budget"], source, paper["licence"] or "-",
+        )  # fmt: skip
+        rows.append(cells)
+    return markdown(rows)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the methods."""
-    methods = [describe(name) for name in [*available_pruners(), *available_layer_pruners()]]
     if args.json:
-        print(json.dumps(methods, indent=2))
+        print(json.dumps(_methods(), indent=2))
     elif args.markdown:
         print(markdown_table())
     else:
-        for method in methods:
-            needs = ", ".join(method["needs"]) or "nothing"
-            print(f"{method['name']:<16}{method['summary']}")
-            print(f"{'':<16}{method['stage']}; needs {needs}; keeps {method['budget']}")
+        for method in _methods():
+            paper = method["paper"]
+            source = f"{paper['title']}, {paper['venue']}, {paper['url']}" if paper["url"] else paper["title"]
             options = ", ".join(f"{k}={v!r}" for k, v in method["options"].items())
+            print(f"{method['name']:<16}{method['summary']}")
+            print(f"{'':<16}{method['stage']}; needs {_needs(method)}; keeps {method['budget']}")
+            print(f"{'':<16}models: {_models(method)}")
+            print(f"{'':<16}source: {source}")
+            if paper["licence"]:
+                print(f"{'':<16}licence of the reference implementation: {paper['licence']}")
             print(f"{'':<16}options: {options}")
     return 0
+
+
+def _methods() -> list[dict[str, Any]]:
+    return [describe(name) for name in [*available_pruners(), *available_layer_pruners()]]
+
+
+def _needs(method: dict[str, Any]) -> str:
+    return ", ".join(method["needs"]) or "nothing"
+
+
+def _models(method: dict[str, Any]) -> str:
+    if method["models"] == supported_model_types():
+        return "all"
+    return ", ".join(adapter_class(name).title for name in method["models"]) or "none"

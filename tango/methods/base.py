@@ -8,12 +8,13 @@ import types
 import typing
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
-from tango.containers import Paper, PrunedTokens, Signal, VisualTokens, keep_all
+from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, VisualTokens, keep_all
 from tango.errors import BudgetError, MissingSignalError, OptionError
+from tango.ops.flops import solve_layer_ratio
 
 
 def check_ratio(name: str, value: float) -> None:
@@ -120,8 +121,21 @@ class Pruner(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeepAllPruner(Pruner):
+    """All visual tokens enter the LLM: what methods that prune inside it start from. Registered under no name."""
+
+    retention_ratio: float = 1.0
+
+    name: ClassVar[str] = "none"
+    paper: ClassVar[Paper] = Paper(title="-", venue="-")
+
+    def prune(self, tokens: VisualTokens) -> PrunedTokens:
+        return keep_all(tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerPruner(ABC):
-    """Reduces visual tokens at the input of one decoder layer. A sibling of Pruner: it sees other things.
+    """Reduces visual tokens at the inputs of one or several decoder layers. A sibling of Pruner: it sees other things.
 
     Calling it checks the output, and returns all tokens untouched at `retention_ratio` 1. Hidden states stay
     differentiable; the choice of tokens does not.
@@ -132,9 +146,12 @@ class LayerPruner(ABC):
 
     layer: int  # number of full layers that run before it
     retention_ratio: float = 0.5  # of the visual tokens that reach this layer
-    noncausal_layer: bool = False  # the layer before it (`layer - 1`) reads the prompt without a causal mask
 
-    name: ClassVar[str]  # set by @register_layer
+    name: ClassVar[str]  # set by @register
+    noncausal_layer: ClassVar[bool] = False  # the layer before `layer` reads the prompt without a causal mask
+    reads: ClassVar[Literal["before", "own"]] = (
+        "before"  # whose queries and keys: the layer before's, or the layer's own
+    )
     budget_rule: ClassVar[str] = ""  # tokens kept, in words
     paper: ClassVar[Paper]
 
@@ -144,25 +161,38 @@ class LayerPruner(ABC):
         if self.layer < 1:
             raise BudgetError(f"layer must be at least 1 (the layers that see all tokens), got {self.layer}")
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers at whose inputs `prune` is called, increasing, `layer` first."""
+        return (self.layer,)
+
+    def for_mean(self, mean: float, num_layers: int) -> LayerPruner:
+        """The same method with the ratio that keeps this fraction of visual tokens, averaged over the LLM's layers.
+
+        All tokens enter the LLM.
+
+        Raises:
+            BudgetError: the layers that see all tokens alone are more than that.
+        Source: eq. 1 of arXiv:2604.09547, solved for the ratio.
+        """
+        return dataclasses.replace(
+            self, retention_ratio=solve_layer_ratio(mean, num_layers=num_layers, layer=self.layer)
+        )
+
     @abstractmethod
-    def prune(self, hidden: torch.Tensor, attention: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose and merge. Never writes into its inputs, never draws from a global random generator.
+    def prune(self, tokens: LayerTokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose and merge. Never writes into its input, never draws from a global random generator.
 
-        How many tokens stay depends on M alone: the decoder must know the length before the values.
-
-        Args:
-            hidden: states (M, D) of one prompt's visual tokens at the layer's input, in order.
-            attention: what the prompt's last token gives to each of them in layer `layer - 1`, averaged over heads,
-                (M,), float32.
         Returns:
-            States (K, D) of the tokens that stay and their rows (K,), strictly increasing.
+            States (K, D) of the visual tokens that stay, and which of `tokens.visual` they are, (K,), strictly
+            increasing.
         """
 
-    def __call__(self, hidden: torch.Tensor, attention: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, tokens: LayerTokens) -> tuple[torch.Tensor, torch.Tensor]:
         if self.retention_ratio == 1:
-            return hidden, torch.arange(len(hidden), device=hidden.device)
-        states, indices = self.prune(hidden, attention)
-        if len(indices) == 0 or states.shape != (len(indices), hidden.shape[1]):
+            return tokens.hidden[tokens.visual], torch.arange(len(tokens.visual), device=tokens.visual.device)
+        states, indices = self.prune(tokens)
+        if len(indices) == 0 or states.shape != (len(indices), tokens.hidden.shape[1]):
             raise AssertionError(f"{self.name} returned states {tuple(states.shape)} for {len(indices)} indices")
         # On a GPU this check would synchronise, so the CPU tests vouch for it there.
         if indices.device.type == "cpu" and not bool((indices.diff() > 0).all()):

@@ -14,8 +14,10 @@ from tango.methods.registry import register
 from tango.ops.blocks import blocks
 from tango.ops.budget import exact_count
 from tango.ops.checks import check_finite
-from tango.ops.similarity import unit_cosines, unit_rows
+from tango.ops.similarity import unit_cosines, unit_rows, unit_self_cosines
 from tango.shapes import Float, Int
+
+MAX_BYTES = 512 << 20  # of a matrix of all cosines, float32: up to 11585 tokens, 64 frames of LLaVA-Video included
 
 
 @register("divprune")
@@ -27,7 +29,7 @@ class DivPrunePruner(Pruner):
 
     Source: section 3 of arXiv:2503.02175: a greedy solution of the max-min diversity problem under cosine distance.
     Deviation: float32 cosines rounded to multiples of 2**-18, so that ties go to the earlier token; kept tokens are
-    never picked twice; distances to kept tokens are carried along instead of an M x M matrix.
+    never picked twice. Above MAX_BYTES of an M x M matrix, each pick's distances are multiplied out anew.
     """
 
     budget_rule: ClassVar[str] = "round(r T N), always exact"
@@ -49,21 +51,26 @@ class DivPrunePruner(Pruner):
 
 def _max_min_picks(unit: Float[Tensor, "M D"], k: int) -> Int[Tensor, "k"]:
     """Rows in the order in which they are picked. The host never waits for the device."""
-    picks = [_loneliest(unit)]
-    nearest = unit.new_full((len(unit),), -torch.inf)  # largest cosine with a row already picked
+    M = len(unit)
+    cosines = unit_self_cosines(unit) if M * M * 4 <= MAX_BYTES else None
+    picks = [_loneliest(unit, cosines)]
+    nearest = unit.new_full((M,), -torch.inf)  # largest cosine with a row already picked
     while len(picks) < k:
-        cosines = unit_cosines(unit, unit.index_select(0, picks[-1]))[:, 0]
-        nearest = torch.maximum(nearest, cosines).index_fill_(0, picks[-1], torch.inf)
+        if cosines is not None:
+            to_last = cosines.index_select(0, picks[-1])[0]
+        else:
+            to_last = unit_cosines(unit, unit.index_select(0, picks[-1]))[:, 0]
+        nearest = torch.maximum(nearest, to_last).index_fill_(0, picks[-1], torch.inf)
         picks.append(nearest.argmin(keepdim=True))
     return torch.cat(picks)
 
 
-def _loneliest(unit: Float[Tensor, "M D"]) -> Int[Tensor, "1"]:
+def _loneliest(unit: Float[Tensor, "M D"], cosines: Float[Tensor, "M M"] | None) -> Int[Tensor, "1"]:
     """The row whose most alike other row is the least alike."""
     M = len(unit)
     nearest = []
     for rows in blocks(M, M * 4, unit.device):
-        cosines = unit_cosines(unit[rows], unit)
-        cosines.diagonal(rows.start).fill_(-torch.inf)
-        nearest.append(cosines.amax(dim=1))
+        block = unit_cosines(unit[rows], unit) if cosines is None else cosines[rows].clone()
+        block.diagonal(rows.start).fill_(-torch.inf)
+        nearest.append(block.amax(dim=1))
     return torch.cat(nearest).argmin(keepdim=True)

@@ -8,15 +8,16 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from tango.containers import Paper
+from tango.containers import LayerTokens, Paper
 from tango.errors import OptionError
 from tango.methods.base import LayerPruner
-from tango.methods.registry import register_layer
+from tango.methods.registry import register
+from tango.ops.attention import attention_of_last_token
 from tango.ops.budget import exact_count
 from tango.shapes import Float, Int
 
 
-@register_layer("fastv-merge")
+@register("fastv-merge")
 @dataclass(frozen=True, kw_only=True)
 class FastvMergePruner(LayerPruner):
     """Keep the visual tokens that the prompt's last token attends to most; average each other one into its nearest.
@@ -30,6 +31,7 @@ class FastvMergePruner(LayerPruner):
 
     layer: int = 18  # section 5.1
     retention_ratio: float = 0.5  # section 5.1
+    noncausal_layer: bool = False  # type: ignore[misc]  # an option here: True as in the release
     merge_weight: float = 0.6  # of the kept state (release); 1: drop without merging, as in FastV
 
     budget_rule: ClassVar[str] = "round(r M) of the M visual tokens that reach the layer"
@@ -45,9 +47,8 @@ class FastvMergePruner(LayerPruner):
         if not 0 <= self.merge_weight <= 1:
             raise OptionError(f"merge_weight must lie in [0, 1], got {self.merge_weight!r}")
 
-    def prune(
-        self, hidden: Float[torch.Tensor, "M D"], attention: Float[torch.Tensor, "M"]
-    ) -> tuple[Float[torch.Tensor, "K D"], Int[torch.Tensor, "K"]]:
+    def prune(self, tokens: LayerTokens) -> tuple[Float[torch.Tensor, "K D"], Int[torch.Tensor, "K"]]:
+        hidden, attention = tokens.hidden[tokens.visual], attention_of_last_token(tokens)
         M, K = len(hidden), exact_count(len(hidden), self.retention_ratio)
         order = attention.argsort(descending=True, stable=True)  # equal attention: the earlier token stays
         kept, dropped = order[:K].sort().values, order[K:].sort().values

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,12 +13,13 @@ from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError
 from tango.methods.base import Pruner
 from tango.methods.registry import register
+from tango.ops.anchor_frames import divided_counts, equal_counts, exact_counts, last_of_runs
 from tango.ops.assembly import assemble
 from tango.ops.blocks import upload
 from tango.ops.budget import apportion, exact_count
 from tango.ops.checks import check_finite
 from tango.ops.clustering import density_peaks_counting_self
-from tango.ops.merging import merge_into_anchors
+from tango.ops.merging import merge_into_anchors, merge_others_into_anchors
 from tango.ops.segmentation import adjacent_similarity, segment_by_cuts
 from tango.ops.selection import top_k
 from tango.ops.similarity import unit_cosines, unit_rows
@@ -31,9 +31,11 @@ class FastVidPruner(Pruner):
     """Keep the salient tokens of every frame; merge a segment's others into anchors that lie in some of its frames.
 
     Anchors are density peaks of every fourth frame, counted back from a segment's last. For each of those frames anew,
-    every token of the segment that is not salient joins the anchor most like it.
+    every token of the segment that is not salient joins the anchor most like it. `rule="segment"` divides a segment's
+    budget without loss and averages anchors with the others of their clusters alone, as released for LLaVA-Video; with
+    `segment_threshold=0.84, duplicate_threshold=0.95, frame_vector="mean"` as for Qwen2.5-VL.
 
-    Source: arXiv:2503.11187 and its release for LLaVA-OneVision, here for all models.
+    Source: arXiv:2503.11187 and its releases; by default that for LLaVA-OneVision, for all models.
     Deviation: densities get no noise. Fewer frames than `min_segments` are single segments, and anchors are limited to
     the tokens there are; the release fails. `merge_weight` is held above 1 / n, not 1 / (n + 1). `assignment` counts a
     token to the first anchor frame from its own on. `exact_budget` spreads the remainders, too.
@@ -45,9 +47,12 @@ class FastVidPruner(Pruner):
     anchor_stride: int = 4  # frames per anchor frame (p)
     merge_weight: float = 0.6  # of the anchor against the mean of its cluster (beta)
     num_neighbors: int = 4  # a token itself included (release)
+    rule: Literal["onevision", "segment"] = "onevision"  # the release for LLaVA-OneVision; for LLaVA-Video and Qwen
+    duplicate_threshold: float | None = None  # rule "segment": frames this like the next get no tokens (0.95 for Qwen)
+    frame_vector: Literal["head", "mean"] = "head"  # what is compared: "mean", of all tokens, where no head is (Qwen)
 
     needs: ClassVar[Signal] = Signal.SALIENCY
-    budget_rule: ClassVar[str] = "floor(r N) per frame; less where a segment's anchors do not divide evenly"
+    budget_rule: ClassVar[str] = "floor(r N) per frame; less where anchors do not divide evenly or have no room"
     paper: ClassVar[Paper] = Paper(
         title="FastVID: Dynamic Density Pruning for Fast Video Large Language Models",
         venue="NeurIPS 2025",
@@ -57,26 +62,30 @@ class FastVidPruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        limits = dict.fromkeys(("context_ratio", "merge_weight"), (0.0, 1.0)) | {"segment_threshold": (-1, 1)}
+        limits = dict.fromkeys(("context_ratio", "merge_weight"), (0.0, 1.0))
+        limits |= dict.fromkeys(("segment_threshold", "duplicate_threshold"), (-1, 1))
         limits |= {"min_segments": (1, math.inf), "anchor_stride": (1, math.inf), "num_neighbors": (2, math.inf)}
         for option, (low, high) in limits.items():
-            if not low <= (value := getattr(self, option)) <= high:
+            if (value := getattr(self, option)) is not None and not low <= value <= high:
                 raise OptionError(f"{option} must lie in [{low}, {high}], got {value!r}")
+        if self.duplicate_threshold is not None and self.rule != "segment":
+            raise OptionError(f"duplicate_threshold is a part of rule 'segment', got rule {self.rule!r}")
 
     @property
     def wants(self) -> Signal:
-        return self.needs | Signal.FRAME_EMBEDS
+        return self.needs | Signal.FRAME_EMBEDS if self.frame_vector == "head" else self.needs
 
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
         T, N, _ = tokens.features.shape
         x, device = tokens.features.flatten(0, 1), tokens.features.device
         assert tokens.saliency is not None  # the caller checked `needs`
         with torch.no_grad():
-            lengths = self._cut(tokens)
-            counts = self._counts(lengths, N)
+            lengths, is_open = self._cut(tokens)
+            counts = self._counts(lengths, is_open, N)
             ranked = top_k(tokens.saliency.float(), N) + torch.arange(T, device=device)[:, None] * N
             best = upload([t * N + i for t, (num, _) in enumerate(counts) for i in range(num)], device)
             salient = ranked.flatten()[best]
+        merge = merge_into_anchors if self.rule == "onevision" else merge_others_into_anchors
         indices, features = [salient], [x.index_select(0, salient)]
         absorbed_by = torch.full((T * N,), -1, device=device).index_copy_(0, salient, salient)
         is_salient = absorbed_by >= 0
@@ -92,7 +101,7 @@ class FastVidPruner(Pruner):
                 local, cluster = self._cluster(rows, unit, free, rest, num_anchors)
                 anchors = local + segment.start
                 indices.append(anchors)
-                features.append(merge_into_anchors(rows, cluster, local, weight=self.merge_weight))
+                features.append(merge(rows, cluster, local, weight=self.merge_weight))
                 num_covered = len(rows) if t == anchor_frames[-1] else (t + 1) * N - segment.start
                 stands_for = torch.cat([anchors, anchors.new_full((1,), -1)])[cluster[:num_covered]]
                 own = absorbed_by[segment][:num_covered]
@@ -100,30 +109,34 @@ class FastVidPruner(Pruner):
             start += length
         return assemble(indices, features, absorbed_by)
 
-    def _cut(self, tokens: VisualTokens) -> list[int]:
-        """Frames per segment."""
-        x, embeds = tokens.features, tokens.frame_embeds
+    def _cut(self, tokens: VisualTokens) -> tuple[list[int], list[bool]]:
+        """Frames per segment, and which frames get tokens of their own: not those that the next one repeats."""
+        x, embeds = tokens.features, tokens.frame_embeds if self.frame_vector == "head" else None
         embeds = (x.mean(1, dtype=torch.float32) if embeds is None else embeds)[:, None]
         similarity = adjacent_similarity(embeds if len(x) > 1 else embeds.expand(2, -1, -1))[0][:, 0]
         assert tokens.saliency is not None
         sums = x.sum(dtype=torch.float32) + tokens.saliency.sum()
         table = (similarity + 0 * sums).cpu()  # the only synchronisation
         check_finite(table, "features, saliency or frame_embeds")
-        return segment_by_cuts(table[: len(x) - 1].numpy(), self.segment_threshold, min_segments=self.min_segments)
+        table = table[: len(x) - 1]
+        lengths = segment_by_cuts(table.numpy(), self.segment_threshold, min_segments=self.min_segments)
+        return lengths, last_of_runs(table.tolist(), lengths, self.duplicate_threshold)
 
-    def _counts(self, lengths: list[int], N: int) -> list[tuple[int, int]]:
+    def _counts(self, lengths: list[int], is_open: list[bool], N: int) -> list[tuple[int, int]]:
         """Salient tokens and anchors of each frame. Host arithmetic only."""
-        totals = apportion(exact_count(sum(lengths) * N, self.retention_ratio), [length * N for length in lengths])
+        totals = apportion(exact_count(len(is_open) * N, self.retention_ratio), [length * N for length in lengths])
         per_frame = max(1, int(N * self.retention_ratio))
-        context = int(per_frame * self.context_ratio)
+        max_anchors = N if self.duplicate_threshold is None else max(1, N // 2)  # of one frame (Qwen release)
+        share, stride = self.context_ratio, self.anchor_stride
         counts: list[tuple[int, int]] = []
         for length, total in zip(lengths, totals, strict=True):
-            is_anchor = [(length - 1 - i) % self.anchor_stride == 0 for i in range(length)]
+            here = is_open[len(counts) : len(counts) + length]
             if self.exact_budget:
-                counts += _fill(total, int(total * self.context_ratio), N, is_anchor)
+                counts += exact_counts(total, share, N, here, stride)
+            elif self.rule == "onevision":
+                counts += equal_counts(per_frame, share, N, length, stride)
             else:
-                num_anchors = min(context * length // sum(is_anchor), N - per_frame + context)
-                counts += [(per_frame - context, num_anchors * here) for here in is_anchor]
+                counts += divided_counts(per_frame * length, share, N, here, stride, max_anchors=max_anchors)
         return counts
 
     @torch.no_grad()
@@ -134,15 +147,3 @@ class FastVidPruner(Pruner):
         nearest = unit_cosines(unit, unit.index_select(0, anchors)).argmax(-1)
         nearest[anchors] = torch.arange(count, device=rows.device)
         return anchors, torch.where(free, nearest, count)
-
-
-def _fill(total: int, context: int, N: int, is_anchor: list[bool]) -> list[tuple[int, int]]:
-    """Salient tokens and anchors of each frame, `total` in all; up to `context` anchors, as many as find room."""
-
-    def spread(num_anchors: int) -> tuple[list[int], list[int]]:
-        salient = apportion(total - num_anchors, [N] * len(is_anchor))
-        return salient, [(N - count) * here for count, here in zip(salient, is_anchor, strict=True)]
-
-    num_anchors = bisect_right(range(context + 1), False, key=lambda num: sum(spread(num)[1]) < num) - 1
-    salient, room = spread(num_anchors)
-    return list(zip(salient, apportion(num_anchors, room), strict=True))

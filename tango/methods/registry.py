@@ -11,76 +11,100 @@ from tango.errors import BudgetError, UnknownNameError
 from tango.methods.base import LayerPruner, Pruner
 from tango.ops.flops import solve_retention_ratio
 
-_PRUNERS: dict[str, type[Pruner]] = {}
-_LAYER_PRUNERS: dict[str, type[LayerPruner]] = {}
+_METHODS: dict[str, type[Pruner] | type[LayerPruner]] = {}
 
-P = TypeVar("P", bound=Pruner)
-L = TypeVar("L", bound=LayerPruner)
+M = TypeVar("M", bound="type[Pruner] | type[LayerPruner]")
 
 
-def register(name: str) -> Callable[[type[P]], type[P]]:
-    """Class decorator: make a pruner known by `name`.
+def register(name: str) -> Callable[[M], M]:
+    """Class decorator: make a pruner or a layer pruner known by `name`.
 
     Raises:
         ValueError: the name is taken or not lower-case words joined by hyphens.
     """
-    _check_name(name, _PRUNERS)
-
-    def add(cls: type[P]) -> type[P]:
-        cls.name = name
-        _PRUNERS[name] = cls
-        return cls
-
-    return add
-
-
-def register_layer(name: str) -> Callable[[type[L]], type[L]]:
-    """Class decorator: make a layer pruner known by `name`.
-
-    Raises:
-        ValueError: the name is taken or not lower-case words joined by hyphens.
-    """
-    _check_name(name, _LAYER_PRUNERS)
-
-    def add(cls: type[L]) -> type[L]:
-        cls.name = name
-        _LAYER_PRUNERS[name] = cls
-        return cls
-
-    return add
-
-
-def _check_name(name: str, taken: Mapping[str, type]) -> None:
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"a method's name must be lower-case words joined by hyphens, got {name!r}")
-    if name in taken:
-        raise ValueError(f"method {name!r} is already registered by {taken[name].__qualname__}")
+    if name in _METHODS:
+        raise ValueError(f"method {name!r} is already registered by {_METHODS[name].__qualname__}")
+
+    def add(cls: M) -> M:
+        cls.name = name
+        _METHODS[name] = cls
+        return cls
+
+    return add
+
+
+def available_methods() -> list[str]:
+    """Names that `tango.prune` accepts: methods before the LLM and inside it, sorted."""
+    return sorted(_METHODS)
 
 
 def available_pruners() -> list[str]:
-    """Names that `build_pruner` and `tango.prune` accept, sorted."""
-    return sorted(_PRUNERS)
+    """Names that `build_pruner` accepts, the methods before the LLM, sorted."""
+    return sorted(name for name, cls in _METHODS.items() if issubclass(cls, Pruner))
 
 
-def pruner_class(name: str) -> type[Pruner]:
+def available_layer_pruners() -> list[str]:
+    """Names that `build_layer_pruner` accepts, the methods inside the LLM, sorted."""
+    return sorted(name for name, cls in _METHODS.items() if issubclass(cls, LayerPruner))
+
+
+def method_class(name: str) -> type[Pruner] | type[LayerPruner]:
     """The class behind a name.
 
     Raises:
         UnknownNameError: no such method; the message lists them.
     """
-    if name not in _PRUNERS:
-        raise UnknownNameError("method", name, _PRUNERS)
-    return _PRUNERS[name]
+    if name not in _METHODS:
+        raise UnknownNameError("method", name, _METHODS)
+    return _METHODS[name]
+
+
+def pruner_class(name: str) -> type[Pruner]:
+    """The class behind the name of a method before the LLM.
+
+    Raises:
+        UnknownNameError: no such method; the message lists them.
+    """
+    cls = _METHODS.get(name)
+    if cls is None or not issubclass(cls, Pruner):
+        raise UnknownNameError("method", name, available_pruners())
+    return cls
+
+
+def layer_pruner_class(name: str) -> type[LayerPruner]:
+    """The class behind a layer pruner's name.
+
+    Raises:
+        UnknownNameError: no such layer pruner; the message lists them.
+    """
+    cls = _METHODS.get(name)
+    if cls is None or not issubclass(cls, LayerPruner):
+        raise UnknownNameError("layer pruner", name, available_layer_pruners())
+    return cls
 
 
 def build_pruner(name: str, **options: Any) -> Pruner:
-    """Build a method from its name and options, which are the fields of its class.
+    """Build a method before the LLM from its name and options, which are the fields of its class.
 
     Raises:
         UnknownNameError: unknown method or option; the message lists the known ones.
         BudgetError, ValueError: an option is out of range.
     """
     cls = pruner_class(name)
+    _check_options(cls, name, options)
+    return cls(**options)
+
+
+def build_layer_pruner(name: str, **options: Any) -> LayerPruner:
+    """Build a layer pruner from its name and options, which are the fields of its class.
+
+    Raises:
+        UnknownNameError: unknown layer pruner or option; the message lists the known ones.
+        BudgetError, ValueError: an option is out of range.
+    """
+    cls = layer_pruner_class(name)
     _check_options(cls, name, options)
     return cls(**options)
 
@@ -108,32 +132,23 @@ def build_pruner_for_mean(
     return build_pruner(name, **options, retention_ratio=ratio)
 
 
-def available_layer_pruners() -> list[str]:
-    """Names that `build_layer_pruner` and the `layer_pruner` of `tango.prune` accept, sorted."""
-    return sorted(_LAYER_PRUNERS)
+def build_layer_pruner_for_mean(
+    name: str, num_layers: int, mean_retention_ratio: float | None = None, **options: Any
+) -> LayerPruner:
+    """Build a layer pruner as a method of its own: all tokens enter the LLM, and the ratio is the mean over its layers.
 
-
-def layer_pruner_class(name: str) -> type[LayerPruner]:
-    """The class behind a layer pruner's name.
-
+    Args:
+        mean_retention_ratio: may also be given as the option `retention_ratio`; 0.1 if neither is.
     Raises:
-        UnknownNameError: no such layer pruner; the message lists them.
-    """
-    if name not in _LAYER_PRUNERS:
-        raise UnknownNameError("layer pruner", name, _LAYER_PRUNERS)
-    return _LAYER_PRUNERS[name]
-
-
-def build_layer_pruner(name: str, **options: Any) -> LayerPruner:
-    """Build a layer pruner from its name and options, which are the fields of its class.
-
-    Raises:
+        BudgetError: the mean cannot be reached, or both are given.
         UnknownNameError: unknown layer pruner or option; the message lists the known ones.
-        BudgetError, ValueError: an option is out of range.
     """
-    cls = layer_pruner_class(name)
-    _check_options(cls, name, options)
-    return cls(**options)
+    if mean_retention_ratio is not None and "retention_ratio" in options:
+        raise BudgetError(
+            f"for {name} retention_ratio is the mean over the LLM's layers; leave out mean_retention_ratio"
+        )
+    mean = options.pop("retention_ratio", 0.1 if mean_retention_ratio is None else mean_retention_ratio)
+    return build_layer_pruner(name, **options).for_mean(mean, num_layers)
 
 
 def _check_options(cls: type, name: str, options: Mapping[str, Any]) -> None:

@@ -25,6 +25,14 @@ DECODERS = ("qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text
 
 _ADAPTERS: dict[str, type[Adapter]] = {}
 
+# What error messages call a signal.
+_WORDS = {
+    Signal.SALIENCY: "saliency",
+    Signal.FRAME_EMBEDS: "frame embeddings",
+    Signal.TIMESTAMPS: "timestamps",
+    Signal.KEYS: "the vision tower's attention keys",
+}
+
 A = TypeVar("A", bound="type[Adapter]")
 
 
@@ -52,6 +60,8 @@ class Adapter(ABC):
         saliency: "p-attn", attention of the vision tower's pooling query; or "attn", mean attention received.
     """
 
+    title: ClassVar[str]  # the family as people write it
+    signals: ClassVar[Signal] = Signal.NONE  # what models of this family can supply; one of them may still lack some
     consumed: ClassVar[frozenset[str]]  # inputs that this adapter uses up before the LLM runs
     default_num_frames: ClassVar[int]  # frames that the model usually sees
     video_input: ClassVar[str] = "pixel_values_videos"
@@ -112,13 +122,19 @@ class Adapter(ABC):
     def video_token_id(self) -> int:
         """Id of the placeholder that stands for one visual token in the prompt."""
 
-    @abstractmethod
     def check(self, needs: Signal, method: str) -> None:
         """Refuse early, before any work.
 
         Raises:
             MissingSignalError: the model cannot supply what the method needs; the message says what would help.
         """
+        missing = needs & ~self.signals
+        if missing:
+            words = " and ".join(word for signal, word in _WORDS.items() if signal in missing)
+            others = ", ".join(families_with(needs)) or "no family"
+            raise MissingSignalError(
+                f"{method} needs {words}, which the {self.title} adapter does not supply; it works with {others}"
+            )
 
     @abstractmethod
     def encode_videos(self, inputs: Mapping[str, Any], wants: Signal, timer: StageTimer) -> EncodedVideos:
@@ -162,6 +178,11 @@ def register_adapter(*families: str) -> Callable[[A], A]:
 def supported_model_types() -> list[str]:
     """Families that `tango.prune` and `tango.load` accept, sorted."""
     return sorted(_ADAPTERS)
+
+
+def families_with(signals: Signal) -> list[str]:
+    """Families whose adapters supply all of these signals, sorted."""
+    return [name for name in supported_model_types() if signals in _ADAPTERS[name].signals]
 
 
 def family(config: Any) -> str | None:

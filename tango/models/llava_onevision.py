@@ -26,6 +26,8 @@ class LlavaOnevisionAdapter(Adapter):
     After pruning the LLM sees contiguous positions, as in the paper's release.
     """
 
+    title: ClassVar[str] = "LLaVA-OneVision"
+    signals: ClassVar[Signal] = Signal.SALIENCY | Signal.FRAME_EMBEDS | Signal.TIMESTAMPS | Signal.KEYS
     consumed: ClassVar[frozenset[str]] = frozenset(
         {
             "pixel_values", "pixel_values_videos", "image_sizes", "image_sizes_videos", "batch_num_images",
@@ -58,6 +60,7 @@ class LlavaOnevisionAdapter(Adapter):
         return math.ceil(self.patches / 2), math.ceil(self.patches / 2)
 
     def check(self, needs: Signal, method: str) -> None:
+        super().check(needs, method)
         width = self.model.config.vision_config.hidden_size
         head = self._head()
         if head is not None and head.width != width:
@@ -92,7 +95,7 @@ class LlavaOnevisionAdapter(Adapter):
             base.vision_tower(pixels)
         hidden = record["hidden"]
         with timer.stage("project"):
-            features = self.pool(base.multi_modal_projector(hidden))
+            features = self.project(hidden)
         with timer.stage("prune"), torch.no_grad():
             saliency, embeds = self._signals(hidden, record.get("attn"), wants)
             keys = self.pool(record["keys"]) if "keys" in record else None
@@ -124,6 +127,15 @@ class LlavaOnevisionAdapter(Adapter):
             saliency = head.saliency(hidden)
         embeds = head.frame_embeds(hidden) if head is not None and Signal.FRAME_EMBEDS in wants else None
         return None if saliency is None else self.pool(saliency[..., None])[..., 0], embeds
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Projector and pooling, (T, patches^2, P) -> (T, N, D).
+
+        The projector's last layer and pooling are both linear, and the weights of pooling sum to 1. So pooling comes
+        first: the same result up to rounding, for about half of the work.
+        """
+        projector = self.model.model.multi_modal_projector
+        return projector.linear_2(self.pool(projector.act(projector.linear_1(hidden))))
 
     def pool(self, x: Tensor) -> Tensor:
         """Shrink the patch grid of every frame, (T, patches^2, C) -> (T, N, C), as the model does."""

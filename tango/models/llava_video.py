@@ -31,6 +31,7 @@ class LlavaVideoAdapter(LlavaOnevisionAdapter):
     Source: arXiv:2410.02713; the rule for pruned rows is that of the release of arXiv:2604.09547.
     """
 
+    title: ClassVar[str] = "LLaVA-Video"
     default_num_frames: ClassVar[int] = 64
     sink_positions: ClassVar[tuple[int, ...]] = (26, 157, 11)  # as released
     sink_grid: ClassVar[tuple[int, int]] = (13, 13)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
-from tango.errors import MissingSignalError, OptionError, UnsupportedModelError
+from tango.errors import OptionError, UnsupportedModelError
 from tango.models.base import Adapter, EncodedImages, EncodedVideos, SaliencyKind, register_adapter
 from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_step, vision_positions
 from tango.models.qwen_processor import MAX_PIXELS, QwenProcessor
-from tango.models.qwen_tower import saliency, tap_attention, window_order
+from tango.models.qwen_tower import mean_keys, saliency, tap_attention, window_order
 from tango.profiling import StageTimer
 
 PositionRule = Literal["correct", "stock"]
@@ -31,6 +31,7 @@ class QwenVlAdapter(Adapter):
         positions: "correct" (as the models were trained) or "stock" (as this transformers release computes them).
     """
 
+    signals: ClassVar[Signal] = Signal.SALIENCY | Signal.TIMESTAMPS | Signal.KEYS
     consumed: ClassVar[frozenset[str]] = frozenset(
         {
             "pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "second_per_grid_ts",
@@ -57,15 +58,6 @@ class QwenVlAdapter(Adapter):
         """Id of the placeholder that stands for one token of an image."""
         return self.model.config.image_token_id
 
-    def check(self, needs: Signal, method: str) -> None:
-        if Signal.FRAME_EMBEDS in needs:
-            raise MissingSignalError(f"{method} needs frame embeddings, and Qwen-VL towers have none")
-        if Signal.KEYS in needs:
-            raise MissingSignalError(
-                f"{method} needs the vision tower's attention keys, which the Qwen-VL adapter does not supply; "
-                "it works with llava_onevision and llava_video"
-            )
-
     def token_grids(self, inputs: Mapping[str, Any], name: str) -> list[Grid]:
         """Grids after merging, (T, H, W) per image or video.
 
@@ -83,7 +75,7 @@ class QwenVlAdapter(Adapter):
         attention = self.model.model.visual.blocks[-1].attn
         nothing: dict[str, Tensor] = {}
         tap: AbstractContextManager[dict[str, Tensor]] = nullcontext(nothing)
-        if Signal.SALIENCY in wants:
+        if wants & (Signal.SALIENCY | Signal.KEYS):
             tap = tap_attention(attention)
         pixels, grid_thw = (torch.as_tensor(inputs[name]) for name in (self.video_input, "video_grid_thw"))
         unit = self.merge**2
@@ -96,22 +88,26 @@ class QwenVlAdapter(Adapter):
         videos, first = [], 0
         with timer.stage("prune"):
             for (T, H, W), features, seconds in zip(grids, output.pooler_output, times, strict=True):
-                attended = self._saliency(record, first, (T, H, W)) if record else None
+                signals = self._signals(record, first, (T, H, W), wants)
                 first += T * H * W * unit
-                videos.append(
-                    VisualTokens(
-                        features=features.view(T, H * W, -1), grid=(H, W), timestamps_s=seconds, saliency=attended
-                    )
-                )
+                features = features.view(T, H * W, -1)
+                videos.append(VisualTokens(features=features, grid=(H, W), timestamps_s=seconds, **signals))
         return EncodedVideos(videos=videos, extras=self.extras(output, grids))
 
-    def _saliency(self, record: dict[str, Tensor], first: int, grid: Grid) -> Tensor:
+    def _signals(self, record: dict[str, Tensor], first: int, grid: Grid, wants: Signal) -> dict[str, Any]:
+        """Saliency and keys of one video as far as they are wanted, row-major."""
         T, H, W = grid
-        attention = self.model.model.visual.blocks[-1].attn
-        pooled = self.saliency == "p-attn"
-        scores = saliency(record, first, (T, H * W, self.merge**2), attention, pooled_query=pooled)
+        attention, shape = self.model.model.visual.blocks[-1].attn, (T, H * W, self.merge**2)
+        signals = {}
+        if Signal.SALIENCY in wants:
+            pooled = self.saliency == "p-attn"
+            signals["saliency"] = saliency(record, first, shape, attention, pooled_query=pooled)
+        if Signal.KEYS in wants:
+            signals["keys"] = mean_keys(record, first, shape, attention)
         order = self.unit_order((H, W))
-        return scores if order is None else torch.empty_like(scores).index_copy_(1, order.to(scores.device), scores)
+        if order is None:
+            return signals
+        return {name: torch.empty_like(x).index_copy_(1, order.to(x.device), x) for name, x in signals.items()}
 
     def unit_order(self, grid: tuple[int, int]) -> Tensor | None:
         """Row-major index of every merge unit in the order of the tower; None: they are in order."""
@@ -181,6 +177,7 @@ class QwenVlAdapter(Adapter):
 class Qwen2VlAdapter(QwenVlAdapter):
     """Stock `Qwen2VLForConditionalGeneration`. Temporal positions count grid steps, whatever time they take."""
 
+    title: ClassVar[str] = "Qwen2-VL"
     stock_is_right: ClassVar[bool] = False  # its positions are not
 
 
@@ -188,6 +185,7 @@ class Qwen2VlAdapter(QwenVlAdapter):
 class Qwen2_5VlAdapter(QwenVlAdapter):
     """Stock `Qwen2_5_VLForConditionalGeneration`. Most tower blocks attend within windows, so the last is checked."""
 
+    title: ClassVar[str] = "Qwen2.5-VL"
     stock_is_right: ClassVar[bool] = False  # its positions are not
     positions_need_time: ClassVar[bool] = True
 

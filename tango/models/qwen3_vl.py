@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ class Qwen3VlAdapter(QwenVlAdapter):
     The first decoder layers add features of earlier tower blocks to the visual tokens ("deepstack"). A kept token
     brings its own, merged or not.
     """
+
+    title: ClassVar[str] = "Qwen3-VL"
 
     def extras(self, output: Any, grids: list[Grid]) -> list[list[Tensor]]:
         """Deepstack features of every video, one (T * N, D) tensor per layer."""

@@ -1,4 +1,4 @@
-"""A tap on the last block of a Qwen vision tower, and saliency from its queries and keys."""
+"""A tap on the last block of a Qwen vision tower; saliency and mean keys from what it records."""
 
 from __future__ import annotations
 
@@ -72,6 +72,26 @@ def saliency(
             received = mean_received_attention(q.transpose(1, 2), k.transpose(1, 2), scale=attention.scaling)
             result.append(received.unflatten(1, (N, unit)).mean(-1))
     return torch.cat(result)
+
+
+@torch.no_grad()
+def mean_keys(
+    record: dict[str, Tensor], first: int, shape: tuple[int, int, int], attention: Any
+) -> Float[Tensor, "T N d"]:
+    """Rotated keys of one video's merge units, averaged over their patches and over heads, in the tower's order.
+
+    Args: as those of `saliency`.
+    Source: LightCompress's VisionZip for Qwen2.5-VL, after arXiv:2412.04467.
+    """
+    T, N, unit = shape
+    qkv, cos, sin = (
+        record[name][first : first + T * N * unit].unflatten(0, (T, N * unit)) for name in ("qkv", "cos", "sin")
+    )
+    keys = qkv.unflatten(-1, (3, attention.num_heads, -1))[..., 1, :, :]
+    result = [
+        rotate(keys[block], cos[block], sin[block]).mean(-2) for block in blocks(T, 8 * keys[0].numel(), qkv.device)
+    ]
+    return torch.cat(result).unflatten(1, (N, unit)).mean(2)
 
 
 def rotate(

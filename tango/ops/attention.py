@@ -1,4 +1,4 @@
-"""Saliency of visual tokens: the attention they receive inside the vision tower."""
+"""Attention that visual tokens receive, inside the vision tower and from the text of a prompt."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tango.containers import LayerTokens
 from tango.ops.blocks import blocks
-from tango.shapes import Float
+from tango.shapes import Float, Int
 
 
 def fold_probe(
@@ -63,3 +64,24 @@ def mean_received_attention(
         weights = (queries[block] @ keys[block].mT * scale).softmax(dim=-1, dtype=torch.float32)
         received.append(weights.mean(dim=(1, 2)))
     return torch.cat(received)
+
+
+def causal_attention(
+    queries: Float[Tensor, "Q heads d"], keys: Float[Tensor, "S groups d"], rows: Int[Tensor, "Q"], *, scale: float
+) -> Float[Tensor, "heads Q S"]:
+    """Attention weights of a few tokens of a sequence over all of it, in float32; no (S, S) matrix is formed.
+
+    Args:
+        queries, keys: rotated; `heads / groups` heads share keys.
+        rows: places of the queries' tokens in the sequence; what comes later has weight 0.
+    """
+    S, groups, _ = keys.shape
+    scores = torch.einsum("qgrd,sgd->grqs", queries.float().unflatten(1, (groups, -1)), keys.float()) * scale
+    later = torch.arange(S, device=keys.device) > rows[:, None]
+    return scores.flatten(0, 1).masked_fill(later, float("-inf")).softmax(-1)
+
+
+def attention_of_last_token(tokens: LayerTokens) -> Float[Tensor, "M"]:
+    """Attention that the prompt's last token gives to each visual token, averaged over heads, in float32."""
+    weights = causal_attention(tokens.queries[-1:], tokens.keys, tokens.text[-1:], scale=tokens.scale)
+    return weights.mean((0, 1))[tokens.visual]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from tango.ops.similarity import gram
 from tango.shapes import Float, Int
 
 _TICKS = 2.0**18
@@ -86,7 +87,7 @@ def _tick_blocks(x: Float[Tensor, "B M D"]) -> tuple[Callable[[], Iterator[tuple
 
     num_rows = max(1, _MAX_ELEMENTS // (B * M))
     if num_rows >= M:
-        whole = count(_gram(x), slice(0, M))
+        whole = count(gram(x), slice(0, M))
         return lambda: iter([(slice(0, M), whole)]), tick
 
     def recompute() -> Iterator[tuple[slice, Tensor]]:
@@ -95,22 +96,6 @@ def _tick_blocks(x: Float[Tensor, "B M D"]) -> tuple[Callable[[], Iterator[tuple
             yield rows, count(x[:, rows] @ x.mT, rows)
 
     return recompute, tick
-
-
-def _gram(x: Float[Tensor, "B M D"]) -> Float[Tensor, "B M M"]:
-    """`x @ x.mT`, with only the upper triangle of blocks multiplied."""
-    M = x.shape[1]
-    size = 64 if M <= 512 else 128
-    if size >= M or x.device.type != "cpu":
-        return x @ x.mT
-    gram = x.new_empty(x.shape[0], M, M)
-    for set_, out in zip(x, gram, strict=True):
-        for start in range(0, M, size):
-            stop = min(start + size, M)
-            product = set_[start:stop] @ set_[start:].mT
-            out[start:stop, start:] = product
-            out[stop:, start:stop] = product[:, size:].mT
-    return gram
 
 
 def _ranks(values: Float[Tensor, "B M"]) -> Int[Tensor, "B M"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tango.errors import BudgetError
@@ -43,6 +44,27 @@ def solve_retention_ratio(
             f"of {num_layers} on leaves {most:.4g} at most; prune later, or keep more at that layer"
         )
     return mean / most
+
+
+def solve_layer_ratio(mean: float, *, num_layers: int, layer: int) -> float:
+    """The fraction to keep at the input of `layer` that gives this mean over the LLM's layers when all tokens enter it.
+
+    Raises:
+        BudgetError: `mean` is outside (0, 1], or the layers that see all tokens alone are that much.
+    Source: eq. 1 of arXiv:2604.09547.
+    """
+    if not 0 < mean <= 1:
+        raise BudgetError(f"retention_ratio must lie in (0, 1], got {mean!r}. 0.1 keeps one token in ten")
+    check_layer(layer, num_layers)
+    ratio = (num_layers * mean - layer) / (num_layers - layer)
+    if ratio <= 0:
+        latest = math.ceil(num_layers * mean) - 1
+        way_out = f"prune at layer {latest} or before" if latest else "ask for more, or prune before the LLM"
+        raise BudgetError(
+            f"{mean:.4g} of the visual tokens, averaged over {num_layers} layers, is out of reach: "
+            f"the first {layer} layers see all tokens, which alone makes {layer / num_layers:.4g}; {way_out}"
+        )
+    return ratio
 
 
 def check_layer(layer: int, num_layers: int) -> None:

@@ -43,14 +43,29 @@ def add_to_anchors(
     return mean.add_(x.index_select(0, anchors)).to(x.dtype)
 
 
+def merge_others_into_anchors(
+    x: Float[Tensor, "M D"], cluster: Int[Tensor, "M"], anchors: Int[Tensor, "C"], *, weight: float
+) -> Float[Tensor, "C D"]:
+    """`merge_into_anchors`, but the mean is that of the others in the cluster; without any, the anchor stays as it is.
+
+    w is `weight`, or 1 / (cluster size) where that is larger, the anchor counted. It may be in its cluster or not.
+
+    Source: FastVID's releases for LLaVA-Video and Qwen2.5-VL (arXiv:2503.11187).
+    """
+    cluster = cluster.index_fill(0, anchors, len(anchors))
+    mean, counts = _cluster_means(x, cluster, len(anchors))
+    w = (counts + 1).reciprocal().clamp_min(weight)
+    return torch.lerp(mean, x.index_select(0, anchors).float(), w).to(x.dtype)
+
+
 def _cluster_means(
     x: Float[Tensor, "M D"], cluster: Int[Tensor, "M"], C: int
 ) -> tuple[Float[Tensor, "C D"], Float[Tensor, "C 1"]]:
-    """Mean row and size of every cluster, in float32; an empty one has mean 0 and counts as one row."""
+    """Mean row and size of every cluster, in float32; an empty one has mean 0."""
     D = x.shape[1]
     sums = torch.zeros(C + 1, D, device=x.device)
     for block in blocks(len(x), D * 4, x.device) if x.dtype != torch.float32 else (slice(None),):
         sums = sums.index_add_(0, cluster[block], x[block].float())
     counts = torch.zeros(C + 1, device=x.device).index_add_(0, cluster, torch.ones(len(x), device=x.device))
-    counts = counts[:C, None].clamp_min(1)
-    return sums[:C] / counts, counts
+    counts = counts[:C, None]
+    return sums[:C] / counts.clamp_min(1), counts

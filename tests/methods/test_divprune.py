@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from tango.containers import VisualTokens
+from tango.methods import divprune
 from tango.methods.divprune import DivPrunePruner
+from tango.ops.similarity import unit_cosines
 from tests.synthetic import video_tokens
 
 
@@ -42,12 +44,45 @@ def by_loops(x: Tensor, ratio: float) -> list[int]:
     return sorted(kept)
 
 
+@pytest.fixture
+def no_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were too many tokens for a matrix of all cosines."""
+    monkeypatch.setattr(divprune, "MAX_BYTES", 0)
+
+
 class TestOracle:
     @pytest.mark.parametrize("ratio", [0.05, 0.1, 0.2, 0.6, 0.95])
     @pytest.mark.parametrize("seed", range(3))
     def test_equals_plain_loops(self, seed: int, ratio: float) -> None:
         tokens = video_tokens(seed, frames=4, grid=(4, 5), dim=20)
         assert DivPrunePruner(retention_ratio=ratio)(tokens).indices.tolist() == by_loops(tokens.features, ratio)
+
+    @pytest.mark.usefixtures("no_matrix")
+    @pytest.mark.parametrize("ratio", [0.05, 0.2, 0.95])
+    def test_without_a_matrix_too(self, ratio: float) -> None:
+        self.test_equals_plain_loops(3, ratio)
+
+    @pytest.mark.parametrize("ratio", [0.1, 0.9])
+    def test_duplicates_without_a_matrix(self, monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
+        tokens = video_tokens(frames=5, grid=(8, 9))
+        tokens.features[3:] = 2 * tokens.features[:2]
+        whole = DivPrunePruner(retention_ratio=ratio)(tokens)
+        monkeypatch.setattr(divprune, "MAX_BYTES", 0)
+        assert torch.equal(DivPrunePruner(retention_ratio=ratio)(tokens).indices, whole.indices)
+
+    @pytest.mark.parametrize("M", [90, 110])
+    def test_a_matrix_only_within_the_bound(self, monkeypatch: pytest.MonkeyPatch, M: int) -> None:
+        monkeypatch.setattr(divprune, "MAX_BYTES", 4 * 100**2)
+        multiplied = []
+        monkeypatch.setattr(divprune, "unit_self_cosines", lambda x: multiplied.append(len(x)) or unit_cosines(x, x))
+        DivPrunePruner()(video(torch.randn(1, M, 4)))
+        assert multiplied == [M] * (M <= 100)
+
+    @pytest.mark.parametrize("M", [100, 20_000])
+    def test_the_host_waits_for_nothing(self, M: int) -> None:
+        """Meta tensors have no values: reading one fails."""
+        picks = divprune._max_min_picks(torch.empty(M, 8, device="meta"), 5)
+        assert picks.shape == (5,)
 
     @pytest.mark.parametrize("size", [1, 7])
     def test_blocks_change_nothing(self, cut_into_blocks: Callable[[int], None], size: int) -> None:

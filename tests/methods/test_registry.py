@@ -19,7 +19,7 @@ from tango.methods import Pruner, available_pruners, build_pruner, pruner_class,
 @pytest.fixture
 def scratch_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a test register methods that are gone after it."""
-    monkeypatch.setattr(registry, "_PRUNERS", dict(registry._PRUNERS))
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class TestNames:
     def test_every_method_file_registers_something(self) -> None:
         folder = Path(tango.methods.__file__).parent
         files = {path.stem for path in folder.glob("*.py")} - {"__init__", "base", "registry"}
-        classes = [*registry._PRUNERS.values(), *registry._LAYER_PRUNERS.values()]
+        classes = registry._METHODS.values()
         assert files == {cls.__module__.rpartition(".")[2] for cls in classes}
 
     def test_public_package_offers_the_registry(self) -> None:

@@ -139,7 +139,7 @@ def spy_on_meta(
     with monkeypatch.context() as patch, Spy() as spy:
         patch.setattr(torch, "tensor", spy.watch(torch.tensor))
         patch.setattr(torch.Tensor, "cpu", cpu)
-        patch.setattr(clustering_module, "_gram", lambda x: x @ x.mT)  # what it does on a GPU
+        patch.setattr(clustering_module, "gram", lambda x: x @ x.mT)  # what it does on a GPU
         pruned = pruner.prune(tokens)
     assert pruned.indices.device.type == pruned.features.device.type == "meta"
     assert len(pruned.indices) == len(pruned.features) > 0

@@ -32,7 +32,8 @@ def test_features_equal_the_stock_video_features(model):
     with torch.no_grad():
         stock = model.model.get_video_features(inputs["pixel_values_videos"], return_dict=True).pooler_output
     ours = torch.stack([video.features.flatten(0, 1) for video in videos])
-    assert torch.equal(ours, stock.view(2, -1, ours.shape[-1])[:, : ours.shape[1]])  # newer releases add the newline
+    stock = stock.view(2, -1, ours.shape[-1])[:, : ours.shape[1]]  # newer releases add the newline
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)  # pooling before the last linear layer rounds apart
 
 
 def test_attn_equals_eager_attention(model):

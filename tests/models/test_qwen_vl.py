@@ -187,9 +187,8 @@ def eager_weights(model, inputs) -> list[torch.Tensor]:
             model.model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"], return_dict=True)
     finally:
         attention.config._attn_implementation = before
-    steps = inputs["video_grid_thw"][:, 0].tolist()
+    frames, steps = iter(weights), inputs["video_grid_thw"][:, 0].tolist()
     assert len(weights) == sum(steps)  # frame by frame: the block attends to whole frames and to no others
-    frames = iter(weights)
     return [torch.stack([next(frames) for _ in range(t)]) for t in steps]
 
 
@@ -206,11 +205,12 @@ def test_attn_equals_eager_attention(family, model):
         torch.testing.assert_close(video.saliency, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_p_attn_equals_its_definition(family, model, monkeypatch):
+def test_p_attn_and_keys_equal_their_definitions(family, model, monkeypatch):
     """Mean query of a frame against the mean key of each unit, from the stock model's own rotated queries and keys."""
     inputs = tiny_qwen.inputs(family, ("A ", WIDE, " B ", TALL))
     with torch.no_grad():
-        videos = adapter_class(family)(model).encode_videos(inputs, Signal.SALIENCY, StageTimer()).videos
+        adapter = adapter_class(family)(model)
+        videos = adapter.encode_videos(inputs, Signal.SALIENCY | Signal.KEYS, StageTimer()).videos
     module = importlib.import_module(type(model).__module__)
     stock_rotate, rotated = module.apply_rotary_pos_emb_vision, []
 
@@ -221,8 +221,7 @@ def test_p_attn_equals_its_definition(family, model, monkeypatch):
     monkeypatch.setattr(module, "apply_rotary_pos_emb_vision", rotate)
     with torch.no_grad():
         model.model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"], return_dict=True)
-    queries, keys = rotated[-1]  # of the last block: (patches, heads, d)
-    first = 0
+    (queries, keys), first = rotated[-1], 0  # of the last block: (patches, heads, d)
     for video, (t, h, w) in zip(videos, (WIDE, TALL), strict=True):
         unit = patch_order((1, h, w), 2 if family == "qwen2_5_vl" else None)
         for step in range(t):
@@ -231,6 +230,7 @@ def test_p_attn_equals_its_definition(family, model, monkeypatch):
             means = torch.stack([key[unit == n].mean(0) for n in range(h * w // 4)], dim=1)  # (heads, N, d)
             expected = (torch.einsum("hd,hnd->hn", query, means) / query.shape[-1] ** 0.5).softmax(-1).mean(0)
             torch.testing.assert_close(video.saliency[step], expected, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(video.keys[step], means.mean(0), rtol=1e-4, atol=1e-5)
             first += h * w
 
 

@@ -180,12 +180,6 @@ class TestMemory:
     def test_the_default_bound_is_64_mib(self) -> None:
         assert clustering._MAX_ELEMENTS * 4 == 64 << 20
 
-    @pytest.mark.parametrize("M", [1, 64, 65, 130, 513])
-    def test_gram_matrix_from_its_upper_triangle(self, M: int) -> None:
-        x = unit_rows(2, M, 9)
-        gram = clustering._gram(x)
-        torch.testing.assert_close(gram, x @ x.mT, rtol=0, atol=1e-6)
-
 
 @pytest.mark.parametrize("num_clusters", [0, -1, 6])
 def test_cluster_counts_out_of_range_are_refused(num_clusters: int) -> None:

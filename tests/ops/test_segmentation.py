@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tango.bench.reference import _segment as reference_segment
-from tango.ops.segmentation import adjacent_similarity, segment_by_cuts, segment_by_static_tokens
+from tango.ops.segmentation import (
+    adjacent_similarity,
+    segment_by_cuts,
+    segment_by_labels,
+    segment_by_static_tokens,
+)
 
 THRESHOLD = 0.8
 
@@ -219,3 +224,35 @@ class TestSegmentByCuts:
         similarity = np.array(self.SIMILARITY, np.float32)
         segment_by_cuts(similarity, 0.3)
         np.testing.assert_array_equal(similarity, np.array(self.SIMILARITY, np.float32))
+
+
+class TestSegmentByLabels:
+    @pytest.mark.parametrize(
+        ("labels", "expected"),
+        [
+            ("a", [1]),
+            ("aaa", [3]),
+            ("aabbb", [2, 3]),
+            ("aaabaa", [6]),  # b has no run of two frames; a's shorter run is to be mended, too: all join aaa
+            ("aabaa", [5]),  # both runs of a are the longest: they hold, and the frame between joins the left one
+            ("aacbbb", [2, 4]),  # the longer neighbour
+            ("aaacbb", [4, 2]),
+            ("aacbb", [3, 2]),  # equally long: the left one
+            ("caabb", [3, 2]),  # no left neighbour
+            ("aabbc", [2, 3]),
+            ("aabbbaddd", [2, 4, 3]),  # a, once more, between equally long neighbours
+            ("aacdebbbb", [2, 7]),  # one gap, not three
+            ("aacbbdeeee", [3, 2, 5]),  # d joins e: two of b are fewer than four
+            ("aacbbbdeee", [2, 5, 3]),  # b, grown to four by then, keeps d from e
+            ("abab", [4]),  # no run of two frames
+            ("abcdd", [5]),
+        ],
+    )
+    def test_by_hand(self, labels: str, expected: list[int]) -> None:
+        assert segment_by_labels([float(ord(label)) for label in labels]) == expected
+
+    @given(st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=1, max_size=14))
+    def test_sizes_add_up(self, labels: list[float]) -> None:
+        sizes = segment_by_labels(labels)
+        assert sum(sizes) == len(labels)
+        assert len(sizes) == 1 or min(sizes) >= 2

@@ -1,0 +1,137 @@
+"""Times all methods on the same synthetic tokens, in alternating runs in one process. Behind `tango bench methods`."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from tango.bench.common import (
+    add_shared_arguments,
+    describe_setting,
+    device_from,
+    make_report,
+    number,
+    positive,
+    threads,
+    time_ms,
+    tokens_from,
+)
+from tango.containers import PrunedTokens, VisualTokens
+from tango.files import write_json
+from tango.methods import Pruner, available_pruners, build_pruner
+from tango.report.text import align, markdown
+
+
+class Candidate(NamedTuple):
+    """Something to time: `call` runs it once, on inputs that are ready."""
+
+    name: str
+    stage: str
+    call: Callable[[], PrunedTokens]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the benchmark."""
+    parser.add_argument("--frames", type=positive, default=32, help="video length (default %(default)s)")
+    add_shared_arguments(parser)
+    parser.add_argument("--exact-budget", action="store_true", help="let every method keep exactly that fraction")
+    parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark, print its table, write its JSON."""
+    device = device_from(args)
+    shared = {"retention_ratio": args.retention_ratio, "exact_budget": args.exact_budget}
+    pruners = [build_pruner(name, **shared) for name in available_pruners()]
+    with threads(args.threads):
+        rows = measure(list(candidates(tokens_from(args, args.frames, device), pruners)), args.repeats, device)
+        config = {"frames": args.frames, **shared, "options": {p.name: p.config() for p in pruners}}
+        report = make_report("methods", args, device, config, rows)
+    print(format_markdown(report) if args.markdown else format_report(report))
+    if args.output:
+        write_json(args.output, report)
+    return 0
+
+
+def candidates(tokens: VisualTokens, pruners: Sequence[Pruner]) -> Iterator[Candidate]:
+    """All that is timed. Methods of another stage join the table by being yielded here."""
+    for pruner in pruners:
+        yield Candidate(pruner.name, "before the LLM", functools.partial(pruner, tokens))
+
+
+@torch.inference_mode()
+def measure(timed: Sequence[Candidate], repeats: int, device: torch.device) -> list[dict[str, Any]]:
+    """One row per candidate. Rounds of one run of each, so that a busy machine slows all of them alike."""
+    kept = [candidate.call() for candidate in timed]  # also the warm-up
+    times: list[list[float]] = [[] for _ in timed]
+    with tqdm(total=repeats * len(timed), desc="bench methods", unit="run", file=sys.stderr) as progress:
+        for _ in range(repeats):
+            for candidate, own in zip(timed, times, strict=True):
+                progress.set_postfix_str(candidate.name)
+                own.append(time_ms(candidate.call, device))
+                progress.update()
+    merging = [own for own, pruned in zip(times, kept, strict=True) if merges(pruned)]
+    yardstick = min(merging, key=statistics.median, default=None)
+    rows = []
+    for candidate, own, pruned in zip(timed, times, kept, strict=True):
+        ratios = [] if yardstick is None else [mine / fastest for mine, fastest in zip(own, yardstick, strict=True)]
+        rows.append(
+            {
+                "method": candidate.name,
+                "stage": candidate.stage,
+                "kept_tokens": len(pruned.indices),
+                "merges": merges(pruned),
+                "total_ms": statistics.median(own),
+                "total_min_ms": min(own),
+                "total_max_ms": max(own),
+                "ratio": statistics.median(ratios) if ratios else None,
+                "ratio_min": min(ratios, default=None),
+                "ratio_max": max(ratios, default=None),
+            }
+        )
+    return rows
+
+
+def merges(pruned: PrunedTokens) -> bool:
+    """Whether any kept token stands for others besides itself, by the assignment that the method returned."""
+    return pruned.assignment is not None and int((pruned.assignment >= 0).sum()) > len(pruned.indices)
+
+
+_HEADER = ("method", "stage", "merges", "kept", "ms", "min-max", "ratio", "min-max")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["method"],
+        row["stage"],
+        "yes" if row["merges"] else "no",
+        str(row["kept_tokens"]),
+        number(row["total_ms"]),
+        f"{number(row['total_min_ms'])}-{number(row['total_max_ms'])}",
+        number(row["ratio"], 2),
+        f"{number(row['ratio_min'], 2)}-{number(row['ratio_max'], 2)}",
+    ]
+
+
+def _title(report: dict[str, Any]) -> str:
+    config = report["config"]
+    setting = describe_setting(report, f"{100 * config['retention_ratio']:g} % kept", str(config["frames"]))
+    return f"{setting}; ratio: to the fastest method that merges, run by run"
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The rows as a table."""
+    table = align([_HEADER, *map(_cells, report["rows"])], num_left=3)
+    return f"{_title(report)}\n{table}"
+
+
+def format_markdown(report: dict[str, Any]) -> str:
+    """The rows as a table in Markdown."""
+    return f"{_title(report)}\n\n{markdown([_HEADER, *map(_cells, report['rows'])])}"

@@ -1,0 +1,304 @@
+"""`tango compare`: what several methods keep of one video. It is encoded once, and all see the same tokens."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import operator
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+import tango
+from tango.commands.common import add_model_arguments, add_video_arguments, load_model, num_frames_from, parse_option
+from tango.containers import PrunedTokens, Signal, Video, VisualTokens
+from tango.errors import OptionError, TangoError, UnknownNameError
+from tango.files import write_bytes, write_json
+from tango.methods import Pruner, available_layer_pruners, available_pruners, build_pruner
+from tango.models import Adapter, adapter_class
+from tango.profiling import StageTimer
+from tango.report import figures
+from tango.report.text import align
+
+_INSIDE = "works inside the LLM, where what it keeps depends on the question; not compared here"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One video, its visual tokens, and how long it took to get them, by stage: one run, without warm-up."""
+
+    video: Video
+    tokens: VisualTokens
+    stages_ms: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one method makes of the tokens, and how long that takes, run by run."""
+
+    pruner: Pruner
+    pruned: PrunedTokens
+    times_ms: tuple[float, ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `tango compare`."""
+    add_video_arguments(parser)
+    add_model_arguments(parser)
+    add = parser.add_argument
+    add(
+        "--methods", default="all", metavar="NAMES", help="names with commas between, see `tango methods`; or all (all)"
+    )
+    add("--retention-ratio", type=float, default=0.1, help="fraction of visual tokens kept, in (0, 1] (0.1)")
+    add("--exact-budget", action="store_true", help="let every method keep exactly that fraction")
+    add(
+        "--option", action="append", default=[], metavar="METHOD.NAME=VALUE", help="an option of one method; repeatable"
+    )
+    add("--repeats", type=int, default=3, help="timed runs of each method, of which the median is reported (3)")
+    add("--output", type=Path, metavar="DIR", help="write compare.json and a picture METHOD.png of what each keeps")
+    add("--json", action="store_true", help="print one JSON object, with every kept index")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the vision tower once and every method on its tokens, not the language model."""
+    pruners, excluded = choose(args)  # this and the video first: mistakes show before minutes of loading
+    if args.repeats < 1:
+        raise OptionError(f"--repeats must be at least 1, got {args.repeats}")
+    if args.output is not None and args.output.exists() and not args.output.is_dir():
+        raise TangoError(f"--output needs a folder, {args.output} is a file")
+    timer = StageTimer()
+    frames = num_frames_from(args)
+    with timer.stage("read"):
+        video = tango.read_video(args.video, num_frames=frames, backend=args.video_backend)
+    model, processor = load_model(args)
+    adapter = adapter_class(model.config)(model, saliency=args.saliency)
+    pruners = servable(adapter, pruners, excluded)
+    with tqdm(total=len(pruners) + 1, desc="compare", unit="step", file=sys.stderr) as progress:
+        progress.set_postfix_str("encoding the video")
+        with timer.stage("preprocess"):
+            inputs = tango.prepare(processor, video, "").to(model.device)
+        encoded = encode(adapter, video, inputs, pruners, timer)
+        results = compare(pruners, encoded, excluded, progress, repeats=args.repeats, output=args.output)
+    record = _record(args, encoded, results, excluded)
+    if args.output is not None:
+        write_json(args.output / "compare.json", record)
+    print(json.dumps(record) if args.json else format_record(record))
+    return 0
+
+
+def choose(args: argparse.Namespace) -> tuple[list[Pruner], dict[str, str]]:
+    """The methods to compare, built, and of those that cannot be compared the reason.
+
+    Raises:
+        UnknownNameError: no such method or option; TangoError: an option is not METHOD.NAME=VALUE of a chosen method.
+    """
+    known = [*available_pruners(), *available_layer_pruners()]
+    names = known if args.methods == "all" else list(dict.fromkeys(name.strip() for name in args.methods.split(",")))
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("method", name, ["all", *known])
+    options: dict[str, dict[str, Any]] = {name: {} for name in names if name in available_pruners()}
+    for item in args.option:
+        key, value = parse_option(item)
+        method, dot, option = key.partition(".")
+        if not dot:
+            raise TangoError(f"--option needs METHOD.NAME=VALUE, got {item!r}")
+        if method not in options:
+            raise UnknownNameError("method to compare", method, options)
+        options[method][option.replace("-", "_")] = value
+    shared = {"retention_ratio": args.retention_ratio, "exact_budget": args.exact_budget}
+    pruners = [build_pruner(name, **{**shared, **own}) for name, own in options.items()]
+    return pruners, {name: _INSIDE for name in names if name not in options}
+
+
+def servable(adapter: Adapter, pruners: Sequence[Pruner], excluded: dict[str, str]) -> list[Pruner]:
+    """The methods whose signals this model can supply; the others are added to `excluded`.
+
+    Raises:
+        TangoError: there are none.
+    """
+    served = []
+    for pruner in pruners:
+        try:
+            adapter.check(pruner.needs, pruner.name)
+        except TangoError as error:
+            excluded[pruner.name] = str(error)
+        else:
+            served.append(pruner)
+    _refuse_if_none(served, excluded)
+    return served
+
+
+def encode(adapter: Adapter, video: Video, inputs: Any, pruners: Sequence[Pruner], before: StageTimer) -> Encoded:
+    """Encode the video once, with every signal that one of the methods wants."""
+    wants = functools.reduce(operator.or_, (pruner.wants for pruner in pruners), Signal.NONE)
+    timer = StageTimer(adapter.model.device)
+    with torch.inference_mode():
+        (tokens,) = adapter.encode_videos(inputs, wants, timer).videos
+    # What an adapter counts to the pruning stage before any pruning is the making of saliency and other signals.
+    stages = {"signals" if stage == "prune" else stage: ms for stage, ms in timer.ms().items()}
+    return Encoded(video=video, tokens=tokens, stages_ms={**before.ms(), **stages})
+
+
+@torch.inference_mode()
+def compare(
+    pruners: Sequence[Pruner],
+    encoded: Encoded,
+    excluded: dict[str, str],
+    progress: tqdm,
+    *,
+    repeats: int,
+    output: Path | None = None,
+) -> list[Result]:
+    """Run and time every method on the same tokens. Pictures are written as soon as they are made.
+
+    A method that refuses these tokens is added to `excluded`.
+
+    Raises:
+        TangoError: all do.
+    """
+    results: list[Result] = []
+    tiles = None if output is None else figures.thumbnails(encoded.video.frames.numpy(), encoded.tokens.grid)
+    for pruner in pruners:
+        progress.update()
+        progress.set_postfix_str(pruner.name)
+        try:
+            pruned = pruner(encoded.tokens)  # also the warm-up
+        except TangoError as error:
+            excluded[pruner.name] = str(error)
+            continue
+        times = tuple(_time_ms(pruner, encoded.tokens) for _ in range(repeats))
+        results.append(Result(pruner=pruner, pruned=pruned, times_ms=times))
+        if output is not None and tiles is not None:
+            write_bytes(output / f"{pruner.name}.png", draw(encoded, tiles, results[-1]))
+    progress.update()
+    _refuse_if_none(results, excluded)
+    return results
+
+
+def _time_ms(pruner: Pruner, tokens: VisualTokens) -> float:
+    timer = StageTimer(tokens.features.device)
+    with timer.stage("prune"):
+        pruner(tokens)
+    return timer.ms()["prune"]
+
+
+def _refuse_if_none(left: Sequence[object], excluded: dict[str, str]) -> None:
+    if not left:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in excluded.items())
+        raise TangoError(f"none of the methods can be compared. {reasons}")
+
+
+def draw(encoded: Encoded, tiles: NDArray[np.uint8], result: Result) -> bytes:
+    """A PNG of all sampled frames: kept tokens bright, dropped ones grey, merged ones blue."""
+    T, N, _ = encoded.tokens.features.shape
+    states = token_states(encoded.tokens, result.pruned)
+    F, K = len(tiles), len(result.pruned.indices)
+    per_step = -(-F // T)  # sampled frames that share their tokens
+    seconds = encoded.video.timestamps_s.tolist()
+    legend = "bright: kept; grey: dropped"
+    if result.pruned.assignment is not None:
+        legend = "bright: kept; blue: merged into a kept token; grey: dropped"
+    caption = [f"{result.pruner.name}: {K} of {T * N} visual tokens kept ({100 * K / (T * N):.1f} %)", legend]
+    labels = [f"frame {i}, {time:.2f} s" for i, time in enumerate(seconds)]
+    return figures.png(figures.contact_sheet(tiles, states[np.arange(F) // per_step], labels, caption))
+
+
+def token_states(tokens: VisualTokens, pruned: PrunedTokens) -> NDArray[np.uint8]:
+    """What became of each token, (T, H, W), in the terms of `figures`."""
+    T, N, _ = tokens.features.shape
+    states = np.full(T * N, figures.DROPPED, dtype=np.uint8)
+    if pruned.assignment is not None:
+        states[pruned.assignment.cpu().numpy() >= 0] = figures.MERGED
+    states[pruned.indices.cpu().numpy()] = figures.KEPT
+    return states.reshape(T, *tokens.grid)
+
+
+def overlap(kept: Sequence[Tensor], num_tokens: int) -> list[list[float]]:
+    """Jaccard index of every two sets of kept tokens: the tokens in both, as a fraction of those in either."""
+    member = torch.zeros(len(kept), num_tokens, dtype=torch.float64)
+    for row, indices in zip(member, kept, strict=True):
+        row[indices.cpu()] = 1
+    common, sizes = member @ member.T, member.sum(1)
+    return (common / (sizes[:, None] + sizes - common)).tolist()
+
+
+def _record(
+    args: argparse.Namespace, encoded: Encoded, results: Sequence[Result], excluded: dict[str, str]
+) -> dict[str, Any]:
+    T, N, _ = encoded.tokens.features.shape
+    return {
+        "video": args.video,
+        "model": args.model,
+        "saliency": args.saliency,
+        "retention_ratio": args.retention_ratio,
+        "exact_budget": args.exact_budget,
+        "grid": list(encoded.tokens.grid),
+        "timestamps_s": encoded.tokens.timestamps_s.tolist(),
+        "frame_indices": list(encoded.video.frame_indices),
+        "frame_timestamps_s": encoded.video.timestamps_s.tolist(),
+        "tokens_before": T * N,
+        "stages_ms": encoded.stages_ms,
+        "repeats": args.repeats,
+        "methods": [
+            {
+                "method": result.pruner.name,
+                "options": result.pruner.config(),
+                "tokens_after": len(result.pruned.indices),
+                "share": len(result.pruned.indices) / (T * N),
+                "prune_ms": statistics.median(result.times_ms),
+                "prune_min_ms": min(result.times_ms),
+                "prune_max_ms": max(result.times_ms),
+                "indices": result.pruned.indices.tolist(),
+            }
+            for result in results
+        ],
+        "overlap": overlap([result.pruned.indices for result in results], T * N),
+        "not_compared": excluded,
+    }
+
+
+def format_record(record: dict[str, Any]) -> str:
+    """The comparison as text: shared stages, a line per method, and how much any two have in common."""
+    methods = record["methods"]
+    stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in record["stages_ms"].items())
+    T = len(record["timestamps_s"])
+    shape = " x ".join(map(str, (T, *record["grid"])))
+    rows = [["method", "kept", "share", "ms", "min-max"]]
+    rows += [
+        [
+            m["method"],
+            str(m["tokens_after"]),
+            f"{100 * m['share']:.1f} %",
+            f"{m['prune_ms']:.2f}",
+            f"{m['prune_min_ms']:.2f}-{m['prune_max_ms']:.2f}",
+        ]
+        for m in methods
+    ]
+    matrix = [["", "", *(str(i) for i in range(1, len(methods) + 1))]]
+    for i, (method, row) in enumerate(zip(methods, record["overlap"], strict=True), start=1):
+        matrix.append([str(i), method["method"], *(f"{value:.2f}" for value in row)])
+    lines = [
+        f"{record['video']}: {record['tokens_before']} visual tokens ({shape})",
+        f"shared by all methods, ms: {stages}",
+        f"\npruning step alone, median of {record['repeats']}",
+        align(rows, num_left=1),
+        "\nkept tokens in common, as a fraction of those that either keeps",
+        align(matrix, num_left=2),
+    ]
+    if record["not_compared"]:
+        names: dict[str, list[str]] = {}
+        for name, reason in record["not_compared"].items():
+            names.setdefault(reason, []).append(name)
+        lines += ["\nnot compared", *(f"{', '.join(alike)}: {reason}" for reason, alike in names.items())]
+    return "\n".join(lines)

@@ -1,0 +1,73 @@
+"""DART: keep a few pivot tokens, and of the others those that duplicate no pivot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tango.containers import LayerTokens, Paper
+from tango.errors import OptionError
+from tango.methods.base import LayerPruner
+from tango.methods.registry import register
+from tango.ops.selection import top_k
+from tango.ops.similarity import unit_cosines, unit_rows
+from tango.shapes import Float, Int
+
+
+@register("dart")
+@dataclass(frozen=True, kw_only=True)
+class DartPruner(LayerPruner):
+    """Keep the visual tokens with the largest keys, and those least similar to them or to pivots of the text.
+
+    Pivots are the visual tokens with the largest keys (L1 norm, keys of the layer before) and likewise the text tokens
+    after the video. Each pivot in turn keeps the floor(retention_ratio * M / pivots) visual tokens of lowest cosine
+    similarity that none before it has kept; similarity is that of the hidden states under the LLM's final norm. Where
+    that would be all tokens, all stay.
+
+    Source: arXiv:2502.11494; numbers of pivots as in appendix A.3 of arXiv:2604.09547; layer of DART's release.
+    Deviation: visual pivots come first, then those of the text, both by falling norm (the release follows the order of
+    a Python set). Fewer text tokens than pivots wanted are no error: all of them serve.
+    """
+
+    layer: int = 2
+    num_visual_pivots: int = 4  # appendix A.3
+    num_text_pivots: int = 4  # appendix A.3
+
+    budget_rule: ClassVar[str] = "4 + 8 floor(r M / 8) of the M visual tokens that reach the layer"
+    paper: ClassVar[Paper] = Paper(
+        title="Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More",
+        venue="EMNLP 2025",
+        url="https://arxiv.org/abs/2502.11494",
+        licence="Apache-2.0",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("num_visual_pivots", 1), ("num_text_pivots", 0)):
+            if (value := getattr(self, name)) < least:
+                raise OptionError(f"{name} must be at least {least}, got {value}")
+
+    def prune(self, tokens: LayerTokens) -> tuple[Float[Tensor, "K D"], Int[Tensor, "K"]]:
+        M = len(tokens.visual)
+        norms = tokens.keys.abs().sum((1, 2))
+        visual = top_k(norms[tokens.visual][None], self.num_visual_pivots)[0]
+        text = top_k(norms[tokens.text][None], self.num_text_pivots)[0]
+        num_pivots = len(visual) + len(text)
+        share = int(M * self.retention_ratio) // num_pivots
+        count = len(visual) + share * num_pivots
+        if count >= M:
+            return tokens.hidden[tokens.visual], torch.arange(M, device=visual.device)
+        with torch.no_grad():
+            pivots = torch.cat([tokens.visual[visual], tokens.text[text]])
+            weight = tokens.norm_weight.float()  # the norm's scale of a row cancels in a cosine
+            states = [unit_rows(tokens.hidden[rows].float() * weight) for rows in (pivots, tokens.visual)]
+            similarity = unit_cosines(*states)
+            kept = torch.zeros(M, dtype=torch.bool, device=visual.device).index_fill(0, visual, True)
+            for row in similarity:
+                free = row.masked_fill(kept, float("inf"))
+                kept = kept.index_fill(0, free.argsort(stable=True)[:share], True)
+            order = kept.byte().argsort(descending=True, stable=True)[:count]
+        return tokens.hidden[tokens.visual[order]], order

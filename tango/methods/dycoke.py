@@ -1,0 +1,128 @@
+"""DyCoke's part before the LLM: of most frames, keep what changed since an earlier one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tango.containers import Paper, PrunedTokens, VisualTokens
+from tango.errors import BudgetError, OptionError
+from tango.methods.base import Pruner
+from tango.methods.registry import register
+from tango.ops.blocks import blocks, upload
+from tango.ops.budget import apportion, exact_count
+from tango.ops.checks import check_finite
+from tango.ops.similarity import paired_cosines, unit_rows
+from tango.shapes import Float
+
+
+@register("dycoke")
+@dataclass(frozen=True, kw_only=True)
+class DyCokePruner(Pruner):
+    """Keep every fourth frame whole, and of the others the tokens least like those at their place in an earlier one.
+
+    In a group of four, frame 1 is held against frame 0, frame 2 against frame 0 and frame 3 against frame 2.
+
+    Source: token merging of section 3.2 of arXiv:2411.15024 and its release, which drops the redundant tokens.
+    Deviation: the share to drop is solved for `retention_ratio`. First frames of groups of four are a quarter of the
+    video; for a smaller ratio groups double (then frame 4 is held against frame 0, frame 6 against 4, and so on), and
+    what is less than one frame is spread evenly over the first. Also unlike the release, an odd last frame and the
+    last group are treated as all others, and kept tokens stay in order. The part that selects from the KV cache during
+    decoding is left out.
+    """
+
+    group_frames: int | None = None  # frames per whole one (4 in the release); None: 4, doubled while r asks for fewer
+    share_dropped: float | None = None  # of every frame that is not whole (k, 0.7 in the release); None: solved for r
+    release_tail: bool = False  # frame T - 2 stays whole in groups of 4 if T is a multiple of 4 (release, off by one)
+
+    budget_rule: ClassVar[str] = "round(r T N), always exact; with `share_dropped` whatever that leaves"
+    paper: ClassVar[Paper] = Paper(
+        title="DyCoke: Dynamic Compression of Tokens for Fast Video Large Language Models",
+        venue="CVPR 2025",
+        url="https://arxiv.org/abs/2411.15024",
+        licence="Apache-2.0",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option, low, high in (("group_frames", 2, math.inf), ("share_dropped", 0, 1)):
+            if (value := getattr(self, option)) is not None and not low <= value <= high:
+                raise OptionError(f"{option} must lie in [{low}, {high}], got {value!r}")
+        if self.exact_budget and self.share_dropped is not None:
+            raise OptionError(
+                "share_dropped sets the number of tokens, and so does exact_budget: leave one of them out"
+            )
+
+    def prune(self, tokens: VisualTokens) -> PrunedTokens:
+        T, N, _ = tokens.features.shape
+        x, device = tokens.features.flatten(0, 1), tokens.features.device
+        references, counts = self._plan(T, N)
+        thinned = [t for t, reference in enumerate(references) if reference != t and counts[t]]
+        kept = [t * N + i for t, r in enumerate(references) if r == t for i in _spread(counts[t], N)]
+        with torch.no_grad():
+            check_finite(x.sum(dtype=torch.float32), "features")
+            indices = upload(kept, device)
+            if thinned:
+                alike = _likeness(tokens.features, thinned, [references[t] for t in thinned])
+                order = alike.sort(dim=1, stable=True).indices + upload(thinned, device)[:, None] * N
+                first = np.concatenate([row * N + np.arange(counts[t]) for row, t in enumerate(thinned)])
+                indices = torch.cat([indices, order.flatten().index_select(0, upload(first, device))]).sort().values
+        return PrunedTokens(features=x.index_select(0, indices), indices=indices)
+
+    def _plan(self, T: int, N: int) -> tuple[list[int], list[int]]:
+        """Of each frame the one it is held against (whole: itself), and how many tokens to keep. Host arithmetic only.
+
+        Raises:
+            BudgetError: the whole frames of groups of `group_frames` are too many for `retention_ratio`.
+        """
+        total, group = exact_count(T * N, self.retention_ratio), self.group_frames or 4
+        references = self._references(T, group)
+        can_grow = self.group_frames is None and self.share_dropped is None
+        while can_grow and group < T and _num_whole(references) * N > total:
+            group *= 2
+            references = self._references(T, group)
+        num_whole = _num_whole(references)
+        if self.share_dropped is not None:
+            counts = [int((1 - self.share_dropped) * N)] * (T - num_whole)
+        elif num_whole * N <= total:
+            counts = apportion(total - num_whole * N, [N] * (T - num_whole))
+        elif can_grow:
+            return references, [total] + [0] * (T - 1)
+        else:
+            raise BudgetError(
+                f"groups of {group} frames keep at least {num_whole} of these {T} frames, so retention_ratio must be "
+                f"at least {num_whole / T:.4g}, got {self.retention_ratio!r}; group_frames=None lets groups grow"
+            )
+        shares = iter(counts)
+        return references, [N if t == reference else next(shares) for t, reference in enumerate(references)]
+
+    def _references(self, T: int, group: int) -> list[int]:
+        """The frame that each one is held against; itself if it is whole."""
+        # Clearing the lowest bit of a frame's number within its group gives 0 for 1, 2, 4; 2 for 3; 4 for 5, 6; ...
+        references = [t - ((place := t % group) & -place) for t in range(T)]
+        if self.release_tail and group == 4 and T % 4 == 0:
+            references[T - 2] = T - 2
+        return references
+
+
+def _num_whole(references: list[int]) -> int:
+    return sum(t == reference for t, reference in enumerate(references))
+
+
+def _spread(count: int, N: int) -> list[int]:
+    """`count` of N places at equal distances."""
+    return [(2 * i + 1) * N // (2 * count) for i in range(count)]
+
+
+def _likeness(x: Float[Tensor, "T N D"], frames: list[int], references: list[int]) -> Float[Tensor, "F N"]:
+    """Cosine of every token of some frames with the one at its place in another."""
+    rows = []
+    for block in blocks(len(frames), x[0].numel() * 8, x.device):
+        a, b = (unit_rows(x.index_select(0, upload(pair[block], x.device))) for pair in (frames, references))
+        rows.append(paired_cosines(a, b))
+    return torch.cat(rows)

@@ -1,0 +1,46 @@
+"""FastV: after two layers, keep the visual tokens that the prompt's last token attends to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from tango.containers import LayerTokens, Paper
+from tango.methods.base import LayerPruner
+from tango.methods.registry import register
+from tango.ops.attention import attention_of_last_token
+from tango.ops.budget import exact_count
+from tango.ops.selection import top_k
+from tango.shapes import Float, Int
+
+
+@register("fastv")
+@dataclass(frozen=True, kw_only=True)
+class FastvPruner(LayerPruner):
+    """Keep the visual tokens that the prompt's last token attends to most; drop the rest.
+
+    Attention is that of the layer before, averaged over heads. As a method of its own, the ratio at the layer follows
+    from the mean over all layers: 0.0308 at layer 2 of 28 for a mean of 0.1.
+
+    Source: arXiv:2403.06764, with the layer of its release; the Tango paper does not say which layer it used, and of
+    the published values only this one reaches a mean of 0.1 in 28 layers.
+    Deviation: one attention row is computed in float32 instead of a whole layer's matrices; each layer writes its cache
+    once, and after the pruned layer holds its own keys and values (the release's files differ in both).
+    """
+
+    layer: int = 2
+
+    budget_rule: ClassVar[str] = "round(r M) of the M visual tokens that reach the layer"
+    paper: ClassVar[Paper] = Paper(
+        title="An Image is Worth 1/2 Tokens After Layer 2",
+        venue="ECCV 2024",
+        url="https://arxiv.org/abs/2403.06764",
+        licence="none stated",
+    )
+
+    def prune(self, tokens: LayerTokens) -> tuple[Float[torch.Tensor, "K D"], Int[torch.Tensor, "K"]]:
+        attention = attention_of_last_token(tokens)
+        kept = top_k(attention[None], exact_count(len(attention), self.retention_ratio))[0].sort().values
+        return tokens.hidden[tokens.visual[kept]], kept

@@ -1,0 +1,105 @@
+"""What a pruned call did, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tango.profiling import StageTimer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStats:
+    """Pruning inside the LLM: at whose inputs, and how many visual tokens, newlines included, were left there.
+
+    `tokens` has one number more than `layers`: first what entered the LLM. `mean_retention_ratio` is the fraction of
+    all visual tokens that enter a layer, averaged over the LLM's layers.
+    """
+
+    method: str
+    layers: tuple[int, ...]
+    tokens: tuple[int, ...]
+    mean_retention_ratio: float
+
+    def __str__(self) -> str:
+        where = ", ".join(map(str, self.layers)) if len(self.layers) < 5 else f"{self.layers[0]}-{self.layers[-1]}"
+        return f"{' -> '.join(map(str, _ends(self.tokens)))} at layer{'s' * (len(self.layers) > 1)} {where}"
+
+
+def _ends(tokens: tuple[int, ...]) -> tuple[int, ...]:
+    return tokens if len(tokens) < 6 else (tokens[0], tokens[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoStats:
+    """One video: frames, token grid of a frame, and visual tokens before and after pruning (newlines not counted)."""
+
+    frames: int
+    grid: tuple[int, int]
+    tokens_before: int
+    tokens_after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningStats:
+    """What the last call did.
+
+    `entering_before` and `entering_after` count what videos take in the LLM's input, newlines included; `prompt_before`
+    and `prompt_after` are the prompt lengths per row, text and all.
+    """
+
+    method: str
+    retention_ratio: float
+    videos: tuple[VideoStats, ...]
+    entering_before: int
+    entering_after: int
+    prompt_before: tuple[int, ...]
+    prompt_after: tuple[int, ...]
+    timer: StageTimer = field(repr=False)
+    layer: LayerStats | None = None  # None: nothing is pruned inside the LLM
+
+    @property
+    def tokens_before(self) -> int:
+        """Visual tokens of all videos before pruning."""
+        return sum(video.tokens_before for video in self.videos)
+
+    @property
+    def tokens_after(self) -> int:
+        """Visual tokens of all videos after pruning."""
+        return sum(video.tokens_after for video in self.videos)
+
+    @property
+    def visual_share(self) -> float:
+        """Fraction of visual tokens kept."""
+        return self.tokens_after / max(1, self.tokens_before)
+
+    @property
+    def entering_share(self) -> float:
+        """Fraction of the videos' tokens, newlines included, that really enters the LLM."""
+        return self.entering_after / max(1, self.entering_before)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers, with milliseconds per stage."""
+        plain = {k: v for k, v in vars(self).items() if k not in ("timer", "videos", "layer")}
+        return {
+            **plain,
+            "tokens_before": self.tokens_before,
+            "tokens_after": self.tokens_after,
+            "visual_share": self.visual_share,
+            "entering_share": self.entering_share,
+            "videos": [asdict(video) for video in self.videos],
+            "layer": None if self.layer is None else asdict(self.layer),
+            "stages_ms": {stage: round(ms, 3) for stage, ms in self.timer.ms().items()},
+        }
+
+    def __str__(self) -> str:
+        visual = f"{self.tokens_before} -> {self.tokens_after} visual tokens"
+        share = f"{100 * self.visual_share:.1f} %"
+        if self.entering_after > self.tokens_after + len(self.videos):  # a newline per row, not one per video
+            share += f", with newlines {100 * self.entering_share:.1f} %"
+        prompt = f"prompt {sum(self.prompt_before)} -> {sum(self.prompt_after)}"
+        if self.layer is not None:
+            visual += f", {self.layer}"
+            share += f", {100 * self.layer.mean_retention_ratio:.1f} % averaged over the layers"
+        stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in self.timer.ms().items())
+        return f"{self.method}: {visual} ({share}), {prompt} tokens; ms: {stages}"
