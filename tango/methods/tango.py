@@ -23,7 +23,7 @@ from tango.ops.clustering import density_peaks
 from tango.ops.merging import merge_into_anchors
 from tango.ops.segmentation import adjacent_similarity, segment_by_cuts, segment_by_static_tokens
 from tango.ops.selection import diverse_top_k, mask_sinks
-from tango.ops.strope import check_sections, gather_rotated, strope_rotations
+from tango.ops.strope import Rotation, check_sections, gather_rotated, identity_rotations, strope_rotations
 
 _CPU_GROUP_BYTES = 24 << 20  # of rotated single frames clustered at once; in a CPU's last cache
 
@@ -70,6 +70,7 @@ class TangoPruner(Pruner):
     num_neighbors: int = 7  # K of eq. 4
     base_time: float = 1e4  # rotary base of the time axis (Table 4)
     base_space: float = 1e3  # rotary base of rows and columns (Table 4)
+    positions: Literal["seconds", "frames", "none"] = "seconds"  # of ST-RoPE's time axis; none: no ST-RoPE (Table 3)
     rope_sections: tuple[int, int, int] | None = None  # None: near-equal even parts; 1196, 1194, 1194 of 3584
     merge_weight: float = 0.6  # least weight of the anchor in its cluster (release); 0: average pooling (paper)
     anchor_order: Literal["aligned", "release"] = "aligned"  # release: merged rows land by density order
@@ -113,8 +114,7 @@ class TangoPruner(Pruner):
             groups = list(self._groups(lengths, static, x))
             saliency = mask_sinks(tokens.saliency.float(), tokens.sink_positions)
             sections = check_sections(self.rope_sections, D)
-            bases = {"base_time": self.base_time, "base_space": self.base_space}
-            rotations = strope_rotations(tokens.timestamps_s, tokens.grid, sections, **bases, device=x.device)
+            rotations = self._rotations(tokens, sections)
             # One workspace for all groups: fresh memory costs more than the arithmetic done in it.
             space = torch.empty(max(len(g.frames) * len(g.places) for g in groups), D, device=x.device)
         kept = []
@@ -135,6 +135,17 @@ class TangoPruner(Pruner):
             absorbed_by[upload(covered, x.device)[:, None], places] = kept[-1].absorbed_by
         indices, features, _ = zip(*kept, strict=True)
         return assemble(indices, features, absorbed_by.flatten())
+
+    def _rotations(self, tokens: VisualTokens, sections: tuple[int, int, int]) -> tuple[Rotation, Rotation, Rotation]:
+        T, N, _ = tokens.features.shape
+        device = tokens.features.device
+        if self.positions == "none":
+            return identity_rotations(T, N, sections, device=device)
+        times = (
+            tokens.timestamps_s if self.positions == "seconds" else torch.arange(T, device=device, dtype=torch.float32)
+        )
+        bases = {"base_time": self.base_time, "base_space": self.base_space}
+        return strope_rotations(times, tokens.grid, sections, **bases, device=device)
 
     def segments(self, tokens: VisualTokens) -> list[int]:
         """Frames per segment of a video, as `prune` cuts it."""

@@ -59,6 +59,17 @@ def strope_rotations(
     return time, row, column
 
 
+def identity_rotations(
+    T: int, N: int, sections: tuple[int, int, int], *, device: torch.device
+) -> tuple[Rotation, Rotation, Rotation]:
+    """Tables of the same shapes that leave every token as it is."""
+    time, row, column = (
+        (torch.ones(count, dim // 2, device=device), torch.zeros(count, dim // 2, device=device))
+        for count, dim in zip((T, N, N), sections, strict=True)
+    )
+    return time, row, column
+
+
 def rotate(
     x: Float[Tensor, "... D"], rotations: tuple[Rotation, Rotation, Rotation], *, out: Tensor | None = None
 ) -> Float[Tensor, "... D"]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tango.containers import Signal, VisualTokens
+from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError
 from tango.methods import build_pruner, tango
 from tango.methods.tango import TangoPruner
@@ -21,6 +21,32 @@ from tests.synthetic import VIDEOS, video_tokens
 @pytest.fixture(params=VIDEOS)
 def tokens(request: pytest.FixtureRequest) -> VisualTokens:
     return video_tokens(**VIDEOS[request.param])
+
+
+class TestPositions:
+    """ST-RoPE's time axis, and ST-RoPE at all, as the paper's Table 3 takes them away."""
+
+    def check_equal(self, pruned: PrunedTokens, expected: PrunedTokens) -> None:
+        assert torch.equal(pruned.indices, expected.indices)
+        assert torch.equal(pruned.features, expected.features)
+        assert pruned.assignment is not None
+        assert torch.equal(pruned.assignment, expected.assignment)
+
+    def test_frames_are_seconds_of_one_frame_per_second(self, tokens: VisualTokens) -> None:
+        T = len(tokens.timestamps_s)
+        every_second = dataclasses.replace(tokens, timestamps_s=torch.arange(T, dtype=torch.float32))
+        self.check_equal(TangoPruner(positions="frames")(tokens), TangoPruner()(every_second))
+
+    def test_none_is_rotation_by_nothing(self, tokens: VisualTokens) -> None:
+        D = tokens.features.shape[-1]
+        at_once = dataclasses.replace(tokens, timestamps_s=torch.zeros_like(tokens.timestamps_s))
+        expected = TangoPruner(rope_sections=(D, 0, 0))(at_once)  # time alone rotates, and it is always 0
+        self.check_equal(TangoPruner(positions="none")(tokens), expected)
+
+    def test_they_differ(self) -> None:
+        tokens = video_tokens(**VIDEOS["flicker"])
+        merged = [TangoPruner(positions=name)(tokens).assignment for name in ("seconds", "frames", "none")]
+        assert all(not torch.equal(merged[i], merged[i - 1]) for i in range(3))
 
 
 class TestSaliency:
@@ -229,6 +255,7 @@ class TestErrors:
         [
             ("segmentation", "dycoke"),
             ("anchor_order", "random"),
+            ("positions", "mrope"),
             ("context_ratio", 1.5),
             ("context_ratio", -0.1),
             ("context_ratio", "0.4"),
