@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from tango.containers import LayerTokens, Paper
-from tango.errors import OptionError
-from tango.methods.base import LayerPruner
+from tango.methods.base import LayerPruner, Limits
 from tango.methods.registry import register
 from tango.ops.attention import attention_of_last_token
 from tango.ops.flops import solve_layer_ratio
@@ -48,6 +47,7 @@ class FrameFusionPruner(LayerPruner):
     merge_threshold: float = 0.6  # cosine (release)
     least_merged: float = 0.1  # of the tokens of a layer, or merging has done its work (release)
 
+    limits: ClassVar[Limits] = {"merge_threshold": (-1, 1), "least_merged": (0, 1)}
     budget_rule: ClassVar[str] = "as many as make the mean over all layers r M; how soon depends on the video"
     paper: ClassVar[Paper] = Paper(
         title="FrameFusion: Combining Similarity and Importance for Video Token Reduction on Large Vision Language "
@@ -60,10 +60,6 @@ class FrameFusionPruner(LayerPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         solve_layer_ratio(self.retention_ratio, num_layers=self.num_layers, layer=self.layer)  # raises
-        if not -1 <= self.merge_threshold <= 1:
-            raise OptionError(f"merge_threshold must lie in [-1, 1], got {self.merge_threshold!r}")
-        if not 0 <= self.least_merged <= 1:
-            raise OptionError(f"least_merged must lie in [0, 1], got {self.least_merged!r}")
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tango.containers import Paper, PrunedTokens, VisualTokens
 from tango.errors import OptionError
-from tango.methods.base import Pruner
+from tango.methods.base import Limits, Pruner
 from tango.methods.registry import register
 from tango.ops.assembly import assemble
 from tango.ops.blocks import blocks, upload
@@ -53,6 +53,12 @@ class PruneVidPruner(Pruner):
     static_threshold: float = 0.8  # static: the mean cosine over all pairs of a segment's frames is above it
     num_neighbors: int = 7  # a token itself included (release)
 
+    limits: ClassVar[Limits] = {
+        **dict.fromkeys(("cluster_ratio", "segment_ratio"), (0, 1)),
+        "static_threshold": (-1, 1),
+        "max_unmerged": (0, math.inf),
+        "num_neighbors": (2, math.inf),
+    }
     budget_rule: ClassVar[str] = "round(r T N), or all that averaging leaves; with `cluster_ratio` whatever that gives"
     paper: ClassVar[Paper] = Paper(
         title="PruneVid: Visual Token Pruning for Efficient Video Large Language Models",
@@ -63,11 +69,6 @@ class PruneVidPruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        limits = dict.fromkeys(("cluster_ratio", "segment_ratio"), (0.0, 1.0)) | {"static_threshold": (-1, 1)}
-        limits |= {"max_unmerged": (0, math.inf), "num_neighbors": (2, math.inf)}
-        for option, (low, high) in limits.items():
-            if (value := getattr(self, option)) is not None and not low <= value <= high:
-                raise OptionError(f"{option} must lie in [{low}, {high}], got {value!r}")
         if self.exact_budget and self.cluster_ratio is not None:
             raise OptionError(
                 "cluster_ratio sets the number of tokens, and so does exact_budget: leave one of them out"
