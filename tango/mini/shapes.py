@@ -1,0 +1,46 @@
+"""Outlines of the shapes and letters that clips show."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+_FONT = {
+    "E": "#####,#....,#....,####.,#....,#....,#####", "F": "#####,#....,#....,####.,#....,#....,#....",
+    "H": "#...#,#...#,#...#,#####,#...#,#...#,#...#", "K": "#...#,#..#.,#.#..,##...,#.#..,#..#.,#...#",
+    "L": "#....,#....,#....,#....,#....,#....,#####", "M": "#...#,##.##,#.#.#,#.#.#,#...#,#...#,#...#",
+    "P": "####.,#...#,#...#,####.,#....,#....,#....", "S": ".####,#....,#....,.###.,....#,....#,####.",
+    "T": "#####,..#..,..#..,..#..,..#..,..#..,..#..", "U": "#...#,#...#,#...#,#...#,#...#,#...#,.###.",
+    "X": "#...#,#...#,.#.#.,..#..,.#.#.,#...#,#...#", "Z": "#####,....#,...#.,..#..,.#...,#....,#####",
+}  # fmt: skip
+LETTERS = tuple(_FONT)  # none of A to D, which name options of multiple-choice questions
+
+
+def coverage(shape: int, y: np.ndarray, x: np.ndarray, *, softness: float) -> np.ndarray:
+    """How much of each point a shape covers, 0 to 1. The shape fills about the unit circle.
+
+    Args:
+        softness: width of the soft edge, in the units of `y` and `x`.
+    """
+    name = SHAPES[shape]
+    if name == "circle":
+        distance = np.hypot(y, x) - 1
+    elif name == "square":
+        distance = np.maximum(abs(y), abs(x)) - 0.85
+    elif name == "triangle":
+        distance = np.maximum(y - 0.8, 0.88 * abs(x) - 0.47 * (y + 1))
+    elif name == "cross":
+        long, short = np.maximum(abs(y), abs(x)), np.minimum(abs(y), abs(x))
+        distance = np.maximum(long - 1, short - 0.33)
+    else:
+        distance = abs(np.hypot(y, x) - 0.76) - 0.24
+    return np.clip(0.5 - distance / softness, 0, 1)
+
+
+@lru_cache(maxsize=len(LETTERS))
+def letter_mask(letter: int) -> np.ndarray:
+    """A letter of 14 x 10 pixels in the middle of 16 x 16, as bool."""
+    rows = [[mark == "#" for mark in row] for row in _FONT[LETTERS[letter]].split(",")]
+    return np.pad(np.kron(np.array(rows), np.ones((2, 2), bool)), ((1, 1), (3, 3)))
