@@ -92,6 +92,13 @@ def answer(
 
 def generate_text(model: Any, processor: Any, inputs: Any, **generate_options: Any) -> str:
     """Generate from prepared inputs and decode the new tokens."""
+    output = generate_output(model, inputs, **generate_options)
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    return processor.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def generate_output(model: Any, inputs: Any, **generate_options: Any) -> Any:
+    """What `model.generate` returns for prepared inputs; greedy unless the options say otherwise."""
     inputs = dict(inputs.to(model.device))
     scope: AbstractContextManager[Any] = nullcontext()
     if pruning_of(model) is None:
@@ -99,8 +106,5 @@ def generate_text(model: Any, processor: Any, inputs: Any, **generate_options: A
             inputs.pop("video_timestamps_s", None)  # stock generate refuses inputs it does not know
         else:
             scope = prune(model, "uniform", retention_ratio=1.0)
-    options = {"do_sample": False, **generate_options}
     with scope, torch.inference_mode():
-        output = model.generate(**inputs, **options)
-    sequences = output if isinstance(output, Tensor) else output.sequences
-    return processor.decode(sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        return model.generate(**inputs, **{"do_sample": False, **generate_options})

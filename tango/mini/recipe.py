@@ -28,10 +28,10 @@ class Recipe:
     vision_clips: int = 16  # rendered at a time; three quarters of them are crowded scenes
     vision_passes: int = 2  # over the frames of these clips, in new order
     vision_lr: float = 2e-3
-    clips: dict[int, int] = field(default_factory=lambda: {8: 1024, 12: 768, 16: 1280})  # frames -> clips that are kept
-    language_steps: int = 2000
-    language_tokens: int = 4096  # video tokens per step
-    questions: int = 12  # per clip and step
+    clips: dict[int, int] = field(default_factory=lambda: {8: 768, 12: 384, 16: 640})  # frames -> clips that are kept
+    language_steps: int = 1400
+    language_tokens: int = 3072  # video tokens per step
+    questions: int = 16  # per clip and step
     language_lr: float = 2e-3
     sizes: dict[str, int] = field(default_factory=dict)  # of the model, where they differ from its defaults
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -104,7 +105,7 @@ def draw_clip(seed: tuple[int, ...], *, num_samples: int = 16, num_scenes: tuple
     rng = np.random.default_rng(seed)
     times_s = _draw_times(rng, num_samples)
     cuts = _draw_cuts(rng, len(times_s), int(rng.choice(num_scenes)))
-    scenes = tuple(_draw_scene(rng, a, b) for a, b in zip(cuts, cuts[1:], strict=False))
+    scenes = tuple(_draw_scene(rng, a, b) for a, b in pairwise(cuts))
     between = rng.integers(1, len(scenes) - 1, rng.integers(0, 4))
     places = [0, *sorted(between.tolist()), len(scenes) - 1]
     things = _draw_things(rng, scenes, places)
@@ -305,9 +306,7 @@ def render_frame(clip: Clip, frame: int) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(picture, 0, 255).astype(np.uint8), owner
 
 
-def _paint(
-    picture: np.ndarray, owner: np.ndarray, thing: Thing, number: int, time_s: float, progress: float
-) -> None:
+def _paint(picture: np.ndarray, owner: np.ndarray, thing: Thing, number: int, time_s: float, progress: float) -> None:
     """Draw a thing as it is at a moment, with a little shading, and enter it in `owner`."""
     swell, stretch, turn, rate = thing.wobble
     wave = np.sin(rate * time_s + thing.color)

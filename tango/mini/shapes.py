@@ -15,7 +15,7 @@ _FONT = {
     "T": "#####,..#..,..#..,..#..,..#..,..#..,..#..", "U": "#...#,#...#,#...#,#...#,#...#,#...#,.###.",
     "X": "#...#,#...#,.#.#.,..#..,.#.#.,#...#,#...#", "Z": "#####,....#,...#.,..#..,.#...,#....,#####",
 }  # fmt: skip
-LETTERS = tuple(_FONT)  # none of A to D, which name options of multiple-choice questions
+LETTERS = tuple(letter.lower() for letter in _FONT)  # none of a to d, which name options in other benchmarks
 
 
 def coverage(shape: int, y: np.ndarray, x: np.ndarray, *, softness: float) -> np.ndarray:
@@ -42,5 +42,5 @@ def coverage(shape: int, y: np.ndarray, x: np.ndarray, *, softness: float) -> np
 @lru_cache(maxsize=len(LETTERS))
 def letter_mask(letter: int) -> np.ndarray:
     """A letter of 14 x 10 pixels in the middle of 16 x 16, as bool."""
-    rows = [[mark == "#" for mark in row] for row in _FONT[LETTERS[letter]].split(",")]
+    rows = [[mark == "#" for mark in row] for row in tuple(_FONT.values())[letter].split(",")]
     return np.pad(np.kron(np.array(rows), np.ones((2, 2), bool)), ((1, 1), (3, 3)))

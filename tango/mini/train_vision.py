@@ -151,8 +151,9 @@ def train_vision(
         mean += np.nan_to_num(right)
         if step % 50 == 0:
             speed = (step - first) * recipe.vision_batch / (time.monotonic() - started)
-            names = zip(("color", "shape", "letter", "frame"), mean / 50, strict=True)
-            log(f"vision {step} loss {loss.item():.3f} " + " ".join(f"{n} {m:.3f}" for n, m in names) + f" {speed:.0f}/s")
+            shares = zip(("color", "shape", "letter", "frame"), mean / 50, strict=True)
+            known = " ".join(f"{name} {share:.3f}" for name, share in shares)
+            log(f"vision {step} loss {loss.item():.3f} {known} {speed:.0f}/s")
             mean[:] = 0
         if step == recipe.vision_steps:
             break
