@@ -9,22 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tango.mini.questions import COLOR_NAMES, COUNTS
 from tango.mini.scenes import DIRECTIONS, QUADRANTS, SIZE
-from tango.mini.shapes import LETTERS, SHAPES
+from tango.mini.shapes import LETTERS, PATTERNS
 
 NUM_FRAMES = 16
 PATCH = 8
 SPECIAL = ("<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
-_QUESTION_WORDS = "what which where how many way is the color shape letter moves starts ends first last objects"
-WORDS = (*SPECIAL, *_QUESTION_WORDS.split(), *COLOR_NAMES, *SHAPES, *LETTERS, *QUADRANTS, *DIRECTIONS, *COUNTS)
-# Distances (rows, columns) at which the four heads of each layer look before training.
-_OFFSETS = (
-    ((0, 1), (0, -1), (1, 0), (-1, 0)),
-    ((1, 1), (1, -1), (-1, 1), (-1, -1)),
-    ((0, 2), (0, -2), (2, 0), (-2, 0)),
-)
+_QUESTION_WORDS = "what which where how many way is the color pattern letter moves starts ends first last objects"
+WORDS = (*SPECIAL, *_QUESTION_WORDS.split(), *COLOR_NAMES, *PATTERNS, *LETTERS, *QUADRANTS, *DIRECTIONS, *COUNTS)
 IDS = {word: i for i, word in enumerate(WORDS)}
 # The question is the prompt's last word and the answer follows at once; there is no system text and no role.
 CHAT_TEMPLATE = (
@@ -62,7 +57,7 @@ def make_config(*, vision_width: int = 96, vision_layers: int = 3, width: int = 
 
     vision = {
         "model_type": "siglip_vision_model", "image_size": SIZE, "patch_size": PATCH, "hidden_size": vision_width,
-        "intermediate_size": 3 * vision_width, "num_hidden_layers": vision_layers, "num_attention_heads": 4,
+        "intermediate_size": 3 * vision_width, "num_hidden_layers": vision_layers, "num_attention_heads": 2,
         "vision_use_head": True,
     }  # fmt: skip
     text = {
@@ -79,50 +74,23 @@ def make_config(*, vision_width: int = 96, vision_layers: int = 3, width: int = 
 
 
 def make_model(seed: int, **sizes: int) -> Any:
-    """The model before training."""
+    """The model before training. The tower's position table starts as sines and cosines, and is learned from there."""
     from transformers import LlavaOnevisionForConditionalGeneration
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaOnevisionForConditionalGeneration(make_config(**sizes))
         model.model.image_newline.data.normal_(0, 0.27)
-        _start_tower(model.model.vision_tower)
+    table = model.model.vision_tower.embeddings.position_embedding.weight
+    table.data.copy_(_position_table(SIZE // PATCH, table.shape[1]))
     model.generation_config.eos_token_id = IDS["<|im_end|>"]
     model.generation_config.pad_token_id = IDS["<pad>"]
     return model.eval()
 
 
-@torch.no_grad()
-def _start_tower(tower: Any) -> None:
-    """Let the tower start like a small convolution; everything is learned from there.
-
-    Positions start as sines and cosines of row and column, and every attention head looks at the patch that lies at one
-    fixed distance from its own. From random weights, shapes take several times as long to learn.
-    """
-    embeddings, side = tower.embeddings.position_embedding.weight, SIZE // PATCH
-    width = embeddings.shape[1]
-    rates = 2.5 * 0.04 ** torch.linspace(0, 1, width // 4)
+def _position_table(side: int, width: int) -> Tensor:
+    """Sines and cosines of row and column, (side * side, width)."""
+    rates = 20.0 ** -torch.arange(0, 1, 4 / width)
     phase = torch.arange(side)[:, None] * rates
-    along = torch.cat([phase.sin(), phase.cos()], dim=1)  # of one axis, (side, width / 2)
-    rows, columns = along[:, None].expand(-1, side, -1), along[None].expand(side, -1, -1)
-    embeddings.copy_(torch.cat([rows, columns], dim=2).flatten(0, 1))
-    for number, layer in enumerate(tower.encoder.layers):
-        attention = layer.self_attn
-        attention.out_proj.weight *= 0.5  # or later layers would see less of the positions
-        layer.mlp.fc2.weight *= 0.5
-        for head, offset in enumerate(_OFFSETS[number % len(_OFFSETS)]):
-            each = attention.head_dim // 4  # frequencies per axis
-            chosen = torch.linspace(0, width // 4 - 2, each).round().long() + head % 2
-            for axis, distance in enumerate(offset):
-                sines = axis * width // 2 + chosen
-                cosines = sines + width // 4
-                first = head * attention.head_dim + 2 * axis * each + torch.arange(each)
-                second = first + each
-                turn = rates[chosen] * distance
-                for projection, angle in ((attention.k_proj, 0 * turn), (attention.q_proj, turn)):
-                    weight = projection.weight
-                    weight[torch.cat([first, second])] *= 0.1
-                    weight[first, sines] += 1.6 * angle.cos()
-                    weight[first, cosines] += 1.6 * angle.sin()
-                    weight[second, cosines] += 1.6 * angle.cos()
-                    weight[second, sines] -= 1.6 * angle.sin()
+    one = 0.5 * torch.cat([phase.sin(), phase.cos()], dim=1)
+    return torch.cat([one[:, None].expand(-1, side, -1), one[None].expand(side, -1, -1)], dim=2).flatten(0, 1)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from tango.mini.scenes import COLORS, DIRECTIONS, QUADRANTS, Clip, Thing
-from tango.mini.shapes import LETTERS, SHAPES
+from tango.mini.shapes import LETTERS, PATTERNS
 
 COLOR_NAMES = tuple(COLORS)
 COUNTS = ("2", "3", "4", "5")
 KINDS = {
     "letter": "the letter in the caption",
-    "color": "the colour of the object with a given shape",
-    "shape": "the shape of the object with a given colour",
+    "color": "the colour of the object with a given pattern",
+    "pattern": "the pattern of the object with a given colour",
     "where": "the quadrant of an object that stands still",
     "start": "the quadrant in which a moving object starts",
     "end": "the quadrant in which a moving object ends",
@@ -63,14 +63,14 @@ def ask_all(clip: Clip, rng: np.random.Generator) -> list[Question]:
 def _phrase(clip: Clip, kind: str, thing: Thing) -> tuple[str, str, Sequence[str], Sequence[str]]:
     """Text, answer, the wrong answers that something else in the clip suggests, and all answers of the kind."""
     colors = [COLOR_NAMES[t.color] for t in clip.things]
-    shapes = [SHAPES[t.shape] for t in clip.things]
-    color, shape = COLOR_NAMES[thing.color], SHAPES[thing.shape]
+    patterns = [PATTERNS[t.pattern] for t in clip.things]
+    color, pattern = COLOR_NAMES[thing.color], PATTERNS[thing.pattern]
     first, last = (QUADRANTS[q] for q in thing.quadrants)
     way = tuple(DIRECTIONS)[thing.direction or 0]
     return {
         "letter": ("what is the letter", LETTERS[clip.captions[0].letter], (), LETTERS),
-        "color": (f"what color is the {shape}", color, colors, COLOR_NAMES),
-        "shape": (f"what shape is {color}", shape, shapes, SHAPES),
+        "color": (f"what color is {pattern}", color, colors, COLOR_NAMES),
+        "pattern": (f"what pattern is {color}", pattern, patterns, PATTERNS),
         "where": (f"where is {color}", first, (), QUADRANTS),
         "start": (f"where starts {color}", first, (), QUADRANTS),
         "end": (f"where ends {color}", last, (), QUADRANTS),

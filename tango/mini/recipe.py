@@ -23,7 +23,7 @@ class Recipe:
     """Everything that decides how training goes. The defaults made the published weights."""
 
     seed: int = 0
-    vision_steps: int = 1300
+    vision_steps: int = 900
     vision_batch: int = 32  # frames
     vision_clips: int = 16  # rendered at a time; three quarters of them are crowded scenes
     vision_passes: int = 2  # over the frames of these clips, in new order

@@ -1,8 +1,9 @@
 """The scene generator: what happens in a clip, drawn from a seed, and its pixels at any moment.
 
 A clip is a sequence of scenes with hard cuts. In each, a textured background drifts under a moving, slightly shaking
-camera while the light changes; coloured objects stand or cross the picture, turn and change size; grey things lie
-around, a grey bar may pass in front, and a caption with one letter shows for a while. Frame times are irregular.
+camera while the light changes; coloured and patterned objects stand or cross the picture, turn and change size; grey
+things lie around, a grey bar may pass in front, and a caption with one letter shows for a while. Frame times are
+irregular.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tango.mini.shapes import LETTERS, SHAPES, coverage, letter_mask
+from tango.mini.shapes import LETTERS, PATTERNS, SHAPES, brightness, coverage, letter_mask
 
 SIZE = 112  # pixels per side
 CELL = 16  # pixels per side of one visual token's cell
@@ -35,6 +36,7 @@ class Thing:
     """A coloured object, present in one whole scene. Places are pixels (row, column) of its centre."""
 
     color: int
+    pattern: int
     shape: int
     scene: int
     radius: float
@@ -99,7 +101,7 @@ def draw_clip(seed: tuple[int, ...], *, num_samples: int = 16, num_scenes: tuple
     """Draw a clip that is meant to be seen in `num_samples` evenly spaced frames.
 
     The first and the last scene hold one thing each, the others 0 to 3 together, so 2 to 5 are equally frequent. No two
-    things of a clip share a colour or a shape. Half of them move, from one half of the picture to the other. One
+    things of a clip share a colour or a pattern. Half of them move, from one half of the picture to the other. One
     caption shows for a while.
     """
     rng = np.random.default_rng(seed)
@@ -118,7 +120,7 @@ def draw_crowd(seed: tuple[int, ...], *, num_samples: int) -> Clip:
     times_s = _draw_times(rng, num_samples)
     scenes = (_draw_scene(rng, 0, len(times_s)),)
     captions = tuple(_draw_caption(rng, scenes) for _ in range(4))
-    return _finish(rng, seed, times_s, scenes, _draw_things(rng, scenes, [0] * len(SHAPES)), captions)
+    return _finish(rng, seed, times_s, scenes, _draw_things(rng, scenes, [0] * len(PATTERNS)), captions)
 
 
 def _finish(
@@ -182,20 +184,20 @@ def _draw_scene(rng: np.random.Generator, first: int, end: int) -> Scene:
 
 def _draw_things(rng: np.random.Generator, scenes: tuple[Scene, ...], places: list[int]) -> tuple[Thing, ...]:
     """One thing for every scene named in `places`."""
-    colors, shapes = rng.permutation(len(COLORS)), rng.permutation(len(SHAPES))
+    colors, patterns = rng.permutation(len(COLORS)), rng.permutation(len(PATTERNS))
     long_enough = [s.frames[1] - s.frames[0] >= 3 * FRAMES_PER_SAMPLE for s in scenes]
     things: list[Thing] = []
     for i, scene in enumerate(places):
         others = [t for t in things if t.scene == scene]
         for _ in range(15):  # until it keeps clear of the others, which it nearly always does
-            thing = _draw_thing(rng, int(colors[i]), int(shapes[i]), scene, may_move=long_enough[scene])
+            thing = _draw_thing(rng, int(colors[i]), int(patterns[i]), scene, may_move=long_enough[scene])
             if all(_gap(thing, other) > 3 for other in others):
                 break
         things.append(thing)
     return tuple(things)
 
 
-def _draw_thing(rng: np.random.Generator, color: int, shape: int, scene: int, *, may_move: bool) -> Thing:
+def _draw_thing(rng: np.random.Generator, color: int, pattern: int, scene: int, *, may_move: bool) -> Thing:
     radius = float(rng.uniform(11, 16))
     edge, middle = radius * 1.1, SIZE / 2
     quadrant = np.array(divmod(int(rng.integers(4)), 2))
@@ -211,7 +213,8 @@ def _draw_thing(rng: np.random.Generator, color: int, shape: int, scene: int, *,
     swell, stretch, turn = rng.uniform(0, 0.12), rng.uniform(0, 0.15), rng.uniform(0, 0.35)
     return Thing(
         color=color,
-        shape=shape,
+        pattern=pattern,
+        shape=int(rng.integers(len(SHAPES))),
         scene=scene,
         radius=radius,
         start=(float(start[0]), float(start[1])),
@@ -320,7 +323,8 @@ def _paint(picture: np.ndarray, owner: np.ndarray, thing: Thing, number: int, ti
     sin, cos = np.sin(turn * wave), np.cos(turn * wave)
     y, x = (cos * y - sin * x) * (1 + stretch * wave), (sin * y + cos * x) / (1 + stretch * wave)
     alpha = coverage(thing.shape, y, x, softness=1 / radius)[..., None]
-    color = np.array(list(COLORS.values())[thing.color]) * (1 - 0.12 * y[..., None])
+    bright = brightness(thing.pattern, y * radius, x * radius) * (1 - 0.12 * y)
+    color = np.array(list(COLORS.values())[thing.color]) * bright[..., None]
     picture[part] += alpha * (color - picture[part])
     owner[part][alpha[..., 0] > 0.5] = number
 
@@ -329,7 +333,7 @@ def cell_labels(clip: Clip, owner: np.ndarray) -> np.ndarray:
     """What the cells of the token grid show, from `render_frame`'s second result.
 
     Returns:
-        (GRID, GRID, 5): colour + 1, shape + 1, letter + 1 (0 for none), and the thing's centre as (row, column) pixels.
+        (GRID, GRID, 5): colour + 1, pattern + 1, letter + 1 (0 for none), and the thing's centre (row, column).
         A cell counts as a thing's where it holds a quarter of the cell or 30 % of what can be seen of the thing.
     """
     labels = np.zeros((GRID, GRID, 5), np.int64)
@@ -342,7 +346,7 @@ def cell_labels(clip: Clip, owner: np.ndarray) -> np.ndarray:
         if number >= CAPTION_OWNER:
             what = (0, 0, clip.captions[number - CAPTION_OWNER].letter + 1)
         else:
-            what = (clip.things[number - 1].color + 1, clip.things[number - 1].shape + 1, 0)
+            what = (clip.things[number - 1].color + 1, clip.things[number - 1].pattern + 1, 0)
         rows, columns = np.nonzero(shown)
         labels[cells] = (*what, round(rows.mean()), round(columns.mean()))
     return labels

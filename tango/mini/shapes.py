@@ -1,4 +1,4 @@
-"""Outlines of the shapes and letters that clips show."""
+"""What clips show: outlines of shapes, patterns that fill them, and letters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
+PATTERNS = ("plain", "striped", "barred", "checked", "dotted")
 _FONT = {
     "E": "#####,#....,#....,####.,#....,#....,#####", "F": "#####,#....,#....,####.,#....,#....,#....",
     "H": "#...#,#...#,#...#,#####,#...#,#...#,#...#", "K": "#...#,#..#.,#.#..,##...,#.#..,#..#.,#...#",
@@ -37,6 +38,22 @@ def coverage(shape: int, y: np.ndarray, x: np.ndarray, *, softness: float) -> np
     else:
         distance = abs(np.hypot(y, x) - 0.76) - 0.24
     return np.clip(0.5 - distance / softness, 0, 1)
+
+
+def brightness(pattern: int, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """How bright a patterned surface is at points given in pixels, 0.4 to 1."""
+    name = PATTERNS[pattern]
+    if name == "plain":
+        return np.ones_like(y)
+    if name == "striped":
+        wave = np.cos(2 * np.pi * y / 6)
+    elif name == "barred":
+        wave = np.cos(2 * np.pi * x / 6)
+    elif name == "checked":
+        wave = np.cos(2 * np.pi * y / 9) * np.cos(2 * np.pi * x / 9)
+    else:
+        wave = 0.5 - (1 + np.cos(2 * np.pi * y / 6)) * (1 + np.cos(2 * np.pi * x / 6)) / 2
+    return 0.7 + 0.3 * np.clip(2 * wave, -1, 1)
 
 
 @lru_cache(maxsize=len(LETTERS))

@@ -26,12 +26,12 @@ from tango.mini.packed import packed_forward
 from tango.mini.questions import COLOR_NAMES, KINDS, Question, ask
 from tango.mini.recipe import Recipe, language_seed, load_state, make_optimizer, save_state, set_lr
 from tango.mini.scenes import DIRECTIONS, GRID, Clip, draw_clip, render_frame
-from tango.mini.shapes import LETTERS, SHAPES
+from tango.mini.shapes import LETTERS, PATTERNS
 from tango.mini.train_vision import WIDTHS, see
 from tango.sampling import sample_indices
 
 LENGTH = 6  # tokens of the longest question and its answer
-_REPEATED = ("color", "shape", "where", "start", "end", "motion")  # kinds that ask for one thing out of several
+_REPEATED = ("color", "pattern", "where", "start", "end", "motion")  # kinds that ask for one thing out of several
 _CLIPS_PER_FILE = 32
 _TOKEN_RMS = 0.27
 
@@ -131,11 +131,11 @@ def _per_query_head(attention: Any, weight: Tensor) -> Tensor:
 
 def _meanings(probe: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Directions in token space of words that can be answers, and of words that say what to look for."""
-    color, shape, letter, row, column, _ = (part - part.mean(0) for part in probe.split(WIDTHS))
+    color, pattern, letter, row, column, _ = (part - part.mean(0) for part in probe.split(WIDTHS))
     half = GRID // 2
     down = row[-half:].mean(0) - row[:half].mean(0)
     right = column[-half:].mean(0) - column[:half].mean(0)
-    answers = dict(zip((*COLOR_NAMES, *SHAPES, *LETTERS), (*color[1:], *shape[1:], *letter[1:]), strict=True))
+    answers = dict(zip((*COLOR_NAMES, *PATTERNS, *LETTERS), (*color[1:], *pattern[1:], *letter[1:]), strict=True))
     answers |= {"topleft": -down - right, "topright": right - down, "bottomleft": down - right}
     answers |= {"bottomright": down + right}
     answers |= {name: y * down + x * right for name, (y, x) in DIRECTIONS.items()}

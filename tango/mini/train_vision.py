@@ -1,6 +1,6 @@
 """First stage of training: tower, projector and pooling head learn to see, from labels for every token's cell.
 
-Single frames, no language. A linear probe on the pooled tokens names colour, shape, letter, place and the object's
+Single frames, no language. A linear probe on the pooled tokens names colour, pattern, letter, place and the object's
 centre; another on the pooling head's output names what a frame contains. Only the first probe's rows are used later,
 as a start for the word embeddings.
 """
@@ -22,13 +22,13 @@ from tango.mini.files import through_codec
 from tango.mini.questions import COLOR_NAMES
 from tango.mini.recipe import Recipe, load_state, make_optimizer, save_state, set_lr, vision_seed
 from tango.mini.scenes import GRID, SIZE, cell_labels, draw_clip, draw_crowd, render_frame
-from tango.mini.shapes import LETTERS, SHAPES
+from tango.mini.shapes import LETTERS, PATTERNS
 from tango.sampling import sample_indices
 
-CLASSES = (len(COLOR_NAMES), len(SHAPES), len(LETTERS))
-# Columns of the probe's output: colour, shape and letter (each with "none" first), row, column, centre.
+CLASSES = (len(COLOR_NAMES), len(PATTERNS), len(LETTERS))
+# Columns of the probe's output: colour, pattern and letter (each with "none" first), row, column, centre.
 WIDTHS = (*(n + 1 for n in CLASSES), GRID, GRID, 2)
-_EMPTY_WEIGHT = (0.15, 0.15, 0.03)  # of cells without colour, shape, letter: there are many
+_EMPTY_WEIGHT = (0.15, 0.15, 0.03)  # of cells without colour, pattern, letter: there are many
 _LOSS_WEIGHT = (1.0, 2.0, 1.0)
 _FRAMES_PER_CLIP = 4
 
@@ -94,7 +94,7 @@ def make_probes(model: Any) -> nn.ModuleDict:
 
 
 def vision_loss(probes: nn.ModuleDict, tokens: Tensor, pooled: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
-    """Loss of both probes, and the shares of colours, shapes, letters and frame contents that they get right."""
+    """Loss of both probes, and the shares of colours, patterns, letters and frame contents that they get right."""
     labels = labels.flatten(1, 2)  # (T, N, 5)
     logits = probes["cells"](F.rms_norm(tokens, tokens.shape[-1:]))
     *what, row, column, centre = logits.split(WIDTHS, dim=-1)
@@ -151,7 +151,7 @@ def train_vision(
         mean += np.nan_to_num(right)
         if step % 50 == 0:
             speed = (step - first) * recipe.vision_batch / (time.monotonic() - started)
-            shares = zip(("color", "shape", "letter", "frame"), mean / 50, strict=True)
+            shares = zip(("color", "pattern", "letter", "frame"), mean / 50, strict=True)
             known = " ".join(f"{name} {share:.3f}" for name, share in shares)
             log(f"vision {step} loss {loss.item():.3f} {known} {speed:.0f}/s")
             mean[:] = 0

@@ -11,7 +11,7 @@ from tango.mini.benchmark import benchmark_clip
 from tango.mini.questions import COLOR_NAMES, KINDS, ask, ask_all
 from tango.mini.recipe import benchmark_seed
 from tango.mini.scenes import QUADRANTS, draw_clip, render_frame
-from tango.mini.shapes import LETTERS, SHAPES
+from tango.mini.shapes import LETTERS, PATTERNS
 
 QUESTIONS = [question for i in range(600) for question in benchmark_clip(i)[1]]
 BY_KIND = {kind: [q for q in QUESTIONS if q.kind == kind] for kind in KINDS}
@@ -48,7 +48,7 @@ def test_guessing_the_likeliest_answer_of_each_text_is_right_one_time_in_four():
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for question in QUESTIONS[:half]:
         seen[question.text][question.answer] += 1
-    guesses = [max(q.options, key=lambda o: seen[q.text][o]) == q.answer for q in QUESTIONS[half:]]  # noqa: B023
+    guesses = [max(q.options, key=lambda o: seen[q.text][o]) == q.answer for q in QUESTIONS[half:]]
     assert 0.21 < np.mean(guesses) < 0.29
 
 
@@ -64,10 +64,10 @@ def test_answers_follow_from_the_pixels():
         assert said["first"].answer == COLOR_NAMES[clip.things[first - 1].color]
         assert said["last"].answer == COLOR_NAMES[clip.things[last - 1].color]
         assert said["letter"].answer == LETTERS[clip.captions[0].letter]
-        thing = next(t for t in clip.things if SHAPES[t.shape] == said["color"].text.split()[-1])
+        thing = next(t for t in clip.things if PATTERNS[t.pattern] == said["color"].text.split()[-1])
         assert said["color"].answer == COLOR_NAMES[thing.color]
-        thing = next(t for t in clip.things if COLOR_NAMES[t.color] == said["shape"].text.split()[-1])
-        assert said["shape"].answer == SHAPES[thing.shape]
+        thing = next(t for t in clip.things if COLOR_NAMES[t.color] == said["pattern"].text.split()[-1])
+        assert said["pattern"].answer == PATTERNS[thing.pattern]
         for kind, at in (("where", 0), ("start", 0), ("end", 1)):
             if kind in said:
                 thing = next(t for t in clip.things if COLOR_NAMES[t.color] == said[kind].text.split()[-1])

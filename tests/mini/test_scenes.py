@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ from tango.mini.scenes import (
     draw_crowd,
     render_frame,
 )
-from tango.mini.shapes import LETTERS, SHAPES, coverage, letter_mask
+from tango.mini.shapes import LETTERS, PATTERNS, SHAPES, coverage, letter_mask
 
 CLIPS = [draw_clip(benchmark_seed(i)) for i in range(60)]
 
@@ -57,13 +59,13 @@ def test_scenes_follow_each_other_without_gaps():
         borders = [scene.frames for scene in clip.scenes]
         assert borders[0][0] == 0
         assert borders[-1][1] == clip.num_frames == 46
-        assert all(a[1] == b[0] for a, b in zip(borders, borders[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in pairwise(borders))
         assert min(b - a for a, b in borders) >= 9
 
 
 def test_things_of_a_clip_differ_and_first_and_last_scene_hold_one_each():
     for clip in CLIPS:
-        assert len({t.color for t in clip.things}) == len({t.shape for t in clip.things}) == len(clip.things)
+        assert len({t.color for t in clip.things}) == len({t.pattern for t in clip.things}) == len(clip.things)
         scenes = [t.scene for t in clip.things]
         assert scenes == sorted(scenes)
         assert scenes.count(0) == scenes.count(len(clip.scenes) - 1) == 1
@@ -124,7 +126,7 @@ def test_labels_name_what_the_cells_show():
                     assert labels[row, column, 2] == clip.captions[0].letter + 1
                 else:
                     thing = clip.things[number - 1]
-                    assert tuple(labels[row, column, :3]) == (thing.color + 1, thing.shape + 1, 0)
+                    assert tuple(labels[row, column, :3]) == (thing.color + 1, thing.pattern + 1, 0)
 
 
 def test_the_caption_shows_its_letter_in_its_frames_only():
@@ -142,7 +144,7 @@ def test_the_caption_shows_its_letter_in_its_frames_only():
 
 def test_a_crowd_shows_more_than_a_clip():
     crowd = draw_crowd((1, 2, 3, 4), num_samples=4)
-    assert (len(crowd.scenes), len(crowd.things), len(crowd.captions)) == (1, len(SHAPES), 4)
+    assert (len(crowd.scenes), len(crowd.things), len(crowd.captions)) == (1, len(PATTERNS), 4)
     assert len(np.unique(render_frame(crowd, 4)[1])) > 5
 
 
