@@ -85,7 +85,7 @@ def encode_clips(
 
 def scale_tokens(model: Any, recipe: Recipe) -> None:
     """Scale the projector's last layer so that visual tokens are as large as word embeddings."""
-    frames = torch.cat([_Frames(recipe, NUM_FRAMES)[-1 - i] for i in range(4)])  # of clips that nothing else uses
+    frames = torch.cat([_Frames(recipe, NUM_FRAMES)[(1 << 20) + i] for i in range(4)])  # nothing else uses them
     last = model.model.multi_modal_projector.linear_2
     with torch.no_grad():
         factor = _TOKEN_RMS / see(model, frames.to(last.weight.device))[0].square().mean().sqrt()

@@ -33,7 +33,7 @@ class Interrupted(Exception):
 
 
 def run(folder, recipe=TINY, *, until: str | None = None):
-    """Train with a state after every step; stop where the log says `until`, and at every 3rd step if it is a number."""
+    """Train with a state after every step; stop where the log says `until`."""
 
     def log(line: str) -> None:
         if until is not None and re.search(until, line):
@@ -86,7 +86,7 @@ def test_an_interruption_between_two_files_of_tokens_loses_nothing(uninterrupted
 def test_another_seed_gives_another_model(uninterrupted, tmp_path):
     run(tmp_path, replace(TINY, seed=1))
     other = load_file(tmp_path / "model" / "model.safetensors")
-    assert not torch.equal(other["lm_head.weight"], uninterrupted["lm_head.weight"])
+    assert [name for name in other if torch.equal(other[name], uninterrupted[name]) and other[name].std() > 0] == []
 
 
 def test_the_folders_of_others_are_left_alone(tmp_path):
