@@ -139,9 +139,49 @@ def _positive(text: str) -> int:
     return value
 
 
+def add_similarity_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `tango mini similarity`."""
+    add_model_arguments(parser, default=mini.NAME)
+    parser.add_argument("--clips", type=Path, help="folder of the benchmark's clips, written if missing (temporary)")
+    parser.add_argument("--num-clips", type=_positive, default=100, help="how many of them to look at (100)")
+
+
+def similarity(args: argparse.Namespace) -> int:
+    """Print quantiles of the cosine between neighbouring frames' tokens, and what is static by Tango's rule, as JSON."""
+    import numpy as np
+    from tqdm import tqdm
+
+    import tango
+    from tango.mini import evaluation
+    from tango.mini.benchmark import clip_file
+
+    model, processor = load_model(args)
+    tables = []
+    with ExitStack() as stack:
+        folder = args.clips or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in tqdm(range(args.num_clips), unit="clip", disable=None):
+            video = tango.read_video(clip_file(folder, index), num_frames=processor.default_num_frames)
+            tables.append(evaluation.similarity(model, video.frames))
+    quantiles = (1, 5, 10, 25, 50, 75, 90, 95, 99)
+    cosines = np.percentile(np.concatenate(tables), quantiles).tolist()
+    shares = [evaluation.static_share(table) for table in tables]
+    record = {
+        "clips": args.num_clips,
+        "cosine_percentiles": {q: round(c, 4) for q, c in zip(quantiles, cosines, strict=True)},
+        "above_0.8": float(np.mean(np.concatenate(tables) > 0.8)),
+        "static_share_mean": float(np.mean(shares)),
+        "static_share_min": min(shares),
+        "static_share_max": max(shares),
+    }
+    print(json.dumps(record))
+    return 0
+
+
 Command = tuple[str, str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 COMMANDS: tuple[Command, ...] = (
     ("train", "train the small model from nothing", add_train_arguments, train),
     ("clips", "write the benchmark's clips and questions", add_clips_arguments, clips),
     ("evaluate", "ask the benchmark's questions, with or without pruning", add_evaluate_arguments, evaluate),
+    ("similarity", "measure how static the benchmark's clips are", add_similarity_arguments, similarity),
 )

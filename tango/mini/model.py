@@ -51,7 +51,7 @@ def make_tokenizer() -> Any:
     return fast
 
 
-def make_config(*, vision_width: int = 96, vision_layers: int = 3, width: int = 128, layers: int = 5) -> Any:
+def make_config(*, vision_width: int = 96, vision_layers: int = 3, width: int = 128, layers: int = 4) -> Any:
     """The model's transformers config; the defaults are those of the trained weights."""
     from transformers import LlavaOnevisionConfig
 

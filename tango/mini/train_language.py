@@ -115,7 +115,7 @@ def start_language(model: Any, probes: nn.ModuleDict, seed: int) -> None:
     draw(inputs, 0.27)
     draw(outputs, 0.02)
     draw(model.model.image_newline, 0.27)
-    answers, keys = _meanings(probes["cells"].weight.detach().cpu())
+    answers, keys = _meanings(probes.get_parameter("cells.weight").detach().cpu())
     for word, direction in {**answers, **keys}.items():
         unit = (direction / direction.norm()).to(inputs)
         inputs[IDS[word]] = 3 * unit + (0.5 * inputs[IDS[word]] if word in keys else 0)
@@ -185,14 +185,12 @@ def prefix_of(model: Any, tokens: Tensor, stretch: Tensor) -> tuple[Tensor, Tens
 
 def _plan(recipe: Recipe, step: int, rng: np.random.Generator) -> tuple[int, int, float]:
     """Frames, side of the token grid and smallest stretch of a step: first short and plain, then longer and varied."""
-    progress, frames = step / recipe.language_steps, sorted(recipe.clips)
+    progress, short, long = step / recipe.language_steps, min(recipe.clips), max(recipe.clips)
     if progress < 0.25:
-        return frames[0], int(rng.choice([GRID, 5, 5])), 1.0
-    longer = progress >= 0.6
-    some = frames[-2:] if longer else frames[: max(1, len(frames) - 1)]
-    weights = np.arange(1, len(some) + 1)
-    sides = [GRID, GRID, 5, 4] if longer else [GRID, 5, 5, 4]
-    return int(rng.choice(some, p=weights / weights.sum())), int(rng.choice(sides)), 0.1
+        return short, int(rng.choice([5, 5, GRID])), 1.0
+    if progress < 0.6:
+        return int(rng.choice([short, long])), int(rng.choice([4, 5, 5, GRID])), 0.1
+    return int(rng.choice([short, long, long, long])), int(rng.choice([4, 5, GRID, GRID])), 0.1
 
 
 def language_loss(

@@ -139,7 +139,8 @@ def train_vision(
 
     if step == recipe.vision_steps:
         return probes
-    started, saved, first, mean = time.monotonic(), time.monotonic(), step, np.zeros(4)
+    started, saved, first = time.monotonic(), time.monotonic(), step
+    recent: list[list[float]] = []
     for pixels, labels in _batches(recipe, step, workers):
         set_lr(optimizer, step, recipe.vision_steps, recipe.vision_lr, flat=0.1)
         loss, right = vision_loss(probes, *see(model, pixels.to(device)), labels.to(device))
@@ -148,13 +149,13 @@ def train_vision(
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
         optimizer.step()
         step += 1
-        mean += np.nan_to_num(right)
+        recent.append(right)
         if step % 50 == 0:
             speed = (step - first) * recipe.vision_batch / (time.monotonic() - started)
-            shares = zip(("color", "pattern", "letter", "frame"), mean / 50, strict=True)
+            shares = zip(("color", "pattern", "letter", "frame"), np.nanmean(recent, axis=0), strict=True)
             known = " ".join(f"{name} {share:.3f}" for name, share in shares)
             log(f"vision {step} loss {loss.item():.3f} {known} {speed:.0f}/s")
-            mean[:] = 0
+            recent = []
         if step == recipe.vision_steps:
             break
         if time.monotonic() - saved > every_s:

@@ -13,7 +13,7 @@ import tango
 from tango.cli import main
 from tango.errors import TangoError
 from tango.mini.benchmark import benchmark_clip
-from tango.mini.evaluation import Results, clustered, evaluate, similarity, summarise
+from tango.mini.evaluation import Results, clustered, evaluate, similarity, static_share, summarise
 from tango.mini.model import make_model
 from tango.mini.train import write_checkpoint
 
@@ -109,6 +109,24 @@ def test_similarity_is_one_where_a_picture_stands_still(checkpoint):
     assert found.shape == (2, 49)
     assert found[0] == pytest.approx(np.ones(49), abs=1e-4)
     assert found[1].max() < 0.9999
+
+
+def test_the_static_share_is_what_averaging_over_segments_saves():
+    table = np.ones((4, 10), np.float32)
+    assert static_share(table) == pytest.approx(0.8)  # 5 frames become 1
+    table[2] = 0  # a cut: 3 + 2 frames become 1 + 1
+    assert static_share(table) == pytest.approx(0.6)
+    table[:, :5] = 0  # and half of the places change all the time
+    assert static_share(table) == pytest.approx(0.3)
+    assert static_share(np.full((4, 10), 0.7, np.float32)) == 0  # similar enough for a segment, not to be static
+
+
+def test_the_similarity_command_prints_quantiles(checkpoint, capsys):
+    assert main(["mini", "similarity", "--model", str(checkpoint), "--num-clips", "1"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    quantiles = list(record["cosine_percentiles"].values())
+    assert quantiles == sorted(quantiles)
+    assert record["static_share_min"] == record["static_share_max"] == record["static_share_mean"] <= 15 / 16
 
 
 def test_the_command_writes_results_and_a_table(checkpoint, tmp_path, capsys):
