@@ -147,7 +147,7 @@ def add_similarity_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def similarity(args: argparse.Namespace) -> int:
-    """Print quantiles of the cosine between neighbouring frames' tokens, and what is static by Tango's rule, as JSON."""
+    """Print, as JSON, quantiles of the cosine between neighbouring frames' tokens, and the share that is static."""
     import numpy as np
     from tqdm import tqdm
 

@@ -23,13 +23,13 @@ class Recipe:
     """Everything that decides how training goes. The defaults made the published weights."""
 
     seed: int = 0
-    vision_steps: int = 900
+    vision_steps: int = 600
     vision_batch: int = 32  # frames
     vision_clips: int = 16  # rendered at a time; three quarters of them are crowded scenes
     vision_passes: int = 2  # over the frames of these clips, in new order
     vision_lr: float = 2e-3
     clips: dict[int, int] = field(default_factory=lambda: {8: 640, 16: 448})  # frames -> clips that are kept
-    language_steps: int = 1400
+    language_steps: int = 1000
     language_tokens: int = 3072  # video tokens per step
     questions: int = 16  # per clip and step
     language_lr: float = 2e-3
