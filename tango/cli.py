@@ -11,7 +11,7 @@ import tango
 from tango import quickstart
 from tango.bench import methods as bench_methods
 from tango.bench import pruner as bench_pruner
-from tango.commands import answer, compare, convert, flops, inspect, methods
+from tango.commands import answer, compare, convert, flops, inspect, methods, mini
 from tango.errors import TangoError
 
 
@@ -31,6 +31,11 @@ def _parser() -> argparse.ArgumentParser:
         ("quickstart", quickstart, "try everything on a tiny model and a generated clip"),
     ):
         _add(commands, name, summary, module.add_arguments, module.run)
+    group = commands.add_parser("mini", help="the small trained model and its benchmark").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    for name, summary, add_arguments, run in mini.COMMANDS:
+        _add(group, name, summary, add_arguments, run)
     bench = commands.add_parser("bench", help="measure speed").add_subparsers(required=True, metavar="WHAT")
     _add(bench, "pruner", "time the pruner alone, stage by stage", bench_pruner.add_arguments, bench_pruner.run)
     summary = "time all methods on the same tokens"

@@ -150,7 +150,7 @@ def _shape_of(path_or_id: str, frames: int | None, offline: bool) -> Shape:
         resolve_folder(path_or_id, local_files_only=offline, patterns=["config.json"])
     )
     text = config.get_text_config()
-    frames = adapter.default_num_frames if frames is None else max(frames, 1)
+    frames = adapter.usual_num_frames(config) if frames is None else max(frames, 1)
     placeholders = adapter.num_video_tokens(config, frames)
     shape = Shape(
         width=text.hidden_size,
