@@ -18,6 +18,7 @@ from typing import Any
 from tango import TangoError
 from tango_vlmeval import inference
 from tango_vlmeval.data import trust
+from tango_vlmeval.mini import TangoMini
 from tango_vlmeval.model import Tango
 from tango_vlmeval.settings import Run
 
@@ -35,9 +36,11 @@ def apply(runner: Any, run: Run) -> None:
 
 
 def _take_settings(runner: Any, run: Run) -> None:
-    """Register the models; the file given by --config has been read and resolved by us."""
+    """Register the models and our data set; the file given by --config has been read and resolved by us."""
+    import vlmeval.dataset
     from vlmeval.config import supported_VLM
 
+    vlmeval.dataset.TangoMini = TangoMini
     rank = int(os.environ.get("RANK", 0))
     for name, model in run.models.items():
         journal = run.work_dir / name / "journal"

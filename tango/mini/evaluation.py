@@ -19,7 +19,7 @@ from tango.answering import generate_output, prepare
 from tango.containers import Video
 from tango.errors import TangoError
 from tango.mini.benchmark import benchmark_clip, clip_file
-from tango.mini.questions import KINDS, Question
+from tango.mini.questions import KINDS, Question, is_right
 from tango.mini.train_vision import see
 from tango.ops.segmentation import adjacent_similarity, segment_by_static_tokens
 from tango.pruning import pruning_of
@@ -45,7 +45,7 @@ def ask_model(model: Any, processor: Any, video: Video, question: Question) -> d
         "text": text,
         "choice": choice,
         "right": choice == question.answer,
-        "exact": text.lower() == question.answer.lower(),
+        "exact": is_right(text, question.answer),
     }
 
 

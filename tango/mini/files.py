@@ -32,9 +32,12 @@ def _encode(target: Any, frames: np.ndarray, times_s: np.ndarray) -> None:
         container.mux(stream.encode())
 
 
-def write_clip(path: Path, clip: Clip) -> None:
-    """Render a clip and write it as mp4; the file appears only when it is complete."""
-    frames = np.stack([render_frame(clip, k)[0] for k in range(clip.num_frames)])
+def write_clip(path: Path, clip: Clip, *, blank: bool = False) -> None:
+    """Render a clip, or grey frames in its place, and write it as mp4; the file appears only when it is complete."""
+    if blank:
+        frames = np.full((clip.num_frames, SIZE, SIZE, 3), 127, dtype=np.uint8)
+    else:
+        frames = np.stack([render_frame(clip, k)[0] for k in range(clip.num_frames)])
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         _encode(str(partial), frames, clip.times_s)

@@ -60,6 +60,11 @@ def ask_all(clip: Clip, rng: np.random.Generator) -> list[Question]:
     return [question for kind in KINDS if (question := ask(clip, kind, rng)) is not None]
 
 
+def is_right(text: str, answer: str) -> bool:
+    """Whether a model's text is the answer: the same word, whatever its case and the punctuation around it."""
+    return text.strip(" .,:;!?").lower() == answer.lower()
+
+
 def _phrase(clip: Clip, kind: str, thing: Thing) -> tuple[str, str, Sequence[str], Sequence[str]]:
     """Text, answer, the wrong answers that something else in the clip suggests, and all answers of the kind."""
     colors = [COLOR_NAMES[t.color] for t in clip.things]
