@@ -18,7 +18,7 @@ class Benchmark:
 
 # Source: the numbers of questions are those of the benchmarks' papers (the multiple-choice part of MLVU's dev set, the
 # validation set of LongVideoBench). MLVU defines its accuracy (M-Avg) as the mean over its tasks.
-_KNOWN = (
+BENCHMARKS = (
     Benchmark(name="Video-MME", num_questions=2700, aliases=("videomme",)),
     Benchmark(name="MVBench", num_questions=4000),
     Benchmark(name="LongVideoBench", num_questions=1337, aliases=("longvideobench_val_v",)),
@@ -31,7 +31,7 @@ def benchmark(name: str) -> Benchmark:
     name = re.sub(r"_\d+frame$", "", name)
     if name.lower().startswith("mvbench_"):
         name = "MVBench"  # lmms-eval has a task for each of its parts
-    for known in _KNOWN:
+    for known in BENCHMARKS:
         if name.lower() in (known.name.lower(), *known.aliases):
             return known
     return Benchmark(name=name)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,9 +141,9 @@ def _scores(folder: Path, stem: str, name: str) -> list[Judged] | None:
         except (OSError, ValueError) as error:
             raise unreadable(path, error) from error
     elif (path := folder / f"{stem}.tsv").is_file():
-        csv.field_size_limit(sys.maxsize)
         try:
-            rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines(keepends=True), delimiter="\t"))
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file, delimiter="\t"))
         except (OSError, ValueError, csv.Error) as error:
             raise unreadable(path, error) from error
     else:

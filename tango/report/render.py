@@ -89,7 +89,7 @@ def _heading(table: Table, row: TableRow) -> str:
 def _lines(table: Table, row: TableRow) -> Iterator[list[str]]:
     yield [row.row.name, "ours", *(_ours(cell) for cell in row.cells.values())]
     yield ["", "paper", *(_papers(cell) for cell in row.cells.values())]
-    if table.against is not None:
+    if any(cell.against for cell in row.cells.values()):
         yield ["", f"minus {table.against}", *(_signed(cell.against) for cell in row.cells.values())]
 
 

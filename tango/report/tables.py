@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tango.errors import TangoError, UnknownNameError
@@ -80,26 +81,22 @@ def build(
         filled.row(row, None if against is None else filled.reference(row, against)) for row in experiment.rows
     )
     used = filled.used.values()
-    whole = "; ".join(
-        f"{run.benchmark.name} of {len(run.questions)}" + (f"/{run.num_expected}" if run.num_expected else "")
-        + f" questions: {run.source}" for run in used if run.partial
-    )  # fmt: skip
-    if whole:
-        notes.append(f"partial runs, marked *: {whole}")
+    parts: dict[Path, list[str]] = {}
+    for run in used:
+        if run.partial:
+            whole = "" if run.num_expected is None else f"/{run.num_expected}"
+            parts.setdefault(run.source, []).append(f"{run.benchmark.name} {len(run.questions)}{whole}")
+    notes += [f"partial, marked *: {source}: {', '.join(names)} questions" for source, names in parts.items()]
     if unclear := sorted({run.benchmark.name for run in used if any(q.video_id is None for q in run.questions)}):
         notes.append(f"which clip a question is about is not recorded for {', '.join(unclear)}; each counts as its own")
-    if other := [run for run in chosen if run.key not in filled.used]:
-        notes.append(f"{len(other)} other runs are in no row: " + ", ".join(sorted({_about(run) for run in other})))
+    if other := sorted({str(run.source) for run in chosen if run.key not in filled.used}):
+        notes.append(f"in no row of this table: {', '.join(other)}")
     return Table(experiment, rows, against, (*results.notes, *notes, *filled.notes))
 
 
 def _title(model: str, experiment: Experiment) -> str:
     """The one name by which a model's runs are found, whatever the toolkit calls it."""
     return min(experiment.names_of(model))
-
-
-def _about(run: Run) -> str:
-    return f"{run.model} {run.method['method']} ({run.benchmark.name})"
 
 
 class _Filling:
@@ -147,11 +144,12 @@ class _Filling:
             return Cell(None, False, published, same_model)
         against = [differences[name][group] for name in names if group in differences.get(name, {})]
         compared = average(against) if len(against) == len(names) and column != "performance" else None
-        ours = average(known)
+        ours: Estimate | None = average(known)
         if column == "performance":
             if not all(name in full and _ids(full[name]) == _ids(runs[name]) for name in names):
                 return Cell(None, False, published, True)
-            ours = ratio(ours, average([self.of(full[name])[None] for name in names]))
+            all_tokens = average([self.of(full[name])[None] for name in names])
+            ours = ratio(ours, all_tokens) if all_tokens.value else None
         return Cell(ours, partial, published, same_model or column == "performance", compared)
 
     def of(self, run: Run) -> dict[str | None, Estimate]:
