@@ -70,7 +70,9 @@ class TangoPruner(Pruner):
     num_neighbors: int = 7  # K of eq. 4
     base_time: float = 1e4  # rotary base of the time axis (Table 4)
     base_space: float = 1e3  # rotary base of rows and columns (Table 4)
-    positions: Literal["seconds", "frames", "none"] = "seconds"  # of ST-RoPE's time axis; none: no ST-RoPE (Table 3)
+    rope_positions: Literal["seconds", "frames", "none"] = (
+        "seconds"  # of ST-RoPE's time axis; none: no ST-RoPE (Table 3)
+    )
     rope_sections: tuple[int, int, int] | None = None  # None: near-equal even parts; 1196, 1194, 1194 of 3584
     merge_weight: float = 0.6  # least weight of the anchor in its cluster (release); 0: average pooling (paper)
     anchor_order: Literal["aligned", "release"] = "aligned"  # release: merged rows land by density order
@@ -139,10 +141,12 @@ class TangoPruner(Pruner):
     def _rotations(self, tokens: VisualTokens, sections: tuple[int, int, int]) -> tuple[Rotation, Rotation, Rotation]:
         T, N, _ = tokens.features.shape
         device = tokens.features.device
-        if self.positions == "none":
+        if self.rope_positions == "none":
             return identity_rotations(T, N, sections, device=device)
         times = (
-            tokens.timestamps_s if self.positions == "seconds" else torch.arange(T, device=device, dtype=torch.float32)
+            tokens.timestamps_s
+            if self.rope_positions == "seconds"
+            else torch.arange(T, device=device, dtype=torch.float32)
         )
         bases = {"base_time": self.base_time, "base_space": self.base_space}
         return strope_rotations(times, tokens.grid, sections, **bases, device=device)

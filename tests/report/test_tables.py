@@ -24,7 +24,7 @@ from tests.report.test_paper import EXPERIMENTS
 GOLDEN = Path(__file__).parents[1] / "data" / "results" / "golden"
 FULL = "111111101101;11111100;111010;1111011"
 TANGO = "111110101100;11110000;101010;1111000"
-PART = {"method": "tango", "retention_ratio": 0.1, "alpha": 1, "context_ratio": 0, "positions": "none"}
+PART = {"method": "tango", "retention_ratio": 0.1, "alpha": 1, "context_ratio": 0, "rope_positions": "none"}
 
 pytestmark = pytest.mark.usefixtures("miniature")
 
@@ -143,7 +143,7 @@ class TestWhichRuns:
     def test_options_are_part_of_a_row(self, outputs: Path) -> None:
         made = table(4, outputs)
         run = [row.row.name for row in made.rows if row.cells["MLVU"].ours]
-        assert run == ["1e4, 1e3"]  # the defaults; others have other bases
+        assert run == ["1e4/1e3"]  # the defaults; others have other bases
         assert any("in no row of this table" in note and "holitom" in note for note in made.notes)
 
     def test_results_of_both_toolkits_fill_one_table(self, outputs: Path) -> None:
