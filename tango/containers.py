@@ -105,9 +105,14 @@ class LayerTokens:
     keys: Float[Tensor, "S groups d"]
     scale: float  # of queries times keys
     norm_weight: Float[Tensor, "D"]  # of the decoder's final norm
-    frames: Int[Tensor, "M"]  # each visual token's frame, counted over all videos of the prompt
+    frames: Int[Tensor, "M"]  # each visual token's frame, counted over all videos of the prompt; non-decreasing
     cells: Int[Tensor, "M"]  # each visual token's place in its frame, newlines included; a video has its own numbers
-    num_entered: int  # visual tokens that entered the LLM
+    counts: tuple[int, ...]  # visual tokens that ran through each of the layers before this one
+
+    @property
+    def num_entered(self) -> int:
+        """Visual tokens that entered the LLM."""
+        return self.counts[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

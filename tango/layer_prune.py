@@ -39,6 +39,14 @@ class LayerRecord:
     num_layers: int
     entered: tuple[int, ...] = ()
     stayed: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    places: tuple[tuple[Tensor, Tensor], ...] = ()  # of what is left: frame, and place in the frame
+
+    def counts(self, prompt: int, layer: int) -> tuple[int, ...]:
+        """Visual tokens of one prompt that ran through each of the layers before `layer`."""
+        counts = [self.entered[prompt]]
+        for i in range(1, layer):
+            counts.append(self.stayed[i][prompt] if i in self.stayed else counts[-1])
+        return tuple(counts)
 
     def stats(self, retention_ratio: float) -> LayerStats:
         """Sums over the batch; `retention_ratio` is the fraction of visual tokens that entered the LLM."""
@@ -51,6 +59,7 @@ class LayerRecord:
             layers=tuple(self.stayed),
             tokens=tokens,
             mean_retention_ratio=retention_ratio * mean,
+            places=self.places,
         )
 
 
@@ -110,7 +119,6 @@ class _Prompt:
     cells: Tensor
     others: Tensor
     text: Tensor  # after the video; some of `others`
-    num_entered: int
 
     @property
     def columns(self) -> Tensor:
@@ -140,7 +148,7 @@ def _prompts(
         text = others[(others > end) & (others <= last[b])]
         text = text if len(text) else torch.tensor([last[b]])
         columns = {"visual": visual.to(device), "others": others.to(device), "text": text.to(device)}
-        prompts.append(_Prompt(**columns, frames=frames[b], cells=cells[b], num_entered=counts[b]))
+        prompts.append(_Prompt(**columns, frames=frames[b], cells=cells[b]))
     return prompts
 
 
@@ -257,7 +265,7 @@ class _Run:
             if self.kept:
                 rows = torch.arange(width - len(columns), width, device=columns.device)
             if len(prompt.visual):
-                tokens = self._tokens(K, prompt, columns, hidden, b * repeats, rows)
+                tokens = self._tokens(K, prompt, columns, hidden, b, rows)
                 states, chosen = self.pruner(tokens)
                 hidden[b * repeats : (b + 1) * repeats, rows[tokens.visual[chosen]]] = states
                 prompt = prompt.keep(chosen)
@@ -266,6 +274,7 @@ class _Run:
             places.append(rows)
         self.captured.clear()
         self.left, self.record.stayed[K] = left, tuple(len(prompt.visual) for prompt in left)
+        self.record.places = tuple((prompt.frames, prompt.cells) for prompt in left)
         lengths = [len(rows) for rows in places]
         self.kept[K] = Kept.of([prompt.columns for prompt in left], repeats, self.attended.shape[1])
         index = torch.stack([F.pad(rows, (max(lengths) - len(rows), 0)) for rows in places])
@@ -273,10 +282,9 @@ class _Run:
         index = torch.cat([index.repeat_interleave(repeats, dim=0), rest.expand(self.rows, -1)], dim=1)
         return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
 
-    def _tokens(
-        self, K: int, prompt: _Prompt, columns: Tensor, hidden: Tensor, row: int, places: Tensor
-    ) -> LayerTokens:
-        """What the pruner sees of one prompt, which is row `row` of the batch and stands at these places in it."""
+    def _tokens(self, K: int, prompt: _Prompt, columns: Tensor, hidden: Tensor, b: int, places: Tensor) -> LayerTokens:
+        """What the pruner sees of prompt `b`, which stands at these places of its first row."""
+        row = b * (self.rows // len(self.prompts))
         attention = self.decoder.layers[K - 1 if self.pruner.reads == "before" else K].self_attn
         visual, text = (torch.searchsorted(columns, x) for x in (prompt.visual, prompt.text))
         if self.pruner.reads == "before":
@@ -297,7 +305,7 @@ class _Run:
             norm_weight=self.decoder.norm.weight.detach(),
             frames=prompt.frames,
             cells=prompt.cells,
-            num_entered=prompt.num_entered,
+            counts=self.record.counts(b, K),
         )
 
     def _spread(self, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:

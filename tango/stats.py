@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from tango.profiling import StageTimer
 
 
@@ -20,6 +22,12 @@ class LayerStats:
     layers: tuple[int, ...]
     tokens: tuple[int, ...]
     mean_retention_ratio: float
+    places: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)  # of what is left in each prompt:
+    # frame, and place in the frame (newlines included), as in `LayerTokens`
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but `places` as plain numbers."""
+        return {name: getattr(self, name) for name in ("method", "layers", "tokens", "mean_retention_ratio")}
 
     def __str__(self) -> str:
         where = ", ".join(map(str, self.layers)) if len(self.layers) < 5 else f"{self.layers[0]}-{self.layers[-1]}"
@@ -88,7 +96,7 @@ class PruningStats:
             "visual_share": self.visual_share,
             "entering_share": self.entering_share,
             "videos": [asdict(video) for video in self.videos],
-            "layer": None if self.layer is None else asdict(self.layer),
+            "layer": None if self.layer is None else self.layer.to_dict(),
             "stages_ms": {stage: round(ms, 3) for stage, ms in self.timer.ms().items()},
         }
 

@@ -57,8 +57,7 @@ def read_video(
     """
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
-    if backend not in _BACKENDS:
-        raise UnknownNameError("video backend", backend, _BACKENDS)
+    check_backend(backend)
     path = os.fsdecode(path)
     _check_file(path)
     clip = _BACKENDS[backend](path, num_frames, timeout_s)
@@ -77,6 +76,12 @@ def read_video(
         path=path,
         backend="pyav" if backend == "auto" else backend,
     )
+
+
+def check_backend(name: str) -> None:
+    """Raise UnknownNameError unless `read_video` has a backend of this name."""
+    if name not in _BACKENDS:
+        raise UnknownNameError("video backend", name, _BACKENDS)
 
 
 class _Clip(NamedTuple):

@@ -25,7 +25,7 @@ def with_attention(visual: Tensor, attention: Tensor, **changes: Any) -> LayerTo
         "norm_weight": torch.ones(D).to(visual),
         "frames": torch.zeros(M, dtype=torch.long),
         "cells": torch.arange(M),
-        "num_entered": M,
+        "counts": (M,) * changes.get("layer", 1),
     }
     return LayerTokens(**{**fields, **changes})
 
@@ -50,6 +50,6 @@ def random_prompt(
         "norm_weight": torch.rand(dim, generator=random).to(dtype) + 0.5,
         "frames": index // cells,
         "cells": index % cells,
-        "num_entered": M,
+        "counts": (M,) * changes.get("layer", 2),
     }
     return LayerTokens(**{**fields, **changes})

@@ -66,7 +66,7 @@ def test_answer_with_pruning_inside_the_llm(files, capsys):
     assert tango(files, "answer", "clip.mp4", *options) == 2  # the tiny model has no layer 18
     assert "layer" in capsys.readouterr().err
     assert tango(files, "answer", "clip.mp4", "--json", "--mean-retention-ratio", "0.3") == 0
-    assert json.loads(capsys.readouterr().out)["options"]["retention_ratio"] == 0.3
+    assert json.loads(capsys.readouterr().out)["mean_retention_ratio"] == 0.3
 
 
 def test_options_come_from_a_file_and_flags_win(files, capsys, tmp_path):

@@ -11,12 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+from tango.answering import prepare
 from tango.cli import main
 from tango.commands import compare
 from tango.containers import PrunedTokens, VisualTokens
 from tango.errors import MissingSignalError
 from tango.methods import TangoPruner, available_layer_pruners, available_pruners
+from tango.models import load
 from tango.models.llava_onevision import LlavaOnevisionAdapter
+from tango.pruning import prune
 from tango.quickstart import write_checkpoint, write_clip
 from tango.report.figures import DROPPED, KEPT, MERGED, contact_sheet, png, shade, thumbnails
 from tango.video import read_video
@@ -193,6 +196,35 @@ def test_mistakes_show_before_the_model_is_loaded(files, capsys, monkeypatch, op
     captured = capsys.readouterr()
     assert message in captured.err
     assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "llava_video", "qwen2_5_vl"])
+def test_methods_inside_the_llm_are_compared_by_a_question(files, capsys, tmp_path, family):
+    options = ["--question", "What?", "--retention-ratio", "0.7", "--saliency", "attn", "--repeats", "1", "--json"]
+    names = ["--methods", "uniform,fastv,dart,fastv-merge", "--option", "fastv.layer=1", "--option", "dart.layer=1"]
+    assert tango(files, *options, *names, "--output", str(tmp_path), model=family) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [m["method"] for m in result["methods"]] == ["uniform", "fastv", "dart"]
+    assert "layer must lie in" in result["not_compared"]["fastv-merge"]
+    before = result["tokens_before"]
+    for method in result["methods"][1:]:
+        indices = method["indices"]
+        assert indices == sorted(set(indices))
+        assert 0 < len(indices) < before
+        assert indices[-1] < before
+        assert method["prune_ms"] is None
+        assert (tmp_path / f"{method['method']}.png").is_file()
+    model, processor = load(str(files / family), siglip=None)
+    video = read_video(files / "clip.mp4", num_frames=6)
+    with prune(model, "fastv", saliency="attn", retention_ratio=0.7, layer=1) as pruning, torch.no_grad():
+        model(**prepare(processor, video, "What?"))
+    frames, cells = (x.tolist() for x in pruning.stats.layer.places[0])
+    (T, N), (H, W) = (len(result["timestamps_s"]), before // len(result["timestamps_s"])), result["grid"]
+    line = W + 1 if family == "llava_video" else W  # with the newline
+    tokens = [(t, c // line, c % line) for t, c in zip(frames, cells, strict=True) if t < T and c % line < W]
+    fastv = next(m for m in result["methods"] if m["method"] == "fastv")
+    assert fastv["indices"] == [t * N + row * W + column for t, row, column in tokens]
+    assert H * W == N
 
 
 def test_nothing_to_compare_says_why(files, capsys):

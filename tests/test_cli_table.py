@@ -85,7 +85,7 @@ class TestTable:
 
     def test_options_that_a_method_has_got_since_are_at_their_defaults(self, outputs, capsys):
         path = outputs / "LLaVA-OneVision-7B-tango-r0.1" / "tango_summary.json"
-        path.write_text(path.read_text().replace('"rope_positions": "seconds",', ""))
+        path.write_text(path.read_text().replace('"rope": "seconds",', ""))
         assert main(["table", "1", "--results", str(outputs)]) == 0
         assert "| tango | ours | 66.7 [" in capsys.readouterr().out
 
@@ -135,9 +135,7 @@ class TestExperiments:
         assert main(["experiments", "3"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 1 + 1 + 6
-        assert lines[2].endswith(
-            "method=tango retention_ratio=0.1 alpha=1 context_ratio=0 rope_positions=none           92.7"
-        )
+        assert lines[2].endswith("method=tango retention_ratio=0.1 alpha=1 context_ratio=0 rope=none           92.7")
 
     def test_runs(self, capsys):
         assert main(["experiments", "2", "--model", "llava-video-7b", "--ratios", "0.2", "--runs"]) == 0

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from vlmeval.dataset import LongVideoBench
 from vlmeval.smp import dump
 
 from tango import OptionError
@@ -57,9 +58,11 @@ class ReadAhead:
 
         with closing(self._model.answerer.answers(questions(), progress=True, total=len(positions))) as answers:
             for answer in answers:
-                while isinstance(drawn[0], Exception):
-                    yield _failed(drawn.popleft())
-                yield drawn.popleft(), answer
+                message = drawn.popleft()
+                while isinstance(message, Exception):
+                    yield _failed(message)
+                    message = drawn.popleft()
+                yield message, answer
             yield from map(_failed, drawn)
 
     def _message(self, position: int) -> Message | Exception:
@@ -67,7 +70,7 @@ class ReadAhead:
             return self._build(position, video_llm=True)
         except ImportError:  # not the video's fault
             raise
-        except Exception as error:
+        except Exception as error:  # moviepy raises whatever it stumbles over in a broken file
             return error
 
 
@@ -91,12 +94,17 @@ def infer(toolkit: Any, model: Tango, dataset: Any, out_file: str, **options: An
     model.nframe = dataset.nframe
     ahead = ReadAhead(model, dataset, positions)
     dataset.build_prompt = ahead.build_prompt
+    if isinstance(dataset, LongVideoBench):
+        # For a prompt that shows the file itself it decodes all frames, drops them, and gives up when another process
+        # does so for half a minute.
+        dataset.save_video_frames = lambda *_args, **_options: ([], [], {"fps": 0.0})
     try:
         if positions:
             toolkit(model, dataset=dataset, out_file=out_file, **options)
     finally:
         ahead.close()
-        del dataset.build_prompt  # the class's own again
+        for name in ("build_prompt", "save_video_frames"):
+            vars(dataset).pop(name, None)  # the class's own again
     indices = dataset.data["index"].tolist()
     own = {
         "efficiency": Efficiency.of(ahead.answers.values(), device=model.answerer.efficiency().device).to_dict(),

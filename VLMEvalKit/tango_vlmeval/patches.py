@@ -102,23 +102,21 @@ def _write_whole_clips() -> None:
 
 def _prepare_data(runner: Any, run: Run) -> None:
     """Build data sets in one process after the other, cut to --limit, which the toolkit ignores for videos."""
-    from vlmeval.dataset import LongVideoBench, MVBench
+    from vlmeval.dataset import MVBench
+    from vlmeval.smp import HFCacheRoot
 
+    lock = Path(HFCacheRoot()) / ".locks" / "tango-data.lock"
     build = runner.build_dataset_from_config
     trust(everything=run.trust_local_data)
 
     def build_in_turn(config: Any, name: str) -> Any:
-        # Each process of the toolkit writes the table of questions anew, while others read it.
-        with _one_at_a_time(run.work_dir / ".data.lock"):
+        # Each process of the toolkit, of this run or another, writes the table of questions anew, while others read it.
+        with _one_at_a_time(lock):
             dataset = build(config, name)
             if dataset is None or dataset.MODALITY != "VIDEO":
                 return dataset
             if run.limit is not None:
                 dataset.data = dataset.data.iloc[: run.limit].copy()
-            if isinstance(dataset, LongVideoBench):
-                # For a prompt that shows the file itself it decodes all frames, drops them, and gives up when another
-                # process does so for half a minute.
-                dataset.save_video_frames = lambda *_args, **_options: ([], [], {"fps": 0.0})
             if isinstance(dataset, MVBench):
                 # It cuts each file once, with the bounds of whichever question comes first. Here that is the order of
                 # the table, for any number of processes.
@@ -129,7 +127,7 @@ def _prepare_data(runner: Any, run: Run) -> None:
 
 
 def _cut_clips(dataset: Any) -> None:
-    for _, line in dataset.data[dataset.data["bound"].astype(bool)].iterrows():
+    for _, line in dataset.data.iterrows():
         try:
             dataset.load_into_video_and_process(line)
         except ImportError:

@@ -186,10 +186,11 @@ def _read_config(path: str | None) -> dict[str, Any]:
         raise OptionError("--config is missing; the ready ones are in run_config/")
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
-        assert all(isinstance(entry, dict) for part in ("model", "data") for entry in config[part].values())
+        if not all(isinstance(entry, dict) for part in ("model", "data") for entry in config[part].values()):
+            raise TypeError
     except OSError as error:
         raise OptionError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise OptionError(f'{path} must be JSON with entries under "model" and "data"') from None
     return config
 
@@ -218,7 +219,7 @@ def _choose(data: Mapping[str, Any], names: list[str] | None) -> dict[str, Any]:
     """The data sets of these names: keys of the JSON file, or what their entries call "dataset"."""
     if names is None:
         return dict(data)
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for name in names:
         found = {key: entry for key, entry in data.items() if name in (key, entry.get("dataset"))}
         if not found:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ from tango_lmms_eval.output import Output
 from tango_lmms_eval.questions import build, chat_messages, simple_messages
 from tango_lmms_eval.settings import read_settings
 
-# Scored as wrong by every task, also where an empty answer would drop out of the mean (MVBench).
+# Scored as wrong, also by MVBench, whose mean leaves empty answers out. (LongVideoBench draws a letter for either.)
 NO_ANSWER = "[no answer]"
 
 
@@ -35,7 +35,8 @@ class TangoModel(lmms):
     processes would wait for this one for hours.
     """
 
-    default_max_new_tokens = 1024  # for tasks that say nothing; what lmms-eval's own class has
+    default_max_new_tokens: ClassVar[int] = 1024  # for tasks that say nothing; what lmms-eval's own class has
+    describes: ClassVar[dict[str, tuple[Any, ...]]] = {}  # arguments of lmms-eval's class, with what holds here
 
     def __init__(self, **model_args: Any):
         super().__init__()
@@ -45,7 +46,7 @@ class TangoModel(lmms):
         if self._together:
             self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         with self._fatal(same_everywhere=True):
-            self.settings = read_settings(model_args, os.environ)
+            self.settings = read_settings(model_args, os.environ, describes=self.describes)
         if self._together or "device" not in self.settings.arguments:
             self.settings.arguments["device"] = str(self.accelerator.device)
         self.batch_size_per_gpu = self.settings.arguments.get("batch_size", 1)
@@ -96,9 +97,8 @@ class TangoModel(lmms):
 
     def _unsupported(self, requests: list[Instance]) -> NoReturn:
         """Not for these models."""
-        with self._fatal():
-            raise TangoError(f"tasks of type {requests[0].request_type} are not supported, only generate_until")
-        raise AssertionError
+        print(f"error: cannot do {requests[0].request_type} tasks, only generate_until", file=sys.stderr, flush=True)
+        raise SystemExit(2)
 
     loglikelihood = generate_until_multi_round = _unsupported
 
@@ -139,9 +139,13 @@ class ChatModel(TangoModel):
 class LlavaOneVision(TangoModel):
     """`--model llava_onevision`."""
 
+    describes: ClassVar = {"mm_spatial_pool_mode": ("bilinear",)}
+
 
 class LlavaVideo(TangoModel):
     """`--model llava_vid`."""
+
+    describes: ClassVar = {"mm_spatial_pool_mode": ("average",), "mm_newline_position": ("grid",)}
 
 
 class Qwen25VL(TangoModel):

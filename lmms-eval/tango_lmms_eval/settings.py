@@ -69,10 +69,8 @@ UPSTREAM: dict[str, tuple[Any, ...] | None] = {
     "conv_template": ("qwen_1_5", "qwen_2"),
     "token_strategy": ("single",),
     "mm_spatial_pool_stride": (2,),
-    "mm_spatial_pool_mode": ("bilinear", "average"),
     "mm_resampler_type": ("spatial_pool",),
     "mm_resampler_location": ("before",),
-    "mm_newline_position": ("grid", "one_token"),
     "force_sample": (True,),
     "add_faster_video": (False,),
     "interleave_visuals": (False,),
@@ -101,12 +99,17 @@ class Settings:
         return f"{self.method.label}-{hashlib.sha256(described.encode()).hexdigest()[:8]}"
 
 
-def read_settings(model_args: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+def read_settings(
+    model_args: Mapping[str, Any], environ: Mapping[str, str], *, describes: Mapping[str, Any] | None = None
+) -> Settings:
     """Settle every argument; `--model_args` go before `WRAPPER` and `TANGO_*`.
 
+    Args:
+        describes: more entries of `UPSTREAM` that hold for one model.
     Raises:
         TangoError: an argument, a method or an option is unknown or has a value that it cannot have.
     """
+    upstream = {**UPSTREAM, **(describes or {})}
     ours: dict[str, Any] = {}
     others = []
     for source in (model_args, MethodConfig.settings_from_environment(environ)):
@@ -115,8 +118,8 @@ def read_settings(model_args: Mapping[str, Any], environ: Mapping[str, str]) -> 
             if name in ARGUMENTS:
                 field, read, expected = ARGUMENTS[name]
                 ours.setdefault(field, _read(name, value, read, expected))
-            elif name in UPSTREAM:
-                _check_upstream(name, value)
+            elif name in upstream:
+                _check_upstream(name, value, upstream[name])
             else:
                 rest[name] = value
         others.append(rest)
@@ -142,8 +145,7 @@ def _read(name: str, value: Any, read: Callable[[Any], Any], expected: str) -> A
         raise OptionError(f"{name} must be {expected}, got {value!r}") from None
 
 
-def _check_upstream(name: str, value: Any) -> None:
-    allowed = UPSTREAM[name]
+def _check_upstream(name: str, value: Any, allowed: tuple[Any, ...] | None) -> None:
     if allowed is not None and str(value).lower() not in [str(a).lower() for a in allowed]:
         known = " or ".join(str(a) for a in allowed)
-        raise OptionError(f"{name}={value} is not supported: Tango's models work as with {name}={known}; leave it out")
+        raise OptionError(f"{name}={value} is not supported: this model works as with {name}={known}; leave it out")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from tango.bench import layers
 from tango.bench.common import (
     add_shared_arguments,
     describe_setting,
@@ -23,18 +24,20 @@ from tango.bench.common import (
     time_ms,
     tokens_from,
 )
-from tango.containers import PrunedTokens, VisualTokens
+from tango.containers import LayerTokens, PrunedTokens, VisualTokens
 from tango.files import write_json
-from tango.methods import Pruner, available_pruners, build_pruner
+from tango.methods import LayerPruner, Pruner, available_layer_pruners, available_pruners, build_pruner
 from tango.report.text import align, markdown
 
 
 class Candidate(NamedTuple):
-    """Something to time: `call` runs it once, on inputs that are ready."""
+    """Something to time: `call` runs it once, on inputs that are ready; `describe` says of its result how many tokens
+    are left, and whether any stands for others, too."""
 
     name: str
     stage: str
-    call: Callable[[], PrunedTokens]
+    call: Callable[[], Any]
+    describe: Callable[[Any], tuple[int, bool]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +53,12 @@ def run(args: argparse.Namespace) -> int:
     device = device_from(args)
     shared = {"retention_ratio": args.retention_ratio, "exact_budget": args.exact_budget}
     pruners = [build_pruner(name, **shared) for name in available_pruners()]
+    inside = [layers.build(name, args.retention_ratio) for name in available_layer_pruners()]
     with threads(args.threads):
-        rows = measure(list(candidates(tokens_from(args, args.frames, device), pruners)), args.repeats, device)
-        config = {"frames": args.frames, **shared, "options": {p.name: p.config() for p in pruners}}
+        rows = measure(list(candidates(tokens_from(args, args.frames, device), pruners, inside)), args.repeats, device)
+        built: list[Pruner | LayerPruner] = [*pruners, *inside]
+        options = {pruner.name: pruner.config() for pruner in built}
+        config = {"frames": args.frames, **shared, "options": options}
         report = make_report("methods", args, device, config, rows)
     print(format_markdown(report) if args.markdown else format_report(report))
     if args.output:
@@ -60,16 +66,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def candidates(tokens: VisualTokens, pruners: Sequence[Pruner]) -> Iterator[Candidate]:
-    """All that is timed. Methods of another stage join the table by being yielded here."""
+def candidates(
+    tokens: VisualTokens, pruners: Sequence[Pruner], inside: Sequence[LayerPruner] = ()
+) -> Iterator[Candidate]:
+    """All that is timed. Methods inside the LLM find the same tokens there as hidden states, in a prompt of the usual
+    length; what the decoder computes (queries, keys) is not counted."""
     for pruner in pruners:
-        yield Candidate(pruner.name, "before the LLM", functools.partial(pruner, tokens))
+        call = functools.partial(pruner, tokens)
+        yield Candidate(pruner.name, "before the LLM", call, lambda pruned: (len(pruned.indices), merges(pruned)))
+    if not inside:
+        return
+    prompt = layers.synthetic_prompt(tokens)
+    for layer_pruner in inside:
+        run_through = functools.partial(layers.run_through, layer_pruner, prompt)
+        yield Candidate(layer_pruner.name, "inside the LLM", run_through, functools.partial(_left, prompt))
+
+
+def _left(before: LayerTokens, after: LayerTokens) -> tuple[int, bool]:
+    return len(after.visual), layers.merges(before, after)
 
 
 @torch.inference_mode()
 def measure(timed: Sequence[Candidate], repeats: int, device: torch.device) -> list[dict[str, Any]]:
     """One row per candidate. Rounds of one run of each, so that a busy machine slows all of them alike."""
-    kept = [candidate.call() for candidate in timed]  # also the warm-up
+    found = [candidate.describe(candidate.call()) for candidate in timed]  # also the warm-up
     times: list[list[float]] = [[] for _ in timed]
     with tqdm(total=repeats * len(timed), desc="bench methods", unit="run", file=sys.stderr) as progress:
         for _ in range(repeats):
@@ -77,17 +97,21 @@ def measure(timed: Sequence[Candidate], repeats: int, device: torch.device) -> l
                 progress.set_postfix_str(candidate.name)
                 own.append(time_ms(candidate.call, device))
                 progress.update()
-    merging = [own for own, pruned in zip(times, kept, strict=True) if merges(pruned)]
+    merging = [
+        own
+        for candidate, own, (_, merged) in zip(timed, times, found, strict=True)
+        if merged and candidate.stage == "before the LLM"
+    ]
     yardstick = min(merging, key=statistics.median, default=None)
     rows = []
-    for candidate, own, pruned in zip(timed, times, kept, strict=True):
+    for candidate, own, (kept, merged) in zip(timed, times, found, strict=True):
         ratios = [] if yardstick is None else [mine / fastest for mine, fastest in zip(own, yardstick, strict=True)]
         rows.append(
             {
                 "method": candidate.name,
                 "stage": candidate.stage,
-                "kept_tokens": len(pruned.indices),
-                "merges": merges(pruned),
+                "kept_tokens": kept,
+                "merges": merged,
                 "total_ms": statistics.median(own),
                 "total_min_ms": min(own),
                 "total_max_ms": max(own),
@@ -123,7 +147,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def _title(report: dict[str, Any]) -> str:
     config = report["config"]
     setting = describe_setting(report, f"{100 * config['retention_ratio']:g} % kept", str(config["frames"]))
-    return f"{setting}; ratio: to the fastest method that merges, run by run"
+    return f"{setting}; ratio: to the fastest method that merges before the LLM, run by run"
 
 
 def format_report(report: dict[str, Any]) -> str:

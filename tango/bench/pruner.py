@@ -41,6 +41,7 @@ from tango.containers import PrunedTokens, VisualTokens
 from tango.files import write_json
 from tango.methods import Pruner, available_pruners, build_pruner
 from tango.methods.tango import TangoPruner
+from tango.ops import reduction
 from tango.report.text import align
 
 STAGES: tuple[str, ...] = ("similarity", "segmentation", "rotation", "selection", "clustering", "merging", "other")
@@ -203,6 +204,8 @@ def _stages_wrapped(pruner: Pruner, clock: _StageClock) -> Iterator[int]:
     """Wrap what this method calls for each stage, and put it back; yields how many functions were found."""
     cls, found = type(pruner), 0
     homes = [sys.modules[base.__module__] for base in cls.__mro__ if issubclass(base, Pruner)]
+    if any(hasattr(home, "reduce_group") for home in homes):
+        homes.append(reduction)  # where the method's own calls go on
     with contextlib.ExitStack() as stack:
         for home in dict.fromkeys([cls, *homes]):
             for name, stage in _STAGE_OF.items():

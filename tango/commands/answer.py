@@ -14,7 +14,6 @@ from tango.commands.common import (
     load_model,
     method_from,
     num_frames_from,
-    pruning_from,
 )
 from tango.profiling import StageTimer
 
@@ -31,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer; counts and times go below the answer."""
-    pruner = method_from(args)  # this and the video first: mistakes show before minutes of loading
+    method = method_from(args)  # this and the video first: mistakes show before minutes of loading
     timer = StageTimer()
     frames = num_frames_from(args)
     with timer.stage("read"):
@@ -39,13 +38,12 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_model(args)
     with timer.stage("preprocess"):
         inputs = tango.prepare(processor, video, args.question)
-    with pruning_from(args, model, pruner) as pruning:
+    with method.apply(model) as pruning:
         text = generate_text(model, processor, inputs, max_new_tokens=args.max_new_tokens)
     stats = pruning.stats if pruning is not None else None
     if args.json:
         record = {"video": args.video, "question": args.question, "answer": text, "model": args.model}
-        record["method"] = "none" if pruner is None else pruner.name
-        record["options"] = {} if pruning is None else pruning.pruner.config()
+        record |= {name: value for name, value in method.to_dict().items() if name != "saliency"}
         record["frame_timestamps_s"] = video.timestamps_s.tolist()
         record["stats"] = None if stats is None else stats.to_dict()
         record["stages_ms"] = {**timer.ms(), **({} if stats is None else stats.timer.ms())}

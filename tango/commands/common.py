@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import yaml
 
 import tango
 from tango.errors import TangoError
-from tango.methods import Pruner, build_layer_pruner, build_pruner
+from tango.evaluation import MethodConfig
 from tango.models import default_num_frames
 
 
@@ -48,11 +47,12 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def method_from(args: argparse.Namespace) -> Pruner | None:
-    """The pruner that the arguments describe; None for `--method none`.
+def method_from(args: argparse.Namespace) -> MethodConfig:
+    """The method that the arguments describe, checked before minutes of loading.
 
     Raises:
-        TangoError: the file cannot be read or an option is not NAME=VALUE; UnknownNameError: unknown names.
+        TangoError: the file cannot be read, an option is not NAME=VALUE, or the method cannot have it;
+        UnknownNameError: unknown names.
     """
     options: dict[str, Any] = {}
     if args.config:
@@ -71,15 +71,19 @@ def method_from(args: argparse.Namespace) -> Pruner | None:
         options[key.replace("-", "_")] = value
     if args.retention_ratio is not None and args.mean_retention_ratio is not None:
         raise TangoError("give --retention-ratio or --mean-retention-ratio, not both")
-    if args.layer_pruner is not None:
-        build_layer_pruner(args.layer_pruner)  # an unknown name shows before minutes of loading
     if args.retention_ratio is not None:
         options["retention_ratio"] = args.retention_ratio
-    if name != "none":
-        return build_pruner(name, **options)
-    if options or args.mean_retention_ratio is not None:
+    if args.mean_retention_ratio is not None:
+        options.pop("retention_ratio", None)  # the file's
+    if name == "none" and (options or args.mean_retention_ratio is not None):
         raise TangoError("--method none keeps all tokens; leave out the ratio and other options")
-    return None
+    return MethodConfig(
+        method=name,
+        options=options,
+        layer_pruner=args.layer_pruner,
+        mean_retention_ratio=args.mean_retention_ratio,
+        saliency=args.saliency,
+    )
 
 
 def parse_option(item: str) -> tuple[str, Any]:
@@ -95,17 +99,6 @@ def parse_option(item: str) -> tuple[str, Any]:
         return name, yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise TangoError(f"cannot read the value of --option {item!r}: {' '.join(str(error).split())}") from error
-
-
-def pruning_from(args: argparse.Namespace, model: Any, pruner: Pruner | None) -> AbstractContextManager[Any]:
-    """Switch on the pruning that the arguments describe; nothing for `--method none`."""
-    if pruner is None:
-        return nullcontext()
-    inside = {"layer_pruner": args.layer_pruner, "saliency": args.saliency}
-    if args.mean_retention_ratio is None:
-        return tango.prune(model, pruner, **inside)
-    options = {name: value for name, value in pruner.config().items() if name != "retention_ratio"}
-    return tango.prune(model, pruner.name, mean_retention_ratio=args.mean_retention_ratio, **inside, **options)
 
 
 def num_frames_from(args: argparse.Namespace) -> int:

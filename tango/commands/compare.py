@@ -1,4 +1,7 @@
-"""`tango compare`: what several methods keep of one video. It is encoded once, and all see the same tokens."""
+"""`tango compare`: what several methods keep of one video. It is encoded once, and all see the same tokens.
+
+Methods inside the LLM look at a question, too; with one, each of them reads the prompt.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import json
 import operator
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +27,21 @@ from tango.commands.common import add_model_arguments, add_video_arguments, load
 from tango.containers import PrunedTokens, Signal, Video, VisualTokens
 from tango.errors import OptionError, TangoError, UnknownNameError
 from tango.files import write_bytes, write_json
-from tango.methods import Pruner, available_layer_pruners, available_pruners, build_pruner
+from tango.methods import (
+    LayerPruner,
+    Pruner,
+    available_layer_pruners,
+    available_pruners,
+    build_layer_pruner,
+    build_layer_pruner_for_mean,
+    build_pruner,
+)
 from tango.models import Adapter, adapter_class
 from tango.profiling import StageTimer
 from tango.report import figures
 from tango.report.text import align
 
-_INSIDE = "works inside the LLM, where what it keeps depends on the question; not compared here"
+_INSIDE = "works inside the LLM, where what it keeps depends on the question; give one with --question"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +55,9 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one method makes of the tokens, and how long that takes, run by run."""
+    """What one method makes of the tokens, and how long that takes, run by run (not measured inside the LLM)."""
 
-    pruner: Pruner
+    pruner: Pruner | LayerPruner
     pruned: PrunedTokens
     times_ms: tuple[float, ...]
 
@@ -64,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--option", action="append", default=[], metavar="METHOD.NAME=VALUE", help="an option of one method; repeatable"
     )
+    add("--question", help="ask this, so that methods inside the LLM can be compared by what their last layer leaves")
     add("--repeats", type=int, default=3, help="timed runs of each method, of which the median is reported (3)")
     add("--output", type=Path, metavar="DIR", help="write compare.json and a picture METHOD.png of what each keeps")
     add("--json", action="store_true", help="print one JSON object, with every kept index")
@@ -71,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the vision tower once and every method on its tokens, not the language model."""
-    pruners, excluded = choose(args)  # this and the video first: mistakes show before minutes of loading
+    pruners, named, excluded = choose(args)  # this and the video first: mistakes show before minutes of loading
     if args.repeats < 1:
         raise OptionError(f"--repeats must be at least 1, got {args.repeats}")
     if args.output is not None and args.output.exists() and not args.output.is_dir():
@@ -83,12 +95,16 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_model(args)
     adapter = adapter_class(model.config)(model, saliency=args.saliency)
     pruners = servable(adapter, pruners, excluded)
-    with tqdm(total=len(pruners) + 1, desc="compare", unit="step", file=sys.stderr) as progress:
+    inside = solved(model, named, args.retention_ratio, excluded)
+    _refuse_if_none([*pruners, *inside], excluded)
+    with tqdm(total=len(pruners) + len(inside) + 1, desc="compare", unit="step", file=sys.stderr) as progress:
         progress.set_postfix_str("encoding the video")
         with timer.stage("preprocess"):
-            inputs = tango.prepare(processor, video, "").to(model.device)
+            inputs = tango.prepare(processor, video, args.question or "").to(model.device)
         encoded = encode(adapter, video, inputs, pruners, timer)
-        results = compare(pruners, encoded, excluded, progress, repeats=args.repeats, output=args.output)
+        runs = [functools.partial(before_llm, pruner, encoded.tokens, args.repeats) for pruner in pruners]
+        runs += [functools.partial(inside_llm, pruner, model, inputs, encoded.tokens) for pruner in inside]
+        results = compare([*pruners, *inside], runs, encoded, excluded, progress, output=args.output)
     record = _record(args, encoded, results, excluded)
     if args.output is not None:
         write_json(args.output / "compare.json", record)
@@ -96,8 +112,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def choose(args: argparse.Namespace) -> tuple[list[Pruner], dict[str, str]]:
-    """The methods to compare, built, and of those that cannot be compared the reason.
+def choose(args: argparse.Namespace) -> tuple[list[Pruner], dict[str, dict[str, Any]], dict[str, str]]:
+    """The methods to compare: those before the LLM, built; options of those inside; why others cannot be compared.
 
     Raises:
         UnknownNameError: no such method or option; TangoError: an option is not METHOD.NAME=VALUE of a chosen method.
@@ -107,7 +123,8 @@ def choose(args: argparse.Namespace) -> tuple[list[Pruner], dict[str, str]]:
     for name in names:
         if name not in known:
             raise UnknownNameError("method", name, ["all", *known])
-    options: dict[str, dict[str, Any]] = {name: {} for name in names if name in available_pruners()}
+    compared = known if args.question is not None else available_pruners()
+    options: dict[str, dict[str, Any]] = {name: {} for name in names if name in compared}
     for item in args.option:
         key, value = parse_option(item)
         method, dot, option = key.partition(".")
@@ -117,16 +134,30 @@ def choose(args: argparse.Namespace) -> tuple[list[Pruner], dict[str, str]]:
             raise UnknownNameError("method to compare", method, options)
         options[method][option.replace("-", "_")] = value
     shared = {"retention_ratio": args.retention_ratio, "exact_budget": args.exact_budget}
-    pruners = [build_pruner(name, **{**shared, **own}) for name, own in options.items()]
-    return pruners, {name: _INSIDE for name in names if name not in options}
+    before = {name: own for name, own in options.items() if name in available_pruners()}
+    pruners = [build_pruner(name, **{**shared, **own}) for name, own in before.items()]
+    inside = {name: own for name, own in options.items() if name not in before}
+    for name, own in inside.items():
+        build_layer_pruner(name, **own)
+    return pruners, inside, {name: _INSIDE for name in names if name not in options}
+
+
+def solved(
+    model: Any, inside: Mapping[str, Mapping[str, Any]], mean: float, excluded: dict[str, str]
+) -> list[LayerPruner]:
+    """Methods inside the LLM with the ratio that gives this mean over its layers; the others join `excluded`."""
+    built = []
+    num_layers = model.config.get_text_config().num_hidden_layers
+    for name, options in inside.items():
+        try:
+            built.append(build_layer_pruner_for_mean(name, num_layers, **{"retention_ratio": mean, **options}))
+        except TangoError as error:
+            excluded[name] = str(error)
+    return built
 
 
 def servable(adapter: Adapter, pruners: Sequence[Pruner], excluded: dict[str, str]) -> list[Pruner]:
-    """The methods whose signals this model can supply; the others are added to `excluded`.
-
-    Raises:
-        TangoError: there are none.
-    """
+    """The methods whose signals this model can supply; the others are added to `excluded`."""
     served = []
     for pruner in pruners:
         try:
@@ -135,7 +166,6 @@ def servable(adapter: Adapter, pruners: Sequence[Pruner], excluded: dict[str, st
             excluded[pruner.name] = str(error)
         else:
             served.append(pruner)
-    _refuse_if_none(served, excluded)
     return served
 
 
@@ -152,15 +182,15 @@ def encode(adapter: Adapter, video: Video, inputs: Any, pruners: Sequence[Pruner
 
 @torch.inference_mode()
 def compare(
-    pruners: Sequence[Pruner],
+    pruners: Sequence[Pruner | LayerPruner],
+    runs: Sequence[Callable[[], tuple[PrunedTokens, tuple[float, ...]]]],
     encoded: Encoded,
     excluded: dict[str, str],
     progress: tqdm,
     *,
-    repeats: int,
     output: Path | None = None,
 ) -> list[Result]:
-    """Run and time every method on the same tokens. Pictures are written as soon as they are made.
+    """Run every method. Pictures are written as soon as they are made.
 
     A method that refuses these tokens is added to `excluded`.
 
@@ -169,21 +199,42 @@ def compare(
     """
     results: list[Result] = []
     tiles = None if output is None else figures.thumbnails(encoded.video.frames.numpy(), encoded.tokens.grid)
-    for pruner in pruners:
+    for pruner, run_once in zip(pruners, runs, strict=True):
         progress.update()
         progress.set_postfix_str(pruner.name)
         try:
-            pruned = pruner(encoded.tokens)  # also the warm-up
+            pruned, times = run_once()
         except TangoError as error:
             excluded[pruner.name] = str(error)
             continue
-        times = tuple(_time_ms(pruner, encoded.tokens) for _ in range(repeats))
         results.append(Result(pruner=pruner, pruned=pruned, times_ms=times))
         if output is not None and tiles is not None:
             write_bytes(output / f"{pruner.name}.png", draw(encoded, tiles, results[-1]))
     progress.update()
     _refuse_if_none(results, excluded)
     return results
+
+
+def before_llm(pruner: Pruner, tokens: VisualTokens, repeats: int) -> tuple[PrunedTokens, tuple[float, ...]]:
+    """What a method before the LLM keeps, and the milliseconds of some runs after that first one."""
+    pruned = pruner(tokens)
+    return pruned, tuple(_time_ms(pruner, tokens) for _ in range(repeats))
+
+
+def inside_llm(
+    pruner: LayerPruner, model: Any, inputs: Mapping[str, Any], tokens: VisualTokens
+) -> tuple[PrunedTokens, tuple[float, ...]]:
+    """What the last layer of a method inside the LLM leaves of a prompt: tokens in their places, newlines left out."""
+    with tango.prune(model, pruner) as pruning:
+        model(**inputs, use_cache=False)
+    assert pruning.stats is not None
+    assert pruning.stats.layer is not None
+    (T, N, D), W = tokens.features.shape, tokens.grid[1]
+    ((frames, cells),) = pruning.stats.layer.places
+    if pruning.stats.entering_before // T > N:  # each row of a frame ends with a newline
+        cells = torch.where(cells % (W + 1) < W, cells - cells // (W + 1), N)
+    indices = (frames * N + cells)[(frames < T) & (cells < N)]
+    return PrunedTokens(features=tokens.features.flatten(0, 1)[indices].view(-1, D), indices=indices), ()
 
 
 def _time_ms(pruner: Pruner, tokens: VisualTokens) -> float:
@@ -240,6 +291,7 @@ def _record(
     return {
         "video": args.video,
         "model": args.model,
+        "question": args.question,
         "saliency": args.saliency,
         "retention_ratio": args.retention_ratio,
         "exact_budget": args.exact_budget,
@@ -256,9 +308,9 @@ def _record(
                 "options": result.pruner.config(),
                 "tokens_after": len(result.pruned.indices),
                 "share": len(result.pruned.indices) / (T * N),
-                "prune_ms": statistics.median(result.times_ms),
-                "prune_min_ms": min(result.times_ms),
-                "prune_max_ms": max(result.times_ms),
+                "prune_ms": statistics.median(result.times_ms) if result.times_ms else None,
+                "prune_min_ms": min(result.times_ms, default=None),
+                "prune_max_ms": max(result.times_ms, default=None),
                 "indices": result.pruned.indices.tolist(),
             }
             for result in results
@@ -280,8 +332,8 @@ def format_record(record: dict[str, Any]) -> str:
             m["method"],
             str(m["tokens_after"]),
             f"{100 * m['share']:.1f} %",
-            f"{m['prune_ms']:.2f}",
-            f"{m['prune_min_ms']:.2f}-{m['prune_max_ms']:.2f}",
+            "-" if m["prune_ms"] is None else f"{m['prune_ms']:.2f}",
+            "-" if m["prune_ms"] is None else f"{m['prune_min_ms']:.2f}-{m['prune_max_ms']:.2f}",
         ]
         for m in methods
     ]

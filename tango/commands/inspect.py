@@ -16,11 +16,11 @@ from tango.commands.common import (
     load_model,
     method_from,
     num_frames_from,
-    pruning_from,
 )
 from tango.containers import PrunedTokens, Video, VisualTokens
 from tango.errors import TangoError
-from tango.methods import Pruner
+from tango.evaluation import MethodConfig
+from tango.methods import Pruner, available_pruners
 from tango.profiling import StageTimer
 
 
@@ -37,10 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the vision tower and the pruner, not the language model."""
-    pruner = method_from(args)
-    if pruner is None:
-        raise TangoError("inspect needs a method; `tango methods` lists them")
-    video, tokens = encode(args, pruner)
+    method = method_from(args)
+    if method.method not in available_pruners():
+        raise TangoError(
+            f"inspect needs a method before the LLM, got {method.method}: {', '.join(available_pruners())}; "
+            "tango compare shows what methods inside the LLM keep, given a --question"
+        )
+    video, tokens, pruner = encode(args, method)
     with torch.inference_mode():
         pruned = pruner(tokens)
     segments = _segments(pruner, tokens, pruned)
@@ -61,15 +64,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def encode(args: argparse.Namespace, pruner: Pruner) -> tuple[Video, VisualTokens]:
-    """Read the video and compute its visual tokens, with the signals that the method wants."""
+def encode(args: argparse.Namespace, method: MethodConfig) -> tuple[Video, VisualTokens, Pruner]:
+    """Read the video and compute its visual tokens, with the signals that the method wants; and build the method."""
     frames = num_frames_from(args)
     video = tango.read_video(args.video, num_frames=frames, backend=args.video_backend)
     model, processor = load_model(args)
     inputs = tango.prepare(processor, video, "").to(model.device)
-    with pruning_from(args, model, pruner) as pruning, torch.inference_mode():
-        (tokens,) = pruning.adapter.encode_videos(inputs, pruner.wants, StageTimer()).videos
-    return video, tokens
+    with method.apply(model) as pruning, torch.inference_mode():
+        assert pruning is not None
+        (tokens,) = pruning.adapter.encode_videos(inputs, pruning.pruner.wants, StageTimer()).videos
+    return video, tokens, pruning.pruner
 
 
 def _segments(pruner: Pruner, tokens: VisualTokens, pruned: PrunedTokens) -> list[dict[str, Any]]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from tango.errors import OptionError
+from tango.errors import OptionError, UnknownNameError
 from tango.evaluation.config import MethodConfig
 from tango.evaluation.efficiency import Efficiency
 from tango.evaluation.generation import answers_of, failure, go_together
@@ -24,6 +24,7 @@ from tango.evaluation.records import environment, peak_bytes, versions
 from tango.models import load
 from tango.models.processor import TimeInstruction
 from tango.pruning import Pruning, prune
+from tango.video import check_backend
 
 _Outcome = PreparedQuestion | Answer | Exception
 _Pair = tuple[Question, _Outcome]
@@ -47,7 +48,8 @@ class Answerer:
         min_pixels, max_pixels: limits of a frame's size for Qwen-VL.
         time_instruction: as in `tango.prepare`.
     Raises:
-        TangoError: what `tango.load` and `tango.prune` raise, or the journal is of another configuration.
+        TangoError: what `tango.load` and `tango.prune` raise; an unknown name or an impossible number; the journal is
+            of another configuration.
     """
 
     def __init__(
@@ -71,9 +73,13 @@ class Answerer:
         max_pixels: int | None = None,
         time_instruction: TimeInstruction | None = None,
     ):
-        if batch_size < 1 or workers < 0 or max_ahead < 1:
-            got = f"{batch_size}, {workers} and {max_ahead}"
-            raise OptionError(f"batch_size and max_ahead must be at least 1 and workers at least 0, got {got}")
+        least = {"batch_size": (batch_size, 1), "num_frames": (num_frames, 1), "max_ahead": (max_ahead, 1)}
+        for name, (got, low) in {**least, "workers": (workers, 0)}.items():
+            if got is not None and got < low:
+                raise OptionError(f"{name} must be at least {low}, got {got}")
+        check_backend(video_backend)
+        if time_instruction not in (None, *get_args(TimeInstruction)):
+            raise UnknownNameError("time instruction", str(time_instruction), get_args(TimeInstruction))
         self.method = method or MethodConfig()
         self.batch_size, self.workers, self.max_ahead = batch_size, workers, max(max_ahead, batch_size)
         places: dict[str, Any] = {"siglip": siglip, "local_files_only": local_files_only, "device": device}
@@ -109,6 +115,7 @@ class Answerer:
         """What else answers depend on, as it was resolved."""
         return {
             "num_frames": self._prepare.num_frames,
+            "device": self.model.device.type,  # resumed answers bring their times along
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attn_implementation": self.model.config._attn_implementation,
             "video_backend": self._prepare.video_backend,
@@ -132,7 +139,7 @@ class Answerer:
 
     def answers(
         self, questions: Iterable[Question], *, progress: bool = False, total: int | None = None
-    ) -> Iterator[Answer]:
+    ) -> Generator[Answer, None, None]:
         """Answer questions in order, as the answers are asked for; videos are read ahead meanwhile.
 
         A question that cannot be answered (an unreadable video, too little memory) gets an answer with an `error`.

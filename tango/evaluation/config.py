@@ -61,7 +61,7 @@ class MethodConfig:
         if self.method not in available_pruners():
             if any(value is not None for value in inside):
                 raise OptionError(f"{self.method} prunes inside the LLM by itself; its retention_ratio is the mean")
-            return _built(self.method, self.options, layer=True), layer_options
+            return _built_inside(self.method, self.options), layer_options
         mean = self.mean_retention_ratio
         if mean is None:
             return _built(self.method, self.options), layer_options
@@ -110,13 +110,12 @@ class MethodConfig:
         options, layer_options = self._resolved()
         if self.method == "none":
             return "none"
-        is_layer = self.method not in available_pruners()
         parts = [self.method]
         if self.mean_retention_ratio is not None:
             parts.append(f"m{self.mean_retention_ratio:g}")
         else:
             parts.append(f"r{options['retention_ratio']:g}")
-        defaults = _built(self.method, {}, layer=is_layer)
+        defaults = _built(self.method, {}) if self.method in available_pruners() else _built_inside(self.method, {})
         parts += _differences(options, defaults, but=("retention_ratio",))
         if self.layer_pruner is not None:
             parts.append(f"{self.layer_pruner}{layer_options['layer']}")
@@ -145,6 +144,15 @@ def _built(name: str, options: Mapping[str, Any], *, layer: bool = False) -> dic
     """All options of a pruner, checked by building it."""
     pruner = build_layer_pruner(name, **options) if layer else build_pruner(name, **options)
     return pruner.config()
+
+
+def _built_inside(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a method inside the LLM that is used by itself: its ratio is the mean over the LLM's layers."""
+    given = dict(options)
+    mean = given.pop("retention_ratio", 0.1)
+    built = build_layer_pruner(name, **given).config()
+    build_pruner("uniform", retention_ratio=mean)  # checks it; whether the LLM can have it depends on its depth
+    return {**built, "retention_ratio": mean}
 
 
 def _differences(options: Mapping[str, Any], defaults: Mapping[str, Any], but: tuple[str, ...]) -> list[str]:

@@ -10,7 +10,7 @@ from tango.evaluation.questions import Answer
 
 OTHER = ("project", "prune", "splice")
 MODEL = ("tower", *OTHER, "prefill", "decoding")
-_TOKENS = ("input_tokens", "output_tokens", "visual_tokens_before", "visual_tokens_after")
+_TOKENS = ("input_tokens", "output_tokens", "visual_tokens_before", "visual_tokens_after", "mean_visual_tokens")
 _COUNTS = ("samples", "failures", "resumed", "measured", "decoded_tokens", *_TOKENS)
 
 
@@ -32,6 +32,7 @@ class Efficiency:
     input_tokens: int = 0
     visual_tokens_before: int = 0
     visual_tokens_after: int = 0
+    mean_visual_tokens: float = 0  # averaged over the LLM's layers
     elapsed_ms: list[float] = field(default_factory=list)  # one entry per process
     peak_bytes: int = 0
     stages_ms: dict[str, float] = field(default_factory=dict)
@@ -60,6 +61,7 @@ class Efficiency:
         self.input_tokens += answer.input_tokens
         self.visual_tokens_before += answer.visual_tokens_before
         self.visual_tokens_after += answer.visual_tokens_after
+        self.mean_visual_tokens += answer.mean_visual_tokens
         for stage, spent in answer.stages_ms.items():
             self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + spent
 
@@ -123,6 +125,8 @@ class Efficiency:
         lines += [f"| {name} | {'-' if value is None else f'{value:.2f}'} |" for name, value in self.rows().items()]
         means = self.means()
         tokens = f"{means['visual_tokens_before']:.0f} -> {means['visual_tokens_after']:.0f} visual tokens"
+        if means["mean_visual_tokens"] < means["visual_tokens_after"]:
+            tokens += f" ({means['mean_visual_tokens']:.0f} averaged over the layers)"
         lines.append(f"{self.samples} samples, {self.failures} failed, {self.resumed} from the journal; {tokens} each")
         lines.append(f"({self.note})")
         return "\n".join(lines)

@@ -88,13 +88,16 @@ def _generate(pruning: Pruning, processor: Any, batch: Sequence[PreparedQuestion
     for row, one in enumerate(batch):
         text = tokenizer.decode(ids[row], skip_special_tokens=True)
         own = [next(videos) for _ in range(one.num_videos)]
+        entire, kept = sum(video.tokens_before for video in own), sum(video.tokens_after for video in own)
+        inside = None if stats is None else stats.layer
         answers.append(
             Answer(
                 text=cut_at(text, one.question.generate_options.get("until")),
                 input_tokens=prompts[row] if stats is None else stats.prompt_after[row],
                 output_tokens=lengths[row],
-                visual_tokens_before=sum(video.tokens_before for video in own),
-                visual_tokens_after=sum(video.tokens_after for video in own),
+                visual_tokens_before=entire,
+                visual_tokens_after=kept,
+                mean_visual_tokens=kept if inside is None else entire * inside.mean_retention_ratio,
                 stages_ms={**one.stages_ms, **share},
             )
         )

@@ -37,11 +37,19 @@ def environment() -> dict[str, Any]:
     return {
         "versions": versions(),
         "gpus": gpus,
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": _cpu_name(),
         "num_cpus": os.cpu_count(),
         "platform": platform.platform(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _cpu_name() -> str:
+    """The model of the processor where the system tells it, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def peak_bytes(device: torch.device) -> int:

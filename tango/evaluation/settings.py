@@ -41,7 +41,8 @@ def method_from(*sources: Mapping[str, Any]) -> MethodConfig:
 
     * `method` or `wrapper`, by default "none";
     * `retain_ratio` or `retention_ratio`: with a pruner inside the LLM, the mean over the LLM's layers;
-    * `pruned_layer`: prune again at the input of this layer ("fastv-merge", or what `layer_pruner` says);
+    * `pruned_layer`: prune again at the input of this layer ("fastv-merge", or what `layer_pruner` says); methods
+      inside the LLM have an option `layer` instead, and do not see it;
     * `pre_retain_ratio`: the fraction kept before the LLM, where it is not to be solved from `retain_ratio`;
     * `layer_<name>`: options of the layer pruner; `mean_retention_ratio`, `saliency`: as in `MethodConfig`.
 
@@ -66,7 +67,7 @@ def method_from(*sources: Mapping[str, Any]) -> MethodConfig:
         if pre is not None:
             raise OptionError(f"{method} lets all tokens into the LLM; leave out pre_retain_ratio")
         if layer is not None:
-            settings["layer"] = layer
+            log.info("%s prunes inside the LLM by itself; pruned_layer %r is not used", method, layer)
         return MethodConfig(method=method, **_own(settings), options=settings)
     if layer is not None:
         settings.setdefault("layer_pruner", "fastv-merge")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 import types
 import typing
@@ -14,7 +15,7 @@ import torch
 
 from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, VisualTokens, keep_all
 from tango.errors import BudgetError, MissingSignalError, OptionError
-from tango.ops.flops import solve_layer_ratio
+from tango.ops.flops import mean_retention_ratio, solve_layer_ratio
 
 
 def check_ratio(name: str, value: float) -> None:
@@ -23,11 +24,14 @@ def check_ratio(name: str, value: float) -> None:
         raise BudgetError(f"{name} must lie in (0, 1], got {value!r}. 0.1 keeps one token in ten")
 
 
-def check_option_types(options: Any) -> None:
-    """Hold the fields of a dataclass against their annotations: options come from files and command lines.
+Limits = dict[str, tuple[float, float]]
+
+
+def check_options(options: Any) -> None:
+    """Hold the fields of a dataclass against their annotations and its `limits`: they come from files and flags.
 
     Raises:
-        OptionError: a value is of another type; the message says which are accepted.
+        OptionError: a value is of another type or out of range; the message says what is accepted.
     """
     hints = typing.get_type_hints(type(options))
     for field in dataclasses.fields(options):
@@ -35,6 +39,10 @@ def check_option_types(options: Any) -> None:
         if not any(_fits(value, kind) for kind in _alternatives(hint)):
             accepted = " or ".join(_describe(kind) for kind in _alternatives(hint))
             raise OptionError(f"{field.name} must be {accepted}, got {value!r}")
+    for name, (low, high) in options.limits.items():
+        value = getattr(options, name)
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
+            raise OptionError(f"{name} must lie in [{low}, {high}], got {value!r}")
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -80,12 +88,13 @@ class Pruner(ABC):
     exact_budget: bool = False  # keep exactly round(retention_ratio * T * N) tokens, a function of the shape alone
 
     name: ClassVar[str]  # set by @register
+    limits: ClassVar[Limits] = {}  # of options, both ends included
     needs: ClassVar[Signal] = Signal.NONE  # an adapter computes only this, and refuses early by name
     budget_rule: ClassVar[str] = ""  # tokens kept, in words
     paper: ClassVar[Paper]
 
     def __post_init__(self) -> None:
-        check_option_types(self)
+        check_options(self)
         check_ratio("retention_ratio", self.retention_ratio)
 
     @property
@@ -148,6 +157,7 @@ class LayerPruner(ABC):
     retention_ratio: float = 0.5  # of the visual tokens that reach this layer
 
     name: ClassVar[str]  # set by @register
+    limits: ClassVar[Limits] = {}  # of options, both ends included
     noncausal_layer: ClassVar[bool] = False  # the layer before `layer` reads the prompt without a causal mask
     reads: ClassVar[Literal["before", "own"]] = (
         "before"  # whose queries and keys: the layer before's, or the layer's own
@@ -156,7 +166,7 @@ class LayerPruner(ABC):
     paper: ClassVar[Paper]
 
     def __post_init__(self) -> None:
-        check_option_types(self)
+        check_options(self)
         check_ratio("retention_ratio", self.retention_ratio)
         if self.layer < 1:
             raise BudgetError(f"layer must be at least 1 (the layers that see all tokens), got {self.layer}")
@@ -177,6 +187,16 @@ class LayerPruner(ABC):
         """
         return dataclasses.replace(
             self, retention_ratio=solve_layer_ratio(mean, num_layers=num_layers, layer=self.layer)
+        )
+
+    def mean_share(self, num_layers: int) -> float:
+        """Fraction of the visual tokens that enter the LLM which enters a layer, averaged over its layers.
+
+        Raises:
+            BudgetError: the LLM has no such layer.
+        """
+        return mean_retention_ratio(
+            1.0, num_layers=num_layers, layer=self.layer, layer_retention_ratio=self.retention_ratio
         )
 
     @abstractmethod

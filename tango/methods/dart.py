@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,8 +10,7 @@ import torch
 from torch import Tensor
 
 from tango.containers import LayerTokens, Paper
-from tango.errors import OptionError
-from tango.methods.base import LayerPruner
+from tango.methods.base import LayerPruner, Limits
 from tango.methods.registry import register
 from tango.ops.selection import top_k
 from tango.ops.similarity import unit_cosines, unit_rows
@@ -36,6 +36,7 @@ class DartPruner(LayerPruner):
     num_visual_pivots: int = 4  # appendix A.3
     num_text_pivots: int = 4  # appendix A.3
 
+    limits: ClassVar[Limits] = {"num_visual_pivots": (1, math.inf), "num_text_pivots": (0, math.inf)}
     budget_rule: ClassVar[str] = "4 + 8 floor(r M / 8) of the M visual tokens that reach the layer"
     paper: ClassVar[Paper] = Paper(
         title="Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More",
@@ -43,12 +44,6 @@ class DartPruner(LayerPruner):
         url="https://arxiv.org/abs/2502.11494",
         licence="Apache-2.0",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("num_visual_pivots", 1), ("num_text_pivots", 0)):
-            if (value := getattr(self, name)) < least:
-                raise OptionError(f"{name} must be at least {least}, got {value}")
 
     def prune(self, tokens: LayerTokens) -> tuple[Float[Tensor, "K D"], Int[Tensor, "K"]]:
         M = len(tokens.visual)

@@ -29,7 +29,8 @@ class DivPrunePruner(Pruner):
 
     Source: section 3 of arXiv:2503.02175: a greedy solution of the max-min diversity problem under cosine distance.
     Deviation: float32 cosines rounded to multiples of 2**-18, so that ties go to the earlier token; kept tokens are
-    never picked twice. Above MAX_BYTES of an M x M matrix, each pick's distances are multiplied out anew.
+    never picked twice. Above MAX_BYTES of an M x M matrix, each pick's distances are multiplied out anew, which may
+    decide between distances that differ by no more than that multiple otherwise.
     """
 
     budget_rule: ClassVar[str] = "round(r T N), always exact"

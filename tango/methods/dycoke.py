@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tango.containers import Paper, PrunedTokens, VisualTokens
 from tango.errors import BudgetError, OptionError
-from tango.methods.base import Pruner
+from tango.methods.base import Limits, Pruner
 from tango.methods.registry import register
 from tango.ops.blocks import blocks, upload
 from tango.ops.budget import apportion, exact_count
@@ -40,6 +40,7 @@ class DyCokePruner(Pruner):
     share_dropped: float | None = None  # of every frame that is not whole (k, 0.7 in the release); None: solved for r
     release_tail: bool = False  # frame T - 2 stays whole in groups of 4 if T is a multiple of 4 (release, off by one)
 
+    limits: ClassVar[Limits] = {"group_frames": (2, math.inf), "share_dropped": (0, 1)}
     budget_rule: ClassVar[str] = "round(r T N), always exact; with `share_dropped` whatever that leaves"
     paper: ClassVar[Paper] = Paper(
         title="DyCoke: Dynamic Compression of Tokens for Fast Video Large Language Models",
@@ -50,9 +51,6 @@ class DyCokePruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, low, high in (("group_frames", 2, math.inf), ("share_dropped", 0, 1)):
-            if (value := getattr(self, option)) is not None and not low <= value <= high:
-                raise OptionError(f"{option} must lie in [{low}, {high}], got {value!r}")
         if self.exact_budget and self.share_dropped is not None:
             raise OptionError(
                 "share_dropped sets the number of tokens, and so does exact_budget: leave one of them out"

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tango.containers import LayerTokens, Paper
-from tango.errors import OptionError
-from tango.methods.base import LayerPruner
+from tango.methods.base import LayerPruner, Limits
 from tango.methods.registry import register
 from tango.ops.attention import attention_of_last_token
 from tango.ops.budget import exact_count
@@ -34,6 +33,7 @@ class FastvMergePruner(LayerPruner):
     noncausal_layer: bool = False  # type: ignore[misc]  # an option here: True as in the release
     merge_weight: float = 0.6  # of the kept state (release); 1: drop without merging, as in FastV
 
+    limits: ClassVar[Limits] = {"merge_weight": (0, 1)}
     budget_rule: ClassVar[str] = "round(r M) of the M visual tokens that reach the layer"
     paper: ClassVar[Paper] = Paper(
         title="An Image is Worth 1/2 Tokens After Layer 2",
@@ -41,11 +41,6 @@ class FastvMergePruner(LayerPruner):
         url="https://arxiv.org/abs/2403.06764",
         licence="none stated",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.merge_weight <= 1:
-            raise OptionError(f"merge_weight must lie in [0, 1], got {self.merge_weight!r}")
 
     def prune(self, tokens: LayerTokens) -> tuple[Float[torch.Tensor, "K D"], Int[torch.Tensor, "K"]]:
         hidden, attention = tokens.hidden[tokens.visual], attention_of_last_token(tokens)

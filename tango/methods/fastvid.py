@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError
-from tango.methods.base import Pruner
+from tango.methods.base import Limits, Pruner
 from tango.methods.registry import register
 from tango.ops.anchor_frames import divided_counts, equal_counts, exact_counts, last_of_runs
 from tango.ops.assembly import assemble
@@ -52,6 +52,12 @@ class FastVidPruner(Pruner):
     frame_vector: Literal["head", "mean"] = "head"  # what is compared: "mean", of all tokens, where no head is (Qwen)
 
     needs: ClassVar[Signal] = Signal.SALIENCY
+    limits: ClassVar[Limits] = {
+        **dict.fromkeys(("context_ratio", "merge_weight"), (0, 1)),
+        **dict.fromkeys(("segment_threshold", "duplicate_threshold"), (-1, 1)),
+        **dict.fromkeys(("min_segments", "anchor_stride"), (1, math.inf)),
+        "num_neighbors": (2, math.inf),
+    }
     budget_rule: ClassVar[str] = "floor(r N) per frame; less where anchors do not divide evenly or have no room"
     paper: ClassVar[Paper] = Paper(
         title="FastVID: Dynamic Density Pruning for Fast Video Large Language Models",
@@ -62,12 +68,6 @@ class FastVidPruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        limits = dict.fromkeys(("context_ratio", "merge_weight"), (0.0, 1.0))
-        limits |= dict.fromkeys(("segment_threshold", "duplicate_threshold"), (-1, 1))
-        limits |= {"min_segments": (1, math.inf), "anchor_stride": (1, math.inf), "num_neighbors": (2, math.inf)}
-        for option, (low, high) in limits.items():
-            if (value := getattr(self, option)) is not None and not low <= value <= high:
-                raise OptionError(f"{option} must lie in [{low}, {high}], got {value!r}")
         if self.duplicate_threshold is not None and self.rule != "segment":
             raise OptionError(f"duplicate_threshold is a part of rule 'segment', got rule {self.rule!r}")
 

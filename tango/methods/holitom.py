@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
-from tango.errors import OptionError
-from tango.methods.base import Pruner
+from tango.methods.base import Limits, Pruner
 from tango.methods.registry import register
 from tango.ops.assembly import assemble
 from tango.ops.blocks import upload
@@ -42,7 +41,7 @@ class HolitomPruner(Pruner):
 
     Reads whatever saliency the tokens carry; the authors' is the attention received in the tower's last layer.
 
-    Source: arXiv:2505.21334 and its release, up to the LLM; `fastv-merge` is a relative of the part inside it.
+    Source: arXiv:2505.21334 and its release, up to the LLM; the part inside it is `holitom-merge`.
     Deviation: densities get no noise, so a single cluster centres on its lowest place and not on a random one. Averages
     are in float32. One token always stays. An exact budget above what averaging leaves switches averaging off.
     """
@@ -54,6 +53,12 @@ class HolitomPruner(Pruner):
     max_segment_frames: int = 1024  # MAX_WINDOW_SIZE of the release
 
     needs: ClassVar[Signal] = Signal.SALIENCY
+    limits: ClassVar[Limits] = {
+        **dict.fromkeys(("context_ratio", "merge_weight"), (0, 1)),
+        "segment_threshold": (-1, 1),
+        "num_neighbors": (2, math.inf),
+        "max_segment_frames": (1, math.inf),
+    }
     budget_rule: ClassVar[str] = "ceil per frame, round per static set, at a ratio raised by what averaging saves"
     paper: ClassVar[Paper] = Paper(
         title="HoliTom: Holistic Token Merging for Fast Video Large Language Models",
@@ -61,14 +66,6 @@ class HolitomPruner(Pruner):
         url="https://arxiv.org/abs/2505.21334",
         licence="Apache-2.0",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        limits = dict.fromkeys(("context_ratio", "merge_weight"), (0.0, 1.0)) | {"segment_threshold": (-1, 1)}
-        limits |= {"num_neighbors": (2, math.inf), "max_segment_frames": (1, math.inf)}
-        for option, (low, high) in limits.items():
-            if (value := getattr(self, option)) is not None and not low <= value <= high:
-                raise OptionError(f"{option} must lie in [{low}, {high}], got {value!r}")
 
     @property
     def resolved_segment_threshold(self) -> float:

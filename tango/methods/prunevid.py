@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tango.containers import Paper, PrunedTokens, VisualTokens
 from tango.errors import OptionError
-from tango.methods.base import Pruner
+from tango.methods.base import Limits, Pruner
 from tango.methods.registry import register
 from tango.ops.assembly import assemble
 from tango.ops.blocks import blocks, upload
@@ -41,7 +41,7 @@ class _Segment(NamedTuple):
 class PruneVidPruner(Pruner):
     """Average the static tokens of each segment; merge them, and each frame's others, into means of clusters.
 
-    Source: section 3.2 of arXiv:2412.16117 and its release. What it does inside the LLM is left out.
+    Source: section 3.2 of arXiv:2412.16117 and its release, up to the LLM; the part inside it is `prunevid-select`.
     Deviation: `cluster_ratio` is solved for `retention_ratio`, and then holds for sets of any size. Kept tokens are in
     the order of the video, densities get no noise. Few frames are one segment, and one frame has no static tokens; the
     release fails. An exact budget above what averaging leaves switches averaging off.
@@ -53,6 +53,12 @@ class PruneVidPruner(Pruner):
     static_threshold: float = 0.8  # static: the mean cosine over all pairs of a segment's frames is above it
     num_neighbors: int = 7  # a token itself included (release)
 
+    limits: ClassVar[Limits] = {
+        **dict.fromkeys(("cluster_ratio", "segment_ratio"), (0, 1)),
+        "static_threshold": (-1, 1),
+        "max_unmerged": (0, math.inf),
+        "num_neighbors": (2, math.inf),
+    }
     budget_rule: ClassVar[str] = "round(r T N), or all that averaging leaves; with `cluster_ratio` whatever that gives"
     paper: ClassVar[Paper] = Paper(
         title="PruneVid: Visual Token Pruning for Efficient Video Large Language Models",
@@ -63,11 +69,6 @@ class PruneVidPruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        limits = dict.fromkeys(("cluster_ratio", "segment_ratio"), (0.0, 1.0)) | {"static_threshold": (-1, 1)}
-        limits |= {"max_unmerged": (0, math.inf), "num_neighbors": (2, math.inf)}
-        for option, (low, high) in limits.items():
-            if (value := getattr(self, option)) is not None and not low <= value <= high:
-                raise OptionError(f"{option} must lie in [{low}, {high}], got {value!r}")
         if self.exact_budget and self.cluster_ratio is not None:
             raise OptionError(
                 "cluster_ratio sets the number of tokens, and so does exact_budget: leave one of them out"

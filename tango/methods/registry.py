@@ -122,10 +122,13 @@ def build_pruner_for_mean(
     """
     if "retention_ratio" in options:
         raise BudgetError("give retention_ratio (before the LLM) or mean_retention_ratio (over its layers), not both")
-    inside: dict[str, Any] = {}
-    if layer_pruner is not None:
-        inside = {"layer": layer_pruner.layer, "layer_retention_ratio": layer_pruner.retention_ratio}
-    ratio = solve_retention_ratio(mean, num_layers=num_layers, **inside)
+    share = 1.0 if layer_pruner is None else layer_pruner.mean_share(num_layers)
+    ratio = solve_retention_ratio(mean, num_layers=num_layers) / share
+    if ratio > 1:
+        raise BudgetError(
+            f"mean_retention_ratio {mean:.4g} is out of reach: if all visual tokens enter the LLM, pruning inside it "
+            f"leaves {share:.4g}; prune later, or keep more there"
+        )
     threshold = getattr(build_pruner(name, **options, retention_ratio=mean), "resolved_segment_threshold", None)
     if threshold is not None:
         options = {**options, "segment_threshold": threshold}

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
-from tango.errors import OptionError
-from tango.methods.base import Pruner
+from tango.methods.base import Limits, Pruner
 from tango.methods.registry import register
 from tango.ops.assembly import assemble
 from tango.ops.budget import apportion, ceil_count, exact_count
@@ -48,6 +47,7 @@ class VisionZipPruner(Pruner):
     context_merge: Literal["sum", "mean"] = "sum"  # release: anchor + mean of the others; mean: of all, anchor included
 
     needs: ClassVar[Signal] = Signal.SALIENCY | Signal.KEYS
+    limits: ClassVar[Limits] = {"context_ratio": (0, 1)}
     budget_rule: ClassVar[str] = "ceil(r N) per frame"
     paper: ClassVar[Paper] = Paper(
         title="VisionZip: Longer is Better but Not Necessary in Vision Language Models",
@@ -55,11 +55,6 @@ class VisionZipPruner(Pruner):
         url="https://arxiv.org/abs/2412.04467",
         licence="Apache-2.0",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.context_ratio <= 1:
-            raise OptionError(f"context_ratio must lie in [0, 1], got {self.context_ratio!r}")
 
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
         x, saliency, keys = tokens.features, tokens.saliency, tokens.keys

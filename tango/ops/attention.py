@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -85,3 +87,15 @@ def attention_of_last_token(tokens: LayerTokens) -> Float[Tensor, "M"]:
     """Attention that the prompt's last token gives to each visual token, averaged over heads, in float32."""
     weights = causal_attention(tokens.queries[-1:], tokens.keys, tokens.text[-1:], scale=tokens.scale)
     return weights.mean((0, 1))[tokens.visual]
+
+
+def text_attention(tokens: LayerTokens) -> Iterator[tuple[slice, Tensor]]:
+    """Attention that the text after the video gives to each visual token, in float32, a few text tokens at a time.
+
+    Yields:
+        Which q of `tokens.text` they are, and their weights (heads, q, M).
+    """
+    heads, S = tokens.queries.shape[1], len(tokens.hidden)
+    for block in blocks(len(tokens.text), heads * S * 4, tokens.hidden.device):
+        weights = causal_attention(tokens.queries[block], tokens.keys, tokens.text[block], scale=tokens.scale)
+        yield block, weights[..., tokens.visual]

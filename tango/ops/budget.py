@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from tango.errors import BudgetError
 
+ROUNDING_ERROR = 1e-6  # of a ratio times a number of tokens, amply
+
 
 def exact_count(num_tokens: int, retention_ratio: float) -> int:
     """round(retention_ratio * num_tokens), at least 1: a function of the shape alone."""
@@ -16,6 +18,11 @@ def exact_count(num_tokens: int, retention_ratio: float) -> int:
 def ceil_count(num_tokens: int, retention_ratio: float) -> int:
     """ceil(retention_ratio * num_tokens), at least 1 and at most all; 0 for an empty set."""
     return min(num_tokens, max(1, math.ceil(num_tokens * retention_ratio))) if num_tokens else 0
+
+
+def floor_count(num_tokens: int, retention_ratio: float) -> int:
+    """floor(retention_ratio * num_tokens), at least 1. A product just below a whole number counts as that number."""
+    return max(1, math.floor(num_tokens * retention_ratio + ROUNDING_ERROR))
 
 
 def apportion(total: int, sizes: Sequence[int]) -> list[int]:

@@ -58,6 +58,15 @@ def merge_others_into_anchors(
     return torch.lerp(mean, x.index_select(0, anchors).float(), w).to(x.dtype)
 
 
+def cluster_means(x: Float[Tensor, "M D"], cluster: Int[Tensor, "M"], num_clusters: int) -> Float[Tensor, "C D"]:
+    """Mean row of every cluster, in float32; a row that is alone in its cluster stays as it is.
+
+    Args:
+        cluster: cluster of each row, in 0..num_clusters; num_clusters itself means none.
+    """
+    return _cluster_means(x, cluster, num_clusters)[0].to(x.dtype)
+
+
 def _cluster_means(
     x: Float[Tensor, "M D"], cluster: Int[Tensor, "M"], C: int
 ) -> tuple[Float[Tensor, "C D"], Float[Tensor, "C 1"]]:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from tango.bench import layers
 from tango.bench import methods as bench
 from tango.bench.synthetic import synthetic_tokens
 from tango.cli import main
 from tango.containers import PrunedTokens
-from tango.methods import available_pruners, build_pruner
+from tango.methods import available_layer_pruners, available_pruners, build_layer_pruner, build_pruner
 
 TINY = ["bench", "methods", "--frames", "8", "--grid", "4x4", "--dim", "48", "--device", "cpu"]
 RATIO = ["--retention-ratio", "0.3"]
@@ -35,26 +36,38 @@ def test_report_says_what_was_run(report: dict[str, Any]) -> None:
     assert set(report) == {"benchmark", "date", "config", "versions", "rows"}
     assert report["config"]["frames"] == 8
     assert report["config"]["repeats"] == 3
-    for name, options in report["config"]["options"].items():
-        assert build_pruner(name, **options) == build_pruner(name, retention_ratio=0.3)
+    options = report["config"]["options"]
+    for name in available_pruners():
+        assert build_pruner(name, **options[name]) == build_pruner(name, retention_ratio=0.3)
+    for name in available_layer_pruners():
+        assert build_layer_pruner(name, **options[name]) == layers.build(name, 0.3)
+    assert options["fastv"]["retention_ratio"] == pytest.approx((0.3 * 28 - 2) / 26)
+    assert options["holitom-merge"]["retention_ratio"] == 0.5  # a second step: its own
     assert report["versions"]["torch"] == torch.__version__
     assert report["versions"]["threads"] == 1
 
 
 def test_every_method_has_a_row_with_what_it_keeps(report: dict[str, Any]) -> None:
-    assert [row["method"] for row in report["rows"]] == available_pruners()
+    assert [row["method"] for row in report["rows"]] == [*available_pruners(), *available_layer_pruners()]
     tokens = synthetic_tokens("video", 8, (4, 4), 48)
     for row in report["rows"]:
+        assert row["total_min_ms"] <= row["total_ms"] <= row["total_max_ms"]
+        if row["stage"] == "inside the LLM":
+            continue
         pruned = build_pruner(row["method"], retention_ratio=0.3)(tokens)
         assert row["kept_tokens"] == len(pruned.indices)
-        assert row["total_min_ms"] <= row["total_ms"] <= row["total_max_ms"]
     merging = {row["method"] for row in report["rows"] if row["merges"]}
     assert {"fastvid", "holitom", "tango", "tango-paper", "tango-release", "visionzip"} <= merging
-    assert not {"divprune", "random", "uniform", "vidcom2"} & merging
+    assert {"fastv-merge", "holitom-merge", "framefusion", "sparsevlm"} <= merging
+    assert not {"divprune", "random", "uniform", "vidcom2", "fastv", "dart", "pyramiddrop"} & merging
+    kept = {row["method"]: row["kept_tokens"] for row in report["rows"]}
+    assert kept["fastv"] == round((0.3 * 28 - 2) / 26 * 128)
+    assert kept["fastv-merge"] == kept["holitom-merge"] == 64
 
 
 def test_ratios_are_to_the_fastest_that_merges(report: dict[str, Any]) -> None:
-    fastest = min((row for row in report["rows"] if row["merges"]), key=lambda row: row["total_ms"])
+    merging = [row for row in report["rows"] if row["merges"] and row["stage"] == "before the LLM"]
+    fastest = min(merging, key=lambda row: row["total_ms"])
     assert (fastest["ratio"], fastest["ratio_min"], fastest["ratio_max"]) == (1, 1, 1)
     for row in report["rows"]:
         assert 0 < row["ratio_min"] <= row["ratio"] <= row["ratio_max"]
@@ -72,7 +85,7 @@ class TestMeasure:
             calls.append(name)
             return pruned
 
-        return bench.Candidate(name, "inside the LLM", call)
+        return bench.Candidate(name, "before the LLM", call, lambda pruned: (1, bench.merges(pruned)))
 
     def rows(self, monkeypatch: pytest.MonkeyPatch, merging: str) -> tuple[list[str], list[dict[str, Any]]]:
         durations = iter([1.0, 10.0, 100.0, 2.0, 40.0, 100.0, 3.0, 30.0, 600.0])
@@ -91,7 +104,7 @@ class TestMeasure:
         assert "".join(calls) == "abc" * 4
         assert [row["total_ms"] for row in rows] == [2, 30, 100]
         assert [(row["total_min_ms"], row["total_max_ms"]) for row in rows] == [(1, 3), (10, 40), (100, 600)]
-        assert {row["stage"] for row in rows} == {"inside the LLM"}
+        assert {row["stage"] for row in rows} == {"before the LLM"}
 
     def test_ratios_are_taken_run_by_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         _, rows = self.rows(monkeypatch, "bc")
@@ -108,16 +121,16 @@ def test_tables_have_a_line_per_method(report: dict[str, Any]) -> None:
     title, *lines = bench.format_report(report).splitlines()
     assert "30 % kept, video data, 8 x 4x4 x 48 float32" in title
     assert len({len(line) for line in lines}) == 1
-    assert [line.split()[0] for line in lines] == ["method", *available_pruners()]
+    assert [line.split()[0] for line in lines] == ["method", *available_pruners(), *available_layer_pruners()]
     _, _, header, rule, *rows = bench.format_markdown(report).splitlines()
     assert {line.count("|") for line in (header, rule, *rows)} == {9}
-    assert [re.split(r"[| ]+", row)[1] for row in rows] == available_pruners()
+    assert [re.split(r"[| ]+", row)[1] for row in rows] == [*available_pruners(), *available_layer_pruners()]
 
 
 def test_exact_budget_and_markdown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, *RATIO, "--repeats", "1", "--exact-budget", "--markdown", "--data", "iid"]) == 0
     captured = capsys.readouterr()
-    rows = [line.split(" | ") for line in captured.out.splitlines() if "before the LLM" in line]
+    rows = [line.split(" | ") for line in captured.out.splitlines() if "| before the LLM |" in line]
     assert [row[3] for row in rows] == ["38"] * len(available_pruners())
     assert "bench methods: 100%" in captured.err
 

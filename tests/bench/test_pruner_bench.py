@@ -19,6 +19,7 @@ from tango.errors import TangoError
 from tango.methods import build_pruner
 from tango.methods import tango as tango_module
 from tango.methods.tango import TangoPruner
+from tango.ops import reduction
 from tango.ops.segmentation import adjacent_similarity
 
 TINY = ["--frames", "8", "4", "--grid", "4x4", "--dim", "48", "--repeats", "1", "--device", "cpu"]
@@ -105,15 +106,17 @@ def test_wrapping_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("broken")
 
     tokens = synthetic_tokens("video", 8, (4, 4), 48)
-    before = {name: getattr(tango_module, name) for name in bench._STAGE_OF if hasattr(tango_module, name)}
+    homes = (tango_module, reduction)
+    before = {(home, name): getattr(home, name) for home in homes for name in bench._STAGE_OF if hasattr(home, name)}
     own = dict(vars(TangoPruner))
     for method in ("tango", "tango-paper"):
         assert bench._stages_ms(build_pruner(method), tokens, 1, torch.device("cpu"))
     with monkeypatch.context() as patch:
-        patch.setattr(tango_module, "merge_into_anchors", broken)
+        patch.setattr(reduction, "merge_into_anchors", broken)
         with pytest.raises(RuntimeError, match="broken"):
             bench._stages_ms(build_pruner("tango"), tokens, 1, torch.device("cpu"))
-    assert {name: getattr(tango_module, name) for name in before} == before
+    assert {(home, name): getattr(home, name) for home, name in before} == before
+    assert len(before) >= 7
     assert dict(vars(TangoPruner)) == own
     assert "_segment" not in vars(type(build_pruner("tango-paper")))
 

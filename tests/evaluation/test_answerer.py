@@ -80,6 +80,16 @@ def test_all_tokens_take_the_same_stages(files):
     assert answer.visual_tokens_after == answer.visual_tokens_before == FRAMES * 16
 
 
+def test_a_method_inside_the_llm_lets_all_tokens_in(files):
+    method = MethodConfig(method="fastv", options={"retention_ratio": 0.5, "layer": 1})
+    with Answerer(str(files / "llava-ov"), method=method) as answerer:
+        answer = answerer.answer(ask(files / "0.mp4"))
+        layer = answerer.pruning.stats.layer
+    assert answer.visual_tokens_after == answer.visual_tokens_before == FRAMES * 16
+    assert answer.mean_visual_tokens == pytest.approx(layer.mean_retention_ratio * FRAMES * 16)
+    assert answer.mean_visual_tokens == pytest.approx(FRAMES * 16 / 2, abs=1)
+
+
 def test_an_answer_of_one_token_was_not_decoded(files):
     with Answerer(str(files / "llava-ov")) as answerer:
         answer = answerer.answer(ask(files / "0.mp4", max_new_tokens=1))
@@ -224,14 +234,10 @@ class TestErrors:
             assert next(answers).error is None
             with pytest.raises(OptionError, match="no option colour"):
                 next(answers)
-        with (
-            Answerer(str(files / "llava-ov"), workers=workers, video_backend="vhs") as answerer,
-            pytest.raises(UnknownNameError, match="vhs"),
-        ):
-            answerer.answer(ask(files / "0.mp4"))
 
-    @pytest.mark.parametrize("error", [KeyboardInterrupt, AssertionError])
-    def test_interrupts_and_defects_come_through(self, files, error):
+    # Older torch has no error of its own for a GPU that is lost.
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, AssertionError, getattr(torch, "AcceleratorError", KeyError)])
+    def test_interrupts_defects_and_a_lost_gpu_come_through(self, files, error):
         with Answerer(str(files / "llava-ov"), batch_size=2) as answerer:
 
             def fail(*_args):
@@ -244,8 +250,12 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("options", "error", "message"),
         [
-            ({"batch_size": 0}, OptionError, "at least 1"),
-            ({"max_ahead": 0}, OptionError, "at least 1"),
+            ({"batch_size": 0}, OptionError, "batch_size must be at least 1, got 0"),
+            ({"max_ahead": 0}, OptionError, "max_ahead must be at least 1"),
+            ({"num_frames": 0}, OptionError, "num_frames must be at least 1"),
+            ({"workers": -1}, OptionError, "workers must be at least 0, got -1"),
+            ({"video_backend": "vhs"}, UnknownNameError, "Known: auto, decord"),
+            ({"time_instruction": "seconds"}, UnknownNameError, "Known: frames, none, release"),
             ({"max_pixels": 4000}, OptionError, "max_pixels are for Qwen-VL"),
         ],
     )

@@ -13,12 +13,13 @@ STAGES = {
     "decoding": 80.0,
 }  # fmt: skip
 FIRST = Answer(
-    text="a", input_tokens=50, output_tokens=5, visual_tokens_before=100, visual_tokens_after=10, stages_ms=STAGES,
-    elapsed_ms=400.0, peak_bytes=3 * 2**30,
+    text="a", input_tokens=50, output_tokens=5, visual_tokens_before=100, visual_tokens_after=10,
+    mean_visual_tokens=6.0, stages_ms=STAGES, elapsed_ms=400.0, peak_bytes=3 * 2**30,
 )  # fmt: skip
 # One token: the prefill gave it, nothing was decoded.
 SHORT = Answer(
-    text="b", input_tokens=30, output_tokens=1, visual_tokens_before=50, visual_tokens_after=20, cached=True,
+    text="b", input_tokens=30, output_tokens=1, visual_tokens_before=50, visual_tokens_after=20,
+    mean_visual_tokens=20.0, cached=True,
     stages_ms={**{k: v for k, v in STAGES.items() if k != "decoding"}, "tower": 50.0}, elapsed_ms=100.0,
     peak_bytes=2**30,
 )  # fmt: skip
@@ -42,7 +43,7 @@ def test_the_rows_are_what_their_definitions_say():
     assert (efficiency.samples, efficiency.failures, efficiency.resumed) == (3, 1, 1)
     means = efficiency.means()
     assert (means["visual_tokens_before"], means["visual_tokens_after"], means["output_tokens"]) == (75, 15, 3)
-    assert (means["read_ms"], means["input_tokens"]) == (1000, 40)
+    assert (means["read_ms"], means["input_tokens"], means["mean_visual_tokens"]) == (1000, 40, 13)
 
 
 def test_processes_are_merged_by_their_plain_dictionaries():
@@ -67,7 +68,7 @@ def test_the_table_has_eight_rows_and_says_what_it_covers():
     table = Efficiency.of([FIRST, SHORT, FAILED], device="cpu").table()
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:10]] == list(ROWS)
     assert "| Avg_Decoding_Throughput (token/s) | 50.00 |" in table
-    assert "3 samples, 1 failed, 1 from the journal; 75 -> 15 visual tokens each" in table
+    assert "3 samples, 1 failed, 1 from the journal; 75 -> 15 visual tokens (13 averaged over the layers) each" in table
     assert "peak RSS" in table
     assert "RSS" not in Efficiency.of([FIRST], device="cuda").table()
 

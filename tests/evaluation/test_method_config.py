@@ -10,6 +10,7 @@ import pytest
 import tango
 from tango.errors import BudgetError, OptionError, UnknownNameError
 from tango.evaluation import MethodConfig
+from tango.methods import build_layer_pruner
 from tests import tiny
 
 TANGO = {"method": "tango"}
@@ -80,9 +81,18 @@ class TestApply:
         config = MethodConfig(method="tango", mean_retention_ratio=0.25, saliency="attn", **inside)
         with config.apply(model) as pruning:
             assert pruning.pruner == tango.build_pruner("tango", retention_ratio=0.4, segment_threshold=0.8)
-            assert pruning.layer_pruner == tango.build_layer_pruner("fastv-merge", layer=2, retention_ratio=0.25)
+            assert pruning.layer_pruner == build_layer_pruner("fastv-merge", layer=2, retention_ratio=0.25)
             assert pruning.adapter.saliency == "attn"
         assert "generate" not in vars(model)
+
+    def test_a_method_inside_the_llm(self):
+        model = tiny.llava_onevision()
+        config = MethodConfig(method="dart", options={"retention_ratio": 0.5, "layer": 1})
+        assert config.label == "dart-r0.5-layer1"
+        assert config.to_dict()["options"] == {**build_layer_pruner("dart", layer=1).config(), "retention_ratio": 0.5}
+        with config.apply(model) as pruning:
+            assert pruning.layer_pruner == build_layer_pruner("dart", layer=1).for_mean(0.5, 4)
+        assert MethodConfig(method="fastv").to_dict()["options"]["retention_ratio"] == 0.1
 
     def test_none_leaves_the_model_alone(self):
         model = tiny.llava_onevision()
@@ -157,9 +167,9 @@ class TestSettings:
 
     def test_a_layer_pruner_can_be_the_method(self):
         config = MethodConfig.from_settings(
-            {"wrapper": "fastv-merge", "retain_ratio": 0.2, "pruned_layer": 3, "alpha": 2}
+            {"wrapper": "fastv", "retain_ratio": 0.2, "pruned_layer": 18, "layer": 1, "alpha": 2}
         )
-        assert config == MethodConfig(method="fastv-merge", options={"retention_ratio": 0.2, "layer": 3})
+        assert config == MethodConfig(method="fastv", options={"retention_ratio": 0.2, "layer": 1})
 
     def test_tuning_flags_of_the_release_pass_by_methods_without_them(self):
         tuning: dict[str, Any] = {"similarity_threshold": 0.8, "alpha": 1.5, "segment_type": "holitom"}
@@ -171,7 +181,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "error", "message"),
         [
-            ({"wrapper": "tnago"}, UnknownNameError, "Did you mean 'tango'.*Known: divprune.*none"),
+            ({"wrapper": "tnago"}, UnknownNameError, "Did you mean 'tango'.*Known: .*divprune.*none"),
             ({"wrapper": "tango", "retain_ratoi": 0.1}, UnknownNameError, "Known: .*retention_ratio"),
             ({"wrapper": "uniform", "segment_threshold": 0.8}, UnknownNameError, "option of uniform"),
             ({"wrapper": "uniform", "retain_ratio": "ten"}, OptionError, "retention_ratio must be a number, got 'ten'"),

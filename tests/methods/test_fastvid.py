@@ -1,4 +1,4 @@
-"""tango.methods.fastvid: FastVID, by the rule of its release for LLaVA-OneVision."""
+"""tango.methods.fastvid: FastVID, by the rules of its releases for LLaVA-OneVision and for the other models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -113,6 +113,48 @@ def oracle(
     return kept
 
 
+def oracle_of_segments(
+    tokens: VisualTokens, r: float, *, ignore: float | None = None, mean: bool = False, c: int = 8, tau: float = 0.9,
+    d: float = 0.4, p: int = 4, beta: float = 0.6,
+) -> dict[int, np.ndarray]:  # fmt: skip
+    """Kept tokens by the rule for LLaVA-Video; with `ignore` and `mean` by that for Qwen2.5-VL."""
+    assert tokens.saliency is not None
+    assert tokens.frame_embeds is not None
+    x, saliency = tokens.features.double().numpy(), tokens.saliency.double().numpy()
+    N, R = x.shape[1], int(x.shape[1] * r)
+    vectors = x.mean(1) if mean else tokens.frame_embeds.double().numpy()
+    kept: dict[int, np.ndarray] = {}
+    for frames in oracle_segments(vectors, c, tau):
+        valid = [t for t in frames if ignore is None or t == frames[-1] or cosine(vectors[t], vectors[t + 1]) < ignore]
+        anchor_frames = sorted(valid[::-1][::p])
+        seg_ctx = int(R * len(frames) * d)
+        seg_sal = R * len(frames) - seg_ctx
+        num_salient, num_context = dict.fromkeys(frames, 0), dict.fromkeys(frames, 0)
+        for i, t in enumerate(valid):
+            num_salient[t] = min(N, seg_sal // len(valid) + (i < seg_sal % len(valid)))
+        for i, t in enumerate(anchor_frames):
+            share = seg_ctx // len(anchor_frames) + (i < seg_ctx % len(anchor_frames))
+            num_context[t] = min(share, N if ignore is None else N // 2, N - num_salient[t])
+        others = {}
+        for t in frames:
+            best = sorted(range(N), key=lambda n: (-saliency[t, n], n))
+            kept.update({t * N + n: x[t, n] for n in best[: num_salient[t]]})
+            others[t] = sorted(best[num_salient[t] :])
+        for t in anchor_frames:
+            if num_context[t] == 0:
+                continue
+            centres = [others[t][i] for i in oracle_centres(x[t, others[t]], num_context[t], 4)]
+            members: dict[int, list[np.ndarray]] = {n: [] for n in centres}
+            for u in frames:
+                for n in others[u]:
+                    if not (u == t and n in centres):
+                        members[max(centres, key=lambda a: cosine(x[u, n], x[t, a]))].append(x[u, n])
+            for n, rows in members.items():
+                w = max(1 / (len(rows) + 1), beta)
+                kept[t * N + n] = w * x[t, n] + (1 - w) * np.mean(rows, axis=0) if rows else x[t, n]
+    return kept
+
+
 def check(pruned: PrunedTokens, expected: dict[int, np.ndarray]) -> None:
     assert pruned.indices.tolist() == sorted(expected)
     rows = torch.tensor(np.array([expected[i] for i in sorted(expected)]), dtype=torch.float32)
@@ -182,6 +224,86 @@ class TestCounts:
     def test_fewer_frames_than_segments(self, T: int) -> None:
         pruned = FastVidPruner(retention_ratio=0.25)(with_segments([T], N=20))
         assert (pruned.indices // 20).bincount(minlength=T).tolist() == [5] * T
+
+
+class TestRuleOfSegments:
+    """The releases for LLaVA-Video and Qwen2.5-VL."""
+
+    QWEN: ClassVar[dict[str, Any]] = {"duplicate_threshold": 0.95, "frame_vector": "mean"}
+
+    @pytest.mark.parametrize("ratio", [0.05, 0.1, 0.27, 0.6])
+    def test_llava_video_against_loops(self, tokens: VisualTokens, ratio: float) -> None:
+        pruner = FastVidPruner(retention_ratio=ratio, rule="segment")
+        check(pruner(tokens), oracle_of_segments(tokens, ratio))
+
+    @pytest.mark.parametrize("ratio", [0.1, 0.27, 0.6])
+    @pytest.mark.parametrize("min_segments", [1, 3])
+    def test_qwen_against_loops(self, tokens: VisualTokens, ratio: float, min_segments: int) -> None:
+        similarity = sorted([-1, 1, *(cosine(a, b) for a, b in pairwise(tokens.features.double().mean(1).numpy()))])
+        middle = sum(similarity[len(similarity) // 2 - 1 :][:2]) / 2  # about half of the frames are repeated
+        options = {"min_segments": min_segments, "segment_threshold": -1.0, **self.QWEN, "duplicate_threshold": middle}
+        pruner = FastVidPruner(retention_ratio=ratio, rule="segment", **options)
+        check(pruner(tokens), oracle_of_segments(tokens, ratio, c=min_segments, tau=-1, ignore=middle, mean=True))
+
+    @pytest.mark.parametrize(("ratio", "count"), [(0.10, 1024), (0.15, 1600), (0.20, 2112)])
+    @pytest.mark.parametrize("lengths", [[1] * 64, [5, 7, 9, 11, 13, 3, 6, 10], [63, 1]], ids=str)
+    def test_counts_at_64_frames_of_169(self, ratio: float, count: int, lengths: list[int]) -> None:
+        pruner = FastVidPruner(retention_ratio=ratio, rule="segment", min_segments=len(lengths))
+        assert len(pruner(with_segments(lengths, N=169)).indices) == count  # nothing is lost
+
+    def test_remainders_go_to_the_earlier_frames(self) -> None:
+        """Segments of 6 frames of 5 tokens: 12 of 30 for anchors in 2 frames, 18 salient. Of 5 frames: 10 and 15."""
+        pruner = FastVidPruner(retention_ratio=0.25, rule="segment", min_segments=2)
+        counts = (pruner(with_segments([6, 5], N=20)).indices // 20).bincount().tolist()
+        assert counts == [3, 3 + 6, 3, 3, 3, 3 + 6, 3 + 5, 3, 3, 3, 3 + 5]
+        pruner = FastVidPruner(retention_ratio=0.15, rule="segment", min_segments=1)  # 15: 6 for 2 frames, 9 for 5
+        assert (pruner(with_segments([5], N=20)).indices // 20).bincount().tolist() == [2 + 3, 2, 2, 2, 1 + 3]
+
+    def test_repeated_frames_get_nothing_and_cap_what_others_get(self) -> None:
+        """Of 8 equal frames the last gets all 8 * 5 tokens' worth: 20 salient ones fit, and then no anchor does."""
+        x = torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(0)).repeat(8, 1, 1)
+        tokens = dataclasses.replace(with_segments([8], N=20), features=x)
+        pruner = FastVidPruner(retention_ratio=0.25, rule="segment", min_segments=1, **self.QWEN)
+        assert pruner(tokens).indices.tolist() == list(range(140, 160))
+        pruner = dataclasses.replace(pruner, retention_ratio=0.1)  # 16 tokens: 6 anchors
+        assert pruner(tokens).indices.shape == (16,)
+        pruner = dataclasses.replace(pruner, context_ratio=1.0)  # 16 anchors, but half a frame is the most
+        assert pruner(tokens).indices.shape == (10,)
+
+    def test_repeated_frames_are_absorbed(self) -> None:
+        x = torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(0)).repeat(8, 1, 1)
+        tokens = dataclasses.replace(with_segments([8], N=20), features=x)
+        pruner = FastVidPruner(retention_ratio=0.1, rule="segment", min_segments=1, **self.QWEN)
+        pruned = pruner(tokens)
+        assert pruned.assignment is not None
+        assert (pruned.assignment >= 0).all()
+
+    @pytest.mark.parametrize("ratio", [1e-6, 0.1, 0.3, 0.9, 0.99])
+    def test_exact_budget_with_repeated_frames(self, ratio: float) -> None:
+        tokens = dataclasses.replace(with_segments([8], N=20), features=torch.ones(8, 20, 4))
+        pruner = FastVidPruner(retention_ratio=ratio, rule="segment", exact_budget=True, **self.QWEN)
+        assert len(pruner(tokens).indices) == max(1, round(ratio * 160))
+
+    def test_an_anchor_is_no_part_of_the_mean(self) -> None:
+        x = torch.tensor([[[9.0, 9.0], [1.0, 0.0], [1.2, 0.0], [1.1, 0.0]]])
+        tokens = VisualTokens(
+            features=x, grid=(2, 2), timestamps_s=torch.zeros(1), saliency=torch.tensor([[0.4, 0.2, 0.2, 0.2]])
+        )
+        pruned = FastVidPruner(retention_ratio=0.5, context_ratio=0.5, merge_weight=0.5, rule="segment")(tokens)
+        assert pruned.indices.tolist() == [0, 3]
+        torch.testing.assert_close(pruned.features, torch.tensor([[9.0, 9.0], [0.5 * 1.1 + 0.25 * 2.2, 0.0]]))
+
+    def test_frame_vector_mean_leaves_frame_embeds_alone(self) -> None:
+        pruner = FastVidPruner(frame_vector="mean")
+        assert pruner.wants == Signal.SALIENCY
+        tokens = video_tokens(frames=12)
+        bare = dataclasses.replace(tokens, frame_embeds=None)
+        assert torch.equal(pruner(tokens).indices, pruner(bare).indices)
+
+    @pytest.mark.usefixtures("unchecked_annotations")
+    def test_repeated_frames_belong_to_this_rule(self) -> None:
+        with pytest.raises(OptionError, match="duplicate_threshold is a part of rule 'segment', got rule 'onevision'"):
+            build_pruner("fastvid", duplicate_threshold=0.95)
 
 
 class TestByHand:
@@ -260,6 +382,7 @@ class TestConfiguration:
             ("anchor_stride", 0),
             ("merge_weight", math.nan),
             ("num_neighbors", 1),
+            ("duplicate_threshold", 95),
         ],
     )
     def test_options_out_of_range_are_refused(self, option: str, value: Any) -> None:

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from tango.containers import LayerTokens
 from tango.errors import BudgetError, OptionError
-from tango.methods import LayerPruner, available_layer_pruners, build_layer_pruner, layer_pruner_class
+from tango.methods import (
+    LayerPruner,
+    available_layer_pruners,
+    build_layer_pruner,
+    build_pruner_for_mean,
+    layer_pruner_class,
+)
 from tests.layer_tokens import random_prompt
 
 METHODS = available_layer_pruners()
@@ -22,7 +28,7 @@ CASES = {
     "no_text_after": lambda: random_prompt(text=1),
     "equal_tokens": lambda: dataclasses.replace(random_prompt(), hidden=torch.ones(64, 16), keys=torch.ones(64, 2, 8)),
     "zeros": lambda: dataclasses.replace(random_prompt(), hidden=torch.zeros(64, 16), keys=torch.zeros(64, 2, 8)),
-    "late_and_shortened": lambda: random_prompt(layer=5, num_entered=200),
+    "late_and_shortened": lambda: random_prompt(layer=5, counts=(200, 200, 200, 90, 54)),
 }
 
 
@@ -52,7 +58,7 @@ def test_result_fits(pruner, case):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_chooses_from_equal_numbers_alike(pruner, dtype):
-    half = random_prompt(dtype=dtype)
+    half = random_prompt(dtype=dtype, layer=pruner.layer)
     full = dataclasses.replace(half, hidden=half.hidden.float(), norm_weight=half.norm_weight.float())
     (states, indices), (expected, same) = (pruner(tokens) for tokens in (half, full))
     assert states.dtype == dtype
@@ -61,7 +67,7 @@ def test_half_precision_chooses_from_equal_numbers_alike(pruner, dtype):
 
 
 def test_repeats_itself_and_leaves_the_world_alone(pruner):
-    tokens = random_prompt()
+    tokens = random_prompt(layer=pruner.layer)
     before = {name: value.clone() for name, value in tensors(tokens).items()}
     random_state = torch.get_rng_state()
     first, second = pruner(tokens), pruner(tokens)
@@ -71,7 +77,7 @@ def test_repeats_itself_and_leaves_the_world_alone(pruner):
 
 
 def test_states_stay_differentiable(pruner):
-    tokens = random_prompt()
+    tokens = random_prompt(layer=pruner.layer)
     hidden = tokens.hidden.clone().requires_grad_()
     states, indices = pruner(dataclasses.replace(tokens, hidden=hidden))
     states.sum().backward()
@@ -105,9 +111,22 @@ def test_says_where_it_comes_from(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_layers_rise_from_the_first(name):
-    layers = build_layer_pruner(name).layers
-    assert layers[0] == build_layer_pruner(name).layer
-    assert list(layers) == sorted(set(layers))
+    for pruner in (build_layer_pruner(name), build_layer_pruner(name).for_mean(0.7, 28)):
+        assert pruner.layers[0] == pruner.layer
+        assert list(pruner.layers) == sorted(set(pruner.layers))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("mean", [0.65, 0.7, 1.0])
+def test_the_mean_share_is_what_was_asked_for(name, mean):
+    pruner = build_layer_pruner(name).for_mean(mean, 28)
+    assert build_layer_pruner(name, **pruner.config()) == pruner
+    assert pruner.mean_share(28) == pytest.approx(mean)
+    before = build_pruner_for_mean("uniform", mean / 2, pruner, 28)
+    assert before.retention_ratio == pytest.approx(0.5)
+    if mean < 1:
+        with pytest.raises(BudgetError, match="out of reach"):
+            build_pruner_for_mean("uniform", mean + 0.01, pruner, 28)
 
 
 @pytest.mark.parametrize("name", METHODS)

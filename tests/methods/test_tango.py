@@ -107,7 +107,7 @@ class TestPresets:
             "num_neighbors": 7,
             "base_time": 1e4,
             "base_space": 1e3,
-            "rope_positions": "seconds",
+            "rope": "seconds",
             "rope_sections": None,
             "merge_weight": 0.6,
             "anchor_order": "aligned",

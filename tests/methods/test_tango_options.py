@@ -35,17 +35,17 @@ class TestPositions:
     def test_frames_are_seconds_of_one_frame_per_second(self, tokens: VisualTokens) -> None:
         T = len(tokens.timestamps_s)
         every_second = dataclasses.replace(tokens, timestamps_s=torch.arange(T, dtype=torch.float32))
-        self.check_equal(TangoPruner(rope_positions="frames")(tokens), TangoPruner()(every_second))
+        self.check_equal(TangoPruner(rope="frames")(tokens), TangoPruner()(every_second))
 
     def test_none_is_rotation_by_nothing(self, tokens: VisualTokens) -> None:
         D = tokens.features.shape[-1]
         at_once = dataclasses.replace(tokens, timestamps_s=torch.zeros_like(tokens.timestamps_s))
         expected = TangoPruner(rope_sections=(D, 0, 0))(at_once)  # time alone rotates, and it is always 0
-        self.check_equal(TangoPruner(rope_positions="none")(tokens), expected)
+        self.check_equal(TangoPruner(rope="none")(tokens), expected)
 
     def test_they_differ(self) -> None:
         tokens = video_tokens(**VIDEOS["flicker"])
-        merged = [TangoPruner(rope_positions=name)(tokens).assignment for name in ("seconds", "frames", "none")]
+        merged = [TangoPruner(rope=name)(tokens).assignment for name in ("seconds", "frames", "none")]
         assert all(not torch.equal(merged[i], merged[i - 1]) for i in range(3))
 
 
@@ -255,7 +255,7 @@ class TestErrors:
         [
             ("segmentation", "dycoke"),
             ("anchor_order", "random"),
-            ("rope_positions", "mrope"),
+            ("rope", "mrope"),
             ("context_ratio", 1.5),
             ("context_ratio", -0.1),
             ("context_ratio", "0.4"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import tango
 from tango.containers import PrunedTokens, Signal, VisualTokens
-from tango.errors import MissingSignalError, OptionError
+from tango.errors import OptionError
 from tango.methods.visionzip import VisionZipPruner
 from tango.models.base import adapter_class
 from tango.profiling import StageTimer
@@ -225,8 +225,9 @@ class TestModels:
         assert pruning.stats.tokens_after == 6 * 4
 
     @pytest.mark.parametrize("family", tiny_qwen.FAMILIES)
-    def test_qwen_models_are_refused_early(self, family: str) -> None:
-        with pytest.raises(
-            MissingSignalError, match="visionzip needs the vision tower's attention keys, which the Qwen"
-        ):
-            tango.prune(tiny_qwen.model(family), "visionzip")
+    def test_prunes_qwen_models(self, family: str) -> None:
+        inputs = tiny_qwen.inputs(family, ("Look: ", tiny_qwen.WIDE, " What?"))
+        with tango.prune(tiny_qwen.model(family), "visionzip", retention_ratio=0.5, context_ratio=0.2) as pruning:
+            pruning.model.generate(**inputs, max_new_tokens=2, do_sample=False)
+        frames, grid = pruning.stats.videos[0].frames, pruning.stats.videos[0].grid
+        assert pruning.stats.tokens_after == frames * -(-grid[0] * grid[1] // 2)

@@ -12,6 +12,7 @@ from tango.ops.budget import (
     ceil_count,
     exact_count,
     exact_segment_budgets,
+    floor_count,
     round_to_total,
     segment_budgets,
 )
@@ -185,3 +186,11 @@ class TestRoundToTotal:
     def test_more_than_there_are(self) -> None:
         with pytest.raises(BudgetError, match="cannot take 7 tokens from 2 groups of 3"):
             round_to_total([3.0, 3.0], 7, 3)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "ratio", "expected"),
+    [(6272, 0.5**3, 784), (10, 0.39, 3), (1, 0.1, 1), (5, 0.4, 2), (5, (2.8 - 2) / 2, 2), (100, 0.29, 29), (7, 1.0, 7)],
+)
+def test_floor_count_forgives_rounding_errors(num_tokens: int, ratio: float, expected: int) -> None:
+    assert floor_count(num_tokens, ratio) == expected

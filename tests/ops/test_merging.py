@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tango.ops.merging import add_to_anchors, merge_into_anchors
+from tango.ops.merging import add_to_anchors, cluster_means, merge_into_anchors, merge_others_into_anchors
 
 # Rows 0, 2, 5 form cluster 0 around row 2, row 3 is cluster 1 alone, row 1 and 4 belong to none.
 X = torch.tensor([[1.0, 10.0], [99.0, 99.0], [4.0, 40.0], [7.0, 70.0], [-99.0, 0.0], [7.0, 10.0]])
@@ -132,3 +132,25 @@ class TestAddToAnchors:
         add_to_anchors(x, self.CLUSTER, ANCHORS).sum().backward()
         assert x.grad is not None
         assert x.grad[:, 0].tolist() == [0.5, 0, 1, 1, 0, 0.5]
+
+
+@pytest.mark.parametrize("anchors_inside", [True, False])
+@pytest.mark.parametrize(
+    ("weight", "merged"),
+    [
+        (0.6, [0.6 * 4 + 0.4 * 4, 0.6 * 40 + 0.4 * 10]),  # the others' mean is (4, 10)
+        (0.1, [4.0, 40 / 3 + 2 / 3 * 10]),  # 1 / cluster size is larger
+        (1.0, [4.0, 40.0]),
+    ],
+)
+def test_others_alone_by_hand(weight: float, merged: list[float], anchors_inside: bool) -> None:
+    cluster = CLUSTER if anchors_inside else CLUSTER.index_fill(0, ANCHORS, 2)
+    found = merge_others_into_anchors(X, cluster, ANCHORS, weight=weight)
+    torch.testing.assert_close(found, torch.tensor([merged, ALONE]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_means_without_anchors(dtype: torch.dtype) -> None:
+    before = X.clone()
+    assert torch.equal(cluster_means(X.to(dtype), CLUSTER, 2), torch.tensor([MEAN, ALONE]).to(dtype))
+    assert torch.equal(X, before)

@@ -1,13 +1,9 @@
-"""Miniature copies of the four benchmarks: real clips, and the files, columns and folders that the toolkits expect.
-
-VLMEvalKit finds them below a hub cache (HF_HOME), lmms-eval's Video-MME where `write_video_mme_for_lmms` says.
-"""
+"""Miniature copies of the four benchmarks: real clips, and the files, columns and folders that VLMEvalKit expects."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from tests.clips import write_clip
 
@@ -39,12 +35,6 @@ def write_hub_cache(home: Path, *, unreadable: bool = False) -> Path:
     return home
 
 
-def _frame(rows: list[dict[str, Any]]) -> Any:
-    import pandas as pd  # comes with the toolkits
-
-    return pd.DataFrame(rows)
-
-
 def _snapshot(home: Path, repository: str) -> Path:
     base = home / "hub" / f"datasets--{repository.replace('/', '--')}"
     for folder in ("refs", "blobs", f"snapshots/{REVISION}"):
@@ -58,8 +48,16 @@ def _write(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
 
 
-def _video_mme_rows() -> list[dict[str, Any]]:
-    return [
+def write_video_mme(home: Path, videos: list[bytes]) -> None:
+    """Video-MME: a parquet file, from which the toolkit makes its table."""
+    import pandas as pd  # comes with the toolkits
+
+    folder = _snapshot(home, "lmms-lab/Video-MME")
+    for name in ("subtitle", "videomme"):
+        (folder / name).mkdir(exist_ok=True)
+    for k, video in enumerate(videos):
+        _write(folder / "video", f"vid{k}.mp4", video)
+    rows = [
         {
             "video_id": f"{i:03d}",
             "duration": ["short", "medium", "long"][i % 3],
@@ -75,25 +73,7 @@ def _video_mme_rows() -> list[dict[str, Any]]:
         }
         for i in range(9)
     ]
-
-
-def write_video_mme(home: Path, videos: list[bytes]) -> None:
-    """Video-MME: a parquet file, from which the toolkit makes its table."""
-    folder = _snapshot(home, "lmms-lab/Video-MME")
-    for name in ("subtitle", "videomme"):
-        (folder / name).mkdir(exist_ok=True)
-    for k, video in enumerate(videos):
-        _write(folder / "video", f"vid{k}.mp4", video)
-    _frame(_video_mme_rows()).to_parquet(folder / "videomme/test-00000-of-00001.parquet")
-
-
-def write_video_mme_for_lmms(working_directory: Path, home: Path, videos: list[bytes]) -> None:
-    """Video-MME as lmms-eval finds it from this working directory, with `home` as HF_HOME."""
-    folder = working_directory / "lmms-eval/Video-MME/videomme"
-    folder.mkdir(parents=True, exist_ok=True)
-    _frame(_video_mme_rows()).to_parquet(folder / "test-00000-of-00001.parquet")
-    for k, video in enumerate(videos):
-        _write(home / "videomme/data", f"vid{k}.mp4", video)
+    pd.DataFrame(rows).to_parquet(folder / "videomme/test-00000-of-00001.parquet")
 
 
 def write_longvideobench(home: Path, videos: list[bytes]) -> None:

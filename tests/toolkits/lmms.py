@@ -125,7 +125,7 @@ def command(launcher: list[str], model: str, checkpoint: Path, output: Path, **c
 def run(arguments: list[str], root: Path, output: Path, **changes: str) -> Run:
     """Run a command to its end in `root`."""
     done = subprocess.run(
-        arguments, cwd=root, env=environ(root, **changes), capture_output=True, text=True, timeout=300
+        arguments, cwd=root, env=environ(root, **changes), capture_output=True, text=True, timeout=900
     )
     return Run(done.returncode, done.stdout, done.stderr, output)
 

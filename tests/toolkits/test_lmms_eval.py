@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +18,7 @@ ROWS = (
     "Avg_LLM_Prefill_Time (ms)", "Avg_Total_TTFT (ms)", "Avg_Decoding_Throughput (token/s)",
 )  # fmt: skip
 READABLE = len(CLIPS) * len(lmms.QUESTIONS)
+PROFILE = Path(__file__).parents[2] / "lmms-eval" / "run_profile.sh"
 SAMPLES = READABLE + len(lmms.QUESTIONS) + 1  # three about a broken file, one about a missing one
 
 
@@ -117,7 +120,7 @@ def several(root: Path, checkpoints: Path) -> dict[str, lmms.Run]:
         "batch of 2": ("llava_onevision", "llava-ov", 2, {}),
         "full": ("llava_onevision", "llava-ov", 1, {"wrapper": "none", "workers": 0}),
         "video": ("llava_vid", "llava-video", 1, {"wrapper": "fastvid", "retain_ratio": 0.3}),
-        "qwen": ("qwen2_5_vl", "qwen2.5-vl", 1, {"retain_ratio": 0.5, "segment_threshold": 0.7}),
+        "qwen": ("qwen2_5_vl", "qwen2.5-vl", 1, {"retain_ratio": 0.5, "similarity_threshold": 0.7}),
     }
     described = [
         {
@@ -133,7 +136,7 @@ def several(root: Path, checkpoints: Path) -> dict[str, lmms.Run]:
     ]
     (root / "runs.yaml").write_text(json.dumps(described))
     arguments = [sys.executable, "-m", "lmms_eval", "--config", "runs.yaml"]
-    done = lmms.run(arguments, root, root, WRAPPER="tango", TANGO_SEGMENT_THRESHOLD="0.6")
+    done = lmms.run(arguments, root, root, WRAPPER="tango", TANGO_SIMILARITY_THRESHOLD="0.6")
     assert done.code == 0, done.err
     return {name: lmms.Run(done.code, done.out, done.err, root / name) for name in runs}
 
@@ -165,17 +168,29 @@ def test_the_other_models(several: dict[str, lmms.Run], name: str, backend: str)
         assert (config["method"]["method"], options["segment_threshold"]) == ("tango", 0.7)
 
 
-def test_an_unknown_method_ends_the_command_with_the_list(root: Path, checkpoints: Path):
-    output = root / "unknown"
-    launcher = ["accelerate", "launch", "--num_processes=1"]
-    done = lmms.run(
-        lmms.command(launcher, "llava_onevision", checkpoints / "llava-ov", output), root, output, WRAPPER="tangos"
-    )
+def test_profile_script_goes_through_methods_and_stops_at_an_unknown_one(root: Path, checkpoints: Path):
+    output = root / "profile"
+    settings = {
+        "METHODS": "tango tangos", "RATIOS": "0.2", "LIMIT": "4", "BATCH_SIZE": "2", "OUTPUT": str(output),
+        "PRETRAINED": str(checkpoints / "llava-ov"), "MODEL_ARGS": "max_frames_num=8",
+    }  # fmt: skip
+    done = lmms.run(["bash", str(PROFILE)], root, output, **settings)
+    written = lmms.Run(0, "", "", output / "tango-0.2").efficiency()
+    assert written["config"]["method"]["options"]["retention_ratio"] == 0.2
+    assert written["config"]["batch_size"] == 2
+    assert written["sums"]["samples"] == 4
+
     assert done.code != 0
-    message = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert message == [
-        line for line in message if "unknown method 'tangos'" in line and "holitom, none, random" in line
-    ]
-    assert len(message) == 1
-    assert "Loading weights" not in done.err
-    assert not list(root.glob("unknown/**/*.json"))
+    messages = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(messages) == 1
+    assert "unknown method 'tangos'" in messages[0]
+    assert "holitom, none, random" in messages[0]
+    assert not list((output / "tangos-0.2").iterdir())
+
+
+def test_profile_script_explains_itself():
+    shown = subprocess.run(["bash", str(PROFILE), "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(name in shown for name in ("METHODS", "RATIOS", "NUM_PROCESSES", "--num_machines"))
+    wrong = subprocess.run(["bash", str(PROFILE)], env={**os.environ, "MODEL": "llava"}, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "llava_onevision, llava_vid, qwen2_5_vl" in wrong.stderr

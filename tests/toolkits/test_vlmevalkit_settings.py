@@ -62,6 +62,14 @@ class TestRunConfigs:
         assert len(list((KIT / "run_config").iterdir())) == 3
 
 
+def test_help_names_every_flag_of_the_release() -> None:
+    from tango_vlmeval.settings import RELEASE_FLAGS, parser
+
+    shown = parser().format_help()
+    assert len(RELEASE_FLAGS) == 10
+    assert all(f"--{flag} X" in shown for flag in RELEASE_FLAGS)
+
+
 class TestPrecedence:
     def test_flags_then_the_entry_then_the_environment_then_defaults(self, tmp_path: Path) -> None:
         config = written(tmp_path, retain_ratio=0.2, alpha=2.0, method="tango")
@@ -165,3 +173,22 @@ def test_an_entry_without_checkpoint_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"model": {"M": {"class": "Tango"}}, "data": {}}))
     with pytest.raises(OptionError, match='model M has no checkpoint; add "pretrained"'):
         resolve(f"--config={path}")
+
+
+@pytest.mark.parametrize(
+    ("key", "flags", "added"),
+    [
+        ("", [], ["--judge", "exact_matching"]),
+        ("", ["--judge-retry=3"], ["--judge", "exact_matching"]),
+        ("sk-1", [], []),
+        ("", ["--judge", "gpt-4o-mini"], []),
+        ("", ["--judge-base-url=http://judge/v1"], []),
+    ],
+)
+def test_scores_are_by_exact_matching_unless_there_is_a_judge(
+    key: str, flags: list[str], added: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tango_vlmeval.launcher import _judge
+
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    assert _judge(flags) == added
