@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# What table1.sh ... table4.sh share: every row of a table of the paper, one run of VLMEvalKit each, then the table.
+set -euo pipefail
+
+usage() {
+    cat <<'END'
+Usage: [NAME=VALUE ...] bash scripts/table{1,2,3,4}.sh [FLAG ...]
+
+Runs every row of a table of the paper with VLMEvalKit and writes the table as Markdown, CSV and LaTeX: ours, the
+paper's, the difference, and a confidence interval. Answers are kept as they come: the same command again resumes.
+`tango experiments 1` lists the rows. Flags go to VLMEvalKit/run.py.
+
+  MODEL       tango-mini by default; llava-onevision-7b (tables 1, 3 and 4), llava-video-7b and qwen2.5-vl-7b (table 2)
+              are the paper's. A model of its own runs all rows.
+  ROWS        only rows of these names, e.g. "full tango"
+  RATIOS      only rows at these retention ratios, e.g. "0.1 0.2"
+  LIMIT       only the first so many questions of each data set; the table marks such runs
+  OUTPUT      outputs/<MODEL>; tables that share it share their rows
+  DATASETS    VLMEvalKit's data sets to run; by default those of CONFIG (table 4: Video-MME and MLVU_MCQ)
+  BENCHMARKS  the table's columns, if not the paper's; TangoMini for tango-mini
+  CONFIG      JSON file with the model and data sets, below VLMEvalKit/; by default run_config/<model>.json
+  CHECKPOINT  hub id or folder, in place of the one in CONFIG
+  AGAINST     a row's name: compare every row with it, question by question
+  RUN         0: only write the table from what is in OUTPUT
+  PYTHON      python
+
+GPUS, PROCESSES, EXTRA and those for several nodes are as in VLMEvalKit/run_eval.sh.
+
+The exit code is 0 if all went well, 1 if a run failed (the others are still made, and the table shows what there is), 2
+for a mistake in the settings.
+END
+}
+
+for flag in "$@"; do
+    case $flag in -h | --help) usage; exit 0 ;; esac
+done
+here=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+: "${TABLE:?is not set; start one of table1.sh, table2.sh, table3.sh and table4.sh}"
+PYTHON=${PYTHON:-python}
+MODEL=${MODEL:-tango-mini}
+OUTPUT=${OUTPUT:-outputs/$MODEL}
+case $OUTPUT in /*) ;; *) OUTPUT=$here/$OUTPUT ;; esac
+CONFIG=${CONFIG:-run_config/$(tr 'A-Z.-' 'a-z__' <<<"$MODEL").json}
+if [ ! -f "VLMEvalKit/$CONFIG" ]; then
+    echo "no VLMEvalKit/$CONFIG for MODEL=$MODEL; set CONFIG, or MODEL to one of:" >&2
+    (cd VLMEvalKit/run_config && printf '  %s\n' *.json) >&2
+    exit 2
+fi
+if [ "$MODEL" = tango-mini ]; then
+    BENCHMARKS=${BENCHMARKS:-TangoMini}
+elif [ "$TABLE" = 4 ]; then
+    DATASETS=${DATASETS:-Video-MME MLVU_MCQ}
+fi
+
+tango() { "$PYTHON" -m tango.cli "$@"; }
+
+rows=(experiments "$TABLE" --model "$MODEL" --runs)
+# shellcheck disable=SC2206 # lists of words
+[ -z "${ROWS:-}" ] || rows+=(--names $ROWS)
+# shellcheck disable=SC2206
+[ -z "${RATIOS:-}" ] || rows+=(--ratios $RATIOS)
+runs=$(tango "${rows[@]}") || exit 2
+
+failed=()
+while [ "${RUN:-1}" != 0 ] && read -r -u 3 method ratio flags; do
+    code=0
+    # shellcheck disable=SC2086 # several flags
+    METHODS=$method RATIOS=$ratio MODEL=${CHECKPOINT:-} CONFIG=$CONFIG DATASETS=${DATASETS:-} OUTPUT=$OUTPUT \
+        PRUNED_LAYER='' bash VLMEvalKit/run_eval.sh $flags "$@" || code=$?
+    [ "$code" -eq 0 ] || failed+=("$method $ratio $flags (exit code $code)")
+done 3<<<"$runs"
+[ "${NODE_RANK:-0}" -eq 0 ] || exit 0
+
+render=(table "$TABLE" --results "$OUTPUT" --model "$MODEL")
+# shellcheck disable=SC2206
+[ -z "${BENCHMARKS:-}" ] || render+=(--benchmarks $BENCHMARKS)
+[ -z "${AGAINST:-}" ] || render+=(--against "$AGAINST")
+tango "${render[@]}" --format csv --output "$OUTPUT/table$TABLE.csv"
+tango "${render[@]}" --format latex --output "$OUTPUT/table$TABLE.tex"
+tango "${render[@]}" --output "$OUTPUT/table$TABLE.md"
+cat "$OUTPUT/table$TABLE.md"
+if [ ${#failed[@]} -gt 0 ]; then
+    printf 'failed: %s\n' "${failed[@]}" >&2
+    exit 1
+fi

@@ -1,0 +1,41 @@
+"""`tango experiments`: what the rows of the paper's tables are, and how to run them."""
+
+from __future__ import annotations
+
+import argparse
+
+from tango.commands.results import add_experiments_argument, resolve
+from tango.report.experiments import read_experiment, run_line
+from tango.report.paper import TABLES
+from tango.report.text import align
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `tango experiments`."""
+    parser.add_argument("table", type=int, choices=TABLES, help="which table of the paper")
+    parser.add_argument("--model", metavar="NAME", help="rows of this model; all rows for one that the paper has not")
+    parser.add_argument("--names", nargs="+", default=[], metavar="ROW", help="only rows of these names")
+    parser.add_argument("--ratios", nargs="+", type=float, default=[], metavar="R", help="only rows at these ratios")
+    parser.add_argument(
+        "--runs", action="store_true", help="one line per row: method, ratio (-: none) and flags of VLMEvalKit/run.py"
+    )
+    add_experiments_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the rows."""
+    experiment = read_experiment(args.experiments, args.table)
+    if args.model is not None:
+        experiment = experiment.for_model(args.model)
+    experiment = experiment.only(names=args.names, ratios=args.ratios)
+    for row in experiment.rows:
+        resolve(row.settings)  # a mistake in a file shows before hours of running
+    if args.runs:
+        print("\n".join(map(run_line, experiment.rows)))
+        return 0
+    cells = [["model", "row", "settings", "paper's Perf."]]
+    for row in experiment.rows:
+        settings = " ".join(f"{name}={value}" for name, value in row.settings.items())
+        cells.append([row.model, row.name, settings, str(row.published.get("performance", "-"))])
+    print(align(cells, num_left=3))
+    return 0

@@ -1,0 +1,63 @@
+"""What `tango table`, `tango figure` and `tango experiments` share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tango
+from tango.errors import TangoError
+from tango.evaluation import MethodConfig
+from tango.report.readers import read_results
+from tango.report.results import Results
+
+EXPERIMENTS = Path(tango.__file__).parents[1] / "configs" / "experiments"
+
+
+def add_results_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where results are, and of which model."""
+    parser.add_argument(
+        "--results", type=Path, nargs="+", required=True, metavar="PATH",
+        help="output folders of VLMEvalKit and lmms-eval, or files of JSON lines; see tango/report/readers.py",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the draws behind the confidence intervals (0)")
+
+
+def add_experiments_argument(parser: argparse.ArgumentParser) -> None:
+    """Where the rows of the tables are described."""
+    parser.add_argument("--experiments", type=Path, default=EXPERIMENTS, metavar="DIR", help="folder of table<n>.yaml")
+
+
+def read(args: argparse.Namespace) -> Results:
+    """The results that `--results` names, each with its whole configuration.
+
+    Options that a method has got since a run was recorded are taken at their defaults; what cannot be built any more
+    stays as it was recorded, and so is found in no row.
+    """
+    results = read_results(args.results)
+    return replace(results, runs=tuple(replace(run, method=_complete(run.method)) for run in results.runs))
+
+
+def _complete(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        return MethodConfig(**recorded).to_dict()
+    except (TangoError, TypeError):
+        return recorded
+
+
+def resolve(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """All fields of the configuration that settings describe."""
+    return MethodConfig.from_settings(settings).to_dict()
+
+
+def label(method: Mapping[str, Any]) -> str:
+    """A configuration's name without its retention ratio."""
+    try:
+        named = MethodConfig(**method).label
+    except (TangoError, TypeError):
+        return str(method["method"])
+    return re.sub(r"-[rm](\d|\.|e-)+(?=-|$)", "", named, count=1)

@@ -1,0 +1,65 @@
+"""`tango table`: the paper's tables from recorded results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tango.commands.results import add_experiments_argument, add_results_arguments, read, resolve
+from tango.errors import OptionError, TangoError
+from tango.files import write_bytes
+from tango.report.experiments import read_experiment
+from tango.report.paper import TABLES
+from tango.report.render import RENDERERS
+from tango.report.tables import build
+
+_ENDINGS = {"markdown": "md", "csv": "csv", "latex": "tex"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `tango table`."""
+    add = parser.add_argument
+    add("table", type=int, nargs="?", choices=TABLES, help="which table of the paper")
+    add("--all", action="store_true", help="all of them; --output is then a folder")
+    add_results_arguments(parser)
+    add(
+        "--model", metavar="NAME", help="fill the rows with results of this model, e.g. tango-mini (those of the paper)"
+    )
+    add(
+        "--benchmarks",
+        nargs="+",
+        metavar="NAME",
+        help="columns in place of the paper's; NAME/GROUP is one of its groups",
+    )
+    add("--against", metavar="ROW", help="compare every row with this one at the same ratio, question by question")
+    add("--format", choices=sorted(RENDERERS), default="markdown", help="(markdown)")
+    add("--output", type=Path, metavar="FILE", help="write there, in one step (standard output)")
+    add_experiments_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print or write the tables."""
+    if args.all == (args.table is not None):
+        raise OptionError(f"name one table ({', '.join(map(str, TABLES))}) or give --all")
+    if args.output is not None and args.output.exists() and args.output.is_dir() != args.all:
+        expected = "a folder, for --all" if args.all else "a file"
+        raise TangoError(f"--output must be {expected}; {args.output} is there and is not")
+    experiments = [read_experiment(args.experiments, number) for number in (TABLES if args.all else [args.table])]
+    results = read(args)
+    texts = {}
+    for experiment in experiments:
+        if args.benchmarks:
+            experiment = experiment.on(args.benchmarks)
+        table = build(experiment, results, resolve, model=args.model, against=args.against, seed=args.seed)
+        if not any(cell.ours for row in table.rows for cell in row.cells.values()):
+            print(f"tango: note: no result fits a row of table {experiment.table}", file=sys.stderr)
+        texts[experiment.table] = RENDERERS[args.format](table)
+    if args.output is None:
+        print("\n".join(texts.values()), end="")
+        return 0
+    for number, text in texts.items():
+        path = args.output / f"table{number}.{_ENDINGS[args.format]}" if args.all else args.output
+        write_bytes(path, text.encode())
+        print(path)
+    return 0

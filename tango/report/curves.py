@@ -1,0 +1,119 @@
+"""Accuracy against the visual tokens that are left: the numbers, and a plot of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tango.errors import TangoError
+from tango.report.intervals import accuracies, average
+from tango.report.results import Run, identity
+
+COLUMNS = ("method", "tokens_percent", "accuracy", "low", "high", "num_questions", "partial")
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """One method at one ratio; all in percent."""
+
+    method: str
+    tokens_percent: float
+    accuracy: float
+    low: float | None
+    high: float | None
+    num_questions: int
+    partial: bool
+
+
+def points(
+    runs: Sequence[Run], label: Callable[[Mapping[str, Any]], str], benchmarks: Sequence[str] = (), *, seed: int = 0
+) -> tuple[list[Point], list[str]]:
+    """Mean accuracy over benchmarks of every method, with what it keeps; and a note for each method left out.
+
+    Args:
+        runs: of one model, each method and benchmark once.
+        label: name of a method's configuration; points of the same name are joined by a line.
+        benchmarks: by the paper's names; none: all that any run covers.
+    Raises:
+        TangoError: no method covers all benchmarks.
+    """
+    names = list(benchmarks) or sorted({run.benchmark.name for run in runs})
+    by_method: dict[str, dict[str, Run]] = {}
+    for run in runs:
+        by_method.setdefault(identity(run.method), {})[run.benchmark.name] = run
+    found, notes = [], []
+    for covered in by_method.values():
+        some = next(iter(covered.values()))
+        if missing := [name for name in names if name not in covered]:
+            notes.append(f"{label(some.method)} is left out: it was not run on {', '.join(missing)}")
+            continue
+        chosen = [covered[name] for name in names]
+        mean = average([accuracies(run.questions, run.benchmark, seed=seed)[None] for run in chosen])
+        low, high = mean.interval() or (None, None)
+        kept = 100 * sum(_share_kept(run) for run in chosen) / len(chosen)
+        partial = any(run.partial for run in chosen)
+        found.append(Point(label(some.method), kept, mean.value, low, high, mean.num_questions, partial))
+    if not found:
+        raise TangoError(f"no method was run on all of {', '.join(names)}; choose fewer with --benchmarks")
+    return sorted(found), notes
+
+
+def _share_kept(run: Run) -> float:
+    """Visual tokens in the mean over the LLM's layers: as configured where they are pruned inside, else as measured."""
+    method = run.method
+    if method["method"] == "none":
+        return 1.0
+    if (mean := method.get("mean_retention_ratio")) is not None:
+        return float(mean)
+    if run.tokens_before and run.tokens_after is not None and run.tokens_after < run.tokens_before:
+        return run.tokens_after / run.tokens_before
+    return float(method["options"]["retention_ratio"])
+
+
+def csv_text(series: Sequence[Point]) -> str:
+    """The points as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for point in series:
+        values = [getattr(point, name) for name in COLUMNS]
+        writer.writerow([round(v, 6) if isinstance(v, float) else int(v) if isinstance(v, bool) else v for v in values])
+    return text.getvalue()
+
+
+def plot(series: Sequence[Point], *, title: str, form: str) -> bytes:
+    """The points as a picture, one line per method; the same bytes for the same points.
+
+    Args:
+        form: "png", "svg" or "pdf".
+    Raises:
+        TangoError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise TangoError('plots need matplotlib: pip install "tango-video[viz]"; the numbers need none') from error
+    with matplotlib.rc_context({"svg.hashsalt": "tango", "svg.fonttype": "path"}):
+        figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
+        axes = figure.subplots()
+        for number, method in enumerate(dict.fromkeys(point.method for point in series)):
+            line = [point for point in series if point.method == method]
+            tokens, accuracy = [point.tokens_percent for point in line], [point.accuracy for point in line]
+            if method == "none":
+                axes.axhline(accuracy[0], color="0.6", linestyle="--", linewidth=1, label="all tokens", zorder=0)
+                continue
+            lows = [point.accuracy if point.low is None else point.low for point in line]
+            highs = [point.accuracy if point.high is None else point.high for point in line]
+            axes.vlines(tokens, lows, highs, color=f"C{number}", linewidth=1)
+            axes.plot(tokens, accuracy, color=f"C{number}", marker="o", linewidth=1.2, label=method)
+        axes.set(xlabel="visual tokens, % (mean over the LLM's layers)", ylabel="accuracy, %", title=title)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+        picture = io.BytesIO()
+        when = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
+        figure.savefig(picture, format=form, metadata=when)
+    return picture.getvalue()

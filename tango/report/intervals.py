@@ -1,0 +1,158 @@
+"""Accuracies with confidence intervals. Questions about one clip are not independent, so whole clips are resampled.
+
+All runs of a benchmark that cover the same clips are resampled with the same draws. What is computed from several of
+them, a difference or a ratio, is computed draw by draw and so has the interval of paired measurements.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tango.errors import TangoError
+from tango.report.benchmarks import Benchmark
+from tango.report.results import Judged
+
+NUM_DRAWS = 2000
+_DRAWS_AT_ONCE = 250
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A number in percent, what it would be in other draws of clips, and what it was computed from."""
+
+    value: float
+    draws: NDArray[np.float64]
+    num_questions: int
+    num_clips: int
+    is_share: bool = False  # of right answers; else a mean, a ratio or a difference
+
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval by the percentile bootstrap; None where there is one clip only.
+
+        Where all draws agree, as when all answers are right, they say nothing about what was not drawn; a share of
+        right answers then has Wilson's interval, with clips in place of independent trials.
+        """
+        draws = self.draws[np.isfinite(self.draws)]
+        if self.num_clips < 2 or not len(draws):
+            return None
+        if self.is_share and np.ptp(draws) == 0:
+            return wilson(self.value, self.num_clips)
+        low, high = np.quantile(draws, [0.025, 0.975])
+        return float(low), float(high)
+
+
+def wilson(percent: float, num_trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a share of independent trials, in percent.
+
+    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, 1927.
+    """
+    share, z = percent / 100, 1.959964
+    shrink = 1 + z * z / num_trials
+    middle = share + z * z / (2 * num_trials)
+    margin = z * math.sqrt(share * (1 - share) / num_trials + (z / (2 * num_trials)) ** 2)
+    return max(0.0, 100 * (middle - margin) / shrink), min(100.0, 100 * (middle + margin) / shrink)
+
+
+def accuracies(questions: Sequence[Judged], benchmark: Benchmark, *, seed: int = 0) -> dict[str | None, Estimate]:
+    """The accuracy over all questions (None), and of each group by its name.
+
+    A question whose clip is not recorded counts as a clip of its own.
+    """
+    clips, clip = np.unique([_clip(question) for question in questions], return_inverse=True)
+    groups = sorted({question.group for question in questions if question.group is not None})
+    column = {group: g for g, group in enumerate(groups)}
+    # Questions and right answers of each clip, in each group and (in the last column) in none.
+    asked, right = np.zeros((2, len(clips), len(groups) + 1))
+    for c, question in zip(clip, questions, strict=True):
+        g = len(groups) if question.group is None else column[question.group]
+        asked[c, g] += 1
+        right[c, g] += question.correct
+    rng = np.random.default_rng([seed, zlib.crc32(benchmark.name.encode())])
+    drawn = [_draw(rng, asked, right) for _ in range(0, NUM_DRAWS, _DRAWS_AT_ONCE)]
+    drawn_asked, drawn_right = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+
+    of_groups = _share(right.sum(0), asked.sum(0)), _share(drawn_right, drawn_asked)
+    if benchmark.mean_of_groups and groups:
+        value, draws = (_mean(share[..., : len(groups)]) for share in of_groups)
+    else:
+        value, draws = _share(right.sum(), asked.sum()), _share(drawn_right.sum(1), drawn_asked.sum(1))
+    found: dict[str | None, Estimate] = {None: Estimate(float(value), draws, len(questions), len(clips), is_share=True)}
+    for group, g in column.items():
+        counts = int(asked[:, g].sum()), int((asked[:, g] > 0).sum())
+        found[group] = Estimate(float(of_groups[0][g]), of_groups[1][:, g], *counts, is_share=True)
+    return found
+
+
+def _clip(question: Judged) -> str:
+    return f"question {question.question_id}" if question.video_id is None else question.video_id
+
+
+def _draw(
+    rng: np.random.Generator, asked: NDArray[np.float64], right: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Draw as many clips as there are, with replacement, some times over; sums over the drawn clips."""
+    num_clips = len(asked)
+    chosen = rng.integers(num_clips, size=(_DRAWS_AT_ONCE, num_clips))
+    times = np.stack([np.bincount(row, minlength=num_clips) for row in chosen]).astype(np.float64)
+    return times @ asked, times @ right
+
+
+def _share(right: NDArray[np.float64] | float, asked: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """In percent; NaN where nothing was asked."""
+    with np.errstate(invalid="ignore"):
+        return 100 * np.divide(right, asked)
+
+
+def _mean(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the groups that were drawn (a draw of few clips may leave a group out)."""
+    present = np.isfinite(shares)
+    return np.where(present, shares, 0).sum(-1) / present.sum(-1)
+
+
+def average(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean over benchmarks, each with the same weight."""
+    if len(estimates) == 1:
+        return estimates[0]
+    return Estimate(
+        math.fsum(estimate.value for estimate in estimates) / len(estimates),
+        np.mean([estimate.draws for estimate in estimates], axis=0),
+        sum(estimate.num_questions for estimate in estimates),
+        sum(estimate.num_clips for estimate in estimates),
+    )
+
+
+def ratio(ours: Estimate, full: Estimate) -> Estimate:
+    """`ours` in percent of `full`. Both must come from the same questions."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        draws = 100 * ours.draws / full.draws
+    value = 100 * ours.value / full.value if full.value else math.nan
+    return Estimate(value, draws, ours.num_questions, ours.num_clips)
+
+
+def paired_difference(
+    ours: Sequence[Judged], theirs: Sequence[Judged], benchmark: Benchmark, *, seed: int = 0
+) -> dict[str | None, Estimate]:
+    """Accuracy of `ours` minus that of `theirs` on the questions that both were asked, overall and by group.
+
+    Raises:
+        TangoError: they have no question in common.
+    """
+    other = {question.question_id: question for question in theirs}
+    common = sorted((q for q in ours if q.question_id in other), key=lambda question: question.question_id)
+    if not common:
+        raise TangoError(
+            f"two runs of {benchmark.name} have no question in common; questions have other ids in other toolkits, so "
+            "compare methods within one"
+        )
+    sides = [accuracies(side, benchmark, seed=seed) for side in (common, [other[q.question_id] for q in common])]
+    return {
+        group: Estimate(mine.value - sides[1][group].value, mine.draws - sides[1][group].draws, mine.num_questions,
+                        mine.num_clips)
+        for group, mine in sides[0].items()
+    }  # fmt: skip

@@ -1,0 +1,139 @@
+"""Tables of results as Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+
+from tango.report.intervals import Estimate
+from tango.report.tables import Cell, Table, TableRow
+from tango.report.text import markdown as markdown_table
+
+_HEADERS = {"average": "Avg.", "performance": "Perf."}
+_LEGEND = (
+    "ours: percent [95 % interval over clips] n questions",
+    "paper: percent (ours minus it)",
+    "Avg.: mean over the benchmarks; Perf.: percent of all tokens' average",
+    "-: not run",
+)
+
+
+def markdown(table: Table) -> str:
+    """For people: two lines per method, ours and the paper's; a third one if the table compares methods."""
+    columns = table.experiment.columns
+    rows = [["method", "", *(_HEADERS.get(column, column) for column in columns)]]
+    section: object = object()
+    for row in table.rows:
+        if (heading := _heading(table, row)) != section and heading:
+            rows.append([f"**{heading}**", *[""] * (len(columns) + 1)])
+        section = heading
+        rows += _lines(table, row)
+    notes = "\n".join(f"- {note}" for note in _notes(table))
+    title = f"**Table {table.experiment.table}: {table.experiment.title}**"
+    return f"{title}\n\n{markdown_table(rows)}\n\n{notes}\n"
+
+
+def latex(table: Table) -> str:
+    """A `tabular` for the package booktabs, notes as comments below it."""
+    columns = table.experiment.columns
+    lines = [
+        f"% Table {table.experiment.table}: {table.experiment.title}",
+        f"\\begin{{tabular}}{{ll{'r' * len(columns)}}}",
+        "\\toprule",
+        _latex_row(["method", "", *(_HEADERS.get(column, column) for column in columns)]),
+    ]
+    section: object = object()
+    for row in table.rows:
+        if (heading := _heading(table, row)) != section:
+            lines.append("\\midrule")
+            if heading:
+                lines.append(f"\\multicolumn{{{len(columns) + 2}}}{{l}}{{\\textit{{{_escaped(heading)}}}}} \\\\")
+        section = heading
+        lines += [_latex_row(cells) for cells in _lines(table, row)]
+    lines += ["\\bottomrule", "\\end{tabular}", *(f"% {note}" for note in _notes(table))]
+    return "\n".join(lines) + "\n"
+
+
+def csv_text(table: Table) -> str:
+    """For programs: one line per method and column, full precision; empty where there is nothing."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["table", "model", "section", "method", "retention_ratio", "column", "ours", "low", "high", "num_questions",
+         "num_clips", "partial", "paper", "difference", "against", "against_low", "against_high",
+         "against_num_questions"]
+    )  # fmt: skip
+    for row in table.rows:
+        start = [table.experiment.table, row.row.model, row.row.section, row.row.name]
+        start.append(row.row.settings.get("retention_ratio", 1.0))
+        for column, cell in row.cells.items():
+            low, high = _interval(cell.ours)
+            counts = [None, None] if cell.ours is None else [cell.ours.num_questions, cell.ours.num_clips]
+            compared = [None if cell.against is None else cell.against.value, *_interval(cell.against)]
+            compared.append(None if cell.against is None else cell.against.num_questions)
+            ours = None if cell.ours is None else cell.ours.value
+            numbers = [ours, low, high, *counts, int(cell.partial), cell.published, cell.difference, *compared]
+            writer.writerow([*start, column, *(round(n, 6) if isinstance(n, float) else n for n in numbers)])
+    return text.getvalue()
+
+
+RENDERERS = {"markdown": markdown, "csv": csv_text, "latex": latex}
+
+
+def _heading(table: Table, row: TableRow) -> str:
+    several = len(table.experiment.papers_models) > 1
+    return ", ".join(part for part in (row.row.model if several else None, row.row.section) if part)
+
+
+def _lines(table: Table, row: TableRow) -> Iterator[list[str]]:
+    yield [row.row.name, "ours", *(_ours(cell) for cell in row.cells.values())]
+    yield ["", "paper", *(_papers(cell) for cell in row.cells.values())]
+    if any(cell.against for cell in row.cells.values()):
+        yield ["", f"minus {table.against}", *(_signed(cell.against) for cell in row.cells.values())]
+
+
+def _ours(cell: Cell) -> str:
+    if cell.ours is None:
+        return "-"
+    mark = "*" if cell.partial else ""
+    return f"{cell.ours.value:.1f}{mark}{_bracket(cell.ours, '.1f')} n={cell.ours.num_questions}"
+
+
+def _papers(cell: Cell) -> str:
+    if cell.published is None:
+        return "-"
+    difference = cell.difference
+    return f"{cell.published:.1f}" + ("" if difference is None else f" ({difference:+.1f})")
+
+
+def _signed(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "-"
+    return f"{estimate.value:+.1f}{_bracket(estimate, '+.1f')} n={estimate.num_questions}"
+
+
+def _bracket(estimate: Estimate, form: str) -> str:
+    low, high = _interval(estimate)
+    return "" if low is None else f" [{low:{form}}, {high:{form}}]"
+
+
+def _interval(estimate: Estimate | None) -> tuple[float, float] | tuple[None, None]:
+    return (estimate.interval() if estimate is not None else None) or (None, None)
+
+
+def _notes(table: Table) -> list[str]:
+    compared = []
+    if table.against is not None:
+        compared = [f"minus {table.against}: paired difference on the questions that both were asked, same clips drawn"]
+    others = {row.row.model for row in table.rows if not all(cell.comparable for cell in row.cells.values())}
+    foreign = [f"ours is {', '.join(sorted(others))}, so only Perf. compares with the paper's"] if others else []
+    return ["; ".join(_LEGEND), *compared, *foreign, *table.notes]
+
+
+def _latex_row(cells: list[str]) -> str:
+    return " & ".join(_escaped(cell) for cell in cells) + " \\\\"
+
+
+def _escaped(text: str) -> str:
+    return "".join(f"\\{character}" if character in "%&_#$" else character for character in text)

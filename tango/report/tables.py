@@ -1,0 +1,189 @@
+"""The paper's tables from recorded runs: ours, the paper's, and how sure ours are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tango.errors import TangoError, UnknownNameError
+from tango.report.benchmarks import benchmark
+from tango.report.experiments import Experiment, Row
+from tango.report.intervals import Estimate, accuracies, average, paired_difference, ratio
+from tango.report.results import Results, Run, choose, identity
+
+Resolve = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table. What was not run, or cannot be computed from what was, is None."""
+
+    ours: Estimate | None
+    partial: bool  # from a part of a benchmark
+    published: float | None  # by the paper
+    comparable: bool  # to the paper's number: the same model on whole benchmarks, or a ratio
+    against: Estimate | None = None  # ours minus the reference's, on the questions that both were asked
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the paper's."""
+        if self.ours is None or self.published is None or self.partial or not self.comparable:
+            return None
+        return self.ours.value - self.published
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One method in a table."""
+
+    row: Row
+    cells: dict[str, Cell]  # by column
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, ready to be drawn. `notes` say what its numbers are from and what is missing, one line each."""
+
+    experiment: Experiment
+    rows: tuple[TableRow, ...]
+    against: str | None
+    notes: tuple[str, ...]
+
+
+def build(
+    experiment: Experiment,
+    results: Results,
+    resolve: Resolve,
+    *,
+    model: str | None = None,
+    against: str | None = None,
+    seed: int = 0,
+) -> Table:
+    """Fill a table of the paper with recorded runs.
+
+    Args:
+        resolve: all fields of the configuration that a row's settings describe, as runs record it.
+        model: fill the rows with runs of this model; None: each with those of the model that it names.
+        against: a row's name, such as "tango"; every row is compared with the one of this name and its own ratio.
+        seed: of the draws from which the intervals are made.
+    Raises:
+        TangoError: `against` fits no row.
+    """
+    papers_models = {name.lower() for name in experiment.papers_models}
+    if model is not None:
+        experiment = experiment.for_model(model)
+    chosen, notes = choose([replace(run, model=_title(run.model, experiment)) for run in results.runs])
+    runs = {run.key: run for run in chosen}
+    filled = _Filling(experiment, runs, resolve, papers_models, seed)
+    rows = tuple(
+        filled.row(row, None if against is None else filled.reference(row, against)) for row in experiment.rows
+    )
+    used = filled.used.values()
+    parts: dict[Path, list[str]] = {}
+    for run in used:
+        if run.partial:
+            whole = "" if run.num_expected is None else f"/{run.num_expected}"
+            parts.setdefault(run.source, []).append(f"{run.benchmark.name} {len(run.questions)}{whole}")
+    notes += [f"partial, marked *: {source}: {', '.join(names)} questions" for source, names in parts.items()]
+    if unclear := sorted({run.benchmark.name for run in used if any(q.video_id is None for q in run.questions)}):
+        notes.append(f"which clip a question is about is not recorded for {', '.join(unclear)}; each counts as its own")
+    if other := sorted({str(run.source) for run in chosen if run.key not in filled.used}):
+        notes.append(f"in no row of this table: {', '.join(other)}")
+    return Table(experiment, rows, against, (*results.notes, *notes, *filled.notes))
+
+
+def _title(model: str, experiment: Experiment) -> str:
+    """The one name by which a model's runs are found, whatever the toolkit calls it."""
+    return min(experiment.names_of(model))
+
+
+class _Filling:
+    """Cells of one table, from one set of runs."""
+
+    def __init__(
+        self, experiment: Experiment, runs: Mapping[tuple[str, str, str], Run], resolve: Resolve,
+        papers_models: set[str], seed: int,
+    ):  # fmt: skip
+        self.experiment, self.runs, self.resolve, self.seed = experiment, runs, resolve, seed
+        self.papers_models, self.notes = papers_models, list[str]()
+        self.used: dict[tuple[str, str, str], Run] = {}
+        self.estimates: dict[tuple[str, str, str], dict[str | None, Estimate]] = {}
+
+    def row(self, row: Row, reference: Row | None) -> TableRow:
+        """All cells of a row."""
+        runs = self.runs_of(row)
+        differences = {} if reference is None or reference is row else self.differences(runs, self.runs_of(reference))
+        full = self.runs_of(replace(row, settings={"method": "none"}))
+        return TableRow(row, {name: self.cell(row, name, runs, full, differences) for name in self.experiment.columns})
+
+    def runs_of(self, row: Row) -> dict[str, Run]:
+        """The runs of a row by benchmark."""
+        method = identity(self.resolve(row.settings))
+        keys = [(_title(row.model, self.experiment), method, name) for name in self.experiment.benchmarks]
+        found = {key: self.runs[key] for key in keys if key in self.runs}
+        self.used |= found
+        return {name: run for (_, _, name), run in found.items()}
+
+    def cell(
+        self, row: Row, column: str, runs: Mapping[str, Run], full: Mapping[str, Run],
+        differences: Mapping[str, dict[str | None, Estimate]],
+    ) -> Cell:  # fmt: skip
+        published = row.published.get(column)
+        same_model = row.model.lower() in self.papers_models
+        names = self.experiment.average_over if column in ("average", "performance") else (column.partition("/")[0],)
+        present = [runs[name] for name in names if name in runs]
+        if len(present) < len(names):
+            return Cell(None, False, published, same_model)
+        partial = any(run.partial for run in present)
+        group = column.partition("/")[2] or None
+        estimates = [self.of(run).get(group) for run in present]
+        known = [estimate for estimate in estimates if estimate is not None]
+        if len(known) < len(names):  # no question of this group
+            return Cell(None, False, published, same_model)
+        mean = average(known)
+        if column == "performance":
+            if not all(name in full and _ids(full[name]) == _ids(runs[name]) for name in names):
+                return Cell(None, False, published, True)
+            all_tokens = average([self.of(full[name])[None] for name in names])
+            return Cell(ratio(mean, all_tokens) if all_tokens.value else None, partial, published, True)
+        against = [differences[name][group] for name in names if group in differences.get(name, {})]
+        compared = average(against) if len(against) == len(names) else None
+        return Cell(mean, partial, published, same_model, compared)
+
+    def of(self, run: Run) -> dict[str | None, Estimate]:
+        """Accuracies of a run, computed once."""
+        if run.key not in self.estimates:
+            self.estimates[run.key] = accuracies(run.questions, run.benchmark, seed=self.seed)
+        return self.estimates[run.key]
+
+    def differences(self, runs: Mapping[str, Run], others: Mapping[str, Run]) -> dict[str, dict[str | None, Estimate]]:
+        """Paired differences by benchmark and group, where both were run."""
+        found = {}
+        for name in runs:
+            if name in others:
+                pair = runs[name].questions, others[name].questions
+                try:
+                    found[name] = paired_difference(*pair, benchmark(name), seed=self.seed)
+                except TangoError as error:
+                    self.notes.append(f"{runs[name].source} and {others[name].source}: {error}")
+        return found
+
+    def reference(self, row: Row, name: str) -> Row:
+        """The row that another one is compared with: of this name and model, and of the same ratio or without one."""
+        rows = [other for other in self.experiment.rows if other.name == name]
+        if not rows:
+            raise UnknownNameError(
+                f"row of table {self.experiment.table}", name, {r.name for r in self.experiment.rows}
+            )
+        rows = [other for other in rows if other.model == row.model]
+        fitting = [r for r in rows if r.settings.get("retention_ratio") == row.settings.get("retention_ratio")]
+        fitting = (
+            fitting or [r for r in rows if "retention_ratio" not in r.settings] or (rows if len(rows) == 1 else [])
+        )
+        return fitting[0] if fitting else row  # all tokens have no counterpart at another ratio
+
+
+def _ids(run: Run) -> set[str]:
+    return {question.question_id for question in run.questions}

@@ -1,0 +1,116 @@
+"""Result folders in the layouts of the adapters, with verdicts of the tests' choosing.
+
+`tests/data/results` has real ones; those here have few questions each, all of whose verdicts a test knows.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tango.evaluation import MethodConfig
+from tango.report import benchmarks
+from tango.report.benchmarks import Benchmark
+
+# The four benchmarks with as many questions as there are below.
+MINIATURE = tuple(
+    Benchmark(name=known.name, num_questions=count, mean_of_groups=known.mean_of_groups, aliases=known.aliases)
+    for known, count in zip(benchmarks.BENCHMARKS, (12, 8, 6, 7), strict=True)
+)
+_COLUMNS: dict[str, list[dict[str, Any]]] = {
+    "Video-MME": [
+        {"index": i, "video": f"vid{i // 3}", "duration": ("short", "medium", "long")[i // 3 % 3], "answer": "A"}
+        for i in range(12)
+    ],
+    "MVBench": [
+        {"task_type": ("Action Count", "State Change")[i // 4], "prefix": f"clips/{i // 4}/", "video": f"{i % 2}.mp4"}
+        for i in range(8)
+    ],
+    "LongVideoBench": [{"duration_group": (15, 3600)[i // 3], "id": f"lv{i // 2}_{i % 2}", "video": f"lv{i // 2}"}
+                       for i in range(6)],
+    "MLVU_MCQ": [{"task_type": "needle" if i < 5 else "plotQA", "prefix": "./MLVU/video", "video": f"ml{i}.mp4"}
+                 for i in range(7)],
+}  # fmt: skip
+NAMES = tuple(_COLUMNS)
+
+
+def verdicts(text: str) -> list[bool]:
+    """From "1011 01": 1 is right, 0 wrong."""
+    return [character == "1" for character in text if character != " "]
+
+
+def everything(text: str) -> dict[str, list[bool]]:
+    """Verdicts of the four benchmarks, from one text with a semicolon between them."""
+    return dict(zip(NAMES, map(verdicts, text.split(";")), strict=True))
+
+
+def write_vlmevalkit(
+    outputs: Path,
+    settings: Mapping[str, Any],
+    answers: Mapping[str, Sequence[bool]],
+    *,
+    model: str = "LLaVA-OneVision-7B",
+    errors: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    date: str = "2026-01-01T00:00:00+00:00",
+    tokens: tuple[float, float] = (6272.0, 640.0),
+) -> Path:
+    """A folder as `tango_vlmeval` leaves it, with its tables of scores as TSV (as with PRED_FORMAT=tsv)."""
+    method = MethodConfig.from_settings(settings)
+    name = f"{model}-{method.label}" + ("" if limit is None else f"-limit{limit}")
+    folder = outputs / name
+    folder.mkdir(parents=True)
+    entries: dict[str, Any] = {}
+    for key, right in answers.items():
+        rows = [{"index": i, **row} for i, row in enumerate(_COLUMNS[key])][: len(right)]
+        rows = [{**row, "prediction": "A\nor so", "score": int(one)} for row, one in zip(rows, right, strict=True)]
+        with (folder / f"{name}_{key}_32frame_score.tsv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), delimiter="\t")
+            writer.writeheader()
+            writer.writerows(rows)
+        entries[f"{key}_32frame"] = {
+            "accuracy_percent": 100 * sum(right) / len(right),
+            "num_correct": sum(right),
+            "num_questions": len(right),
+            "num_failures": 0,
+            "efficiency": {"means": {"visual_tokens_before": tokens[0], "visual_tokens_after": tokens[1]}},
+        }
+    for key, message in (errors or {}).items():
+        entries[f"{key}_32frame"] = {"error": message}
+    described = {"method": method.to_dict(), "arguments": {"pretrained": "somewhere"}, "limit": limit}
+    data = {key: {"dataset": key.removesuffix("_32frame"), "nframe": 32} for key in entries}
+    write_json(folder / "tango_args.json", {"command": "run.py", "settings": {"model": {}, "data": data}})
+    summary = {"model": name, "settings": described, "datasets": entries, "environment": {"date": date}}
+    write_json(folder / "tango_summary.json", summary)
+    return folder
+
+
+def write_lmms_eval(
+    folder: Path,
+    settings: Mapping[str, Any],
+    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    model: str = "lmms-lab/llava-onevision-qwen2-7b-ov",
+    time: str = "20260101_120000",
+    efficiency_time: str = "20260101_120001",
+    limit: int | None = None,
+) -> Path:
+    """A folder as lmms-eval and `tango_lmms_eval` leave it. `samples`: by task, what a line holds beside its number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, lines in samples.items():
+        text = "".join(json.dumps({"doc_id": i, **line}) + "\n" for i, line in enumerate(lines))
+        (folder / f"{time}_samples_{task}.jsonl").write_text(text)
+    counts = {task: {"original": len(lines), "effective": len(lines)} for task, lines in samples.items()}
+    write_json(folder / f"{time}_results.json", {"results": {}, "n-samples": counts, "config": {"limit": limit}})
+    config = {"pretrained": model, "method": MethodConfig.from_settings(settings).to_dict()}
+    means = {"visual_tokens_before": 6272.0, "visual_tokens_after": 640.0}
+    record = {"config": config, "environment": {"date": f"{time[:4]}-01-01"}, "means": means}
+    write_json(folder / f"{efficiency_time}_efficiency.json", record)
+    return folder
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2), encoding="utf-8")

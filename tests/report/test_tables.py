@@ -1,0 +1,256 @@
+"""tango.report.tables and render: whole tables from result folders, by hand and as they are printed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tango.commands.results import resolve
+from tango.errors import UnknownNameError
+from tango.evaluation import MethodConfig
+from tango.report.experiments import Experiment, read_experiment
+from tango.report.intervals import accuracies, average, paired_difference
+from tango.report.readers import read_results
+from tango.report.render import RENDERERS
+from tango.report.tables import Cell, Table, build
+from tests.report.folders import everything, verdicts, write_lmms_eval, write_vlmevalkit
+from tests.report.test_paper import EXPERIMENTS
+
+GOLDEN = Path(__file__).parents[1] / "data" / "results" / "golden"
+FULL = "111111101101;11111100;111010;1111011"
+TANGO = "111110101100;11110000;101010;1111000"
+PART = {"method": "tango", "retention_ratio": 0.1, "alpha": 1, "context_ratio": 0, "rope": "none"}
+
+pytestmark = pytest.mark.usefixtures("miniature")
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    """All tokens and Tango on everything; top-k on fewer questions; HoliTom failed on one benchmark."""
+    write_vlmevalkit(tmp_path, {"method": "none"}, everything(FULL), tokens=(6272.0, 6272.0))
+    write_vlmevalkit(tmp_path, {"method": "tango", "retention_ratio": 0.1}, everything(TANGO))
+    write_vlmevalkit(tmp_path, PART, everything("1110;1100;1010;11"), limit=4)
+    holitom = dict(list(everything(TANGO).items())[:3])
+    write_vlmevalkit(tmp_path, {"method": "holitom"}, holitom, errors={"MLVU_MCQ": "no memory"})
+    return tmp_path
+
+
+def table(number: int, *paths: Path, **options: Any) -> Table:
+    return build(read_experiment(EXPERIMENTS, number), read_results(paths), resolve, **options)
+
+
+def cells(made: Table, name: str) -> dict[str, Cell]:
+    (found,) = (row.cells for row in made.rows if row.row.name == name and row.row.section in (None, "10 %", "all"))
+    return found
+
+
+def value(cell: Cell) -> float:
+    assert cell.ours is not None
+    return cell.ours.value
+
+
+class TestCells:
+    def test_accuracies(self, outputs: Path) -> None:
+        found = cells(table(1, outputs), "tango")
+        expected = {
+            "Video-MME": 100 * 8 / 12,
+            "Video-MME/short": 100 * 4 / 6,  # clips 0 and 3
+            "Video-MME/medium": 100 * 2 / 3,
+            "Video-MME/long": 100 * 2 / 3,
+            "MVBench": 50.0,
+            "LongVideoBench": 50.0,
+            "MLVU": (100 * 4 / 5 + 0) / 2,  # the mean over its tasks
+        }
+        for name, percent in expected.items():
+            assert value(found[name]) == pytest.approx(percent)
+        mean = sum(expected[name] for name in ("Video-MME", "MVBench", "LongVideoBench", "MLVU")) / 4
+        assert value(found["average"]) == pytest.approx(mean)
+        full = (100 * 10 / 12 + 75 + 100 * 4 / 6 + (100 * 4 / 5 + 100) / 2) / 4
+        assert value(found["performance"]) == pytest.approx(100 * mean / full)
+        assert value(cells(table(1, outputs), "full")["performance"]) == 100
+        assert (found["average"].published, found["average"].difference) == (58.4, pytest.approx(mean - 58.4))
+
+    def test_intervals_and_counts(self, outputs: Path) -> None:
+        runs = {run.benchmark.name: run for run in read_results([outputs / "LLaVA-OneVision-7B-tango-r0.1"]).runs}
+        found = cells(table(1, outputs), "tango")
+        for name, run in runs.items():
+            ours, expected = found[name].ours, accuracies(run.questions, run.benchmark)[None]
+            assert ours is not None
+            assert (ours.interval(), ours.num_questions) == (expected.interval(), len(run.questions))
+        mean, ours = average([accuracies(r.questions, r.benchmark)[None] for r in runs.values()]), found["average"].ours
+        assert ours is not None
+        assert ours.interval() == pytest.approx(mean.interval())
+        assert ours.num_questions == 12 + 8 + 6 + 7
+        other = cells(table(1, outputs, seed=1), "tango")["average"].ours
+        assert other is not None
+        assert other.interval() != ours.interval()
+
+    def test_what_was_not_run_is_empty(self, outputs: Path) -> None:
+        made = table(1, outputs)
+        assert {cell.ours for cell in cells(made, "dart").values()} == {None}
+        holitom = cells(made, "holitom")
+        assert value(holitom["MVBench"]) == 50
+        assert [holitom[name].ours for name in ("MLVU", "average", "performance")] == [None] * 3
+        assert any("holitom" in note and "MLVU failed: no memory" in note for note in made.notes)
+
+    def test_parts_are_marked_and_compared_with_nothing(self, outputs: Path) -> None:
+        made = table(3, outputs)
+        top_k = next(row.cells for row in made.rows if row.row.name == "top-k")
+        assert all(cell.partial for cell in top_k.values() if cell.ours)
+        assert {cell.difference for cell in top_k.values()} == {None}
+        assert top_k["performance"].ours is None  # all tokens were asked more questions
+        assert value(top_k["Video-MME"]) == 75
+        assert not cells(made, "tango")["Video-MME"].partial
+        (note,) = (note for note in made.notes if note.startswith("partial, marked *"))
+        assert "-limit4: Video-MME 4/12, " in note
+
+    def test_a_part_of_one_benchmark_marks_the_average(self, tmp_path: Path) -> None:
+        answers = everything(TANGO) | {"MVBench": verdicts("1100")}
+        write_vlmevalkit(tmp_path, {"method": "tango", "retention_ratio": 0.1}, answers)
+        found = cells(table(1, tmp_path), "tango")
+        assert [found[name].partial for name in ("Video-MME", "MVBench", "average")] == [False, True, True]
+
+    def test_whole_runs_are_taken_before_parts(self, outputs: Path) -> None:
+        write_vlmevalkit(
+            outputs / "later", {"method": "tango", "retention_ratio": 0.1}, everything("0;0;0;0"), date="2027"
+        )
+        made = table(1, outputs)
+        assert value(cells(made, "tango")["MVBench"]) == 50
+        assert any("later" in note and "is left out" in note and note.endswith("is whole") for note in made.notes)
+
+    def test_no_right_answer_at_all(self, tmp_path: Path) -> None:
+        nothing = everything(";".join("0" * len(part) for part in FULL.split(";")))
+        write_vlmevalkit(tmp_path, {"method": "none"}, nothing)
+        found = cells(table(1, tmp_path), "full")
+        assert value(found["average"]) == 0
+        assert found["performance"].ours is None
+
+    def test_groups_that_nothing_was_asked_in(self, tmp_path: Path) -> None:
+        write_vlmevalkit(tmp_path, {"method": "none"}, {"Video-MME": verdicts("101")})  # of the first clip, short
+        found = cells(table(1, tmp_path), "full")
+        assert value(found["Video-MME/short"]) == pytest.approx(200 / 3)
+        assert found["Video-MME/long"].ours is None
+        assert found["Video-MME"].ours is not None
+        assert found["Video-MME"].ours.interval() is None  # one clip
+
+
+class TestWhichRuns:
+    def test_options_are_part_of_a_row(self, outputs: Path) -> None:
+        made = table(4, outputs)
+        run = [row.row.name for row in made.rows if row.cells["MLVU"].ours]
+        assert run == ["1e4/1e3"]  # the defaults; others have other bases
+        assert any("in no row of this table" in note and "holitom" in note for note in made.notes)
+
+    def test_results_of_both_toolkits_fill_one_table(self, outputs: Path) -> None:
+        lines = [{"mvbench_accuracy": {"score": score}} for score in (1, 1, 1, 1, 1, 0, 0, 0)]
+        folder = outputs / "lmms"
+        write_lmms_eval(folder, {"method": "dart", "retention_ratio": 0.1}, {"mvbench_action_count": lines})
+        made = table(1, outputs)
+        assert value(cells(made, "dart")["MVBench"]) == 62.5
+        assert value(cells(made, "tango")["MVBench"]) == 50
+        assert any("which clip" in note and "MVBench" in note for note in made.notes)
+
+    def test_another_model_fills_the_rows_by_its_name_alone(self, tmp_path: Path) -> None:
+        for settings in ({"method": "none"}, {"method": "tango", "retention_ratio": 0.2}):
+            write_vlmevalkit(tmp_path, settings, everything(FULL), model="tango-mini")
+        assert all(not cell.ours for row in table(1, tmp_path).rows for cell in row.cells.values())
+        made = table(1, tmp_path, model="tango-mini")
+        found = next(row.cells for row in made.rows if row.row.section == "20 %" and row.row.name == "tango")
+        assert value(found["average"]) > 0
+        assert found["average"].difference is None  # accuracies of two models have nothing to do with each other
+        assert found["performance"].difference == pytest.approx(100 - 99.7)
+
+    def test_other_benchmarks(self, tmp_path: Path) -> None:
+        line = {"model": "tango-mini", "method": MethodConfig().to_dict(), "benchmark": "TangoMini", "group": "shape"}
+        lines = [{**line, "question_id": i, "video_id": i, "correct": True} for i in range(2)]
+        path = tmp_path / "mini-records.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        experiment = read_experiment(EXPERIMENTS, 1).on(["TangoMini", "TangoMini/shape"])
+        assert experiment.columns == ("TangoMini", "TangoMini/shape", "performance")
+        made = build(experiment, read_results([path]), resolve, model="tango-mini")
+        assert {name: value(cell) for name, cell in cells(made, "full").items()} == dict.fromkeys(
+            experiment.columns, 100
+        )
+        assert cells(made, "full")["TangoMini"].published is None
+
+    def test_one_of_the_papers_models(self) -> None:
+        experiment: Experiment = read_experiment(EXPERIMENTS, 2)
+        made = build(experiment, read_results([GOLDEN.parent]), resolve, model="qwen2.5-vl-7b")
+        assert len(made.rows) == 4
+
+
+class TestAgainst:
+    def test_differences_are_paired(self, outputs: Path) -> None:
+        made = table(1, outputs, against="tango")
+        runs = {(r.source.name, r.benchmark.name): r for r in read_results([outputs]).runs}
+        ours, theirs = (runs[f"LLaVA-OneVision-7B-{label}", "Video-MME"] for label in ("holitom-r0.1", "tango-r0.1"))
+        expected = paired_difference(ours.questions, theirs.questions, ours.benchmark)
+        for column, group in (("Video-MME", None), ("Video-MME/short", "short")):
+            found = cells(made, "holitom")[column].against
+            assert found is not None
+            assert (found.value, found.interval()) == (expected[group].value, expected[group].interval())
+        assert cells(made, "tango")["Video-MME"].against is None  # it is the reference
+        assert cells(made, "full")["Video-MME"].against is None  # Tango at which ratio?
+        assert cells(made, "dart")["Video-MME"].against is None
+
+    def test_all_tokens_fit_every_ratio(self, outputs: Path) -> None:
+        found = cells(table(1, outputs, against="full"), "tango")
+        assert found["MVBench"].against is not None
+        assert found["MVBench"].against.value == -25
+        assert found["performance"].against is None
+        assert found["average"].against is not None
+
+    def test_parts_are_compared_on_what_both_were_asked(self, outputs: Path) -> None:
+        made = table(3, outputs, against="tango")
+        found = next(row.cells for row in made.rows if row.row.name == "top-k")["Video-MME"].against
+        assert found is not None
+        assert (found.num_questions, found.value) == (4, -25)
+
+    def test_questions_of_two_toolkits_are_not_the_same(self, outputs: Path) -> None:
+        lines = [{"mvbench_accuracy": {"score": 1}}] * 8
+        write_lmms_eval(outputs / "lmms", {"method": "dart", "retention_ratio": 0.1}, {"mvbench_action_count": lines})
+        made = table(1, outputs, against="tango")
+        assert cells(made, "dart")["MVBench"].against is None
+        assert any("no question in common" in note for note in made.notes)
+
+    def test_a_row_that_is_not_there(self, outputs: Path) -> None:
+        with pytest.raises(UnknownNameError, match="unknown row of table 1 'top-k'"):
+            table(1, outputs, against="top-k")
+
+
+class TestRendering:
+    @pytest.mark.parametrize("form", sorted(RENDERERS))
+    @pytest.mark.parametrize("number", [1, 3])
+    def test_golden(self, outputs: Path, form: str, number: int) -> None:
+        made = table(number, outputs, against="tango")
+        text = RENDERERS[form](made).replace(str(outputs), "OUTPUTS")
+        path = GOLDEN / f"table{number}.{ {'markdown': 'md', 'csv': 'csv', 'latex': 'tex'}[form] }"
+        assert text == path.read_text(encoding="utf-8")
+
+    def test_a_table_of_nothing_has_the_papers_numbers_alone(self) -> None:
+        made = table(2, GOLDEN.parent)
+        rows = list(csv.DictReader(io.StringIO(RENDERERS["csv"](made))))
+        assert len(rows) == 17 * 9
+        assert {row["ours"] for row in rows} == {""}
+        lines = RENDERERS["markdown"](made).splitlines()
+        ours = [line for line in lines if "| ours |" in line]
+        assert len(ours) == 17
+        assert {line.split("| ours |")[1] for line in ours} == {" - |" + " - |" * 8}
+        assert len([line for line in lines if line.startswith("| **LLaVA-Video-7B, 10 %** |")]) == 1
+
+    def test_columns_of_markdown_are_even(self, outputs: Path) -> None:
+        lines = [line for line in RENDERERS["markdown"](table(1, outputs)).splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) == 1
+
+    def test_latex_escapes(self, outputs: Path) -> None:
+        text = RENDERERS["latex"](table(1, outputs))
+        assert "10 \\%" in text
+        body = text[: text.index("\\bottomrule")]
+        assert all(
+            line.count(" & ") == 10 for line in body.splitlines() if line.endswith("\\\\") and "multi" not in line
+        )
