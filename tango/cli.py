@@ -11,7 +11,7 @@ import tango
 from tango import quickstart
 from tango.bench import methods as bench_methods
 from tango.bench import pruner as bench_pruner
-from tango.commands import answer, compare, convert, experiments, figure, flops, inspect, methods, mini, table
+from tango.commands import answer, compare, convert, experiments, figure, flops, inspect, methods, mini, runs, table
 from tango.errors import TangoError
 
 
@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         ("flops", flops, "count what pruning saves in the language model"),
         ("experiments", experiments, "list the rows of the paper's tables, and how to run them"),
         ("table", table, "fill the paper's tables with recorded results"),
+        ("runs", runs, "list recorded results: accuracy, tokens kept, difference to all tokens"),
         ("figure", figure, "plot accuracy against visual tokens, from recorded results"),
         ("convert", convert, "write an lmms-lab checkpoint in the layout of transformers"),
         ("quickstart", quickstart, "try everything on a tiny model and a generated clip"),
