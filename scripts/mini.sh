@@ -7,8 +7,8 @@ usage() {
 Usage: scripts/mini.sh [--full] [--clips N] [--methods "A B"] [--ratios "X Y"] [--output FOLDER] [--pretrained FOLDER]
 
 Asks tango-mini, the small trained model that comes with Tango, the questions of its own benchmark through VLMEvalKit's
-runner: with all tokens, with all tokens of grey videos (a control, one in four is chance), and with every pruning
-method at every ratio. Prints a table, and writes it with a plot of accuracy against tokens into the output folder. The
+runner: with all tokens, with all tokens of grey videos (a control: what can be guessed), and with every pruning method
+at every ratio. Prints a table, and writes it with a plot of accuracy against tokens into the output folder. The
 first run sets up .venv-toolkits. Ended early, the same command goes on where it was.
 
   --clips N            the first N of the 200 clips, each with about ten questions (10, to be done in ten minutes)

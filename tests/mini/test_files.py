@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tango
-from tango.mini import files
+from tango.mini import benchmark, files
 from tango.mini.benchmark import benchmark_clip, clip_file, write_questions
 from tango.mini.scenes import render_frame
 
@@ -44,6 +48,31 @@ def test_a_crash_leaves_no_half_file(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         clip_file(tmp_path, 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_blank_clip_has_the_times_and_nothing_to_see(tmp_path):
+    seen, blank = (tango.read_video(clip_file(tmp_path, 0, blank=b), num_frames=16) for b in (False, True))
+    assert (blank.timestamps_s == seen.timestamps_s).all()
+    assert (blank.frames.int() - 127).abs().max() <= 3
+    assert {path.name for path in tmp_path.iterdir()} == {"clip_0000.mp4", "blank_0000.mp4"}
+
+
+def test_of_several_that_want_a_clip_one_writes_it(tmp_path, monkeypatch):
+    written, meeting = [], threading.Barrier(4)
+
+    def write(path: Path, *_: object, **__: object) -> None:
+        written.append(path)
+        time.sleep(0.05)
+        path.write_bytes(b"")
+
+    def ask(_: int) -> Path:
+        meeting.wait()
+        return clip_file(tmp_path, 0)
+
+    monkeypatch.setattr(benchmark, "write_clip", write)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(ask, range(4))) == {tmp_path / "clip_0000.mp4"}
+    assert len(written) == 1
 
 
 def test_questions_are_written_with_their_videos(tmp_path):

@@ -7,11 +7,12 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from tango.mini.benchmark import benchmark_clip
-from tango.mini.questions import COLOR_NAMES, KINDS, ask, ask_all
+from tango.mini.benchmark import benchmark_clip, benchmark_questions
+from tango.mini.questions import COLOR_NAMES, KINDS, ask, ask_all, is_right
 from tango.mini.recipe import benchmark_seed
 from tango.mini.scenes import QUADRANTS, draw_clip, render_frame
 from tango.mini.shapes import LETTERS, PATTERNS
+from tango.report.benchmarks import OWN
 
 QUESTIONS = [question for i in range(600) for question in benchmark_clip(i)[1]]
 BY_KIND = {kind: [q for q in QUESTIONS if q.kind == kind] for kind in KINDS}
@@ -82,3 +83,12 @@ def test_what_a_clip_does_not_show_is_not_asked():
     moving = next(c for c in clips if all(t.direction is not None for t in c.things))
     assert {q.kind for q in ask_all(still, rng)} == set(KINDS) - {"start", "end", "motion"}
     assert ask(moving, "where", rng) is None
+
+
+def test_the_report_knows_how_many_questions_there_are():
+    assert {own.num_questions for own in OWN} == {len(list(benchmark_questions(200)))}
+
+
+@pytest.mark.parametrize(("text", "expected"), [("Red.", True), (" red", True), ("red blue", False), ("", False)])
+def test_an_answer_is_one_word(text, expected):
+    assert is_right(text, "red") is expected
