@@ -179,9 +179,9 @@ class TestLmmsEval:
 
     def test_a_task_that_is_not_known_here(self, tmp_path: Path) -> None:
         lines = [{"some_score": {"score": score, "videoID": "v"}} for score in (1.0, 0.0)]
-        write_lmms_eval(tmp_path / "ov", TANGO, {"tangomini": lines})
+        write_lmms_eval(tmp_path / "ov", TANGO, {"some_task": lines})
         (run,) = read_results([tmp_path]).runs
-        assert (run.benchmark.name, right(run), run.num_expected, run.partial) == ("tangomini", [True, False], 2, False)
+        assert (run.benchmark.name, right(run), run.num_expected, run.partial) == ("some_task", [True, False], 2, False)
 
     def test_results_go_with_the_method_that_was_written_next(self, tmp_path: Path) -> None:
         lines = {"tangomini": [{"some_score": {"score": 1.0}}]}
@@ -226,7 +226,7 @@ class TestLmmsEval:
 
 class TestJsonLines:
     LINE: ClassVar[dict[str, Any]] = {
-        "model": "tango-mini", "method": {"method": "none"}, "benchmark": "TangoMini", "question_id": 0,
+        "model": "tango-mini", "method": {"method": "none"}, "benchmark": "Own", "question_id": 0,
         "video_id": "clip_0000", "correct": True,
     }  # fmt: skip
 
