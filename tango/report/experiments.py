@@ -37,7 +37,7 @@ class Experiment:
     title: str
     columns: tuple[str, ...]  # benchmarks, "benchmark/group", "average" and "performance"
     average_over: tuple[str, ...]  # benchmarks that go into these two
-    models: Mapping[str, Mapping[str, Any]]  # by the paper's name or a user's: checkpoints, settings
+    models: Mapping[str, Mapping[str, Any]]  # by the paper's name or a user's: checkpoints, num_frames, settings
     rows: tuple[Row, ...]
 
     @property
@@ -58,6 +58,11 @@ class Experiment:
             if model.lower() in names:
                 return names
         return {model.lower()}
+
+    def num_frames_of(self, model: str) -> int | None:
+        """With how many frames this model is to be run; None: with any number."""
+        names = self.names_of(model)
+        return next((about.get("num_frames") for title, about in self.models.items() if title.lower() in names), None)
 
     def for_model(self, model: str) -> Experiment:
         """The rows of one of the paper's models; or all rows, without repetitions, as experiments with another one."""

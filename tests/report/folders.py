@@ -57,6 +57,7 @@ def write_vlmevalkit(
     limit: int | None = None,
     date: str = "2026-01-01T00:00:00+00:00",
     tokens: tuple[float, float] = (6272.0, 640.0),
+    num_frames: int = 32,
 ) -> Path:
     """A folder as `tango_vlmeval` leaves it, with its tables of scores as TSV (as with PRED_FORMAT=tsv)."""
     method = MethodConfig.from_settings(settings)
@@ -81,7 +82,7 @@ def write_vlmevalkit(
     for key, message in (errors or {}).items():
         entries[f"{key}_32frame"] = {"error": message}
     described = {"method": method.to_dict(), "arguments": {"pretrained": "somewhere"}, "limit": limit}
-    data = {key: {"dataset": key.removesuffix("_32frame"), "nframe": 32} for key in entries}
+    data = {key: {"dataset": key.removesuffix("_32frame"), "nframe": num_frames} for key in entries}
     write_json(folder / "tango_args.json", {"command": "run.py", "settings": {"model": {}, "data": data}})
     summary = {"model": name, "settings": described, "datasets": entries, "environment": {"date": date}}
     write_json(folder / "tango_summary.json", summary)

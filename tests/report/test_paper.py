@@ -90,6 +90,13 @@ class TestExperiments:
         assert len(set(configurations)) == len(configurations)
         assert set(experiment.papers_models) <= set(experiment.models)
 
+    @pytest.mark.parametrize("table", TABLES)
+    def test_frames_are_the_papers(self, table: int) -> None:
+        experiment = read_experiment(EXPERIMENTS, table)
+        for model in experiment.papers_models:
+            assert experiment.num_frames_of(model) == (64 if model == "LLaVA-Video-7B" else 32)
+        assert experiment.num_frames_of("tango-mini") is None
+
     def test_one_of_several_models(self) -> None:
         experiment = read_experiment(EXPERIMENTS, 2)
         for name in ("qwen2.5-vl-7b", "Qwen2.5-VL-7B-Instruct"):

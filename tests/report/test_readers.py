@@ -46,7 +46,7 @@ class TestVlmevalkit:
                 for group, percent in entry["groups_percent"].items():
                     members = [question.correct for question in run.questions if question.group == group]
                     assert 100 * sum(members) / len(members) == pytest.approx(percent)
-                assert run.model == "LLaVA-OneVision-7B"
+                assert (run.model, run.num_frames) == ("LLaVA-OneVision-7B", 32)
                 assert run.partial  # the data sets are miniatures
                 assert run.limited == folder.name.endswith("-limit4")
                 assert run.date.startswith("2026-11-21T")
@@ -150,6 +150,7 @@ class TestLmmsEval:
         assert (run.model, run.benchmark.name, run.method["method"]) == ("llava-ov2", "Video-MME", "tango")
         assert sum(right(run)) / len(run.questions) == 0.125  # as in its results.json
         assert (len(run.questions), run.num_expected, run.partial) == (16, 2700, True)
+        assert run.num_frames == 8
         assert (run.tokens_before, run.tokens_after) == (128, None)  # that mean is younger than the run
         assert {question.video_id for question in run.questions} >= {"plain", "broken", "missing"}
         assert {question.group for question in run.questions} == {"short", "medium", "long"}

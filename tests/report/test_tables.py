@@ -146,6 +146,15 @@ class TestWhichRuns:
         assert run == ["1e4/1e3"]  # the defaults; others have other bases
         assert any("in no row of this table" in note and "holitom" in note for note in made.notes)
 
+    def test_another_number_of_frames_is_another_experiment(self, tmp_path: Path) -> None:
+        settings = {"method": "tango", "retention_ratio": 0.1}
+        folder = write_vlmevalkit(tmp_path, settings, everything(TANGO), num_frames=8)
+        made = table(1, tmp_path)
+        assert {cell.ours for cell in cells(made, "tango").values()} == {None}
+        assert f"{folder} (MVBench) is left out: it has 8 frames, the paper 32" in made.notes
+        mini = write_vlmevalkit(tmp_path / "mini", settings, everything(TANGO), model="tango-mini", num_frames=8)
+        assert value(cells(table(1, mini, model="tango-mini"), "tango")["MVBench"]) == 50  # the paper has none of it
+
     def test_results_of_both_toolkits_fill_one_table(self, outputs: Path) -> None:
         lines = [{"mvbench_accuracy": {"score": score}} for score in (1, 1, 1, 1, 1, 0, 0, 0)]
         folder = outputs / "lmms"
