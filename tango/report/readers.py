@@ -9,7 +9,7 @@ lines, one judged question each, in files called `*records.jsonl` (any name if t
      "benchmark": "Video-MME", "question_id": "001-1", "video_id": "fFjv93ACGo8", "correct": true}
 
 `method` has the fields of `tango.evaluation.MethodConfig`. A line may also have `group` (such as Video-MME's duration),
-`num_questions` (of the whole benchmark), `num_frames` (of each video), `date` (ISO 8601, of the run), and visual tokens:
+`num_questions` (of the whole benchmark), `num_frames`, `date` (ISO 8601, of the run), and visual tokens:
 `tokens_before` without pruning, and `tokens_after`, what is left of them in the mean over the LLM's layers.
 """
 
