@@ -56,6 +56,7 @@ class TestVlmevalkit:
         video_mme = runs["Video-MME"]
         assert (video_mme.method["method"], video_mme.method["options"]["retention_ratio"]) == ("tango", 0.1)
         assert video_mme.tokens_before == 512
+        assert 0.1 * 512 < (video_mme.tokens_after or 0) < 0.2 * 512
         assert [question.video_id for question in video_mme.questions] == [f"vid{i % 4}" for i in range(9)]
         assert [question.group for question in video_mme.questions[:3]] == ["short", "medium", "long"]
         clips = {question.video_id for question in runs["MVBench"].questions}

@@ -140,6 +140,19 @@ class TestCells:
 
 
 class TestWhichRuns:
+    def test_recorded_runs_of_the_toolkit_find_their_rows(self) -> None:
+        made = table(1, GOLDEN.parent / "vlmevalkit", against="full")
+        for name, label in (("full", "none"), ("tango", "tango-r0.1"), ("holitom", "holitom-r0.1")):
+            folder = GOLDEN.parent / "vlmevalkit" / f"LLaVA-OneVision-7B-{label}"
+            recorded = json.loads((folder / "tango_summary.json").read_text())["datasets"]
+            for key, column in (("MVBench", "MVBench"), ("Video-MME", "Video-MME"), ("MLVU_MCQ", "MLVU")):
+                if f"{key}_32frame" in recorded:
+                    percent = "mean_of_groups_percent" if column == "MLVU" else "accuracy_percent"
+                    cell = cells(made, name)[column]
+                    assert value(cell) == pytest.approx(recorded[f"{key}_32frame"][percent])
+                    assert (cell.against is None) == (name == "full")
+        assert cells(made, "tango")["performance"].ours is not None
+
     def test_options_are_part_of_a_row(self, outputs: Path) -> None:
         made = table(4, outputs)
         run = [row.row.name for row in made.rows if row.cells["MLVU"].ours]
