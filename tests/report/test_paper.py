@@ -75,8 +75,8 @@ class TestExperiments:
             has = {part: text == "yes" for part, text in paper.setting.items()}
             assert (options["alpha"] > 1) == has["diversity_selection"]
             assert (options["context_ratio"] > 0) == has["st_merge"]
-            assert (options["positions"] != "none") == has["st_rope"]
-            assert (options["positions"] == "seconds") == has["timestamp_alignment"]
+            assert (options["rope"] != "none") == has["st_rope"]
+            assert (options["rope"] == "seconds") == has["timestamp_alignment"]
 
     def test_rows_of_table_4_have_the_papers_bases(self) -> None:
         for row, paper in zip(read_experiment(EXPERIMENTS, 4).rows, published(4), strict=True):
@@ -114,7 +114,7 @@ class TestExperiments:
 
     def test_flags_of_a_row(self) -> None:
         rows = read_experiment(EXPERIMENTS, 3).rows
-        assert run_line(rows[1]) == "tango 0.1 --option alpha=1 --option context_ratio=0 --option positions=none"
+        assert run_line(rows[1]) == "tango 0.1 --option alpha=1 --option context_ratio=0 --option rope=none"
 
     def test_a_folder_without_them(self, tmp_path: Path) -> None:
         with pytest.raises(TangoError, match=r"table1.yaml does not exist; .* with --experiments"):

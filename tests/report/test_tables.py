@@ -24,7 +24,7 @@ from tests.report.test_paper import EXPERIMENTS
 GOLDEN = Path(__file__).parents[1] / "data" / "results" / "golden"
 FULL = "111111101101;11111100;111010;1111011"
 TANGO = "111110101100;11110000;101010;1111000"
-PART = {"method": "tango", "retention_ratio": 0.1, "alpha": 1, "context_ratio": 0, "positions": "none"}
+PART = {"method": "tango", "retention_ratio": 0.1, "alpha": 1, "context_ratio": 0, "rope": "none"}
 
 pytestmark = pytest.mark.usefixtures("miniature")
 
