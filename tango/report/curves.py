@@ -62,15 +62,11 @@ def points(
 
 
 def _share_kept(run: Run) -> float:
-    """Visual tokens in the mean over the LLM's layers: as configured where they are pruned inside, else as measured."""
-    method = run.method
-    if method["method"] == "none":
-        return 1.0
-    if (mean := method.get("mean_retention_ratio")) is not None:
-        return float(mean)
-    if run.tokens_before and run.tokens_after is not None and run.tokens_after < run.tokens_before:
+    """Visual tokens that are left in the mean over the LLM's layers: as measured, or else as configured."""
+    if run.tokens_before and run.tokens_after is not None:
         return run.tokens_after / run.tokens_before
-    return float(method["options"]["retention_ratio"])
+    mean = run.method.get("mean_retention_ratio")
+    return float(run.method.get("options", {}).get("retention_ratio", 1.0) if mean is None else mean)
 
 
 def csv_text(series: Sequence[Point]) -> str:
@@ -100,17 +96,16 @@ def plot(series: Sequence[Point], *, title: str, form: str) -> bytes:
     with matplotlib.rc_context({"svg.hashsalt": "tango", "svg.fonttype": "path"}):
         figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
         axes = figure.subplots()
-        for method in dict.fromkeys(point.method for point in series):
+        for number, method in enumerate(dict.fromkeys(point.method for point in series)):
             line = [point for point in series if point.method == method]
             tokens, accuracy = [point.tokens_percent for point in line], [point.accuracy for point in line]
             if method == "none":
                 axes.axhline(accuracy[0], color="0.6", linestyle="--", linewidth=1, label="all tokens", zorder=0)
                 continue
-            margins = [
-                [point.accuracy - (point.accuracy if point.low is None else point.low) for point in line],
-                [(point.accuracy if point.high is None else point.high) - point.accuracy for point in line],
-            ]
-            axes.errorbar(tokens, accuracy, yerr=margins, marker="o", capsize=2, linewidth=1.2, label=method)
+            lows = [point.accuracy if point.low is None else point.low for point in line]
+            highs = [point.accuracy if point.high is None else point.high for point in line]
+            axes.vlines(tokens, lows, highs, color=f"C{number}", linewidth=1)
+            axes.plot(tokens, accuracy, color=f"C{number}", marker="o", linewidth=1.2, label=method)
         axes.set(xlabel="visual tokens, % (mean over the LLM's layers)", ylabel="accuracy, %", title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

@@ -56,7 +56,7 @@ def wilson(percent: float, num_trials: int) -> tuple[float, float]:
     shrink = 1 + z * z / num_trials
     middle = share + z * z / (2 * num_trials)
     margin = z * math.sqrt(share * (1 - share) / num_trials + (z / (2 * num_trials)) ** 2)
-    return 100 * (middle - margin) / shrink, 100 * (middle + margin) / shrink
+    return max(0.0, 100 * (middle - margin) / shrink), min(100.0, 100 * (middle + margin) / shrink)
 
 
 def accuracies(questions: Sequence[Judged], benchmark: Benchmark, *, seed: int = 0) -> dict[str | None, Estimate]:

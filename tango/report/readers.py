@@ -9,7 +9,8 @@ lines, one judged question each, in files called `*records.jsonl` (any name if t
      "benchmark": "Video-MME", "question_id": "001-1", "video_id": "fFjv93ACGo8", "correct": true}
 
 `method` has the fields of `tango.evaluation.MethodConfig`. A line may also have `group` (such as Video-MME's duration),
-`num_questions` (of the whole benchmark), `date` (ISO 8601, of the run), `tokens_before` and `tokens_after`.
+`num_questions` (of the whole benchmark), `date` (ISO 8601, of the run), and visual tokens: `tokens_before` without
+pruning, and `tokens_after`, what is left of them in the mean over the LLM's layers.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def read_vlmevalkit(folder: Path) -> Found:
                     limited=settings.get("limit") is not None,
                     date=summary.get("environment", {}).get("date", ""),
                     tokens_before=number_or_none(means.get("visual_tokens_before")),
-                    tokens_after=number_or_none(means.get("visual_tokens_after")),
+                    tokens_after=number_or_none(means.get("mean_visual_tokens")),
                 )
             )
     except (KeyError, TypeError, AttributeError) as error:
@@ -221,7 +222,7 @@ def _lmms_runs(folder: Path, time: str, results: Mapping[str, Any], efficiency: 
             limited=results["config"].get("limit") is not None,
             date=efficiency.get("environment", {}).get("date", ""),
             tokens_before=number_or_none(means.get("visual_tokens_before")),
-            tokens_after=number_or_none(means.get("visual_tokens_after")),
+            tokens_after=number_or_none(means.get("mean_visual_tokens")),
         )
 
 

@@ -142,15 +142,15 @@ class _Filling:
         known = [estimate for estimate in estimates if estimate is not None]
         if len(known) < len(names):  # no question of this group
             return Cell(None, False, published, same_model)
-        against = [differences[name][group] for name in names if group in differences.get(name, {})]
-        compared = average(against) if len(against) == len(names) and column != "performance" else None
-        ours: Estimate | None = average(known)
+        mean = average(known)
         if column == "performance":
             if not all(name in full and _ids(full[name]) == _ids(runs[name]) for name in names):
                 return Cell(None, False, published, True)
             all_tokens = average([self.of(full[name])[None] for name in names])
-            ours = ratio(ours, all_tokens) if all_tokens.value else None
-        return Cell(ours, partial, published, same_model or column == "performance", compared)
+            return Cell(ratio(mean, all_tokens) if all_tokens.value else None, partial, published, True)
+        against = [differences[name][group] for name in names if group in differences.get(name, {})]
+        compared = average(against) if len(against) == len(names) else None
+        return Cell(mean, partial, published, same_model, compared)
 
     def of(self, run: Run) -> dict[str | None, Estimate]:
         """Accuracies of a run, computed once."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -39,6 +41,11 @@ class TestNames:
         names = available_pruners()
         assert names == sorted(names)
         assert {"tango", "tango-paper", "tango-release", "uniform", "random"} <= set(names)
+
+    @pytest.mark.parametrize("name", available_pruners())
+    def test_options_are_none_of_prunes_own_arguments(self, name: str) -> None:
+        own = set(inspect.signature(tango.prune).parameters) - {"options"}
+        assert not own & {field.name for field in dataclasses.fields(pruner_class(name))}
 
     def test_list_is_a_copy(self) -> None:
         available_pruners().clear()

@@ -76,7 +76,7 @@ def write_vlmevalkit(
             "num_correct": sum(right),
             "num_questions": len(right),
             "num_failures": 0,
-            "efficiency": {"means": {"visual_tokens_before": tokens[0], "visual_tokens_after": tokens[1]}},
+            "efficiency": {"means": {"visual_tokens_before": tokens[0], "mean_visual_tokens": tokens[1]}},
         }
     for key, message in (errors or {}).items():
         entries[f"{key}_32frame"] = {"error": message}
@@ -106,7 +106,7 @@ def write_lmms_eval(
     counts = {task: {"original": len(lines), "effective": len(lines)} for task, lines in samples.items()}
     write_json(folder / f"{time}_results.json", {"results": {}, "n-samples": counts, "config": {"limit": limit}})
     config = {"pretrained": model, "method": MethodConfig.from_settings(settings).to_dict()}
-    means = {"visual_tokens_before": 6272.0, "visual_tokens_after": 640.0}
+    means = {"visual_tokens_before": 6272.0, "mean_visual_tokens": 640.0}
     record = {"config": config, "environment": {"date": f"{time[:4]}-01-01"}, "means": means}
     write_json(folder / f"{efficiency_time}_efficiency.json", record)
     return folder

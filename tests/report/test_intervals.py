@@ -124,6 +124,7 @@ class TestAccuracies:
 def test_wilsons_bounds_are_1_96_standard_errors_of_their_own_from_the_share(right: int, trials: int) -> None:
     share = right / trials
     for bound in wilson(100 * share, trials):
+        assert 0 <= bound <= 100
         p = bound / 100
         assert abs(share - p) == pytest.approx(1.959964 * math.sqrt(max(p * (1 - p), 0) / trials), abs=1e-9)
 

@@ -56,7 +56,6 @@ class TestVlmevalkit:
         video_mme = runs["Video-MME"]
         assert (video_mme.method["method"], video_mme.method["options"]["retention_ratio"]) == ("tango", 0.1)
         assert video_mme.tokens_before == 512
-        assert 50 < (video_mme.tokens_after or 0) < 90
         assert [question.video_id for question in video_mme.questions] == [f"vid{i % 4}" for i in range(9)]
         assert [question.group for question in video_mme.questions[:3]] == ["short", "medium", "long"]
         clips = {question.video_id for question in runs["MVBench"].questions}
@@ -74,6 +73,7 @@ class TestVlmevalkit:
             verdicts(text) for text in ALL.split(";")
         ]
         assert not any(run.partial for run in runs.values())
+        assert {(run.tokens_before, run.tokens_after) for run in runs.values()} == {(6272, 640)}
 
     @pytest.mark.usefixtures("miniature")
     def test_fewer_questions_than_the_benchmark_has(self, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ class TestLmmsEval:
         assert (run.model, run.benchmark.name, run.method["method"]) == ("llava-ov2", "Video-MME", "tango")
         assert sum(right(run)) / len(run.questions) == 0.125  # as in its results.json
         assert (len(run.questions), run.num_expected, run.partial) == (16, 2700, True)
-        assert (run.tokens_before, run.tokens_after) == (128, 19)
+        assert (run.tokens_before, run.tokens_after) == (128, None)  # that mean is younger than the run
         assert {question.video_id for question in run.questions} >= {"plain", "broken", "missing"}
         assert {question.group for question in run.questions} == {"short", "medium", "long"}
 

@@ -143,7 +143,7 @@ class TestWhichRuns:
     def test_options_are_part_of_a_row(self, outputs: Path) -> None:
         made = table(4, outputs)
         run = [row.row.name for row in made.rows if row.cells["MLVU"].ours]
-        assert run == ["1e4, 1e3"]  # the defaults; others have other bases
+        assert run == ["1e4/1e3"]  # the defaults; others have other bases
         assert any("in no row of this table" in note and "holitom" in note for note in made.notes)
 
     def test_results_of_both_toolkits_fill_one_table(self, outputs: Path) -> None:

@@ -1,0 +1,291 @@
+"""`tango table`, `tango experiments`, `tango figure` and scripts/table*.sh as a user meets them."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tango.cli import main
+from tango.report.paper import published
+from tests.report.folders import MINIATURE, everything, write_vlmevalkit
+
+ROOT = Path(__file__).parent.parent
+FULL = "111111101101;11111100;111010;1111011"
+PRUNED = "111110101100;11110000;101010;1111000"
+
+
+@pytest.fixture(autouse=True)
+def miniature(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tango.report.benchmarks.BENCHMARKS", MINIATURE)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    folder = tmp_path / "outputs"
+    write_vlmevalkit(folder, {"method": "none"}, everything(FULL), tokens=(6272.0, 6272.0))
+    write_vlmevalkit(folder, {"method": "tango", "retention_ratio": 0.1}, everything(PRUNED), tokens=(6272.0, 640.0))
+    write_vlmevalkit(folder, {"method": "tango", "retention_ratio": 0.2}, everything(FULL), tokens=(6272.0, 1280.0))
+    write_vlmevalkit(folder, {"method": "fastv", "retention_ratio": 0.1}, everything(PRUNED), tokens=(6272.0, 627.2))
+    write_vlmevalkit(
+        folder,
+        {"method": "tango", "retention_ratio": 0.1, "pruned_layer": 18},
+        everything(FULL),
+        tokens=(6272.0, 640.0),
+    )
+    return folder
+
+
+class TestTable:
+    def test_markdown_goes_to_standard_output(self, outputs, capsys):
+        assert main(["table", "1", "--results", str(outputs)]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("**Table 1: LLaVA-OneVision-7B, 32 frames**\n")
+        assert "| tango | ours | 66.7 [" in out
+        assert "| dart | ours | - | - |" in out
+
+    def test_all_tables_as_files(self, outputs, tmp_path, capsys):
+        folder = tmp_path / "new" / "tables"
+        for _ in range(2):  # the second time over what is there
+            assert (
+                main(["table", "--all", "--results", str(outputs), "--format", "latex", "--output", str(folder)]) == 0
+            )
+        assert sorted(path.name for path in folder.iterdir()) == [f"table{n}.tex" for n in (1, 2, 3, 4)]
+        assert str(folder / "table3.tex") in capsys.readouterr().out
+
+    def test_csv_into_a_file(self, outputs, tmp_path):
+        path = tmp_path / "table.csv"
+        options = ["--format", "csv", "--against", "full", "--output", str(path)]
+        assert main(["table", "1", "--results", str(outputs), *options]) == 0
+        rows = list(csv.DictReader(path.read_text().splitlines()))
+        assert len(rows) == 9 * len(published(1))
+        (row,) = (r for r in rows if (r["method"], r["retention_ratio"], r["column"]) == ("tango", "0.1", "MVBench"))
+        assert (row["ours"], row["paper"], row["difference"], row["against"]) == ("50.0", "55.4", "-5.4", "-25.0")
+        assert float(row["low"]) <= 50 <= float(row["high"])
+
+    def test_another_model_with_benchmarks_of_its_own(self, tmp_path, capsys):
+        write_vlmevalkit(tmp_path, {"method": "none"}, {"MVBench": [True, False]}, model="tango-mini")
+        options = ["--model", "tango-mini", "--benchmarks", "MVBench", "MVBench/Action Count"]
+        assert main(["table", "2", "--results", str(tmp_path), *options]) == 0
+        out = capsys.readouterr().out
+        assert "| method |  | MVBench | MVBench/Action Count | Perf. |" in out
+        assert "| full | ours | 50.0* [" in out
+        assert "ours is tango-mini, so only Perf. compares with the paper's" in out
+
+    def test_results_that_fit_no_row_are_said(self, outputs, capsys):
+        assert main(["table", "2", "--results", str(outputs)]) == 0
+        captured = capsys.readouterr()
+        assert "no result fits a row of table 2" in captured.err
+        assert "in no row of this table: " in captured.out
+
+    def test_options_that_a_method_has_got_since_are_at_their_defaults(self, outputs, capsys):
+        path = outputs / "LLaVA-OneVision-7B-tango-r0.1" / "tango_summary.json"
+        path.write_text(path.read_text().replace('"rope": "seconds",', ""))
+        assert main(["table", "1", "--results", str(outputs)]) == 0
+        assert "| tango | ours | 66.7 [" in capsys.readouterr().out
+
+    def test_methods_that_are_no_longer_known_are_in_no_row(self, outputs, capsys):
+        path = outputs / "LLaVA-OneVision-7B-tango-r0.1" / "tango_summary.json"
+        path.write_text(path.read_text().replace('"alpha"', '"beta"'))
+        assert main(["table", "1", "--results", str(outputs)]) == 0
+        out = capsys.readouterr().out
+        assert "| tango | ours | 66.7 [" not in out
+        assert f"{path.parent}" in out
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["1"], "results"),
+            (["--results", "."], "name one table (1, 2, 3, 4) or give --all"),
+            (["1", "--all", "--results", "."], "name one table"),
+            (["5", "--results", "."], "invalid choice"),
+            (["1", "--results", "nowhere"], "nowhere does not exist"),
+            (["1", "--results", "OUTPUTS", "--against", "tanga"], "Did you mean 'tango'"),
+            (["1", "--results", "OUTPUTS", "--experiments", "nowhere"], "work in a clone"),
+            (["1", "--results", "OUTPUTS", "--output", "OUTPUTS"], "--output must be a file"),
+            (["--all", "--results", "OUTPUTS", "--output", "FILE"], "--output must be a folder"),
+        ],
+    )
+    def test_mistakes_exit_with_2(self, outputs, tmp_path, capsys, options, message):
+        (tmp_path / "file").write_text("")
+        places = {"OUTPUTS": str(outputs), "FILE": str(tmp_path / "file")}
+        try:
+            code = main(["table", *(places.get(option, option) for option in options)])
+        except SystemExit as exit:
+            code = exit.code
+        assert code == 2
+        assert message in capsys.readouterr().err
+
+    def test_unreadable_results_leave_a_table_that_is_there_as_it_was(self, outputs, tmp_path, capsys):
+        path = tmp_path / "table.md"
+        path.write_text("old")
+        (outputs / "LLaVA-OneVision-7B-none" / "tango_summary.json").write_text("{")
+        assert main(["table", "1", "--results", str(outputs), "--output", str(path)]) == 2
+        assert "LLaVA-OneVision-7B-none" in capsys.readouterr().err
+        assert path.read_text() == "old"
+
+
+class TestExperiments:
+    def test_rows(self, capsys):
+        assert main(["experiments", "3"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 1 + 1 + 6
+        assert lines[2].endswith("method=tango retention_ratio=0.1 alpha=1 context_ratio=0 rope=none           92.7")
+
+    def test_runs(self, capsys):
+        assert main(["experiments", "2", "--model", "llava-video-7b", "--ratios", "0.2", "--runs"]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            "none -", "visionzip 0.2", "fastvid 0.2", "holitom 0.2", "tango 0.2", "tango 0.2 --option pruned_layer=18",
+        ]  # fmt: skip
+
+    def test_a_mistake_in_a_file_shows_before_anything_runs(self, tmp_path, capsys):
+        described = yaml.safe_load((ROOT / "configs/experiments/table1.yaml").read_text())
+        described["rows"][7]["retention_rate"] = described["rows"][7].pop("retention_ratio")
+        (tmp_path / "table1.yaml").write_text(yaml.safe_dump(described))
+        assert main(["experiments", "1", "--runs", "--experiments", str(tmp_path)]) == 2
+        assert "retention_rate" in capsys.readouterr().err
+
+
+class TestFigure:
+    def rows(self, path: Path) -> dict[tuple[str, str], dict[str, str]]:
+        return {(row["method"], row["tokens_percent"]): row for row in csv.DictReader(path.read_text().splitlines())}
+
+    def test_numbers_and_picture(self, outputs, tmp_path):
+        path = tmp_path / "new" / "accuracy.svg"
+        assert main(["figure", "accuracy", "--results", str(outputs), "--output", str(path)]) == 0
+        rows = self.rows(path.with_suffix(".csv"))
+        assert set(rows) == {
+            ("none", "100.0"),
+            ("tango", "10.204082"),
+            ("tango", "20.408163"),
+            ("fastv", "10.0"),
+            ("tango-fastv-merge18", "10.204082"),
+        }
+        expected = (100 * 8 / 12 + 50 + 50 + 40) / 4
+        assert float(rows["tango", "10.204082"]["accuracy"]) == pytest.approx(expected)
+        assert rows["none", "100.0"]["num_questions"] == "33"
+        assert path.read_text().startswith("<?xml")
+
+    def test_tokens_are_as_configured_where_they_were_not_recorded(self, outputs, tmp_path):
+        for path in outputs.rglob("tango_summary.json"):
+            path.write_text(path.read_text().replace("mean_visual_tokens", "visual_tokens_after"))
+        path = tmp_path / "accuracy.svg"
+        assert main(["figure", "accuracy", "--results", str(outputs), "--output", str(path)]) == 0
+        assert {tokens for _, tokens in self.rows(path.with_suffix(".csv"))} == {"100.0", "10.0", "20.0"}
+
+    @pytest.mark.parametrize("form", ["png", "svg", "pdf"])
+    def test_the_same_results_give_the_same_bytes(self, outputs, tmp_path, form):
+        for name in ("a", "b"):
+            command = ["figure", "accuracy", "--results", str(outputs), "--output", str(tmp_path / f"{name}.{form}")]
+            assert main(command) == 0
+        assert (tmp_path / f"a.{form}").read_bytes() == (tmp_path / f"b.{form}").read_bytes()
+
+    def test_some_benchmarks_and_who_is_left_out(self, outputs, tmp_path, capsys):
+        write_vlmevalkit(outputs, {"method": "uniform"}, {"MVBench": [True] * 8})
+        path = tmp_path / "a.png"
+        command = ["figure", "accuracy", "--results", str(outputs), "--output", str(path)]
+        assert main(command) == 0
+        assert "uniform is left out: it was not run on LongVideoBench, MLVU, Video-MME" in capsys.readouterr().err
+        assert main([*command, "--benchmarks", "MVBench"]) == 0
+        assert self.rows(path.with_suffix(".csv"))["uniform", "10.204082"]["accuracy"] == "100.0"
+
+    def test_without_matplotlib_there_are_the_numbers(self, outputs, tmp_path, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        path = tmp_path / "a.png"
+        assert main(["figure", "accuracy", "--results", str(outputs), "--output", str(path)]) == 2
+        assert 'pip install "tango-video[viz]"' in capsys.readouterr().err
+        assert len(self.rows(path.with_suffix(".csv"))) == 5
+        assert not path.exists()
+
+    def test_mistakes_exit_with_2(self, outputs, tmp_path, capsys):
+        command = ["figure", "accuracy", "--results", str(outputs), "--output"]
+        assert main([*command, str(tmp_path / "a.jpg")]) == 2
+        assert "must end in .png, .svg or .pdf" in capsys.readouterr().err
+        assert main([*command, str(tmp_path / "a.png"), "--model", "other"]) == 2
+        assert "no results of other; there are those of LLaVA-OneVision-7B" in capsys.readouterr().err
+        assert main([*command, str(tmp_path / "a.png"), "--benchmarks", "EgoSchema"]) == 2
+        assert "no method was run on all of EgoSchema" in capsys.readouterr().err
+        write_vlmevalkit(outputs, {"method": "none"}, everything(FULL), model="Qwen2.5-VL-7B")
+        assert main([*command, str(tmp_path / "a.png")]) == 2
+        assert "choose one with --model: LLaVA-OneVision-7B, Qwen2.5-VL-7B" in capsys.readouterr().err
+
+
+class TestScripts:
+    """scripts/table*.sh with an interpreter that, in place of VLMEvalKit, notes its flags and leaves made results."""
+
+    @pytest.fixture
+    def python(self, tmp_path: Path) -> Path:
+        (tmp_path / "kit.py").write_text(
+            "import sys\nfrom pathlib import Path\n"
+            f"flags = sys.argv[1:]\nwith open({str(tmp_path / 'log')!r}, 'a') as log: print(*flags, file=log)\n"
+            "if 'vidcom2' in flags: sys.exit(1)\n"
+            "from tests.report.folders import everything, write_vlmevalkit\n"
+            "pairs = list(zip(flags, flags[1:]))\n"
+            "given = {n[2:].replace('-', '_'): v for n, v in pairs if n in ('--method', '--retain-ratio')}\n"
+            "given |= dict(v.split('=') for n, v in pairs if n == '--option')\n"
+            f"write_vlmevalkit(Path(dict(pairs)['--work-dir']), given, everything({PRUNED!r}))\n"
+        )
+        path = tmp_path / "python"
+        path.write_text(
+            f'#!/bin/sh\ncase "$1 $2" in\n  run.py*) shift; exec {sys.executable} {tmp_path}/kit.py "$@" ;;\n'
+            f'  "-m tango_vlmeval.summary") ;;\n  *) exec {sys.executable} "$@" ;;\nesac\n'
+        )
+        path.chmod(0o755)
+        return path
+
+    def run(self, python: Path, script: str, *flags: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        names = ("MODEL", "ROWS", "RATIOS", "LIMIT", "OUTPUT", "CONFIG", "METHODS", "EXTRA", "GPUS", "NODE_RANK")
+        environment = {name: value for name, value in os.environ.items() if name not in names}
+        environment |= {"PYTHON": str(python), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **settings}
+        return subprocess.run(
+            ["bash", str(ROOT / "scripts" / script), *flags], env=environment, cwd=python.parent, text=True,
+            capture_output=True,
+        )  # fmt: skip
+
+    def test_rows_are_run_and_the_tables_written_whatever_fails(self, python, tmp_path):
+        settings = {"MODEL": "llava-onevision-7b", "OUTPUT": "out", "RATIOS": "0.15", "ROWS": "full vidcom2 tango"}
+        done = self.run(python, "table1.sh", "--workers", "0", LIMIT="9", AGAINST="tango", **settings)
+        assert done.returncode == 1
+        assert "failed: vidcom2 0.15  (exit code 1)" in done.stderr
+        shared = f"--config run_config/llava_onevision_7b.json --work-dir {tmp_path}/out --limit 9 --workers 0"
+        assert (tmp_path / "log").read_text().splitlines() == [
+            f"{shared} --method none",
+            f"{shared} --method vidcom2 --retain-ratio 0.15",
+            f"{shared} --method tango --retain-ratio 0.15",
+        ]
+        assert "| full | ours | 66.7* [" in done.stdout
+        assert "| vidcom2 | ours | - |" in done.stdout
+        assert "minus tango" in done.stdout
+        assert (tmp_path / "out" / "table1.md").read_text() in done.stdout
+        assert (tmp_path / "out" / "table1.csv").read_text().startswith("table,")
+        assert (tmp_path / "out" / "table1.tex").read_text().startswith("% Table 1")
+
+    def test_options_of_a_row_and_the_benchmarks_of_table_4(self, python, tmp_path):
+        done = self.run(python, "table4.sh", MODEL="llava-onevision-7b", OUTPUT="out", ROWS="1e4/1e2")
+        assert done.returncode == 0, done.stderr
+        (flags,) = (tmp_path / "log").read_text().splitlines()
+        assert "--datasets Video-MME MLVU_MCQ --option base_time=10000.0 --option base_space=100.0 --method" in flags
+        assert "| 1e4/1e2 | ours | 66.7* [" in done.stdout
+
+    def test_the_table_alone(self, python, outputs, tmp_path):
+        done = self.run(python, "table1.sh", MODEL="llava-onevision-7b", OUTPUT=str(outputs), RUN="0")
+        assert done.returncode == 0, done.stderr
+        assert "| tango | ours | 66.7* [" in done.stdout
+        assert not (tmp_path / "log").exists()
+
+    @pytest.mark.parametrize("script", ["table1.sh", "table2.sh", "table3.sh", "table4.sh"])
+    def test_help(self, python, script):
+        done = self.run(python, script, "--help")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "LIMIT" in done.stdout
+
+    def test_a_model_without_configuration(self, python):
+        done = self.run(python, "table1.sh", MODEL="llava-next")
+        assert done.returncode == 2
+        assert "no VLMEvalKit/run_config/llava_next.json for MODEL=llava-next; set CONFIG, or MODEL" in done.stderr
+        assert "qwen2_5_vl_7b.json" in done.stderr
