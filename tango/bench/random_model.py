@@ -1,4 +1,4 @@
-"""Models of the published shapes with random weights, made on the device itself: for measuring speed without a download.
+"""Models of the published shapes with random weights, made on the device itself: to measure speed without a download.
 
 Classes and processors are the real ones; the tokenizer knows bytes and the special tokens, nothing else. Answers mean
 nothing, and what a method keeps is what it keeps of noise; times, memory and token counts are those of the shape.
@@ -33,7 +33,7 @@ SHAPES = {
 # Rows of the vocabulary by size, in config.json of Qwen/Qwen2-* and Qwen/Qwen2.5-*; the small ones reuse them as head.
 _VOCABULARIES = {"0.5b": 151936, "3b": 151936, "7b": 152064, "72b": 152064, "tiny": 512}
 _TIED = ("0.5b", "3b", "tiny")
-# vision_config of google/siglip-so400m-patch14-384, without its last block and its head, as LLaVA's checkpoints have it.
+# vision_config of google/siglip-so400m-patch14-384, without its last block and head, as LLaVA's checkpoints have it.
 _SIGLIP: dict[str, Any] = {
     "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26,
     "num_attention_heads": 16, "image_size": 384, "patch_size": 14, "vision_use_head": False,

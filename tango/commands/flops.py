@@ -138,7 +138,7 @@ def count(
     }
 
 
-def llm_widths(config: Any) -> dict[str, int]:
+def llm_widths(config: Any) -> dict[str, Any]:
     """What `layer_flops` wants to know about the language model of a transformers config."""
     text = config.get_text_config()
     return {
