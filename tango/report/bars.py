@@ -35,7 +35,7 @@ def stacked_bars(rows: Sequence[tuple[str, Mapping[str, float]]], *, title: Sequ
     step = _step(longest)
     totals = [f"{sum(sizes.values()):.1f} {unit}" for _, sizes in rows]
     right = left + _WIDTH + _GAP + max(math.ceil(font.getlength(text)) for text in totals) + _GAP
-    width = max(right, *(_GAP + math.ceil(font.getlength(text)) + _GAP for text in title))
+    width = max([right, *(_GAP + math.ceil(font.getlength(text)) + _GAP for text in title)])
     top = _GAP + line * (len(title) + 1) + _GAP
     bottom = top + len(rows) * (_BAR + _GAP)
     image = Image.new("RGB", (width, bottom + line + _GAP), _BACKGROUND)
