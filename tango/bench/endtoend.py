@@ -87,7 +87,7 @@ def _attempt(
 def run_once(
     model: Any, candidate: Candidate, inputs: Any, before_ms: dict[str, float], max_new_tokens: int
 ) -> tuple[Answer, PruningStats]:
-    """Generate exactly `max_new_tokens` tokens: what would end the answer is suppressed, to have decoding to measure."""
+    """Generate exactly `max_new_tokens` tokens: the end of the answer is suppressed, to have decoding to measure."""
     device = model.device
     with attention_of_tower(model, candidate.tower_attention), applied(candidate.method, model) as pruning:
         if device.type == "cuda":

@@ -86,7 +86,7 @@ def test_fewer_layers_keep_the_widths(name: str) -> None:
 
 @pytest.mark.parametrize("options", [{"layers": 29}, {"layers": 0}, {"tower_layers": 27}])
 def test_more_layers_than_published_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(OptionError, match="this shape has 2[68] "):
+    with pytest.raises(OptionError, match=r"this shape has 2[68] "):
         random_model.build("llava-onevision-7b", device=META, dtype=torch.float32, **options)
 
 

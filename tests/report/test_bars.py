@@ -10,7 +10,10 @@ from PIL import Image
 
 from tango.report.bars import _COLOURS, stacked_bars
 
-ROWS = [("all tokens", {"tower": 300.0, "prefill": 500.0}), ("pruned", {"tower": 300.0, "prune": 40.0, "prefill": 60.0})]
+ROWS = [
+    ("all tokens", {"tower": 300.0, "prefill": 500.0}),
+    ("pruned", {"tower": 300.0, "prune": 40.0, "prefill": 60.0}),
+]
 
 
 def pixels(rows: list[tuple[str, dict[str, float]]]) -> np.ndarray:
