@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,8 @@ def measure(
     of its runs: they do not depend on the method. A candidate that fails once is left out from then on.
     """
     for i in range(1 + repeats):
+        if all(candidate.error is not None for candidate in candidates):
+            return
         inputs, before_ms = make_inputs()
         for candidate in candidates:
             if candidate.error is None:
@@ -80,8 +82,9 @@ def _attempt(
         candidate.error = f"{type(error).__name__}: {reason}"
     if candidate.error is not None:  # only here is the failed run's memory free
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if model.device.type == "cuda":
+            with contextlib.suppress(RuntimeError):  # of a GPU that is lost
+                torch.cuda.empty_cache()
 
 
 def run_once(
@@ -123,7 +126,7 @@ def vision_tower(model: Any) -> Any:
     return base.visual if hasattr(base, "visual") else getattr(base.vision_tower, "vision_model", base.vision_tower)
 
 
-@contextmanager
+@contextlib.contextmanager
 def attention_of_tower(model: Any, name: str | None) -> Iterator[None]:
     """While entered, the vision tower uses this attention implementation; None: its own.
 
@@ -140,7 +143,7 @@ def attention_of_tower(model: Any, name: str | None) -> Iterator[None]:
         tower.config._attn_implementation = before
 
 
-@contextmanager
+@contextlib.contextmanager
 def compiled_tower(model: Any) -> Iterator[None]:
     """While entered, `torch.compile` runs the tower's blocks, all but the last: methods look into that one."""
     tower = vision_tower(model)

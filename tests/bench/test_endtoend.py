@@ -177,7 +177,7 @@ class TestRounds:
         after: Counter[str] = Counter()
         rows = [candidate("none"), candidate("tango"), candidate("uniform")]
         endtoend.measure(
-            None,
+            SimpleNamespace(device=torch.device("cpu")),
             rows,
             lambda: (next(made), {"read": 1.0}),
             repeats=3,
@@ -200,6 +200,13 @@ class TestRounds:
         assert [len(row.answers) for row in rows] == [3, 0, 1]
         assert [name.partition(":")[0] for name in order].count("tango") == 1
         assert after == {"run": 12, "round": 4}
+
+    def test_end_when_all_have_failed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        names = ("none", "tango", "uniform")
+        rows, order, after = self.measured(monkeypatch, {(name, 2): RuntimeError() for name in names})
+        assert {row.error for row in rows} == {"RuntimeError: no reason given"}
+        assert len(order) == 6
+        assert after == {"run": 6, "round": 2}
 
 
 class TestSummary:
