@@ -29,7 +29,7 @@ class Recipe:
     vision_passes: int = 2  # over the frames of these clips, in new order
     vision_lr: float = 2e-3
     clips: dict[int, int] = field(default_factory=lambda: {8: 640, 16: 448})  # frames -> clips that are kept
-    language_steps: int = 1000
+    language_steps: int = 1800
     language_tokens: int = 3072  # video tokens per step
     questions: int = 16  # per clip and step
     language_lr: float = 2e-3
