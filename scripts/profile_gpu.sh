@@ -15,8 +15,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python}
-gpu=$("$python" -c 'import re, torch; print(re.sub("[^a-z0-9]+", "_", torch.cuda.get_device_name(0).lower()))') || {
-    echo "torch finds no CUDA GPU." >&2
+gpu=$("$python" -c 'import re, torch; print(re.sub("[^a-z0-9]+", "_", torch.cuda.get_device_name(0).lower()))' 2>/dev/null) || {
+    echo "$python needs torch and a CUDA GPU; set PYTHON to another interpreter, or run this on a machine with both." >&2
     exit 2
 }
 exec timeout --signal=INT --kill-after=10 580 "$python" -m tango.cli profile --random-weights llava-onevision-7b \

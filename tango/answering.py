@@ -139,6 +139,13 @@ def generate_text(model: Any, processor: Any, inputs: Any, **generate_options: A
 
 def generate_ids(model: Any, inputs: Any, **generate_options: Any) -> Tensor:
     """Generate from prepared inputs; return the new tokens (B, n) of every prompt, padded where it ended early."""
+    output = generate_output(model, inputs, **generate_options)
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    return sequences[:, inputs["input_ids"].shape[1] :]
+
+
+def generate_output(model: Any, inputs: Any, **generate_options: Any) -> Any:
+    """What `model.generate` returns for prepared inputs; greedy unless the options say otherwise."""
     inputs = dict(inputs.to(model.device))
     scope: AbstractContextManager[Any] = nullcontext()
     if pruning_of(model) is None:
@@ -146,8 +153,5 @@ def generate_ids(model: Any, inputs: Any, **generate_options: Any) -> Tensor:
             inputs.pop("video_timestamps_s", None)  # stock generate refuses inputs it does not know
         else:
             scope = prune(model, "uniform", retention_ratio=1.0)
-    options = {"do_sample": False, **generate_options}
     with scope, torch.inference_mode():
-        output = model.generate(**inputs, **options)
-    sequences = output if isinstance(output, Tensor) else output.sequences
-    return sequences[:, inputs["input_ids"].shape[1] :]
+        return model.generate(**inputs, **{"do_sample": False, **generate_options})

@@ -21,9 +21,16 @@ _COMMANDS = (
     ("flops", "tango.commands.flops", "count what pruning saves in the language model"),
     ("experiments", "tango.commands.experiments", "list the rows of the paper's tables, and how to run them"),
     ("table", "tango.commands.table", "fill the paper's tables with recorded results"),
+    ("runs", "tango.commands.runs", "list recorded results: accuracy, tokens kept, difference to all tokens"),
     ("figure", "tango.commands.figure", "plot accuracy against visual tokens, from recorded results"),
     ("convert", "tango.commands.convert", "write an lmms-lab checkpoint in the layout of transformers"),
     ("quickstart", "tango.quickstart", "try everything on a tiny model and a generated clip"),
+)
+_MINI = (
+    ("train", "tango.commands.mini.train", "train the small model from nothing"),
+    ("clips", "tango.commands.mini.clips", "write the benchmark's clips and questions"),
+    ("evaluate", "tango.commands.mini.evaluate", "ask the benchmark's questions, with or without pruning"),
+    ("similarity", "tango.commands.mini.similarity", "measure how static the benchmark's clips are"),
 )
 _BENCHMARKS = (
     ("pruner", "tango.bench.pruner", "time the pruner alone, stage by stage"),
@@ -39,9 +46,13 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module, summary in _COMMANDS:
         _add(commands, name, module, summary, named=argv[:1] == [name])
-    bench = commands.add_parser("bench", help="measure speed").add_subparsers(required=True, metavar="WHAT")
-    for name, module, summary in _BENCHMARKS:
-        _add(bench, name, module, summary, named=argv[:2] == ["bench", name])
+    for group, about, members in (
+        ("mini", "the small trained model and its benchmark", _MINI),
+        ("bench", "measure speed", _BENCHMARKS),
+    ):
+        added = commands.add_parser(group, help=about).add_subparsers(required=True, metavar="WHAT")
+        for name, module, summary in members:
+            _add(added, name, module, summary, named=argv[:2] == [group, name])
     return parser
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import tango
 import tango.evaluation
+import tango.mini
 
 ROOT = Path(tango.__file__).parent.parent
 FILES = {
@@ -16,7 +17,7 @@ FILES = {
     for folder in ("lmms-eval", "VLMEvalKit")
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
-PUBLIC = {"tango": set(tango.__all__), "tango.evaluation": set(tango.evaluation.__all__)}
+PUBLIC = {package.__name__: set(package.__all__) for package in (tango, tango.evaluation, tango.mini)}
 
 
 def test_the_rules_see_the_files():
@@ -31,7 +32,7 @@ def test_imports_public_names_of_tango_only(name: str):
             assert used <= PUBLIC.keys(), f"line {node.lineno}"
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tango":
             assert node.module in PUBLIC, f"line {node.lineno}: {node.module}"
-            private = {alias.name for alias in node.names} - PUBLIC[node.module] - {"evaluation"}
+            private = {alias.name for alias in node.names} - PUBLIC[node.module] - {"evaluation", "mini"}
             assert not private, f"line {node.lineno}: {private}"
 
 

@@ -14,6 +14,7 @@ import pytest
 
 import tango
 import tango.evaluation
+import tango.mini
 
 ROOT = Path(tango.__file__).parent
 FILES = {path.relative_to(ROOT.parent).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
@@ -92,6 +93,7 @@ def test_the_rules_see_the_files() -> None:
         ("import tango", {"torch", "transformers", "av", "numpy"}),
         ("import tango; dir(tango); tango.__all__", {"torch", "transformers", "av"}),
         ("import tango.evaluation; dir(tango.evaluation)", {"torch", "transformers", "av", "numpy"}),
+        ("import tango.mini; dir(tango.mini)", {"torch", "transformers", "av", "numpy"}),
         (
             "import tango; tango.build_pruner('tango'), tango.VisualTokens",
             {"transformers", "av", "PIL", "tango.models"},
@@ -106,7 +108,7 @@ def test_imports_no_more_than_needed(statement: str, absent: set[str]) -> None:
     assert len(run.stdout.splitlines()) == 1  # nothing else printed
 
 
-@pytest.mark.parametrize("package", [tango, tango.evaluation], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("package", [tango, tango.evaluation, tango.mini], ids=lambda package: package.__name__)
 class TestPublicNames:
     def test_resolve(self, package: Any) -> None:
         for name in package.__all__:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tango
-from tango.bench import endtoend
+from tango.bench import endtoend, random_model
 from tango.cli import _parser, main
 from tango.commands import profile
 from tango.quickstart import write_checkpoint, write_clip
@@ -169,6 +170,29 @@ def test_other_families(name: str, capsys: Any) -> None:
     assert len(re.findall(r"^(none|tango-r0.1|visionzip-r0.1) ", capsys.readouterr().out, re.MULTILINE)) == 3
 
 
+@pytest.mark.parametrize(
+    ("asked", "device", "supported", "expected"),
+    [
+        ("auto", "cpu", False, "float32"),
+        ("bfloat16", "cpu", False, "bfloat16"),
+        ("auto", "cuda", True, "bfloat16"),
+        ("float32", "cuda", False, "float32"),
+    ],
+)
+def test_random_weights_have_the_type_that_suits_the_device(
+    monkeypatch: pytest.MonkeyPatch, asked: str, device: str, supported: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert profile._dtype(asked, torch.device(device)) == expected
+
+
+@pytest.mark.parametrize("asked", ["auto", "bfloat16"])
+def test_a_gpu_without_bfloat16_gets_float16(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    with pytest.warns(UserWarning, match="no bfloat16"):
+        assert profile._dtype(asked, torch.device("cuda")) == "float16"
+
+
 def test_the_file_is_whole_after_every_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     runs = []
     monkeypatch.setattr(profile, "write_json", lambda _, record: runs.append([row["runs"] for row in record["rows"]]))
@@ -206,6 +230,15 @@ def test_mistakes_are_one_line(options: list[str], message: str, capsys: Any) ->
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_model_that_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def build(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+    monkeypatch.setattr(random_model, "build", build)
+    assert main(QUICK) == 2
+    assert "does not fit into the memory of cpu: CUDA out of memory. Tried" in capsys.readouterr().err
 
 
 def test_a_checkpoint_has_the_layers_it_has(capsys: Any) -> None:

@@ -16,6 +16,7 @@ from vlmeval.smp import dump
 from tango import OptionError
 from tango.evaluation import Answer, Efficiency, Question, write_json
 from tango_vlmeval.model import Message, Tango
+from tango_vlmeval.settings import is_first_process
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class ReadAhead:
                 if not isinstance(drawn[-1], Exception):
                     yield self._model.question(drawn[-1])
 
-        with closing(self._model.answerer.answers(questions(), progress=True, total=len(positions))) as answers:
+        shown = {"progress": is_first_process(), "total": len(positions)}
+        with closing(self._model.answerer.answers(questions(), **shown)) as answers:
             for answer in answers:
                 message = drawn.popleft()
                 while isinstance(message, Exception):

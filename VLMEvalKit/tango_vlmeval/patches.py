@@ -12,12 +12,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from tango import TangoError
 from tango_vlmeval import inference
 from tango_vlmeval.data import trust
+from tango_vlmeval.mini import TangoMini
 from tango_vlmeval.model import Tango
 from tango_vlmeval.settings import Run
 
@@ -35,21 +37,25 @@ def apply(runner: Any, run: Run) -> None:
 
 
 def _take_settings(runner: Any, run: Run) -> None:
-    """Register the models; the file given by --config has been read and resolved by us."""
+    """Register the models and our data set; the file given by --config has been read and resolved by us."""
+    import vlmeval.dataset
     from vlmeval.config import supported_VLM
 
+    vlmeval.dataset.TangoMini = TangoMini
     rank = int(os.environ.get("RANK", 0))
     for name, model in run.models.items():
         journal = run.work_dir / name / "journal"
         supported_VLM[name] = partial(Tango, method=model.method, journal=journal, rank=rank, **model.arguments)
     runner.load = lambda _path: run.config
-    build = runner.build_model_from_config
+    build, number = runner.build_model_from_config, count(1)
 
     def build_and_restore(*args: Any, **kwargs: Any) -> Any:
         # The toolkit hides WORLD_SIZE while it builds a model, and for registered ones forgets to bring it back:
         # then every process would answer all questions. The model before is let go first; two may not fit.
         gc.collect()
         before = os.environ.get("WORLD_SIZE")
+        if rank == 0 and len(run.config["model"]) > 1:
+            print(f"== {next(number)} of {len(run.config['model'])}: {args[1]}", file=sys.stderr, flush=True)
         model = build(*args, **kwargs)
         if before is not None:
             os.environ["WORLD_SIZE"] = before

@@ -131,12 +131,17 @@ def parser() -> argparse.ArgumentParser:
     ours.add_argument("--method", metavar="NAME", help="pruning method ('none': all tokens)")
     for flag, text in RELEASE_FLAGS.items():
         ours.add_argument(f"--{flag}", metavar="X", help=text)
+    ours.add_argument("--methods", metavar="NAME", nargs="+",
+                      help="several methods, one after the other in one process, each at all of --ratios")  # fmt: skip
+    ours.add_argument("--ratios", metavar="X", nargs="+", help="several values of --retain-ratio")
     ours.add_argument("--option", metavar="NAME=VALUE", action="append", default=[],
                       help="any other option of the method, or key of a model entry; may be repeated")  # fmt: skip
     ours.add_argument("--pretrained", metavar="PATH", help="checkpoint: hub id or folder, in place of the entry's")
     ours.add_argument("--batch-size", metavar="N", help="questions answered together (1)")
     ours.add_argument("--workers", metavar="N", help="threads that read videos ahead; 0: none")
     ours.add_argument("--datasets", metavar="NAME", nargs="+", help="only these data sets of the JSON file")
+    ours.add_argument("--data-option", metavar="NAME=VALUE", action="append", default=[],
+                      help="a key of every data entry, such as nframe=16; may be repeated")  # fmt: skip
     ours.add_argument("--limit", "--max-samples", metavar="N", help="only the first N questions of each data set")
     ours.add_argument("--work-dir", metavar="FOLDER", default="./outputs", help="where results go (./outputs)")
     ours.add_argument("--trust-local-data", action="store_true",
@@ -154,11 +159,7 @@ def resolve(flags: argparse.Namespace, environ: Mapping[str, str]) -> Run:
     chosen = {name.replace("-", "_"): getattr(flags, name.replace("-", "_")) for name in RELEASE_FLAGS}
     chosen |= {name: getattr(flags, name) for name in ("method", "pretrained", "batch_size", "workers")}
     given = {name: value for name, value in chosen.items() if value is not None}
-    for option in flags.option:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise OptionError(f"--option takes NAME=VALUE, got {option!r}")
-        given[name.replace("-", "_")] = value
+    given |= _pairs("--option", flags.option)
     limit = None if flags.limit is None else _read("limit", flags.limit, _integer)
     models: dict[str, ModelSettings] = {}
     entries: dict[str, Any] = {}
@@ -167,10 +168,12 @@ def resolve(flags: argparse.Namespace, environ: Mapping[str, str]) -> Run:
             entries[key] = entry
             continue
         own = {name: value for name, value in entry.items() if name != "class"}
-        model = _model(key, given, own, MethodConfig.settings_from_environment(environ))
-        name = f"{key}-{model.method.label}" + (f"-limit{limit}" if limit is not None else "")
-        models[name], entries[name] = model, {}
-    data = _choose(config["data"], flags.datasets)
+        for chosen in _combinations(flags):
+            model = _model(key, {**given, **chosen}, own, MethodConfig.settings_from_environment(environ))
+            name = f"{key}-{model.method.label}" + (f"-limit{limit}" if limit is not None else "")
+            models[name], entries[name] = model, {}
+    data_options = {name: _number_or_text(value) for name, value in _pairs("--data-option", flags.data_option).items()}
+    data = {key: {**entry, **data_options} for key, entry in _choose(config["data"], flags.datasets).items()}
     return Run(
         models=models,
         config={"model": entries, "data": data},
@@ -179,6 +182,37 @@ def resolve(flags: argparse.Namespace, environ: Mapping[str, str]) -> Run:
         trust_local_data=flags.trust_local_data,
         command=sys.argv,
     )
+
+
+def _pairs(flag: str, texts: list[str]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise OptionError(f"{flag} takes NAME=VALUE, got {text!r}")
+        found[name.replace("-", "_")] = value
+    return found
+
+
+def _number_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _combinations(flags: argparse.Namespace) -> list[dict[str, str]]:
+    """What --methods and --ratios add to the other settings, run by run; all tokens have no ratio."""
+    for several, one in (("methods", "method"), ("ratios", "retain_ratio")):
+        if getattr(flags, several) and getattr(flags, one):
+            raise OptionError(f"give --{one.replace('_', '-')} or --{several}, not both")
+    methods: list[Any] = flags.methods or [None]
+    found = []
+    for method in methods:
+        for ratio in [None] if method == "none" else flags.ratios or [None]:
+            chosen = {"method": method, "retain_ratio": ratio}
+            found.append({name: value for name, value in chosen.items() if value is not None})
+    return found
 
 
 def _read_config(path: str | None) -> dict[str, Any]:

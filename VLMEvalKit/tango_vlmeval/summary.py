@@ -22,6 +22,7 @@ _GROUP_BY = {
     "LongVideoBench": "duration_group",
     "MVBench": "task_type",
     "MLVU_MCQ": "task_type",
+    "TangoMini": "task_type",
 }
 
 

@@ -78,13 +78,17 @@ def _attempt(
         if record:
             candidate.answers.append(answer)
     except Exception as error:  # whatever it is, the others can still be measured
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
-        candidate.error = f"{type(error).__name__}: {reason}"
+        candidate.error = f"{type(error).__name__}: {first_line(error)}"
     if candidate.error is not None:  # only here is the failed run's memory free
         gc.collect()
         if model.device.type == "cuda":
             with contextlib.suppress(RuntimeError):  # of a GPU that is lost
                 torch.cuda.empty_cache()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, as far as it fits into a table."""
+    return (str(error).strip().splitlines() or ["no reason given"])[0]
 
 
 def run_once(

@@ -15,9 +15,10 @@ from tango.evaluation import MethodConfig
 from tango.models import default_num_frames
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, where, and how its saliency is computed."""
-    parser.add_argument("--model", required=True, help="hub id or local folder of a checkpoint")
+def add_model_arguments(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """Which model, where, and how its saliency is computed. Without a default the model must be named."""
+    known = "hub id or local folder of a checkpoint, or tango-mini" + (f" ({default})" if default else "")
+    parser.add_argument("--model", required=default is None, default=default, help=known)
     parser.add_argument("--siglip", help="hub id or folder of the SigLIP that has the pooling head (see README)")
     parser.add_argument("--saliency", choices=("p-attn", "attn"), default="p-attn", help="source of saliency (p-attn)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16 (auto)")

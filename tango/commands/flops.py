@@ -161,7 +161,7 @@ def _shape_of(path_or_id: str, frames: int | None, offline: bool) -> Shape:
     config, adapter = loading.read_config(
         resolve_folder(path_or_id, local_files_only=offline, patterns=["config.json"])
     )
-    frames = adapter.default_num_frames if frames is None else max(frames, 1)
+    frames = adapter.usual_num_frames(config) if frames is None else max(frames, 1)
     placeholders = adapter.num_video_tokens(config, frames)
     shape = Shape(
         **llm_widths(config),

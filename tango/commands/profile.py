@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,7 @@ from tqdm import tqdm
 import tango
 from tango.bench import endtoend, random_model
 from tango.bench.common import number, positive, threads
-from tango.bench.endtoend import Candidate
+from tango.bench.endtoend import Candidate, first_line
 from tango.commands.common import quiet
 from tango.errors import OptionError, TangoError
 from tango.evaluation import Efficiency, MethodConfig, environment
@@ -136,11 +137,15 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
             stack.enter_context(threads(args.threads))
         if args.video is not None:  # what is wrong with it shows before minutes of loading
             tango.read_video(args.video, num_frames=1, backend=args.video_backend)
-        model, processor = _load(args, device)
+        try:
+            model, processor = _load(args, device)
+        except torch.OutOfMemoryError as error:
+            raise TangoError(f"the model does not fit into the memory of {device}: {first_line(error)}") from error
         num_frames = args.num_frames or processor.default_num_frames
         if args.compile:
             stack.enter_context(endtoend.compiled_tower(model))
-        config = _config(args, model, num_frames)
+        where = environment()
+        config = _config(args, model, num_frames, cpu=where["cpu"])
         record: dict[str, Any] = {}
 
         def update() -> None:
@@ -149,7 +154,6 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
             if args.output is not None:
                 write_json(args.output, record)
 
-        where = environment()
         total = (1 + args.repeats) * len(candidates)
         with tqdm(total=total, desc="profile", unit="run", file=sys.stderr) as progress:
             endtoend.measure(
@@ -186,9 +190,12 @@ def _load(args: argparse.Namespace, device: torch.device) -> tuple[Any, Any]:
 
 def _dtype(name: str, device: torch.device) -> str:
     """The type of random weights: bfloat16 on a GPU that has it, else float16; float32 elsewhere."""
-    if device.type == "cuda" and name in ("auto", "bfloat16"):
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    return "float32" if name == "auto" else name
+    if device.type != "cuda" or name not in ("auto", "bfloat16"):
+        return "float32" if name == "auto" else name
+    if torch.cuda.is_bf16_supported():
+        return "bfloat16"
+    warnings.warn("this GPU has no bfloat16; using float16", stacklevel=2)
+    return "float16"
 
 
 def _input_maker(
@@ -210,7 +217,7 @@ def _input_maker(
     return make
 
 
-def _config(args: argparse.Namespace, model: Any, num_frames: int) -> dict[str, Any]:
+def _config(args: argparse.Namespace, model: Any, num_frames: int, cpu: str) -> dict[str, Any]:
     """What was measured, as it was resolved."""
     device, tower = model.device, endtoend.vision_tower(model)
     asked = ("video", "question", "saliency", "compile", "repeats", "max_new_tokens")
@@ -222,7 +229,7 @@ def _config(args: argparse.Namespace, model: Any, num_frames: int) -> dict[str, 
         "tower_layers": len(tower.blocks if hasattr(tower, "blocks") else tower.encoder.layers),
         "num_frames": num_frames,
         "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else environment()["cpu"],
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn_implementation": model.config._attn_implementation,
         "tower_attn_implementation": tower.config._attn_implementation,

@@ -92,9 +92,14 @@ class Adapter(ABC):
             tokenizer or AutoTokenizer.from_pretrained(folder),
             image_size=config.vision_config.image_size,
             num_video_tokens=lambda num_frames: cls.num_video_tokens(config, num_frames),
-            default_num_frames=cls.default_num_frames,
+            default_num_frames=cls.usual_num_frames(config),
             chat_template=chat_template(folder),
         )
+
+    @classmethod
+    def usual_num_frames(cls, config: Any) -> int:
+        """Frames that a checkpoint's model usually sees: what its own config says, or the family's number."""
+        return int(getattr(config, "default_num_frames", cls.default_num_frames))
 
     @classmethod
     @abstractmethod

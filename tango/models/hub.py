@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tango import mini
 from tango.errors import TangoError
 
 # What a checkpoint needs, and nothing that could run code.
@@ -17,12 +18,12 @@ def resolve_folder(
     revision: str | None = None,
     patterns: list[str] = _PATTERNS,
 ) -> Path:
-    """The local folder that holds a checkpoint.
+    """The local folder that holds a checkpoint; "tango-mini" is the small model that comes with Tango.
 
     Raises:
         TangoError: it is neither a folder nor a hub id that can be had.
     """
-    folder = Path(path_or_id).expanduser()
+    folder = mini.folder() if str(path_or_id) == mini.NAME else Path(path_or_id).expanduser()
     if folder.is_dir():
         return folder
     name = str(path_or_id)

@@ -87,7 +87,8 @@ def default_num_frames(path_or_id: str | Path, *, local_files_only: bool = False
         TangoError: there is no such checkpoint; UnsupportedModelError: no adapter for its type.
     """
     folder = resolve_folder(path_or_id, local_files_only=local_files_only, patterns=["config.json"])
-    return read_config(folder)[1].default_num_frames
+    config, adapter = read_config(folder)
+    return adapter.usual_num_frames(config)
 
 
 def read_config(folder: Path) -> tuple[Any, type[Adapter]]:

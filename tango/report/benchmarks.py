@@ -24,6 +24,11 @@ BENCHMARKS = (
     Benchmark(name="LongVideoBench", num_questions=1337, aliases=("longvideobench_val_v",)),
     Benchmark(name="MLVU", num_questions=2174, mean_of_groups=True, aliases=("mlvu_mcq", "mlvu_dev")),
 )
+# tango-mini's own: all questions about its 200 clips, and the same about grey videos.
+OWN = (
+    Benchmark(name="TangoMini", num_questions=1903, aliases=("tango_mini",)),
+    Benchmark(name="TangoMini-blank", num_questions=1903, aliases=("tango_mini_blank",)),
+)
 
 
 def benchmark(name: str) -> Benchmark:
@@ -31,7 +36,7 @@ def benchmark(name: str) -> Benchmark:
     name = re.sub(r"_\d+frame$", "", name)
     if name.lower().startswith("mvbench_"):
         name = "MVBench"  # lmms-eval has a task for each of its parts
-    for known in BENCHMARKS:
+    for known in (*BENCHMARKS, *OWN):
         if name.lower() in (known.name.lower(), *known.aliases):
             return known
     return Benchmark(name=name)

@@ -53,7 +53,7 @@ def points(
         chosen = [covered[name] for name in names]
         mean = average([accuracies(run.questions, run.benchmark, seed=seed)[None] for run in chosen])
         low, high = mean.interval() or (None, None)
-        kept = 100 * sum(_share_kept(run) for run in chosen) / len(chosen)
+        kept = 100 * sum(share_kept(run) for run in chosen) / len(chosen)
         partial = any(run.partial for run in chosen)
         found.append(Point(label(some.method), kept, mean.value, low, high, mean.num_questions, partial))
     if not found:
@@ -61,7 +61,7 @@ def points(
     return sorted(found), notes
 
 
-def _share_kept(run: Run) -> float:
+def share_kept(run: Run) -> float:
     """Visual tokens that are left in the mean over the LLM's layers: as measured, or else as configured."""
     if run.tokens_before and run.tokens_after is not None:
         return run.tokens_after / run.tokens_before

@@ -83,9 +83,9 @@ class Run:
     def efficiency(self) -> dict[str, Any]:
         return json.loads(self._only("*_efficiency.json").read_text())
 
-    def samples(self) -> list[dict[str, Any]]:
+    def samples(self, task: str = "videomme") -> list[dict[str, Any]]:
         """By document; several processes write theirs one after the other."""
-        lines = self._only("*_samples_videomme.jsonl").read_text().splitlines()
+        lines = self._only(f"*_samples_{task}.jsonl").read_text().splitlines()
         return sorted(map(json.loads, lines), key=lambda sample: sample["doc_id"])
 
     def answers(self) -> list[str]:

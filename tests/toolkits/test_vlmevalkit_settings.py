@@ -192,3 +192,32 @@ def test_scores_are_by_exact_matching_unless_there_is_a_judge(
 
     monkeypatch.setenv("OPENAI_API_KEY", key)
     assert _judge(flags) == added
+
+
+class TestSeveral:
+    def test_every_method_at_every_ratio_and_all_tokens_once(self, tmp_path: Path) -> None:
+        run = resolve(written(tmp_path), "--methods", "none", "tango", "random", "--ratios", "0.1", "0.2")
+        assert list(run.models) == ["M-none", "M-tango-r0.1", "M-tango-r0.2", "M-random-r0.1", "M-random-r0.2"]
+        assert run.config["model"] == {name: {} for name in run.models}
+        assert run.models["M-random-r0.2"].method.options["retention_ratio"] == 0.2
+
+    def test_ratios_of_one_method(self, tmp_path: Path) -> None:
+        assert list(resolve(written(tmp_path), "--method=tango", "--ratios", "0.1", "0.2").models) == [
+            "M-tango-r0.1", "M-tango-r0.2",
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        "flags", [("--method=tango", "--methods", "random"), ("--retain-ratio=0.1", "--ratios", "0.2")]
+    )
+    def test_one_and_several_are_refused_together(self, flags: tuple[str, ...], tmp_path: Path) -> None:
+        with pytest.raises(OptionError, match="not both"):
+            resolve(written(tmp_path), *flags)
+
+    def test_data_options_go_into_every_entry(self, tmp_path: Path) -> None:
+        run = resolve(written(tmp_path), "--data-option", "num_clips=2", "--data-option", "control=blank")
+        assert run.config["data"] == {
+            "MVBench_8frame": {"class": "MVBench", "dataset": "MVBench", "nframe": 8, "num_clips": 2,
+                               "control": "blank"}
+        }  # fmt: skip
+        with pytest.raises(OptionError, match="--data-option takes NAME=VALUE, got 'num_clips'"):
+            resolve(written(tmp_path), "--data-option", "num_clips")

@@ -1,0 +1,28 @@
+"""`tango runs`: every recorded run with what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from tango.commands.results import add_results_arguments, label, read
+from tango.report.overview import lines, markdown
+from tango.report.results import choose
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `tango runs`."""
+    add_results_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, with the accuracy of each group of questions")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table, or the same as JSON."""
+    results = read(args)
+    runs, notes = choose(results.runs)
+    for note in (*results.notes, *notes):
+        print(f"tango: note: {note}", file=sys.stderr)
+    found = lines(runs, label, seed=args.seed)
+    print(json.dumps([line.to_dict() for line in found], indent=1) if args.json else markdown(found))
+    return 0

@@ -1,0 +1,78 @@
+"""The benchmark set: clips from seeds that training never uses, and their questions."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tango.mini.files import write_clip
+from tango.mini.questions import Question, ask_all
+from tango.mini.recipe import benchmark_seed
+from tango.mini.scenes import Clip, draw_clip
+
+
+def benchmark_clip(index: int) -> tuple[Clip, list[Question]]:
+    """Clip number `index` and one question of every kind that it allows; the same on every machine."""
+    seed = benchmark_seed(index)
+    clip = draw_clip(seed)
+    return clip, ask_all(clip, np.random.default_rng((*seed, 1 << 20)))
+
+
+def clip_file(folder: Path, index: int, *, blank: bool = False) -> Path:
+    """Where a benchmark clip lies in a folder of clips; it is written first if it is not there.
+
+    Several processes may ask for it at once: one writes, the others wait.
+
+    Args:
+        blank: the same frame times, but all frames are grey.
+    """
+    file = folder / f"{'blank' if blank else 'clip'}_{index:04d}.mp4"
+    if not file.exists():
+        with _alone(folder):
+            if not file.exists():
+                write_clip(file, benchmark_clip(index)[0], blank=blank)
+    return file
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of here for this folder; a process that ends, however it does, lets them in."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def cache_name() -> str:
+    """Name for a folder of clips that outlives this release: another one when the code that draws them changes."""
+    code = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("benchmark", "files", "scenes", "shapes")]
+    return f"tango-mini-{hashlib.sha256(b''.join(code)).hexdigest()[:8]}"
+
+
+def benchmark_questions(num_clips: int) -> Iterator[dict[str, Any]]:
+    """All questions about the first clips, clip by clip: number of the clip, kind, text, options and answer."""
+    for index in range(num_clips):
+        for question in benchmark_clip(index)[1]:
+            yield {"clip": index, **asdict(question)}
+
+
+def write_questions(folder: Path, num_clips: int) -> Path:
+    """Write all questions as JSON lines: clip, video, kind, question, options, answer."""
+    file = folder / "questions.jsonl"
+    partial = file.with_name(f".{file.name}.partial")
+    with partial.open("w", encoding="utf-8") as lines:
+        for question in benchmark_questions(num_clips):
+            lines.write(json.dumps({"video": f"clip_{question['clip']:04d}.mp4", **question}) + "\n")
+    os.replace(partial, file)
+    return file

@@ -1,0 +1,109 @@
+"""Recorded runs one by one: accuracy, tokens kept, and the paired difference to all tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tango.report.curves import share_kept
+from tango.report.intervals import Estimate, accuracies, paired_difference
+from tango.report.results import Run
+from tango.report.text import markdown as markdown_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One run, in percent; intervals are of 95 %, over clips."""
+
+    model: str
+    benchmark: str
+    method: str
+    retention_ratio: float | None
+    tokens_percent: float
+    accuracy: float
+    interval: tuple[float, float] | None
+    minus_all_tokens: float | None
+    minus_interval: tuple[float, float] | None
+    num_questions: int
+    num_clips: int
+    num_expected: int | None
+    groups: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, rounded."""
+        return {name: _rounded(value) for name, value in asdict(self).items()}
+
+
+def lines(runs: Sequence[Run], label: Callable[[Mapping[str, Any]], str], *, seed: int = 0) -> list[Line]:
+    """A line for each run, sorted; all tokens come first.
+
+    Args:
+        runs: each model, method and benchmark once.
+        label: name of a method's configuration without its ratio.
+    """
+    full = {(run.model, run.benchmark.name): run for run in runs if run.method["method"] == "none"}
+    found = []
+    for run in runs:
+        estimates = accuracies(run.questions, run.benchmark, seed=seed)
+        reference = full.get((run.model, run.benchmark.name))
+        minus: Estimate | None = None
+        if reference is not None and reference is not run:
+            minus = paired_difference(run.questions, reference.questions, run.benchmark, seed=seed)[None]
+        found.append(
+            Line(
+                model=run.model,
+                benchmark=run.benchmark.name,
+                method=label(run.method),
+                retention_ratio=_ratio(run.method),
+                tokens_percent=100 * share_kept(run),
+                accuracy=estimates[None].value,
+                interval=estimates[None].interval(),
+                minus_all_tokens=None if minus is None else minus.value,
+                minus_interval=None if minus is None else minus.interval(),
+                num_questions=estimates[None].num_questions,
+                num_clips=estimates[None].num_clips,
+                num_expected=run.num_expected,
+                groups={str(name): estimate.value for name, estimate in estimates.items() if name is not None},
+            )
+        )
+    return sorted(found, key=lambda line: (line.model, line.benchmark, line.retention_ratio or 0, line.method))
+
+
+def markdown(found: Sequence[Line]) -> str:
+    """The lines as a Markdown table."""
+    header = (
+        "model", "benchmark", "method", "ratio", "tokens kept, %", "accuracy, % [95 %]", "minus all tokens [95 %]",
+        "questions", "clips",
+    )  # fmt: skip
+    rows = [header]
+    for line in found:
+        ratio = "-" if line.retention_ratio is None else f"{line.retention_ratio:g}"
+        whole = "" if line.num_expected in (None, line.num_questions) else f" of {line.num_expected}"
+        accuracy = f"{line.accuracy:.1f}{_bracket(line.interval, '.1f')}"
+        minus = "-" if line.minus_all_tokens is None else f"{line.minus_all_tokens:+.1f}"
+        minus += _bracket(line.minus_interval, "+.1f")
+        kept, questions = f"{line.tokens_percent:.1f}", f"{line.num_questions}{whole}"
+        rows.append(
+            (line.model, line.benchmark, line.method, ratio, kept, accuracy, minus, questions, str(line.num_clips))
+        )
+    return markdown_table(rows)
+
+
+def _ratio(method: Mapping[str, Any]) -> float | None:
+    if (mean := method.get("mean_retention_ratio")) is not None:
+        return float(mean)
+    ratio = method["options"].get("retention_ratio")
+    return None if ratio is None else float(ratio)
+
+
+def _bracket(interval: tuple[float, float] | None, form: str) -> str:
+    return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, (tuple, list)):
+        return [_rounded(part) for part in value]
+    return {name: _rounded(part) for name, part in value.items()} if isinstance(value, dict) else value

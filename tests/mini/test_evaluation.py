@@ -1,0 +1,151 @@
+"""Evaluation: files that survive a crash, intervals that know about clips, and the command around it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import tango
+from tango.cli import main
+from tango.errors import TangoError
+from tango.mini.benchmark import benchmark_clip
+from tango.mini.evaluation import Results, clustered, evaluate, similarity, static_share, summarise
+from tango.mini.model import make_model
+from tango.mini.train import write_checkpoint
+
+SIZES = {"vision_width": 32, "vision_layers": 1, "width": 32, "layers": 1}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation") / "model"
+    write_checkpoint(make_model(0, **SIZES), folder)
+    return folder
+
+
+def test_every_question_of_a_clip_is_asked_and_judged(checkpoint, tmp_path):
+    model, processor = tango.load(checkpoint)
+    with tango.prune(model, "uniform", retention_ratio=0.25):
+        (record,) = evaluate(model, processor, tmp_path, [2], num_frames=4)
+    questions = benchmark_clip(2)[1]
+    assert (record["clip"], record["tokens_before"], record["tokens_after"]) == (2, 196, 49)
+    assert [q["kind"] for q in record["questions"]] == [q.kind for q in questions]
+    for said, asked in zip(record["questions"], questions, strict=True):
+        assert said["choice"] in asked.options
+        assert said["right"] == (said["choice"] == asked.answer)
+        assert said["exact"] == (said["text"] == asked.answer)
+
+
+def test_controls_show_something_else(checkpoint, tmp_path, monkeypatch):
+    import tango.mini.evaluation as module
+
+    model, processor = tango.load(checkpoint)
+    shown = {}
+    for control in ("none", "blank", "other"):
+
+        def look(_model, _processor, video, _question, control=control):
+            shown[control] = video.frames.clone()
+            return {}
+
+        monkeypatch.setattr(module, "ask_model", look)
+        list(evaluate(model, processor, tmp_path, [0], num_frames=3, control=control))
+    assert (shown["blank"] == 127).all()
+    assert shown["none"].float().std() > 10
+    following = tango.read_video(tmp_path / "clip_0001.mp4", num_frames=3).frames
+    assert (shown["other"] == following).all()
+
+
+def test_results_continue_after_a_crash(tmp_path):
+    file, setting = tmp_path / "results.jsonl", {"method": "tango"}
+    Results(file, setting).add({"clip": 0})
+    with file.open("a") as lines:
+        lines.write('{"clip": 1, "ques')  # what a crash may leave
+    results = Results(file, setting)
+    assert results.records == [{"clip": 0}]
+    results.add({"clip": 1})
+    assert Results(file, setting).records == [{"clip": 0}, {"clip": 1}]
+    with pytest.raises(TangoError, match="results of another run"):
+        Results(file, {"method": "uniform"})
+
+
+def test_intervals_count_clips_not_questions():
+    """Ten answers of a clip that are all right or all wrong say as much as one."""
+    rng = np.random.default_rng(0)
+    once = [[{"right": bool(r)}] for r in rng.random(200) < 0.7]
+    accuracy, margin = clustered([10 * of_clip for of_clip in once], "right")
+    assert accuracy == pytest.approx(clustered(once, "right")[0])
+    assert margin == pytest.approx(clustered(once, "right")[1])
+    share = accuracy / 100
+    assert margin == pytest.approx(196 * math.sqrt(share * (1 - share) / 199))
+    assert math.isnan(clustered(once[:1], "right")[1])
+
+
+def test_the_summary_weighs_questions_equally():
+    def answers(kind: str, *right: bool) -> list[dict[str, object]]:
+        return [{"kind": kind, "right": r, "exact": False} for r in right]
+
+    records = [
+        {"clip": 0, "questions": answers("color", True, True) + answers("count", False), "tokens_before": 10,
+         "tokens_after": 5},
+        {"clip": 1, "questions": answers("color", False), "tokens_before": 10, "tokens_after": 1},
+    ]  # fmt: skip
+    summary = summarise(records)
+    assert summary["all"]["accuracy"] == 50
+    assert summary["color"] == {"questions": 3, "accuracy": pytest.approx(200 / 3), "margin": pytest.approx(
+        summary["color"]["margin"]), "exact": 0}  # fmt: skip
+    assert summary["count"]["questions"] == 1
+    assert summary["tokens_kept"] == pytest.approx(0.3)
+    assert "motion" not in summary
+
+
+def test_similarity_is_one_where_a_picture_stands_still(checkpoint):
+    model, _ = tango.load(checkpoint)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3), dtype=np.uint8)
+    found = similarity(model, torch.from_numpy(frames[[0, 0, 1]]))
+    assert found.shape == (2, 49)
+    assert found[0] == pytest.approx(np.ones(49), abs=1e-4)
+    assert found[1].max() < 0.9999
+
+
+def test_the_static_share_is_what_averaging_over_segments_saves():
+    table = np.ones((4, 10), np.float32)
+    assert static_share(table) == pytest.approx(0.8)  # 5 frames become 1
+    table[2] = 0  # a cut: 3 + 2 frames become 1 + 1
+    assert static_share(table) == pytest.approx(0.6)
+    table[:, :5] = 0  # and half of the places change all the time
+    assert static_share(table) == pytest.approx(0.3)
+    assert static_share(np.full((4, 10), 0.7, np.float32)) == 0  # similar enough for a segment, not to be static
+
+
+def test_the_similarity_command_prints_quantiles(checkpoint, capsys):
+    assert main(["mini", "similarity", "--model", str(checkpoint), "--num-clips", "1"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    quantiles = list(record["cosine_percentiles"].values())
+    assert quantiles == sorted(quantiles)
+    assert record["static_share_min"] == record["static_share_max"] == record["static_share_mean"] <= 15 / 16
+
+
+def test_the_command_writes_results_and_a_table(checkpoint, tmp_path, capsys):
+    output = tmp_path / "results.jsonl"
+    command = ["mini", "evaluate", "--model", str(checkpoint), "--num-frames", "4", "--clips", str(tmp_path / "clips")]
+    command += ["--method", "tango", "--retention-ratio", "0.2", "--output", str(output)]
+    assert main([*command, "--num-clips", "1"]) == 0
+    table = capsys.readouterr().out
+    assert "method tango" in table
+    assert len(output.read_text().splitlines()) == 2
+    assert main([*command, "--num-clips", "2", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["clips"] == 2
+    assert summary["all"]["questions"] == sum(len(benchmark_clip(i)[1]) for i in range(2))
+    assert main([*command[:-2], "--retention-ratio", "0.5", "--output", str(output), "--num-clips", "2"]) == 2
+    assert "results of another run" in capsys.readouterr().err
+
+
+def test_the_clips_command_writes_clips_and_questions(tmp_path, capsys):
+    assert main(["mini", "clips", str(tmp_path / "clips"), "--num-clips", "2"]) == 0
+    assert {f.name for f in (tmp_path / "clips").iterdir()} == {"clip_0000.mp4", "clip_0001.mp4", "questions.jsonl"}
+    assert "questions.jsonl" in capsys.readouterr().out

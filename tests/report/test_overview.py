@@ -1,0 +1,53 @@
+"""`tango runs`: one line per run, compared with all tokens on the same clips."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tango.cli import main
+from tests.report.folders import everything, write_vlmevalkit
+
+pytestmark = pytest.mark.usefixtures("miniature")
+FULL = "111111101101;11111100;111010;1111011"
+PRUNED = "111110101100;11110000;101010;1111000"
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    write_vlmevalkit(tmp_path, {"method": "none"}, everything(FULL), tokens=(6272.0, 6272.0))
+    write_vlmevalkit(tmp_path, {"method": "tango", "retention_ratio": 0.1}, everything(PRUNED))
+    return tmp_path
+
+
+def test_json_has_every_number(outputs, capsys):
+    assert main(["runs", "--results", str(outputs), "--json"]) == 0
+    lines = {(line["benchmark"], line["method"]): line for line in json.loads(capsys.readouterr().out)}
+    assert len(lines) == 8
+    pruned, full = lines["Video-MME", "tango"], lines["Video-MME", "none"]
+    assert (full["accuracy"], pruned["accuracy"]) == (round(1000 / 12, 4), round(800 / 12, 4))
+    assert (full["minus_all_tokens"], pruned["minus_all_tokens"]) == (None, round(-200 / 12, 4))
+    assert (full["tokens_percent"], pruned["tokens_percent"]) == (100, round(64000 / 6272, 4))
+    assert (full["retention_ratio"], pruned["retention_ratio"]) == (None, 0.1)
+    assert (pruned["num_questions"], pruned["num_clips"], pruned["num_expected"]) == (12, 4, 12)
+    low, high = pruned["minus_interval"]
+    assert low <= pruned["minus_all_tokens"] <= high <= 0  # never better on any clip
+    assert set(pruned["groups"]) == {"short", "medium", "long"}
+
+
+def test_the_table_is_markdown(outputs, capsys):
+    assert main(["runs", "--results", str(outputs)]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2 + 8
+    row = next(row for row in rows if "Video-MME | tango |" in row)
+    assert row.startswith("| LLaVA-OneVision-7B | Video-MME | tango | 0.1 | 10.2 | 66.7 [")
+    assert "| -16.7 [" in row
+    assert row.endswith("] | 12 | 4 |")
+
+
+def test_a_part_of_a_benchmark_says_so(tmp_path, capsys):
+    write_vlmevalkit(tmp_path, {"method": "none"}, {"Video-MME": [True] * 6}, limit=6)
+    assert main(["runs", "--results", str(tmp_path)]) == 0
+    assert "| 6 of 12 | 2 |" in capsys.readouterr().out
