@@ -105,7 +105,8 @@ class TestExperiments:
 
     def test_another_model_runs_every_configuration_once(self) -> None:
         rows = read_experiment(EXPERIMENTS, 2).for_model("tango-mini").rows
-        assert len(rows) == 13  # Qwen's four are among LLaVA-Video's
+        assert len(rows) == 12  # Qwen's four are among LLaVA-Video's; FastV cannot keep 10 % of four layers' tokens
+        assert "fastv" not in {row.name for row in rows}
         assert {row.model for row in rows} == {"tango-mini"}
         assert {row.settings.get("pruned_layer") for row in rows} == {None, 3}
         build_layer_pruner("fastv-merge", layer=3)
