@@ -181,12 +181,12 @@ class TestLmmsEval:
 
     def test_a_task_that_is_not_known_here(self, tmp_path: Path) -> None:
         lines = [{"some_score": {"score": score, "videoID": "v"}} for score in (1.0, 0.0)]
-        write_lmms_eval(tmp_path / "ov", TANGO, {"tangomini": lines})
+        write_lmms_eval(tmp_path / "ov", TANGO, {"egoschema": lines})
         (run,) = read_results([tmp_path]).runs
-        assert (run.benchmark.name, right(run), run.num_expected, run.partial) == ("tangomini", [True, False], 2, False)
+        assert (run.benchmark.name, right(run), run.num_expected, run.partial) == ("egoschema", [True, False], 2, False)
 
     def test_results_go_with_the_method_that_was_written_next(self, tmp_path: Path) -> None:
-        lines = {"tangomini": [{"some_score": {"score": 1.0}}]}
+        lines = {"egoschema": [{"some_score": {"score": 1.0}}]}
         for minute, method in enumerate(("tango", "holitom", "uniform")):
             times = {"time": f"20260101_120{minute}00", "efficiency_time": f"20260101_120{minute}07"}
             write_lmms_eval(tmp_path / "ov", {"method": method}, lines, **times)
@@ -200,7 +200,7 @@ class TestLmmsEval:
         assert "results of 20260101_120100 have no efficiency.json" in results.notes[0]
 
     def test_a_limit_and_a_run_without_results(self, tmp_path: Path) -> None:
-        write_lmms_eval(tmp_path / "ov", TANGO, {"tangomini": [{"a": {"score": 1.0}}]}, limit=1)
+        write_lmms_eval(tmp_path / "ov", TANGO, {"egoschema": [{"a": {"score": 1.0}}]}, limit=1)
         (tmp_path / "other" / "journals" / "tango-r0.1-0000").mkdir(parents=True)
         results = read_results([tmp_path])
         assert [run.partial for run in results.runs] == [True]
@@ -228,7 +228,7 @@ class TestLmmsEval:
 
 class TestJsonLines:
     LINE: ClassVar[dict[str, Any]] = {
-        "model": "tango-mini", "method": {"method": "none"}, "benchmark": "TangoMini", "question_id": 0,
+        "model": "tango-mini", "method": {"method": "none"}, "benchmark": "EgoSchema", "question_id": 0,
         "video_id": "clip_0000", "correct": True,
     }  # fmt: skip
 
