@@ -48,7 +48,7 @@ if [ ! -f "VLMEvalKit/$CONFIG" ]; then
     exit 2
 fi
 if [ "$MODEL" = tango-mini ]; then
-    BENCHMARKS=${BENCHMARKS:-TangoMini}
+    DATASETS=${DATASETS:-TangoMini} BENCHMARKS=${BENCHMARKS:-TangoMini}
 elif [ "$TABLE" = 4 ]; then
     DATASETS=${DATASETS:-Video-MME MLVU_MCQ}
 fi

@@ -9,34 +9,42 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 QUESTION = "What happens in this video?"
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 
 
+def draw_frames(*, num_frames: int, size: int) -> Iterator[NDArray[np.uint8]]:
+    """Draw frames (size, size, 3): a disc moves over a still background, and the scene changes twice."""
+    row, column = np.mgrid[:size, :size] / size
+    for t in range(num_frames):
+        scene = 3 * t // num_frames
+        background = np.stack([np.sin(9 * row * (scene + 1)), np.cos(7 * column + scene), row * column], axis=-1)
+        centre = 0.2 + 0.6 * (t % max(1, num_frames // 3)) / max(1, num_frames // 3)
+        disc = (row - 0.5) ** 2 + (column - centre) ** 2 < 0.01
+        picture = 127 + 100 * background
+        picture[disc] = np.roll([240, 40, 40], scene)
+        yield picture.clip(0, 255).astype(np.uint8)
+
+
 def write_clip(path: Path, *, num_frames: int = 96, size: int = 256, fps: int = 24) -> None:
-    """Write a short mp4: a disc moves over a still background, and the scene changes twice."""
+    """Write `draw_frames` as a short mp4."""
     import av
 
-    row, column = np.mgrid[:size, :size] / size
     with av.open(str(path), "w") as container:
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         stream = container.add_stream(codec, rate=fps)
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
-        for t in range(num_frames):
-            scene = 3 * t // num_frames
-            background = np.stack([np.sin(9 * row * (scene + 1)), np.cos(7 * column + scene), row * column], axis=-1)
-            centre = 0.2 + 0.6 * (t % (num_frames // 3)) / (num_frames // 3)
-            disc = (row - 0.5) ** 2 + (column - centre) ** 2 < 0.01
-            picture = 127 + 100 * background
-            picture[disc] = np.roll([240, 40, 40], scene)
-            frame = av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="rgb24")
+        for picture in draw_frames(num_frames=num_frames, size=size):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             for packet in stream.encode(frame):
                 container.mux(packet)
         for packet in stream.encode():

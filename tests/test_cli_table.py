@@ -31,12 +31,12 @@ def outputs(tmp_path: Path) -> Path:
     write_vlmevalkit(folder, {"method": "none"}, everything(FULL), tokens=(6272.0, 6272.0))
     write_vlmevalkit(folder, {"method": "tango", "retention_ratio": 0.1}, everything(PRUNED), tokens=(6272.0, 640.0))
     write_vlmevalkit(folder, {"method": "tango", "retention_ratio": 0.2}, everything(FULL), tokens=(6272.0, 1280.0))
-    write_vlmevalkit(folder, {"method": "fastv", "retention_ratio": 0.1}, everything(PRUNED), tokens=(6272.0, 6272.0))
+    write_vlmevalkit(folder, {"method": "fastv", "retention_ratio": 0.1}, everything(PRUNED), tokens=(6272.0, 627.2))
     write_vlmevalkit(
         folder,
         {"method": "tango", "retention_ratio": 0.1, "pruned_layer": 18},
         everything(FULL),
-        tokens=(6272.0, 768.0),
+        tokens=(6272.0, 640.0),
     )
     return folder
 
@@ -161,15 +161,22 @@ class TestFigure:
         rows = self.rows(path.with_suffix(".csv"))
         assert set(rows) == {
             ("none", "100.0"),
-            ("tango", "10.204082"),  # as measured
+            ("tango", "10.204082"),
             ("tango", "20.408163"),
-            ("fastv", "10.0"),  # inside the LLM, as configured: the mean over its layers
-            ("tango-fastv-merge18", "10.0"),
+            ("fastv", "10.0"),
+            ("tango-fastv-merge18", "10.204082"),
         }
         expected = (100 * 8 / 12 + 50 + 50 + 40) / 4
         assert float(rows["tango", "10.204082"]["accuracy"]) == pytest.approx(expected)
         assert rows["none", "100.0"]["num_questions"] == "33"
         assert path.read_text().startswith("<?xml")
+
+    def test_tokens_are_as_configured_where_they_were_not_recorded(self, outputs, tmp_path):
+        for path in outputs.rglob("tango_summary.json"):
+            path.write_text(path.read_text().replace("mean_visual_tokens", "visual_tokens_after"))
+        path = tmp_path / "accuracy.svg"
+        assert main(["figure", "accuracy", "--results", str(outputs), "--output", str(path)]) == 0
+        assert {tokens for _, tokens in self.rows(path.with_suffix(".csv"))} == {"100.0", "10.0", "20.0"}
 
     @pytest.mark.parametrize("form", ["png", "svg", "pdf"])
     def test_the_same_results_give_the_same_bytes(self, outputs, tmp_path, form):

@@ -138,6 +138,18 @@ def count(
     }
 
 
+def llm_widths(config: Any) -> dict[str, Any]:
+    """What `layer_flops` wants to know about the language model of a transformers config."""
+    text = config.get_text_config()
+    return {
+        "width": text.hidden_size,
+        "mlp_width": text.intermediate_size,
+        "num_heads": text.num_attention_heads,
+        "num_kv_heads": text.num_key_value_heads,
+        "head_dim": getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+    }
+
+
 def _shape_of(path_or_id: str, frames: int | None, offline: bool) -> Shape:
     """Read a checkpoint's config."""
     from tango.commands.common import quiet
@@ -149,16 +161,11 @@ def _shape_of(path_or_id: str, frames: int | None, offline: bool) -> Shape:
     config, adapter = loading.read_config(
         resolve_folder(path_or_id, local_files_only=offline, patterns=["config.json"])
     )
-    text = config.get_text_config()
     frames = adapter.usual_num_frames(config) if frames is None else max(frames, 1)
     placeholders = adapter.num_video_tokens(config, frames)
     shape = Shape(
-        width=text.hidden_size,
-        mlp_width=text.intermediate_size,
-        num_layers=text.num_hidden_layers,
-        num_heads=text.num_attention_heads,
-        num_kv_heads=text.num_key_value_heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        **llm_widths(config),
+        num_layers=config.get_text_config().num_hidden_layers,
         tokens_per_step=placeholders,
         frames_per_step=frames,
         default_frames=frames,

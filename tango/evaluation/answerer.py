@@ -86,7 +86,7 @@ class Answerer:
         self.model, self.processor = load(pretrained, dtype=dtype, attn_implementation=attn_implementation, **places)
         _limit_pixels(self.processor, min_pixels, max_pixels)
         with ExitStack() as stack:  # undone if a later step fails
-            self.pruning = stack.enter_context(_applied(self.method, self.model))
+            self.pruning = stack.enter_context(applied(self.method, self.model))
             self._prepare = Preparer(
                 processor=self.processor,
                 num_frames=num_frames or self.processor.default_num_frames,
@@ -204,8 +204,8 @@ class Answerer:
         return answers_of(self.pruning, self.processor, prepared)
 
 
-def _applied(method: MethodConfig, model: Any) -> Pruning:
-    """The pruning of a method. "none" goes the same way with all tokens kept."""
+def applied(method: MethodConfig, model: Any) -> Pruning:
+    """The pruning of a method. "none" goes the same way with all tokens kept, so that its stages are measured alike."""
     pruning = method.apply(model)
     return pruning if isinstance(pruning, Pruning) else prune(model, "uniform", retention_ratio=1.0)
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from tango.errors import TangoError, UnknownNameError
 from tango.models import lmms_lab
-from tango.models.base import Adapter, adapter_class
+from tango.models.base import Adapter, adapter_class, pooling_head_of
 from tango.models.hub import resolve_folder
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
 
@@ -55,11 +55,11 @@ def load(
         raise UnknownNameError("dtype", name, _DTYPES)
     folder = resolve_folder(path_or_id, local_files_only=local_files_only, revision=revision)
     config, adapter = read_config(folder)
-    device = _device(device)
+    device = choose_device(device)
     chosen = _DTYPES[name] or config.dtype or torch.float32
     if name == "auto" and device.type == "cpu" and chosen == torch.float16:
         chosen = torch.float32
-    attention = _available_attention(attn_implementation, device)
+    attention = available_attention(attn_implementation, device)
     if attention is not None:
         options["attn_implementation"] = attention
     try:
@@ -75,6 +75,8 @@ def load(
     if "device_map" not in options:
         model = model.to(device)
     _attach_pooling_head(model, folder, siglip, local_files_only=local_files_only)
+    if (head := pooling_head_of(model)) is not None:  # else every call would copy it to the device
+        model.__dict__["pooling_head"] = head.to(model.device)
     return model.eval(), processor
 
 
@@ -106,7 +108,12 @@ def read_config(folder: Path) -> tuple[Any, type[Adapter]]:
     return config, adapter_class(config)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device of this name; None: CUDA if there is one, else the CPU.
+
+    Raises:
+        TangoError: there is none.
+    """
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
@@ -116,7 +123,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def _available_attention(name: str | None, device: torch.device) -> str | None:
+def available_attention(name: str | None, device: torch.device) -> str | None:
     """The attention implementation asked for; sdpa, with a note, where flash attention cannot be had."""
     if name != "flash_attention_2":
         return name

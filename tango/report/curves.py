@@ -62,15 +62,11 @@ def points(
 
 
 def share_kept(run: Run) -> float:
-    """Visual tokens in the mean over the LLM's layers: as configured where they are pruned inside, else as measured."""
-    method = run.method
-    if method["method"] == "none":
-        return 1.0
-    if (mean := method.get("mean_retention_ratio")) is not None:
-        return float(mean)
-    if run.tokens_before and run.tokens_after is not None and run.tokens_after < run.tokens_before:
+    """Visual tokens that are left in the mean over the LLM's layers: as measured, or else as configured."""
+    if run.tokens_before and run.tokens_after is not None:
         return run.tokens_after / run.tokens_before
-    return float(method["options"]["retention_ratio"])
+    mean = run.method.get("mean_retention_ratio")
+    return float(run.method.get("options", {}).get("retention_ratio", 1.0) if mean is None else mean)
 
 
 def csv_text(series: Sequence[Point]) -> str:

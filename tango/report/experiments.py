@@ -37,7 +37,7 @@ class Experiment:
     title: str
     columns: tuple[str, ...]  # benchmarks, "benchmark/group", "average" and "performance"
     average_over: tuple[str, ...]  # benchmarks that go into these two
-    models: Mapping[str, Mapping[str, Any]]  # by the paper's name or a user's: checkpoints, settings
+    models: Mapping[str, Mapping[str, Any]]  # by the paper's name or a user's
     rows: tuple[Row, ...]
 
     @property
@@ -59,6 +59,11 @@ class Experiment:
                 return names
         return {model.lower()}
 
+    def num_frames_of(self, model: str) -> int | None:
+        """With how many frames this model is to be run; None: with any number."""
+        names = self.names_of(model)
+        return next((about.get("num_frames") for title, about in self.models.items() if title.lower() in names), None)
+
     def for_model(self, model: str) -> Experiment:
         """The rows of one of the paper's models; or all rows, without repetitions, as experiments with another one."""
         names = self.names_of(model)
@@ -67,6 +72,8 @@ class Experiment:
             instead = next((about for title, about in self.models.items() if title.lower() in names), {})
             unique: dict[str, Row] = {}
             for row in self.rows:
+                if row.settings["method"] in instead.get("without", ()):
+                    continue
                 settings = {name: instead.get("settings", {}).get(name, value) for name, value in row.settings.items()}
                 unique.setdefault(repr(sorted(settings.items())), replace(row, model=model, settings=settings))
             rows = list(unique.values())

@@ -9,7 +9,8 @@ lines, one judged question each, in files called `*records.jsonl` (any name if t
      "benchmark": "Video-MME", "question_id": "001-1", "video_id": "fFjv93ACGo8", "correct": true}
 
 `method` has the fields of `tango.evaluation.MethodConfig`. A line may also have `group` (such as Video-MME's duration),
-`num_questions` (of the whole benchmark), `date` (ISO 8601, of the run), `tokens_before` and `tokens_after`.
+`num_questions` (of the whole benchmark), `num_frames`, `date` (ISO 8601, of the run), and visual tokens:
+`tokens_before` without pruning, and `tokens_after`, what is left of them in the mean over the LLM's layers.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def read_vlmevalkit(folder: Path) -> Found:
         model = name.rpartition(f"-{settings['method']['method']}")[0] or name
         data = read_json(folder / _ARGUMENTS)["settings"]["data"] if (folder / _ARGUMENTS).is_file() else {}
         for key, entry in summary["datasets"].items():
-            known = benchmark(data.get(key, {}).get("dataset", key))
+            described = data.get(key, {})
+            known = benchmark(described.get("dataset", key))
             questions = _scores(folder, f"{name}_{key}_score", known.name)
             if "error" in entry:
                 found.notes.append(f"{folder}: {known.name} failed: {' '.join(str(entry['error']).split())}")
@@ -121,10 +123,11 @@ def read_vlmevalkit(folder: Path) -> Found:
                     benchmark=known,
                     questions=tuple(questions),
                     num_expected=known.num_questions,
+                    num_frames=described.get("nframe"),
                     limited=settings.get("limit") is not None,
                     date=summary.get("environment", {}).get("date", ""),
                     tokens_before=number_or_none(means.get("visual_tokens_before")),
-                    tokens_after=number_or_none(means.get("visual_tokens_after")),
+                    tokens_after=number_or_none(means.get("mean_visual_tokens")),
                 )
             )
     except (KeyError, TypeError, AttributeError) as error:
@@ -218,10 +221,11 @@ def _lmms_runs(folder: Path, time: str, results: Mapping[str, Any], efficiency: 
             benchmark=known,
             questions=tuple(judged),
             num_expected=known.num_questions or originals[name],
+            num_frames=config.get("num_frames"),
             limited=results["config"].get("limit") is not None,
             date=efficiency.get("environment", {}).get("date", ""),
             tokens_before=number_or_none(means.get("visual_tokens_before")),
-            tokens_after=number_or_none(means.get("visual_tokens_after")),
+            tokens_after=number_or_none(means.get("mean_visual_tokens")),
         )
 
 
@@ -281,6 +285,7 @@ def _records_run(path: Path, records: list[dict[str, Any]]) -> Run:
             for record in records
         ),
         num_expected=first.get("num_questions", known.num_questions),
+        num_frames=first.get("num_frames"),
         date=max(record.get("date", "") for record in records),
         tokens_before=_mean_of(records, "tokens_before"),
         tokens_after=_mean_of(records, "tokens_after"),

@@ -33,10 +33,11 @@ class Run:
     benchmark: Benchmark
     questions: tuple[Judged, ...]
     num_expected: int | None  # questions of the whole benchmark; None: not known
+    num_frames: int | None = None  # of each video; None: not recorded
     limited: bool = False  # asked for a part of the benchmark only
     date: str = ""
     tokens_before: float | None = None  # visual tokens of a question, in the mean
-    tokens_after: float | None = None
+    tokens_after: float | None = None  # of these, what is left in the mean over the LLM's layers; None: not recorded
 
     @property
     def partial(self) -> bool:

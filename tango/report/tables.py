@@ -74,7 +74,12 @@ def build(
     papers_models = {name.lower() for name in experiment.papers_models}
     if model is not None:
         experiment = experiment.for_model(model)
-    chosen, notes = choose([replace(run, model=_title(run.model, experiment)) for run in results.runs])
+    fitting = [run for run in results.runs if _fits(run, experiment)]
+    chosen, notes = choose([replace(run, model=_title(run.model, experiment)) for run in fitting])
+    notes += [
+        f"{run.source} ({run.benchmark.name}) is left out: it has {run.num_frames} frames, "
+        f"the paper {experiment.num_frames_of(run.model)}" for run in results.runs if run not in fitting
+    ]  # fmt: skip
     runs = {run.key: run for run in chosen}
     filled = _Filling(experiment, runs, resolve, papers_models, seed)
     rows = tuple(
@@ -97,6 +102,11 @@ def build(
 def _title(model: str, experiment: Experiment) -> str:
     """The one name by which a model's runs are found, whatever the toolkit calls it."""
     return min(experiment.names_of(model))
+
+
+def _fits(run: Run, experiment: Experiment) -> bool:
+    """Whether a run has as many frames as the paper, as far as both are known."""
+    return run.num_frames is None or experiment.num_frames_of(run.model) in (None, run.num_frames)
 
 
 class _Filling:

@@ -171,3 +171,9 @@ def test_the_checkpoints_own_chat_template_wins(checkpoint, tmp_path):
     _, processor = tango.load(checkpoint)
     prompt = processor.apply_chat_template([{"role": "user", "content": [{"type": "video"}]}])
     assert prompt.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<video>\n")
+
+
+def test_the_pooling_head_is_where_the_model_is(checkpoint):
+    """Else every call would copy it there, in the middle of a measured stage."""
+    model, _ = tango.load(checkpoint, device="meta")
+    assert model.device.type == model.pooling_head.folded_probe.device.type == "meta"

@@ -57,6 +57,7 @@ def write_vlmevalkit(
     limit: int | None = None,
     date: str = "2026-01-01T00:00:00+00:00",
     tokens: tuple[float, float] = (6272.0, 640.0),
+    num_frames: int = 32,
 ) -> Path:
     """A folder as `tango_vlmeval` leaves it, with its tables of scores as TSV (as with PRED_FORMAT=tsv)."""
     method = MethodConfig.from_settings(settings)
@@ -76,12 +77,12 @@ def write_vlmevalkit(
             "num_correct": sum(right),
             "num_questions": len(right),
             "num_failures": 0,
-            "efficiency": {"means": {"visual_tokens_before": tokens[0], "visual_tokens_after": tokens[1]}},
+            "efficiency": {"means": {"visual_tokens_before": tokens[0], "mean_visual_tokens": tokens[1]}},
         }
     for key, message in (errors or {}).items():
         entries[f"{key}_32frame"] = {"error": message}
     described = {"method": method.to_dict(), "arguments": {"pretrained": "somewhere"}, "limit": limit}
-    data = {key: {"dataset": key.removesuffix("_32frame"), "nframe": 32} for key in entries}
+    data = {key: {"dataset": key.removesuffix("_32frame"), "nframe": num_frames} for key in entries}
     write_json(folder / "tango_args.json", {"command": "run.py", "settings": {"model": {}, "data": data}})
     summary = {"model": name, "settings": described, "datasets": entries, "environment": {"date": date}}
     write_json(folder / "tango_summary.json", summary)
@@ -106,7 +107,7 @@ def write_lmms_eval(
     counts = {task: {"original": len(lines), "effective": len(lines)} for task, lines in samples.items()}
     write_json(folder / f"{time}_results.json", {"results": {}, "n-samples": counts, "config": {"limit": limit}})
     config = {"pretrained": model, "method": MethodConfig.from_settings(settings).to_dict()}
-    means = {"visual_tokens_before": 6272.0, "visual_tokens_after": 640.0}
+    means = {"visual_tokens_before": 6272.0, "mean_visual_tokens": 640.0}
     record = {"config": config, "environment": {"date": f"{time[:4]}-01-01"}, "means": means}
     write_json(folder / f"{efficiency_time}_efficiency.json", record)
     return folder

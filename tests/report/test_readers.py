@@ -46,7 +46,7 @@ class TestVlmevalkit:
                 for group, percent in entry["groups_percent"].items():
                     members = [question.correct for question in run.questions if question.group == group]
                     assert 100 * sum(members) / len(members) == pytest.approx(percent)
-                assert run.model == "LLaVA-OneVision-7B"
+                assert (run.model, run.num_frames) == ("LLaVA-OneVision-7B", 32)
                 assert run.partial  # the data sets are miniatures
                 assert run.limited == folder.name.endswith("-limit4")
                 assert run.date.startswith("2026-11-21T")
@@ -56,7 +56,7 @@ class TestVlmevalkit:
         video_mme = runs["Video-MME"]
         assert (video_mme.method["method"], video_mme.method["options"]["retention_ratio"]) == ("tango", 0.1)
         assert video_mme.tokens_before == 512
-        assert 50 < (video_mme.tokens_after or 0) < 90
+        assert 0.1 * 512 < (video_mme.tokens_after or 0) < 0.2 * 512
         assert [question.video_id for question in video_mme.questions] == [f"vid{i % 4}" for i in range(9)]
         assert [question.group for question in video_mme.questions[:3]] == ["short", "medium", "long"]
         clips = {question.video_id for question in runs["MVBench"].questions}
@@ -74,6 +74,7 @@ class TestVlmevalkit:
             verdicts(text) for text in ALL.split(";")
         ]
         assert not any(run.partial for run in runs.values())
+        assert {(run.tokens_before, run.tokens_after) for run in runs.values()} == {(6272, 640)}
 
     @pytest.mark.usefixtures("miniature")
     def test_fewer_questions_than_the_benchmark_has(self, tmp_path: Path) -> None:
@@ -150,7 +151,8 @@ class TestLmmsEval:
         assert (run.model, run.benchmark.name, run.method["method"]) == ("llava-ov2", "Video-MME", "tango")
         assert sum(right(run)) / len(run.questions) == 0.125  # as in its results.json
         assert (len(run.questions), run.num_expected, run.partial) == (16, 2700, True)
-        assert (run.tokens_before, run.tokens_after) == (128, 19)
+        assert run.num_frames == 8
+        assert (run.tokens_before, run.tokens_after) == (128, None)  # that mean is younger than the run
         assert {question.video_id for question in run.questions} >= {"plain", "broken", "missing"}
         assert {question.group for question in run.questions} == {"short", "medium", "long"}
 
@@ -179,12 +181,12 @@ class TestLmmsEval:
 
     def test_a_task_that_is_not_known_here(self, tmp_path: Path) -> None:
         lines = [{"some_score": {"score": score, "videoID": "v"}} for score in (1.0, 0.0)]
-        write_lmms_eval(tmp_path / "ov", TANGO, {"some_task": lines})
+        write_lmms_eval(tmp_path / "ov", TANGO, {"egoschema": lines})
         (run,) = read_results([tmp_path]).runs
-        assert (run.benchmark.name, right(run), run.num_expected, run.partial) == ("some_task", [True, False], 2, False)
+        assert (run.benchmark.name, right(run), run.num_expected, run.partial) == ("egoschema", [True, False], 2, False)
 
     def test_results_go_with_the_method_that_was_written_next(self, tmp_path: Path) -> None:
-        lines = {"tangomini": [{"some_score": {"score": 1.0}}]}
+        lines = {"egoschema": [{"some_score": {"score": 1.0}}]}
         for minute, method in enumerate(("tango", "holitom", "uniform")):
             times = {"time": f"20260101_120{minute}00", "efficiency_time": f"20260101_120{minute}07"}
             write_lmms_eval(tmp_path / "ov", {"method": method}, lines, **times)
@@ -198,7 +200,7 @@ class TestLmmsEval:
         assert "results of 20260101_120100 have no efficiency.json" in results.notes[0]
 
     def test_a_limit_and_a_run_without_results(self, tmp_path: Path) -> None:
-        write_lmms_eval(tmp_path / "ov", TANGO, {"tangomini": [{"a": {"score": 1.0}}]}, limit=1)
+        write_lmms_eval(tmp_path / "ov", TANGO, {"egoschema": [{"a": {"score": 1.0}}]}, limit=1)
         (tmp_path / "other" / "journals" / "tango-r0.1-0000").mkdir(parents=True)
         results = read_results([tmp_path])
         assert [run.partial for run in results.runs] == [True]
@@ -226,7 +228,7 @@ class TestLmmsEval:
 
 class TestJsonLines:
     LINE: ClassVar[dict[str, Any]] = {
-        "model": "tango-mini", "method": {"method": "none"}, "benchmark": "Own", "question_id": 0,
+        "model": "tango-mini", "method": {"method": "none"}, "benchmark": "EgoSchema", "question_id": 0,
         "video_id": "clip_0000", "correct": True,
     }  # fmt: skip
 

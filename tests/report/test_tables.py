@@ -140,11 +140,33 @@ class TestCells:
 
 
 class TestWhichRuns:
+    def test_recorded_runs_of_the_toolkit_find_their_rows(self) -> None:
+        made = table(1, GOLDEN.parent / "vlmevalkit", against="full")
+        for name, label in (("full", "none"), ("tango", "tango-r0.1"), ("holitom", "holitom-r0.1")):
+            folder = GOLDEN.parent / "vlmevalkit" / f"LLaVA-OneVision-7B-{label}"
+            recorded = json.loads((folder / "tango_summary.json").read_text())["datasets"]
+            for key, column in (("MVBench", "MVBench"), ("Video-MME", "Video-MME"), ("MLVU_MCQ", "MLVU")):
+                if f"{key}_32frame" in recorded:
+                    percent = "mean_of_groups_percent" if column == "MLVU" else "accuracy_percent"
+                    cell = cells(made, name)[column]
+                    assert value(cell) == pytest.approx(recorded[f"{key}_32frame"][percent])
+                    assert (cell.against is None) == (name == "full")
+        assert cells(made, "tango")["performance"].ours is not None
+
     def test_options_are_part_of_a_row(self, outputs: Path) -> None:
         made = table(4, outputs)
         run = [row.row.name for row in made.rows if row.cells["MLVU"].ours]
         assert run == ["1e4/1e3"]  # the defaults; others have other bases
         assert any("in no row of this table" in note and "holitom" in note for note in made.notes)
+
+    def test_another_number_of_frames_is_another_experiment(self, tmp_path: Path) -> None:
+        settings = {"method": "tango", "retention_ratio": 0.1}
+        folder = write_vlmevalkit(tmp_path, settings, everything(TANGO), num_frames=8)
+        made = table(1, tmp_path)
+        assert {cell.ours for cell in cells(made, "tango").values()} == {None}
+        assert f"{folder} (MVBench) is left out: it has 8 frames, the paper 32" in made.notes
+        mini = write_vlmevalkit(tmp_path / "mini", settings, everything(TANGO), model="tango-mini", num_frames=8)
+        assert value(cells(table(1, mini, model="tango-mini"), "tango")["MVBench"]) == 50  # the paper has none of it
 
     def test_results_of_both_toolkits_fill_one_table(self, outputs: Path) -> None:
         lines = [{"mvbench_accuracy": {"score": score}} for score in (1, 1, 1, 1, 1, 0, 0, 0)]

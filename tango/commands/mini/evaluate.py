@@ -1,0 +1,74 @@
+"""`tango mini evaluate`: ask the benchmark's questions, with or without pruning."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tango import mini
+from tango.bench.common import positive
+from tango.commands.common import add_method_arguments, add_model_arguments, load_model, method_from
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `tango mini evaluate`."""
+    add_model_arguments(parser, default=mini.NAME)
+    add_method_arguments(parser)
+    parser.add_argument("--clips", type=Path, help="folder of the benchmark's clips, written if missing (temporary)")
+    parser.add_argument("--num-clips", type=positive, default=200, help="how many of them to ask about (200)")
+    parser.add_argument("--num-frames", type=positive, help="frames to sample (the model's usual number)")
+    parser.add_argument(
+        "--control", choices=("none", "blank", "other"), default="none",
+        help="show a grey video, or another clip, in place of the one asked about (none)",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, help="JSON lines, one per clip; a file that is there is continued")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, clip by clip, and print accuracies per kind of question."""
+    from tqdm import tqdm
+
+    from tango.mini import evaluation
+
+    method = method_from(args)
+    setting = {"model": args.model, "control": args.control, "num_frames": args.num_frames, **method.to_dict()}
+    with ExitStack() as stack:
+        folder = args.clips or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        results = None if args.output is None else evaluation.Results(args.output, setting)
+        records = [] if results is None else list(results.records)
+        done = {record["clip"] for record in records}
+        remaining = [index for index in range(args.num_clips) if index not in done]
+        model, processor = load_model(args)
+        stack.enter_context(method.apply(model))
+        options = {"num_frames": args.num_frames, "control": args.control}
+        asked = evaluation.evaluate(model, processor, folder, remaining, **options)
+        for record in tqdm(asked, total=len(remaining), unit="clip", disable=None):
+            records.append(record)
+            if results is not None:
+                results.add(record)
+    summary = evaluation.summarise([record for record in records if record["clip"] < args.num_clips])
+    print(json.dumps({**setting, **summary}) if args.json else _table(setting, summary))
+    return 0
+
+
+def _table(setting: dict[str, Any], summary: dict[str, Any]) -> str:
+    from tango.mini.questions import KINDS
+
+    control = "" if setting["control"] == "none" else f", control: {setting['control']}"
+    lines = [
+        f"{setting['model']}, method {setting['method']}, {100 * summary['tokens_kept']:.1f} % of the visual tokens "
+        f"kept, {summary['clips']} clips{control}",
+        f"{'question':<10}{'asked':>7}{'right %':>10}{'95 %':>9}{'exact word %':>15}",
+    ]
+    for name in ("all", *KINDS):
+        if name in summary:
+            row = summary[name]
+            margin = f"+-{row['margin']:.1f}"
+            lines.append(f"{name:<10}{row['questions']:>7}{row['accuracy']:>10.1f}{margin:>9}{row['exact']:>15.1f}")
+    return "\n".join(lines)

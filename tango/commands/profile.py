@@ -1,0 +1,328 @@
+"""`tango profile`: a model end to end, from the video to the last token, stage by stage, with several methods.
+
+Needs torch, transformers and accelerate, nothing else, as long as no file is read and no picture drawn: it is meant
+to run on a bare machine with a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import tango
+from tango.bench import endtoend, random_model
+from tango.bench.common import number, positive, threads
+from tango.bench.endtoend import Candidate, first_line
+from tango.commands.common import quiet
+from tango.errors import OptionError, TangoError
+from tango.evaluation import Efficiency, MethodConfig, environment
+from tango.evaluation.efficiency import OTHER
+from tango.files import write_bytes, write_json
+from tango.models.loading import available_attention, choose_device
+from tango.profiling import StageTimer
+from tango.report.text import align, markdown
+
+QUESTION = "What happens in this video?"
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_TTFT = ("tower", *OTHER, "prefill")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `tango profile`."""
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="hub id or local folder of a checkpoint")
+    shapes = ", ".join(random_model.SHAPES)
+    source.add_argument("--random-weights", choices=random_model.SHAPES, metavar="SHAPE", help=f"one of {shapes}")
+    source.add_argument("--record", type=Path, metavar="FILE.json", help="show what --output wrote; measure nothing")
+    add("--layers", type=positive, help="with --random-weights: layers of the LLM (as published)")
+    add("--tower-layers", type=positive, help="with --random-weights: layers of the vision tower (as published)")
+    add("--video", help="video file (made-up frames, which nobody has to read)")
+    add("--video-backend", default="auto", help="auto, pyav, torchcodec or decord (auto)")
+    add("--num-frames", type=positive, help="frames of the video (the model's usual number)")
+    add("--question", default=QUESTION, help=f"what is asked ({QUESTION})")
+    add("--methods", default="none,tango", metavar="NAMES", help="with commas between; none: all tokens (none,tango)")
+    add("--ratios", default="0.1", metavar="RATIOS", help="fractions of visual tokens kept, with commas between (0.1)")
+    add("--saliency", choices=("p-attn", "attn"), default="p-attn", help="source of saliency (p-attn)")
+    add("--siglip", help="with --model: hub id or folder of the SigLIP that has the pooling head (see README)")
+    add("--offline", action="store_true", help="use local files only, never the hub")
+    add("--dtype", choices=_DTYPES, default="auto", help="auto: as load does; of random weights 16 bit on a GPU (auto)")
+    add("--device", help="cpu, cuda, cuda:1 ... (CUDA if there is one)")
+    add("--attn-implementation", help="sdpa, flash_attention_2, eager (the model's default)")
+    add(
+        "--tower-attn-implementation",
+        metavar="NAMES",
+        help="of the tower alone; several: every method with each of them",
+    )
+    add("--compile", action="store_true", help="run the tower's blocks through torch.compile, all but the last")
+    add("--repeats", type=positive, default=5, help="measured rounds, after one that warms up (5)")
+    add("--max-new-tokens", type=positive, default=32, help="tokens to generate, always all of them (32)")
+    add("--threads", type=positive, help="threads of torch on the CPU (torch's choice)")
+    add("--markdown", action="store_true", help="print tables in Markdown")
+    add("--output", type=Path, metavar="FILE.json", help="write everything as JSON, anew after every round")
+    add("--plot", type=Path, metavar="FILE.png", help="draw stacked bars of the time to the first token (needs Pillow)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print; exit status 1 if a row failed."""
+    for path in (args.output, args.plot):
+        if path is not None and path.is_dir():
+            raise TangoError(f"expected a file to write to, {path} is a folder")
+    if args.plot is not None and find_spec("PIL") is None:
+        raise TangoError("--plot needs Pillow; install it, or write --output and plot that elsewhere with --record")
+    record = _measured(args) if args.record is None else _recorded(args.record)
+    print(format_markdown(record) if args.markdown else format_text(record))
+    if args.plot is not None:
+        write_bytes(args.plot, plot(record))
+    failed = [row for row in record["rows"] if row["error"] is not None]
+    if len(failed) == len(record["rows"]):
+        raise TangoError(f"nothing could be measured: {failed[0]['label']}: {failed[0]['error']}")
+    return 1 if failed else 0
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TangoError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(record, dict) or record.get("benchmark") != "profile":
+        raise TangoError(f"{path} was not written by tango profile --output")
+    return record
+
+
+def candidates_from(args: argparse.Namespace) -> list[Candidate]:
+    """Every method at every ratio, with every attention implementation of the tower; mistakes show here.
+
+    Raises:
+        UnknownNameError: no such method; OptionError, BudgetError: a ratio that is none.
+    """
+    ratios = []
+    for text in _names(args.ratios):
+        try:
+            ratios.append(float(text))
+        except ValueError as error:
+            raise OptionError(f"--ratios needs numbers with commas between, got {args.ratios!r}") from error
+    methods: list[MethodConfig] = []
+    for name in _names(args.methods):
+        options = [{}] if name == "none" else [{"retention_ratio": ratio} for ratio in ratios]
+        methods += [MethodConfig(method=name, options=own, saliency=args.saliency) for own in options]
+    towers: Sequence[str | None] = _names(args.tower_attn_implementation or "") or [None]
+    if not methods:
+        raise OptionError("--methods and --ratios must name at least one of each")
+    return [Candidate(method=method, tower_attention=tower) for tower in towers for method in methods]
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _measured(args: argparse.Namespace) -> dict[str, Any]:
+    candidates = candidates_from(args)
+    if args.model is not None and (args.layers or args.tower_layers):
+        raise OptionError("--layers and --tower-layers are for --random-weights; a checkpoint has the layers it has")
+    device = choose_device(args.device)
+    quiet()
+    with contextlib.ExitStack() as stack:
+        if args.threads is not None:
+            stack.enter_context(threads(args.threads))
+        if args.video is not None:  # what is wrong with it shows before minutes of loading
+            tango.read_video(args.video, num_frames=1, backend=args.video_backend)
+        try:
+            model, processor = _load(args, device)
+        except torch.OutOfMemoryError as error:
+            raise TangoError(f"the model does not fit into the memory of {device}: {first_line(error)}") from error
+        num_frames = args.num_frames or processor.default_num_frames
+        if args.compile:
+            stack.enter_context(endtoend.compiled_tower(model))
+        where = environment()
+        config = _config(args, model, num_frames, cpu=where["cpu"])
+        record: dict[str, Any] = {}
+
+        def update() -> None:
+            rows = endtoend.summarise(model, candidates)
+            record.update(benchmark="profile", config=config, environment=where, rows=rows)
+            if args.output is not None:
+                write_json(args.output, record)
+
+        total = (1 + args.repeats) * len(candidates)
+        with tqdm(total=total, desc="profile", unit="run", file=sys.stderr) as progress:
+            endtoend.measure(
+                model,
+                candidates,
+                _input_maker(args, processor, num_frames, model),
+                repeats=args.repeats,
+                max_new_tokens=args.max_new_tokens,
+                after_run=progress.update,
+                after_round=update,
+            )
+    return record
+
+
+def _load(args: argparse.Namespace, device: torch.device) -> tuple[Any, Any]:
+    if args.model is not None:
+        return tango.load(
+            args.model,
+            dtype=args.dtype,
+            device=device,
+            attn_implementation=args.attn_implementation,
+            siglip=args.siglip,
+            local_files_only=args.offline,
+        )
+    return random_model.build(
+        args.random_weights,
+        device=device,
+        dtype=getattr(torch, _dtype(args.dtype, device)),
+        attn_implementation=available_attention(args.attn_implementation, device),
+        layers=args.layers,
+        tower_layers=args.tower_layers,
+    )
+
+
+def _dtype(name: str, device: torch.device) -> str:
+    """The type of random weights: bfloat16 on a GPU that has it, else float16; float32 elsewhere."""
+    if device.type != "cuda" or name not in ("auto", "bfloat16"):
+        return "float32" if name == "auto" else name
+    if torch.cuda.is_bf16_supported():
+        return "bfloat16"
+    warnings.warn("this GPU has no bfloat16; using float16", stacklevel=2)
+    return "float16"
+
+
+def _input_maker(
+    args: argparse.Namespace, processor: Any, num_frames: int, model: Any
+) -> Callable[[], endtoend.Inputs]:
+    """What reads the video and makes the model's inputs, anew for every round."""
+    made_up = None if args.video is not None else endtoend.synthetic_video(num_frames)
+
+    def make() -> endtoend.Inputs:
+        timer, video = StageTimer(), made_up
+        if video is None:
+            with timer.stage("read"):
+                video = tango.read_video(args.video, num_frames=num_frames, backend=args.video_backend)
+        with timer.stage("preprocess"):  # until the inputs are where the model is
+            inputs = tango.prepare(processor, video, args.question).to(model.device)
+            endtoend.synchronize(model.device)
+        return inputs, timer.ms()
+
+    return make
+
+
+def _config(args: argparse.Namespace, model: Any, num_frames: int, cpu: str) -> dict[str, Any]:
+    """What was measured, as it was resolved."""
+    device, tower = model.device, endtoend.vision_tower(model)
+    asked = ("video", "question", "saliency", "compile", "repeats", "max_new_tokens")
+    return {
+        "model": args.model or args.random_weights,
+        "random_weights": args.model is None,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "layers": model.config.get_text_config().num_hidden_layers,
+        "tower_layers": len(tower.blocks if hasattr(tower, "blocks") else tower.encoder.layers),
+        "num_frames": num_frames,
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attn_implementation": model.config._attn_implementation,
+        "tower_attn_implementation": tower.config._attn_implementation,
+        "threads": torch.get_num_threads(),
+        **{name: getattr(args, name) for name in asked},
+        "note": Efficiency(device=device.type).note,
+    }
+
+
+_HEADER = (
+    "method", "visual tokens", "prompt", "tower", "project", "prune", "splice", "prefill", "TTFT ms (min-max)",
+    "decoding token/s", "peak GiB", "TTFT", "prefill", "prefill by FLOPs",
+)  # fmt: skip
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    if not row["runs"]:
+        return [row["label"], *["-"] * (len(_HEADER) - 1)]
+    tokens, stages, speedup = row["tokens"], row["stages_ms"], row["speedup"]
+    visual = f"{tokens['tokens_after']}"
+    if tokens["mean"] < tokens["tokens_after"]:
+        visual += f" (mean {tokens['mean']:.0f})"
+    ttft = row["ttft_ms"]
+    return [
+        row["label"],
+        visual,
+        str(tokens["prompt_after"][0]),
+        *(number(stages[stage]["median"]) if stage in stages else "-" for stage in _TTFT),
+        f"{number(ttft['median'])} ({number(ttft['min'])}-{number(ttft['max'])})",
+        _median(row["decoding_tokens_per_s"], 1),
+        f"{row['peak_bytes'] / 2**30:.2f}",
+        _median(speedup["ttft"], 2, " x"),
+        _median(speedup["prefill"], 2, " x"),
+        f"{speedup['prefill_by_flops']:.2f} x",
+    ]
+
+
+def _median(spread: dict[str, float] | None, digits: int, unit: str = "") -> str:
+    return "-" if spread is None else f"{spread['median']:.{digits}f}{unit}"
+
+
+def _lines(record: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Text above and below the table."""
+    config, rows = record["config"], record["rows"]
+    weights = ", random weights" if config["random_weights"] else ""
+    depth = f"{config['layers']} layers, tower of {config['tower_layers']}{', compiled' * config['compile']}"
+    above = [
+        f"{config['model']}{weights} ({depth}), {config['num_frames']} frames, {config['dtype']}, "
+        f"{config['attn_implementation']}, {config['device_name']}"
+        + (f", threads: {config['threads']}" if config["device"] == "cpu" else ""),
+        f"medians of {max(row['runs'] for row in rows)} alternating runs in ms; speed-ups over all tokens run by run",
+    ]
+    shared: dict[str, Any] = next((row["stages_ms"] for row in rows if row["runs"]), {})
+    before = [f"{name} {shared[name]['median']:.1f}" for name in ("read", "preprocess") if name in shared]
+    below = [f"before all of them, ms: {', '.join(before)}"] if before else []
+    below.append(f"{config['max_new_tokens']} new tokens; the first belongs to the prefill, decoding is the others")
+    below.append(config["note"] + (" so far, of all rows" if config["device"] == "cpu" else ""))
+    return above, below + [f"failed: {row['label']}: {row['error']}" for row in rows if row["error"] is not None]
+
+
+def format_text(record: dict[str, Any]) -> str:
+    """The rows as a table."""
+    above, below = _lines(record)
+    return "\n".join([*above, align([_HEADER, *map(_cells, record["rows"])], num_left=1), *below])
+
+
+def format_markdown(record: dict[str, Any]) -> str:
+    """The rows as a table in Markdown, and the eight rows of the paper's release with a column for each of them."""
+    above, below = _lines(record)
+    measured = [row for row in record["rows"] if row["runs"]]
+    release = [["Metric", *(row["label"] for row in measured)]]
+    for name in measured[0]["release_table"] if measured else ():
+        release.append([name, *(number(row["release_table"][name], 2) for row in measured)])
+    return "\n".join(
+        [*above, "", markdown([_HEADER, *map(_cells, record["rows"])]), "", *(f"- {line}" for line in below)]
+        + (["", markdown(release), "", "(means over the same runs)"] if measured else [])
+    )
+
+
+def plot(record: dict[str, Any]) -> bytes:
+    """A PNG: the stages up to the first token, a bar per row that was measured.
+
+    Raises:
+        TangoError: none was.
+    """
+    from tango.report.bars import stacked_bars
+
+    rows = [
+        (row["label"], {stage: row["stages_ms"][stage]["median"] for stage in _TTFT if stage in row["stages_ms"]})
+        for row in record["rows"]
+        if row["runs"]
+    ]
+    if not rows:
+        raise TangoError("there is nothing to plot: no row was measured")
+    above, _ = _lines(record)
+    return stacked_bars(rows, title=["Time to the first token", above[0]])

@@ -1,0 +1,283 @@
+"""`tango profile` as a user meets it: structure, counts and files, never how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tango
+from tango.bench import endtoend, random_model
+from tango.cli import _parser, main
+from tango.commands import profile
+from tango.quickstart import write_checkpoint, write_clip
+from tests import tiny
+
+ROOT = Path(tango.__file__).parent.parent
+TINY = ["profile", "--random-weights", "llava-onevision-tiny", "--num-frames", "2", "--device", "cpu"]
+QUICK = [*TINY, "--layers", "2", "--tower-layers", "1", "--repeats", "1", "--max-new-tokens", "2"]
+LABELS = [
+    f"{method}, {tower} tower"
+    for tower in ("sdpa", "eager")
+    for method in ("none", "tango-r0.25", "tango-r0.6", "fastv-r0.25", "fastv-r0.6")
+]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the record and the picture of one run, in which two rows fail: FastV cannot keep so little."""
+    folder = tmp_path_factory.mktemp("profile") / "new"
+    settings = ["--methods", "none,tango,fastv", "--ratios", "0.25, 0.6", "--tower-attn-implementation", "sdpa,eager"]
+    runs = ["--repeats", "2", "--max-new-tokens", "4"]
+    files = ["--output", str(folder / "p.json"), "--plot", str(folder / "p.png")]
+    assert main([*TINY, *settings, *runs, *files]) == 1
+    return folder
+
+
+@pytest.fixture(scope="module")
+def record(written: Path) -> dict[str, Any]:
+    return json.loads((written / "p.json").read_text())
+
+
+class TestRecord:
+    def test_says_what_was_measured(self, record: dict[str, Any]) -> None:
+        assert set(record) == {"benchmark", "config", "environment", "rows"}
+        config = record["config"]
+        assert (config["model"], config["random_weights"], config["num_frames"]) == ("llava-onevision-tiny", True, 2)
+        assert (config["layers"], config["tower_layers"], config["dtype"]) == (4, 2, "float32")
+        assert (config["attn_implementation"], config["tower_attn_implementation"]) == ("sdpa", "sdpa")
+        assert config["question"] == profile.QUESTION
+        assert "RSS" in config["note"]
+        assert record["environment"]["versions"]["tango"] == tango.__version__
+
+    def test_has_every_method_at_every_ratio_with_every_tower(self, record: dict[str, Any]) -> None:
+        assert [row["label"] for row in record["rows"]] == LABELS
+        assert [row["method"]["options"].get("retention_ratio") for row in record["rows"]] == [
+            None, 0.25, 0.6, 0.25, 0.6
+        ] * 2  # fmt: skip
+
+    def test_rows_that_fail_say_why_and_the_others_go_on(self, record: dict[str, Any]) -> None:
+        failed = {row["label"]: row for row in record["rows"] if row["error"]}
+        assert list(failed) == ["fastv-r0.25, sdpa tower", "fastv-r0.25, eager tower"]
+        for row in record["rows"]:
+            assert row["runs"] == (0 if row["label"] in failed else 2)
+        assert all("BudgetError: 0.25 of the visual tokens" in row["error"] for row in failed.values())
+
+    def test_counts_add_up(self, record: dict[str, Any]) -> None:
+        rows = {row["label"]: row for row in record["rows"] if row["runs"]}
+        for row in rows.values():
+            tokens = row["tokens"]
+            assert tokens["tokens_before"] == 2 * 196
+            assert row["new_tokens"] == 4
+            text = tokens["prompt_before"][0] - tokens["tokens_before"] - 1
+            assert tokens["prompt_after"][0] == text + tokens["tokens_after"] + 1
+        pruned = rows["tango-r0.25, sdpa tower"]["tokens"]
+        assert 0.2 * 392 < pruned["tokens_after"] < 0.3 * 392
+        assert rows["none, sdpa tower"]["tokens"]["tokens_after"] == 392
+        inside = rows["fastv-r0.6, sdpa tower"]["tokens"]
+        assert inside["tokens_after"] == 392
+        assert inside["mean"] == pytest.approx(0.6 * 392, abs=1)
+
+    def test_stages_and_tables_are_those_of_the_evaluation(self, record: dict[str, Any]) -> None:
+        for row in record["rows"]:
+            if not row["runs"]:
+                continue
+            stages = ["preprocess", "tower", "project", "prune", "splice", "prefill", "decoding"]
+            assert list(row["stages_ms"]) == stages
+            for spread in [*row["stages_ms"].values(), row["ttft_ms"], row["decoding_tokens_per_s"]]:
+                assert 0 < spread["min"] <= spread["median"] <= spread["max"]
+            table = row["release_table"]
+            assert len(table) == 8
+            ttft = row["ttft_ms"]  # of two runs the median is the mean
+            assert table["Avg_Total_TTFT (ms)"] == pytest.approx(ttft["median"])
+            assert table["Peak_mem (GB)"] == row["peak_bytes"] / 2**30
+
+    def test_speed_ups_stand_beside_the_prediction(self, record: dict[str, Any]) -> None:
+        flops = {}
+        for row in record["rows"]:
+            if row["runs"]:
+                flops[row["label"]] = row["speedup"]["prefill_by_flops"]
+                assert set(row["speedup"]) == {"ttft", "prefill", "prefill_by_flops"}
+                assert row["speedup"]["ttft"]["median"] > 0
+        assert flops["none, sdpa tower"] == flops["none, eager tower"] == 1
+        assert flops["tango-r0.25, sdpa tower"] > flops["tango-r0.6, sdpa tower"] > 1
+        assert flops["fastv-r0.6, sdpa tower"] > 1
+
+
+class TestShownAgain:
+    """A record is shown as it was when it was measured, on a machine that need not have measured it."""
+
+    def test_text_names_every_row(self, written: Path, record: dict[str, Any], capsys: Any) -> None:
+        assert main(["profile", "--record", str(written / "p.json")]) == 1
+        text = capsys.readouterr().out
+        assert text == profile.format_text(record) + "\n"
+        assert "llava-onevision-tiny, random weights (4 layers, tower of 2), 2 frames, float32, sdpa, " in text
+        assert "4 new tokens; the first belongs to the prefill" in text
+        assert text.count("failed: fastv-r0.25") == 2
+        assert re.search(r"^fastv-r0.6, sdpa tower +392 \(mean 235\)", text, re.MULTILINE)
+        for label in LABELS:
+            assert re.search(rf"^{label} ", text, re.MULTILINE)
+
+    def test_markdown_has_the_releases_eight_rows(self, written: Path, record: dict[str, Any], capsys: Any) -> None:
+        assert main(["profile", "--record", str(written / "p.json"), "--markdown"]) == 1
+        text = capsys.readouterr().out
+        assert text == profile.format_markdown(record) + "\n"
+        tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+        assert [len(table) for table in tables] == [2 + 10, 2 + 8]
+        assert [len({line.count("|") for line in table}) for table in tables] == [1, 1]
+        first = record["rows"][0]
+        assert [line.split(" | ")[0].strip("| ") for line in tables[1][2:]] == list(first["release_table"])
+        assert [line.split(" | ")[1] for line in tables[1][2:]] == [
+            f"{value:.2f}" for value in first["release_table"].values()
+        ]
+
+    def test_the_picture_is_the_same(self, written: Path, tmp_path: Path) -> None:
+        assert main(["profile", "--record", str(written / "p.json"), "--plot", str(tmp_path / "again.png")]) == 1
+        assert (tmp_path / "again.png").read_bytes() == (written / "p.png").read_bytes()
+        assert sorted(os.listdir(written)) == ["p.json", "p.png"]
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"benchmark": "pruner"}'])
+    def test_other_files_are_refused(self, content: str, tmp_path: Path, capsys: Any) -> None:
+        (tmp_path / "other.json").write_text(content)
+        assert main(["profile", "--record", str(tmp_path / "other.json")]) == 2
+        assert "other.json" in capsys.readouterr().err
+
+
+def test_a_file_and_a_checkpoint(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model", image_size=tiny.IMAGE_SIZE, width=32)
+    write_clip(tmp_path / "clip.mp4", num_frames=12, size=64)
+    files = ["--model", str(tmp_path / "model"), "--video", str(tmp_path / "clip.mp4"), "--num-frames", "4"]
+    rest = ["--repeats", "1", "--max-new-tokens", "2", "--threads", "1", "--output", str(tmp_path / "p.json")]
+    assert main(["profile", *files, *rest]) == 0
+    record = json.loads((tmp_path / "p.json").read_text())
+    assert record["config"]["random_weights"] is False
+    assert record["config"]["threads"] == 1
+    for row in record["rows"]:
+        assert row["tokens"]["tokens_before"] == 4 * 16
+        assert list(row["stages_ms"])[:2] == ["read", "preprocess"]
+
+
+@pytest.mark.parametrize("name", ["llava-video-tiny", "qwen2.5-vl-tiny"])
+def test_other_families(name: str, capsys: Any) -> None:
+    assert main([*QUICK, "--random-weights", name, "--methods", "none,tango,visionzip"]) == 0
+    assert len(re.findall(r"^(none|tango-r0.1|visionzip-r0.1) ", capsys.readouterr().out, re.MULTILINE)) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "supported", "expected"),
+    [
+        ("auto", "cpu", False, "float32"),
+        ("bfloat16", "cpu", False, "bfloat16"),
+        ("auto", "cuda", True, "bfloat16"),
+        ("float32", "cuda", False, "float32"),
+    ],
+)
+def test_random_weights_have_the_type_that_suits_the_device(
+    monkeypatch: pytest.MonkeyPatch, asked: str, device: str, supported: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert profile._dtype(asked, torch.device(device)) == expected
+
+
+@pytest.mark.parametrize("asked", ["auto", "bfloat16"])
+def test_a_gpu_without_bfloat16_gets_float16(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    with pytest.warns(UserWarning, match="no bfloat16"):
+        assert profile._dtype(asked, torch.device("cuda")) == "float16"
+
+
+def test_the_file_is_whole_after_every_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    runs = []
+    monkeypatch.setattr(profile, "write_json", lambda _, record: runs.append([row["runs"] for row in record["rows"]]))
+    assert main([*QUICK, "--repeats", "2", "--output", str(tmp_path / "p.json")]) == 0
+    assert runs == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_all_rows_failing_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    def run_once(*_: Any) -> None:
+        raise RuntimeError("no kernel\nimage")
+
+    monkeypatch.setattr(endtoend, "run_once", run_once)
+    assert main([*QUICK, "--output", str(tmp_path / "p.json")]) == 2
+    assert "nothing could be measured: none: RuntimeError: no kernel" in capsys.readouterr().err
+    assert {row["error"] for row in json.loads((tmp_path / "p.json").read_text())["rows"]} == {
+        "RuntimeError: no kernel"
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods", "tangle"], "unknown method 'tangle'. Did you mean 'tango'?"),
+        (["--methods", ","], "must name at least one"),
+        (["--ratios", "0.1,much"], "--ratios needs numbers with commas between, got '0.1,much'"),
+        (["--ratios", "2"], "must lie in (0, 1]"),
+        (["--layers", "9"], "this shape has 4 layers"),
+        (["--output", "."], "expected a file to write to, . is a folder"),
+        (["--video", "missing.mp4"], "no such file"),
+        (["--device", "warp"], "unknown device 'warp'"),
+    ],
+)
+def test_mistakes_are_one_line(options: list[str], message: str, capsys: Any) -> None:
+    assert main([*QUICK, *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_model_that_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def build(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+    monkeypatch.setattr(random_model, "build", build)
+    assert main(QUICK) == 2
+    assert "does not fit into the memory of cpu: CUDA out of memory. Tried" in capsys.readouterr().err
+
+
+def test_a_checkpoint_has_the_layers_it_has(capsys: Any) -> None:
+    assert main(["profile", "--model", "somewhere", "--layers", "2"]) == 2
+    assert "--layers and --tower-layers are for --random-weights" in capsys.readouterr().err
+
+
+def test_needs_no_more_than_torch_transformers_and_accelerate() -> None:
+    """A bare machine: what else Tango can use is not there, and not missed unless it is asked for."""
+    absent = ("av", "PIL", "torchvision", "matplotlib", "jaxtyping", "decord", "torchcodec", "torchaudio")
+    code = f"""
+import sys
+for name in {absent}:
+    sys.modules[name] = None
+from tango.cli import _parser, main
+status = main({[*QUICK, "--markdown"]!r})
+sys.exit(status or main({[*QUICK, "--plot", "p.png"]!r}))
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "| tango-r0.1 | 4" in done.stdout
+    assert "--plot needs Pillow" in done.stderr
+    assert done.returncode == 2
+
+
+def test_script_names_its_file_after_the_gpu_and_passes_options_on(tmp_path: Path) -> None:
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/sh\nif [ "$1" = -c ]; then echo some_gpu; else echo "$@"; fi\n')
+    fake.chmod(0o755)
+    script = ROOT / "scripts" / "profile_gpu.sh"
+    done = subprocess.run(
+        [script, "--repeats", "1"], env={**os.environ, "PYTHON": str(fake)}, capture_output=True, text=True, check=True
+    )
+    module, name, *options = done.stdout.split()
+    assert (module, name) == ("-m", "tango.cli")
+    args = _parser(options).parse_args(options)
+    assert args.run is profile.run
+    assert (args.output, args.repeats) == (Path("results/profile_some_gpu.json"), 1)
+    assert [one.label for one in profile.candidates_from(args)] == [
+        f"{method}, {tower} tower"
+        for tower in ("sdpa", "eager")
+        for method in ("none", "tango-r0.1", "tango-r0.15", "tango-r0.2")
+    ]
