@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,24 +36,25 @@ SOURCES = {
 }
 
 
-def trust(*, everything: bool = False) -> None:
+def trust(names: Iterable[str], *, everything: bool = False) -> None:
     """Have the toolkit accept the tables of questions that were prepared here, by this module.
 
     The toolkit compares a table with a checksum that holds for one version of pandas; where it differs, the table is
     made anew at every start, and MVBench and MLVU ask for a login before that.
 
     Args:
+        names: data sets; those that are not downloaded do not count.
         everything: also tables that came here in another way.
     """
     import vlmeval.dataset
 
-    for name, source in SOURCES.items():
+    for name in SOURCES.keys() & set(names):
         table = _table(name)
         if table is None:
             continue
         digest = _md5(table)
         if everything or _prepared(table.parent).get(table.name) == digest:
-            getattr(vlmeval.dataset, source.class_name).MD5 = digest
+            getattr(vlmeval.dataset, SOURCES[name].class_name).MD5 = digest
 
 
 def prepare(name: str) -> int:

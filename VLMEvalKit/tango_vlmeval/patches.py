@@ -113,7 +113,7 @@ def _prepare_data(runner: Any, run: Run) -> None:
 
     lock = Path(HFCacheRoot()) / ".locks" / "tango-data.lock"
     build = runner.build_dataset_from_config
-    trust(everything=run.trust_local_data)
+    trust({entry.get("dataset") for entry in run.config["data"].values()}, everything=run.trust_local_data)
 
     def build_in_turn(config: Any, name: str) -> Any:
         # Each process of the toolkit, of this run or another, writes the table of questions anew, while others read it.

@@ -84,7 +84,8 @@ def test_one_run_evaluates_every_method_at_every_ratio(places: Places, printed: 
             assert kept == 1 if ratio == 1 else 0 < kept < ratio + 0.02
 
 
-def test_scores_are_those_of_the_words(places: Places, printed: str) -> None:
+@pytest.mark.usefixtures("printed")
+def test_scores_are_those_of_the_words(places: Places) -> None:
     for run in RUNS:
         for name in NAMES:
             scores = table(places, run, name)
@@ -96,7 +97,8 @@ def test_scores_are_those_of_the_words(places: Places, printed: str) -> None:
             assert rating["letter"] == pytest.approx(100 * scores["score"][scores["task_type"] == "letter"].mean())
 
 
-def test_the_report_reads_them(places: Places, printed: str) -> None:
+@pytest.mark.usefixtures("printed")
+def test_the_report_reads_them(places: Places) -> None:
     runs = read_results([places.outputs]).runs
     assert Counter(run.benchmark.name for run in runs) == {"TangoMini": 3, "TangoMini-blank": 3}
     assert {run.model for run in runs} == {"tango-mini"}
@@ -106,7 +108,8 @@ def test_the_report_reads_them(places: Places, printed: str) -> None:
         assert {question.group for question in run.questions} == {question["kind"] for question in QUESTIONS}
 
 
-def test_what_is_finished_is_not_asked_again(places: Places, printed: str) -> None:
+@pytest.mark.usefixtures("printed")
+def test_what_is_finished_is_not_asked_again(places: Places) -> None:
     """One table is gone; its answers are in the journal."""
     run = "tango-mini-tango-r0.1"
     before, journal = table(places, run, "TangoMini"), places.outputs / run / "journal" / "answers-00000.jsonl"
@@ -137,15 +140,17 @@ def lmms_run(places: Places) -> lmms.Run:
     return done
 
 
-def test_both_toolkits_show_the_same_clips(places: Places, printed: str, lmms_run: lmms.Run) -> None:
+@pytest.mark.usefixtures("printed", "lmms_run")
+def test_both_toolkits_show_the_same_clips(places: Places) -> None:
     theirs, ours = (folder / cache_name() for folder in (places.home, places.home.parent / "LMUData"))
     clips = {f"{kind}_{i:04d}.mp4" for kind in ("clip", "blank") for i in range(2)}
     assert {path.name for path in theirs.iterdir()} == clips
     assert all((theirs / name).read_bytes() == (ours / name).read_bytes() for name in clips)
 
 
+@pytest.mark.usefixtures("printed")
 @pytest.mark.parametrize("name", NAMES)
-def test_both_toolkits_ask_and_score_alike(name: str, places: Places, printed: str, lmms_run: lmms.Run) -> None:
+def test_both_toolkits_ask_and_score_alike(name: str, places: Places, lmms_run: lmms.Run) -> None:
     scores, samples = table(places, "tango-mini-tango-r0.1", name), lmms_run.samples(NAMES[name])
     assert [sample["input"].split("\n")[-1] for sample in samples] == list(scores["question"])
     assert [sample["target"] for sample in samples] == list(scores["answer"].astype(str))

@@ -59,7 +59,8 @@ class TestRunConfigs:
         assert run.config["model"] == {model_name: {}}
 
     def test_they_are_all_tested(self) -> None:
-        assert len(list((KIT / "run_config").iterdir())) == 3
+        others = {"tango_mini"}  # its own test is test_mini.py
+        assert len({path.stem for path in (KIT / "run_config").iterdir()} - others) == 3
 
 
 def test_help_names_every_flag_of_the_release() -> None:
