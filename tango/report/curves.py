@@ -12,6 +12,7 @@ from tango.errors import TangoError
 from tango.report.intervals import accuracies, average
 from tango.report.results import Run, identity
 
+_STYLES = ("-", "--", ":")  # of lines: there are ten colours
 COLUMNS = ("method", "tokens_percent", "accuracy", "low", "high", "num_questions", "partial")
 
 
@@ -104,11 +105,12 @@ def plot(series: Sequence[Point], *, title: str, form: str) -> bytes:
                 continue
             lows = [point.accuracy if point.low is None else point.low for point in line]
             highs = [point.accuracy if point.high is None else point.high for point in line]
-            axes.vlines(tokens, lows, highs, color=f"C{number}", linewidth=1)
-            axes.plot(tokens, accuracy, color=f"C{number}", marker="o", linewidth=1.2, label=method)
+            color, style = f"C{number % 10}", _STYLES[number // 10 % len(_STYLES)]
+            axes.vlines(tokens, lows, highs, color=color, linewidth=0.6, alpha=0.6)
+            axes.plot(tokens, accuracy, f"o{style}", color=color, linewidth=1.2, markersize=4, label=method)
         axes.set(xlabel="visual tokens, % (mean over the LLM's layers)", ylabel="accuracy, %", title=title)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        figure.legend(loc="outside right upper", fontsize="small")
         picture = io.BytesIO()
         when = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
         figure.savefig(picture, format=form, metadata=when)
