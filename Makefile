@@ -1,5 +1,5 @@
 # Shortcuts for development; scripts/ works without make.
-.PHONY: check test format quickstart bench
+.PHONY: check test format quickstart mini bench
 
 check:
 	ruff check .
@@ -15,6 +15,9 @@ format:
 
 quickstart:
 	bash scripts/quickstart.sh
+
+mini:
+	bash scripts/mini.sh
 
 bench:
 	bash scripts/bench_pruner.sh
