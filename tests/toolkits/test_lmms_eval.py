@@ -184,7 +184,7 @@ def test_profile_script_goes_through_methods_and_stops_at_an_unknown_one(root: P
     messages = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert len(messages) == 1
     assert "unknown method 'tangos'" in messages[0]
-    assert "holitom, none, random" in messages[0]
+    assert "holitom-merge, none, prunevid" in messages[0]
     assert not list((output / "tangos-0.2").iterdir())
 
 
