@@ -194,7 +194,9 @@ def test_settings_are_kept_and_others_refused(killed: Killed, environment: dict[
 def test_an_unknown_method_is_refused_at_once(environment: dict[str, str], checkpoints: Path, tmp_path: Path) -> None:
     refused = launch(environment, [sys.executable, *flags(checkpoints, tmp_path / "out", "--method", "tanga")])
     assert refused.returncode == 2
-    assert refused.stdout.startswith("run.py: error: unknown method 'tanga'. Did you mean 'tango'? Known: dart, divprune, ")
+    assert refused.stdout.startswith(
+        "run.py: error: unknown method 'tanga'. Did you mean 'tango'? Known: dart, divprune, "
+    )
     assert "none" in refused.stdout
     assert "vidcom2" in refused.stdout
     assert not (tmp_path / "out").exists()
