@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 import pytest
 
 from tango import mini
@@ -69,6 +68,8 @@ def printed(places: Places) -> str:
 
 
 def table(places: Places, run: str, name: str, ending: str = "_score") -> Any:
+    import pandas as pd  # comes with the toolkits
+
     return pd.read_excel(places.outputs / run / f"{run}_{name}_16frame{ending}.xlsx")
 
 
