@@ -18,6 +18,7 @@ import tango
 from tango.bench.synthetic import KINDS, synthetic_tokens
 from tango.containers import VisualTokens
 from tango.errors import TangoError
+from tango.evaluation.records import cpu_name
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -130,15 +131,7 @@ def _versions(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
     }
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

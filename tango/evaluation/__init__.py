@@ -24,7 +24,7 @@ _HOME = {
     "MethodConfig": "tango.evaluation.config",
     "Question": "tango.evaluation.questions",
     "environment": "tango.evaluation.records",
-    "write_json": "tango.evaluation.records",
+    "write_json": "tango.files",
 }
 __all__ = sorted(_HOME)
 
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from tango.evaluation.efficiency import Efficiency
     from tango.evaluation.journal import Journal
     from tango.evaluation.questions import Answer, Question
-    from tango.evaluation.records import environment, write_json
+    from tango.evaluation.records import environment
+    from tango.files import write_json
 
 
 def __getattr__(name: str) -> object:

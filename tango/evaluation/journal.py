@@ -12,7 +12,7 @@ from typing import Any
 
 from tango.errors import TangoError
 from tango.evaluation.questions import Answer
-from tango.evaluation.records import write_json
+from tango.files import write_json
 
 log = logging.getLogger(__name__)
 

@@ -1,12 +1,10 @@
-"""What belongs beside every result: where it was made, and a file that is either whole or not there."""
+"""What belongs beside every result: where it was made."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
-import tempfile
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,14 +35,14 @@ def environment() -> dict[str, Any]:
     return {
         "versions": versions(),
         "gpus": gpus,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "num_cpus": os.cpu_count(),
         "platform": platform.platform(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The model of the processor where the system tells it, else its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
@@ -61,21 +59,3 @@ def peak_bytes(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a value as JSON. Whatever happens, the file is the old one or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # a temporary file is its owner's alone
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
