@@ -150,8 +150,10 @@ class Pruning:
             short, places, timer, scope = self.encode(ids, mask, kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         kwargs.pop("position_ids", None)  # they describe the long prompt
-        if short.position_ids.dim() == 3:  # else generate counts by itself
+        if short.retains_positions:  # else generate counts by itself
             kwargs["position_ids"] = short.position_ids
+            if short.position_ids.dim() == 2:
+                _check_cache(self.model, kwargs)
         _adjust_lengths(self.model, kwargs, ids.shape[1] - short.input_ids.shape[1])
         with scope, self._in_decoder(short, places), Overlay(self.model, short.inputs_embeds, timer) as overlay:
             output = stock(input_ids=short.input_ids, attention_mask=short.attention_mask, **kwargs)
@@ -201,7 +203,7 @@ def prune(
     layer_pruner: LayerPruner | str | None = None,
     mean_retention_ratio: float | None = None,
     saliency: SaliencyKind = "p-attn",
-    positions: Literal["correct", "stock"] | None = None,
+    positions: Literal["contiguous", "kept", "correct", "stock"] | None = None,
     **options: Any,
 ) -> Pruning:
     """Prune the visual tokens of every video that `model` is given from now on.
@@ -209,8 +211,9 @@ def prune(
     Use it as a context manager, or call `remove()` on the result. Text and images pass through unpruned; the model's
     weights and class are not touched, and afterwards no hook or attribute is left behind.
     Streamers and logits processors see the short prompt. A cache that a pruned call returns holds the short prompt, so
-    it cannot be continued with the long `sequences`; and Qwen-VL models cannot be decoded step by step from the cache
-    of a direct call, because stock code does not know the positions that its kept tokens retain: use `generate`.
+    it cannot be continued with the long `sequences`; and where kept tokens retain their positions (Qwen-VL, and
+    `positions="kept"`) a model cannot be decoded step by step from the cache of a direct call, because stock code does
+    not know them: use `generate`.
 
     Args:
         model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`.
@@ -221,8 +224,9 @@ def prune(
             a layer pruner, more tokens then enter the LLM (section 5.1 of the paper).
         saliency: "p-attn" (attention of SigLIP's pooling query, as in the paper; `tango.load` brings its weights) or
             "attn" (mean attention received in the tower's last used block; needs nothing).
-        positions: Qwen-VL only: "correct" (the default) as these models were trained, or "stock" as this transformers
-            release computes them.
+        positions: LLaVA: "contiguous" (the default, as in the paper's release) numbers what the LLM sees from 0, with
+            "kept" every token keeps its position in the unpruned prompt. Qwen-VL, whose kept tokens always do:
+            "correct" (the default) as these models were trained, or "stock" as this transformers release computes them.
         **options: fields of the method, such as `retention_ratio=0.1`.
     Raises:
         UnknownNameError, OptionError: no such method or option, or none for this model.
@@ -332,6 +336,13 @@ def _pad_token_id(model: Any) -> int:
             if isinstance(value, int):
                 return value
     return 0
+
+
+def _check_cache(model: Any, kwargs: Mapping[str, Any]) -> None:
+    """Without a cache, transformers takes gaps between positions for borders of several packed prompts."""
+    config = kwargs.get("generation_config") or model.generation_config
+    if kwargs.get("use_cache", config.use_cache) is False:
+        raise OptionError("positions='kept' needs the cache; leave out use_cache=False, or take 'contiguous'")
 
 
 def _adjust_lengths(model: Any, kwargs: dict[str, Any], saved: int) -> None:

@@ -18,6 +18,7 @@ class ShortPrompt:
     attention_mask: Int[Tensor, "B S"]
     inputs_embeds: Float[Tensor, "B S D"]
     position_ids: Int[Tensor, "B S"] | Int[Tensor, "R B S"]  # one row, or text positions and the family's own
+    retains_positions: bool  # False: they count contiguously, as stock `generate` does by itself
     is_video: Bool[Tensor, "B S"]
     kept: Int[Tensor, "B S"]
     source_length: int  # L
@@ -44,14 +45,14 @@ def shorten(
     stays: Bool[Tensor, "placeholders"],
     video_features: Float[Tensor, "kept D"],
     images: tuple[int, Tensor] | None,
-    positions: Int[Tensor, "R B L"] | None,
+    positions: Int[Tensor, "B L"] | Int[Tensor, "R B L"] | None,
     pad_token_id: int,
 ) -> ShortPrompt:
     """Drop the video placeholders that do not stay, and embed what is left.
 
     `stays` and `video_features` follow the order of the placeholders in the flattened batch. Padding is dropped and
-    laid anew on the left. Text positions are contiguous in every row; `positions` of the full prompt (such as M-RoPE's
-    three rows) keep their values and follow the text positions as further rows.
+    laid anew on the left. Positions are contiguous in every row, unless `positions` of the full prompt are given: one
+    row keeps its values in their place, several (such as M-RoPE's three) follow the contiguous ones as further rows.
 
     Raises:
         ValueError: prompt and features disagree on the number of placeholders.
@@ -75,13 +76,16 @@ def shorten(
         _check_count("image", int(is_image.sum()), len(image_features))
         embeds = embeds.masked_scatter(is_image[..., None], image_features.to(embeds))
     position_ids = (mask.cumsum(dim=1) - 1).clamp_min(0)
-    if positions is not None:
+    if positions is not None and positions.dim() == 2:
+        position_ids = positions.gather(1, kept).masked_fill(mask == 0, 0)
+    elif positions is not None:
         position_ids = torch.cat([position_ids[None], positions.gather(2, kept.expand(len(positions), -1, -1))])
     return ShortPrompt(
         input_ids=ids,
         attention_mask=mask,
         inputs_embeds=embeds,
         position_ids=position_ids,
+        retains_positions=positions is not None,
         is_video=is_video,
         kept=kept,
         source_length=input_ids.shape[1],

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     stats = pruning.stats if pruning is not None else None
     if args.json:
         record = {"video": args.video, "question": args.question, "answer": text, "model": args.model}
-        record |= {name: value for name, value in method.to_dict().items() if name != "saliency"}
+        record |= method.to_dict()
         record["frame_timestamps_s"] = video.timestamps_s.tolist()
         record["stats"] = None if stats is None else stats.to_dict()
         record["stages_ms"] = {**timer.ms(), **({} if stats is None else stats.timer.ms())}

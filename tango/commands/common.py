@@ -12,6 +12,7 @@ import yaml
 import tango
 from tango.errors import TangoError
 from tango.evaluation import MethodConfig
+from tango.evaluation.config import POSITIONS
 from tango.models import default_num_frames
 
 
@@ -42,6 +43,10 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mean-retention-ratio", type=float, help="in place of --retention-ratio: mean over the LLM's layers"
     )
+    parser.add_argument(
+        "--positions", choices=POSITIONS,
+        help="of the pruned prompt; LLaVA: contiguous or kept (contiguous); Qwen-VL: correct or stock (correct)",
+    )  # fmt: skip
     parser.add_argument("--config", help="YAML file with `method:` and its options, e.g. configs/methods/tango.yaml")
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="any other option of the method; repeatable"
@@ -84,6 +89,7 @@ def method_from(args: argparse.Namespace) -> MethodConfig:
         layer_pruner=args.layer_pruner,
         mean_retention_ratio=args.mean_retention_ratio,
         saliency=args.saliency,
+        positions=args.positions,
     )
 
 

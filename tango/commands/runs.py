@@ -14,6 +14,10 @@ from tango.report.results import choose
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `tango runs`."""
     add_results_arguments(parser)
+    parser.add_argument(
+        "--against", metavar="METHOD",
+        help="compare with the run of this name, as in the column `method`, at the same ratio (with all tokens)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON, with the accuracy of each group of questions")
 
 
@@ -23,6 +27,6 @@ def run(args: argparse.Namespace) -> int:
     runs, notes = choose(results.runs)
     for note in (*results.notes, *notes):
         print(f"tango: note: {note}", file=sys.stderr)
-    found = lines(runs, label, seed=args.seed)
+    found = lines(runs, label, against=args.against, seed=args.seed)
     print(json.dumps([line.to_dict() for line in found], indent=1) if args.json else markdown(found))
     return 0

@@ -14,6 +14,8 @@ from tango.methods import available_layer_pruners, available_pruners, build_laye
 if TYPE_CHECKING:
     from tango.pruning import Pruning
 
+POSITIONS = ("contiguous", "kept", "correct", "stock")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
@@ -26,7 +28,7 @@ class MethodConfig:
         options: fields of the method, such as `retention_ratio`.
         layer_pruner: prune again inside the LLM; `layer_options` are its fields.
         mean_retention_ratio: in place of `retention_ratio`, the mean over the LLM's layers.
-        saliency: "p-attn" or "attn", as in `tango.prune`.
+        saliency, positions: as in `tango.prune`; whether a model has these positions shows when it is pruned.
     Raises:
         UnknownNameError: no such method or option; the message lists the known ones.
         OptionError, BudgetError: options that do not go together, or a value out of range.
@@ -38,6 +40,7 @@ class MethodConfig:
     layer_options: Mapping[str, Any] = field(default_factory=dict)
     mean_retention_ratio: float | None = None
     saliency: Literal["p-attn", "attn"] = "p-attn"
+    positions: Literal["contiguous", "kept", "correct", "stock"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("options", "layer_options"):
@@ -48,6 +51,8 @@ class MethodConfig:
         """All options of the method and of the layer pruner, defaults included, after every check."""
         if self.saliency not in ("p-attn", "attn"):
             raise OptionError(f"saliency must be 'p-attn' or 'attn', got {self.saliency!r}")
+        if self.positions not in (None, *POSITIONS):
+            raise OptionError(f"positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
         if self.method not in ("none", *available_pruners(), *available_layer_pruners()):
             raise UnknownNameError("method", self.method, ["none", *available_pruners(), *available_layer_pruners()])
         inside = [self.layer_pruner, self.mean_retention_ratio]
@@ -87,7 +92,7 @@ class MethodConfig:
             inside["layer_pruner"] = build_layer_pruner(self.layer_pruner, **self.layer_options)
         if self.mean_retention_ratio is not None:
             inside["mean_retention_ratio"] = self.mean_retention_ratio
-        return prune(model, self.method, saliency=self.saliency, **inside, **self.options)
+        return prune(model, self.method, saliency=self.saliency, positions=self.positions, **inside, **self.options)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, defaults resolved."""
@@ -99,6 +104,7 @@ class MethodConfig:
             "layer_options": layer_options,
             "mean_retention_ratio": self.mean_retention_ratio,
             "saliency": self.saliency,
+            "positions": self.positions,
         }
 
     @property
@@ -122,6 +128,8 @@ class MethodConfig:
             parts += _differences(layer_options, _built(self.layer_pruner, {}, layer=True), but=("layer",))
         if self.saliency != "p-attn":
             parts.append(self.saliency)
+        if self.positions is not None:
+            parts.append(self.positions)
         return "-".join(re.sub(r"[^A-Za-z0-9.+-]+", "_", part).strip("_") for part in parts)
 
     @classmethod

@@ -30,7 +30,7 @@ ALIASES = {
 # Flags with which the release tunes Tango. Its scripts pass them whatever the method is, so a method that has no such
 # option does not see them; ratios and layers on the other hand mean the same to all methods.
 TUNING = ("similarity_threshold", "context_ratio", "alpha", "base_time", "base_space", "num_neighbors", "segment_type")
-_OWN = ("layer_pruner", "mean_retention_ratio", "saliency")
+_OWN = ("layer_pruner", "mean_retention_ratio", "saliency", "positions")
 
 
 def method_from(*sources: Mapping[str, Any]) -> MethodConfig:
@@ -44,7 +44,8 @@ def method_from(*sources: Mapping[str, Any]) -> MethodConfig:
     * `pruned_layer`: prune again at the input of this layer ("fastv-merge", or what `layer_pruner` says); methods
       inside the LLM have an option `layer` instead, and do not see it;
     * `pre_retain_ratio`: the fraction kept before the LLM, where it is not to be solved from `retain_ratio`;
-    * `layer_<name>`: options of the layer pruner; `mean_retention_ratio`, `saliency`: as in `MethodConfig`.
+    * `layer_<name>`: options of the layer pruner;
+    * `mean_retention_ratio`, `saliency`, `positions`: as in `MethodConfig`.
 
     Raises:
         UnknownNameError, OptionError, BudgetError: as `MethodConfig`, or one option is set twice in a source.

@@ -155,7 +155,7 @@ class Adapter(ABC):
         stays (bool). Separators such as newlines follow the family's own rule here."""
 
     def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]) -> Tensor | None:
-        """Positions (R, B, L) of the full prompt that kept tokens retain; None: kept tokens count contiguously."""
+        """Positions (B, L) or (R, B, L) of the full prompt that kept tokens retain; None: they count contiguously."""
         del input_ids, attention_mask, inputs
         return None
 

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
-from tango.errors import MissingSignalError, UnsupportedModelError
+from tango.errors import MissingSignalError, OptionError, UnsupportedModelError
 from tango.models.base import Adapter, EncodedImages, EncodedVideos, SaliencyKind, pooling_head_of, register_adapter
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
 from tango.models.siglip import tap_block
 from tango.models.timestamps import video_timestamps
 from tango.profiling import StageTimer
 
+PositionRule = Literal["contiguous", "kept"]
+
 
 @register_adapter("llava_onevision")
 class LlavaOnevisionAdapter(Adapter):
     """Stock `LlavaOnevisionForConditionalGeneration`.
 
-    After pruning the LLM sees contiguous positions, as in the paper's release.
+    Args:
+        positions: of the pruned prompt: "contiguous", as in the paper's release; "kept": every token keeps its
+            position in the unpruned prompt.
     """
 
     title: ClassVar[str] = "LLaVA-OneVision"
@@ -39,8 +43,11 @@ class LlavaOnevisionAdapter(Adapter):
     sink_positions: ClassVar[tuple[int, ...]] = (28, 27, 41, 169, 11, 12)
     sink_grid: ClassVar[tuple[int, int]] = (14, 14)
 
-    def __init__(self, model: Any, *, saliency: SaliencyKind = "p-attn"):
+    def __init__(self, model: Any, *, saliency: SaliencyKind = "p-attn", positions: PositionRule = "contiguous"):
         super().__init__(model, saliency=saliency)
+        if positions not in ("contiguous", "kept"):
+            raise OptionError(f"positions of {self.title} must be 'contiguous' or 'kept', got {positions!r}")
+        self.position_rule = positions
         config = model.config
         layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
         if not isinstance(layer, int) or strategy != "full":
@@ -158,6 +165,13 @@ class LlavaOnevisionAdapter(Adapter):
         stays[pruned.indices] = True
         stays[-1] = True  # the one newline after the video
         return torch.cat([pruned.features, newline[None]]), stays
+
+    def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]) -> Tensor | None:
+        del inputs
+        if self.position_rule == "contiguous":
+            return None
+        attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        return attended.cumsum(dim=1) - 1  # those of padding do not count
 
     @classmethod
     def num_video_tokens(cls, config: Any, num_frames: int) -> int:

@@ -44,7 +44,7 @@ class QwenVlAdapter(Adapter):
     def __init__(self, model: Any, *, saliency: SaliencyKind = "p-attn", positions: PositionRule = "correct"):
         super().__init__(model, saliency=saliency)
         if positions not in ("correct", "stock"):
-            raise OptionError(f"positions must be 'correct' or 'stock', got {positions!r}")
+            raise OptionError(f"positions of {self.title} must be 'correct' or 'stock', got {positions!r}")
         self.position_rule = positions
         self.vision = model.config.vision_config
         self.merge = self.vision.spatial_merge_size

@@ -67,7 +67,7 @@ class Experiment:
     def for_model(self, model: str) -> Experiment:
         """The rows of one of the paper's models; or all rows, without repetitions, as experiments with another one."""
         names = self.names_of(model)
-        rows = [row for row in self.rows if row.model.lower() in names]
+        rows, title = [row for row in self.rows if row.model.lower() in names], self.title
         if not rows:
             instead = next((about for title, about in self.models.items() if title.lower() in names), {})
             unique: dict[str, Row] = {}
@@ -77,7 +77,8 @@ class Experiment:
                 settings = {name: instead.get("settings", {}).get(name, value) for name, value in row.settings.items()}
                 unique.setdefault(repr(sorted(settings.items())), replace(row, model=model, settings=settings))
             rows = list(unique.values())
-        return replace(self, rows=tuple(rows))
+            title += f"; run with {model}"
+        return replace(self, rows=tuple(rows), title=title)
 
     def on(self, benchmarks: Sequence[str]) -> Experiment:
         """The same rows on other benchmarks (or groups of them, "benchmark/group")."""

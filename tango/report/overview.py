@@ -1,4 +1,4 @@
-"""Recorded runs one by one: accuracy, tokens kept, and the paired difference to all tokens."""
+"""Recorded runs one by one: accuracy, tokens kept, and the paired difference to all tokens or to another run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tango.errors import UnknownNameError
 from tango.report.curves import share_kept
 from tango.report.intervals import Estimate, accuracies, paired_difference
 from tango.report.results import Run
@@ -23,7 +24,8 @@ class Line:
     tokens_percent: float
     accuracy: float
     interval: tuple[float, float] | None
-    minus_all_tokens: float | None
+    against: str  # what `minus` is the difference to
+    minus: float | None
     minus_interval: tuple[float, float] | None
     num_questions: int
     num_clips: int
@@ -35,18 +37,29 @@ class Line:
         return {name: _rounded(value) for name, value in asdict(self).items()}
 
 
-def lines(runs: Sequence[Run], label: Callable[[Mapping[str, Any]], str], *, seed: int = 0) -> list[Line]:
+def lines(
+    runs: Sequence[Run], label: Callable[[Mapping[str, Any]], str], *, against: str | None = None, seed: int = 0
+) -> list[Line]:
     """A line for each run, sorted; all tokens come first.
 
     Args:
         runs: each model, method and benchmark once.
         label: name of a method's configuration without its ratio.
+        against: such a name; every run is compared with the one of this name and its own ratio. None: with all tokens.
+    Raises:
+        UnknownNameError: no run has this name.
     """
-    full = {(run.model, run.benchmark.name): run for run in runs if run.method["method"] == "none"}
+    if against is not None and against not in (known := {label(run.method) for run in runs}):
+        raise UnknownNameError("run", against, known)
+
+    def place(run: Run) -> tuple[str, str, float | None]:
+        return run.model, run.benchmark.name, None if against is None else _ratio(run.method)
+
+    references = {place(run): run for run in runs if label(run.method) == (against or "none")}
     found = []
     for run in runs:
         estimates = accuracies(run.questions, run.benchmark, seed=seed)
-        reference = full.get((run.model, run.benchmark.name))
+        reference = references.get(place(run))
         minus: Estimate | None = None
         if reference is not None and reference is not run:
             minus = paired_difference(run.questions, reference.questions, run.benchmark, seed=seed)[None]
@@ -59,7 +72,8 @@ def lines(runs: Sequence[Run], label: Callable[[Mapping[str, Any]], str], *, see
                 tokens_percent=100 * share_kept(run),
                 accuracy=estimates[None].value,
                 interval=estimates[None].interval(),
-                minus_all_tokens=None if minus is None else minus.value,
+                against=against or "all tokens",
+                minus=None if minus is None else minus.value,
                 minus_interval=None if minus is None else minus.interval(),
                 num_questions=estimates[None].num_questions,
                 num_clips=estimates[None].num_clips,
@@ -73,15 +87,15 @@ def lines(runs: Sequence[Run], label: Callable[[Mapping[str, Any]], str], *, see
 def markdown(found: Sequence[Line]) -> str:
     """The lines as a Markdown table."""
     header = (
-        "model", "benchmark", "method", "ratio", "tokens kept, %", "accuracy, % [95 %]", "minus all tokens [95 %]",
-        "questions", "clips",
+        "model", "benchmark", "method", "ratio", "tokens kept, %", "accuracy, % [95 %]",
+        f"minus {found[0].against if found else 'all tokens'} [95 %]", "questions", "clips",
     )  # fmt: skip
     rows = [header]
     for line in found:
         ratio = "-" if line.retention_ratio is None else f"{line.retention_ratio:g}"
         whole = "" if line.num_expected in (None, line.num_questions) else f" of {line.num_expected}"
         accuracy = f"{line.accuracy:.1f}{_bracket(line.interval, '.1f')}"
-        minus = "-" if line.minus_all_tokens is None else f"{line.minus_all_tokens:+.1f}"
+        minus = "-" if line.minus is None else f"{line.minus:+.1f}"
         minus += _bracket(line.minus_interval, "+.1f")
         kept, questions = f"{line.tokens_percent:.1f}", f"{line.num_questions}{whole}"
         rows.append(

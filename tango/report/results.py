@@ -74,11 +74,14 @@ def choose(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 
 def identity(method: Mapping[str, Any]) -> str:
-    """A text that is the same for equal configurations, however their numbers and lists were written."""
+    """A text that is the same for equal configurations, however their numbers and lists were written.
+
+    What is None does not count: a setting that did not exist yet when a run was recorded.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {name: plain(part) for name, part in value.items()}
+            return {name: plain(part) for name, part in value.items() if part is not None}
         if isinstance(value, (list, tuple)):
             return [plain(part) for part in value]
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

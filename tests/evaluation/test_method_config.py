@@ -30,6 +30,7 @@ TANGO = {"method": "tango"}
         ),
         ({"method": "fastv-merge", "options": {"retention_ratio": 0.3, "layer": 2}}, "fastv-merge-r0.3-layer2"),
         ({"method": "tango", "saliency": "attn"}, "tango-r0.1-attn"),
+        ({"method": "tango", "positions": "kept"}, "tango-r0.1-kept"),
     ],
 )  # fmt: skip
 def test_labels_are_names_for_folders(arguments, label):
@@ -49,6 +50,7 @@ def test_labels_are_names_for_folders(arguments, label):
         ({**TANGO, "layer_pruner": "fastv-merge", "layer_options": {"layer": 0}}, BudgetError, "layer must be"),
         ({**TANGO, "layer_options": {"layer": 2}}, OptionError, "no layer_pruner: layer"),
         ({**TANGO, "saliency": "max"}, OptionError, "'p-attn' or 'attn', got 'max'"),
+        ({**TANGO, "positions": "new"}, OptionError, "one of contiguous, kept, correct, stock, got 'new'"),
         ({"options": {"retention_ratio": 0.1}}, OptionError, "keeps all tokens"),
         ({"layer_pruner": "fastv-merge"}, OptionError, "keeps all tokens"),
         ({"method": "fastv-merge", "mean_retention_ratio": 0.1}, OptionError, "its retention_ratio is the mean"),
@@ -161,9 +163,10 @@ class TestSettings:
 
     def test_the_layer_pruner_has_options_of_its_own(self):
         settings = {"method": "uniform", "layer_pruner": "fastv-merge", "layer_layer": "2", "saliency": "attn"}
+        settings["positions"] = "kept"
         config = MethodConfig.from_settings({**settings, "layer_retention_ratio": "0.25", "mean_retention_ratio": 0.2})
         assert config.layer_options == {"layer": 2, "retention_ratio": 0.25}
-        assert (config.mean_retention_ratio, config.saliency) == (0.2, "attn")
+        assert (config.mean_retention_ratio, config.saliency, config.positions) == (0.2, "attn", "kept")
 
     def test_a_layer_pruner_can_be_the_method(self):
         config = MethodConfig.from_settings(

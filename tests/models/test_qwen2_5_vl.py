@@ -10,7 +10,7 @@ import torch
 import tango
 from tango.models.base import adapter_class
 from tango.models.qwen_tower import window_order
-from tests import tiny, tiny_qwen
+from tests import tiny_qwen
 from tests.tiny_qwen import STILL, TALL, WIDE
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
@@ -105,8 +105,3 @@ def test_nothing_known_about_time_warns(model):
     with tango.prune(model, "tango"), warnings.catch_warnings():
         warnings.simplefilter("error")
         model.generate(**inputs, **GREEDY)
-
-
-def test_other_families_have_no_positions_to_choose():
-    with pytest.raises(tango.TangoError, match="LlavaOnevisionAdapter has no option positions"):
-        tango.prune(tiny.llava_onevision(), "uniform", positions="stock")

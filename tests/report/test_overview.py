@@ -28,12 +28,12 @@ def test_json_has_every_number(outputs, capsys):
     assert len(lines) == 8
     pruned, full = lines["Video-MME", "tango"], lines["Video-MME", "none"]
     assert (full["accuracy"], pruned["accuracy"]) == (round(1000 / 12, 4), round(800 / 12, 4))
-    assert (full["minus_all_tokens"], pruned["minus_all_tokens"]) == (None, round(-200 / 12, 4))
+    assert (full["minus"], pruned["minus"]) == (None, round(-200 / 12, 4))
     assert (full["tokens_percent"], pruned["tokens_percent"]) == (100, round(64000 / 6272, 4))
     assert (full["retention_ratio"], pruned["retention_ratio"]) == (None, 0.1)
     assert (pruned["num_questions"], pruned["num_clips"], pruned["num_expected"]) == (12, 4, 12)
     low, high = pruned["minus_interval"]
-    assert low <= pruned["minus_all_tokens"] <= high <= 0  # never better on any clip
+    assert low <= pruned["minus"] <= high <= 0  # never better on any clip
     assert set(pruned["groups"]) == {"short", "medium", "long"}
 
 
@@ -45,6 +45,27 @@ def test_the_table_is_markdown(outputs, capsys):
     assert row.startswith("| LLaVA-OneVision-7B | Video-MME | tango | 0.1 | 10.2 | 66.7 [")
     assert "| -16.7 [" in row
     assert row.endswith("] | 12 | 4 |")
+
+
+def test_another_run_is_the_reference(outputs, capsys):
+    write_vlmevalkit(outputs, {"method": "uniform", "retention_ratio": 0.1}, everything(FULL))
+    write_vlmevalkit(outputs, {"method": "uniform", "retention_ratio": 0.2}, everything(FULL))
+    assert main(["runs", "--results", str(outputs), "--against", "tango", "--json"]) == 0
+    lines = {
+        (line["method"], line["retention_ratio"]): line
+        for line in json.loads(capsys.readouterr().out)
+        if line["benchmark"] == "Video-MME"
+    }
+    assert lines["uniform", 0.1]["minus"] == round(200 / 12, 4)
+    assert lines["uniform", 0.2]["minus"] is None  # no run of tango at this ratio
+    assert lines["none", None]["minus"] is None
+    assert lines["tango", 0.1]["minus"] is None
+    assert {line["against"] for line in lines.values()} == {"tango"}
+
+
+def test_an_unknown_reference_is_refused(outputs, capsys):
+    assert main(["runs", "--results", str(outputs), "--against", "tnago"]) == 2
+    assert "unknown run 'tnago'. Did you mean 'tango'" in capsys.readouterr().err
 
 
 def test_a_part_of_a_benchmark_says_so(tmp_path, capsys):

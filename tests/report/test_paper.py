@@ -104,7 +104,9 @@ class TestExperiments:
             assert [row.model for row in rows] == ["Qwen2.5-VL-7B"] * 4
 
     def test_another_model_runs_every_configuration_once(self) -> None:
-        rows = read_experiment(EXPERIMENTS, 2).for_model("tango-mini").rows
+        experiment = read_experiment(EXPERIMENTS, 2).for_model("tango-mini")
+        assert experiment.title.endswith("; run with tango-mini")
+        rows = experiment.rows
         assert len(rows) == 12  # Qwen's four are among LLaVA-Video's; FastV cannot keep 10 % of four layers' tokens
         assert "fastv" not in {row.name for row in rows}
         assert {row.model for row in rows} == {"tango-mini"}
