@@ -7,7 +7,7 @@ import torch
 
 import tango
 from tests import tiny
-from tests.tiny import one_video, three_videos
+from tests.tiny import new_tokens, one_video, three_videos
 
 NEW = 6
 GREEDY = {"do_sample": False, "max_new_tokens": NEW}
@@ -22,15 +22,9 @@ def model():
     return model
 
 
-def new_tokens(model, inputs: dict, output) -> list[list[int]]:
-    eos, pad = model.generation_config.eos_token_id, model.generation_config.pad_token_id
-    rows = output[:, inputs["input_ids"].shape[1] :].tolist()
-    return [[t for i, t in enumerate(row) if t != pad and eos not in row[:i]] for row in rows]
-
-
-def references(model, inputs: dict, ratio: float = 0.3) -> list[list[int]]:
+def references(model, inputs: dict) -> list[list[int]]:
     """Greedy decoding without cache or padding; each token stands where the unpruned prompt has it."""
-    with tango.prune(model, "tango", retention_ratio=ratio) as pruning, torch.no_grad():
+    with tango.prune(model, "tango", retention_ratio=0.3) as pruning, torch.no_grad():
         short = pruning.encode(inputs["input_ids"], inputs["attention_mask"], inputs).short
     rows = []
     for row, attended in enumerate(inputs["attention_mask"].bool()):
@@ -54,19 +48,23 @@ DECODING = {
     "greedy": {},
     "static cache": {"cache_implementation": "static"},
     "chunked prefill": {"prefill_chunk_size": 16},
-    "prompt lookup": {"prompt_lookup_num_tokens": 3},
 }
+
+
+def check(model, inputs: dict, options: dict) -> None:
+    with tango.prune(model, "tango", retention_ratio=0.3, positions="kept"):
+        output = model.generate(**inputs, **GREEDY, **options)
+    assert new_tokens(model, inputs, output) == references(model, inputs)
 
 
 @pytest.mark.parametrize("options", DECODING.values(), ids=DECODING)
 @pytest.mark.parametrize("inputs", [one_video, three_videos])
 def test_kept_positions_decode_as_the_reference(model, inputs, options):
-    inputs = inputs()
-    if "prompt_lookup_num_tokens" in options and len(inputs["input_ids"]) > 1:
-        pytest.skip("transformers has no assisted decoding of batches")
-    with tango.prune(model, "tango", retention_ratio=0.3, positions="kept"):
-        output = model.generate(**inputs, **GREEDY, **options)
-    assert new_tokens(model, inputs, output) == references(model, inputs)
+    check(model, inputs(), options)
+
+
+def test_kept_positions_in_assisted_decoding(model):
+    check(model, one_video(), {"prompt_lookup_num_tokens": 3})
 
 
 def test_positions_change_what_the_model_says(model):

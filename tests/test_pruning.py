@@ -13,7 +13,7 @@ from transformers import MaxLengthCriteria, Qwen2Config, Qwen2ForCausalLM, Stopp
 import tango
 from tango.methods import TangoPruner
 from tests import tiny
-from tests.tiny import TIMES, one_video, one_video_per_row, three_videos
+from tests.tiny import TIMES, new_tokens, one_video, one_video_per_row, three_videos
 
 NEW = 6
 GREEDY = {"do_sample": False, "max_new_tokens": NEW}
@@ -29,12 +29,6 @@ def references(model, inputs: dict, steps: int = NEW) -> list[list[int]]:
     with tango.prune(model, "tango", retention_ratio=0.3) as pruning, torch.no_grad():
         short = pruning.encode(inputs["input_ids"], inputs["attention_mask"], inputs).short
     return [tiny.greedy_reference(model, short, row, steps) for row in range(len(inputs["input_ids"]))]
-
-
-def new_tokens(model, inputs: dict, output) -> list[list[int]]:
-    eos, pad = model.generation_config.eos_token_id, model.generation_config.pad_token_id
-    rows = output[:, inputs["input_ids"].shape[1] :].tolist()
-    return [[t for i, t in enumerate(row) if t != pad and eos not in row[:i]] for row in rows]
 
 
 DECODING = {

@@ -71,6 +71,13 @@ def greedy_reference(model, short, row: int, steps: int) -> list[int]:
     return new
 
 
+def new_tokens(model, inputs: dict, output: torch.Tensor) -> list[list[int]]:
+    """What each row of `generate`'s output says after the prompt, without padding."""
+    eos, pad = model.generation_config.eos_token_id, model.generation_config.pad_token_id
+    rows = output[:, inputs["input_ids"].shape[1] :].tolist()
+    return [[t for i, t in enumerate(row) if t != pad and eos not in row[:i]] for row in rows]
+
+
 def llava_video(seed: int = 0, *, image_size: int = IMAGE_SIZE):
     """A LLaVA-Video with random weights and a pooling head beside it, as `tango.load` would return it."""
     model = tiny_model(tokenizer(), image_size=image_size, width=32, layers=2, seed=seed)

@@ -15,6 +15,7 @@ from tango.profiling import StageTimer
 from tests import tiny
 from tests.models.test_loading import video
 from tests.test_pruning import state_of
+from tests.tiny import new_tokens
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
 ODD = 14 * 7 + 5  # 7 x 7 patches and a rest of five pixels: 3 x 3 tokens a frame
@@ -88,12 +89,6 @@ def greedy(model, embeds: torch.Tensor, steps: int = 6) -> list[int]:
             break
         embeds = torch.cat([embeds, model.get_input_embeddings()(token[None, None])], dim=1)
     return new
-
-
-def new_tokens(model, inputs: dict, output: torch.Tensor) -> list[list[int]]:
-    eos, pad = model.generation_config.eos_token_id, model.generation_config.pad_token_id
-    rows = output[:, inputs["input_ids"].shape[1] :].tolist()
-    return [[t for i, t in enumerate(row) if t != pad and eos not in row[:i]] for row in rows]
 
 
 def alone(inputs: dict, row: int, videos: slice) -> dict:
@@ -221,6 +216,15 @@ def test_greedy_decoding_equals_a_reference_without_cache(model):
         short = pruning.encode(inputs["input_ids"], inputs["attention_mask"], inputs).short
         output = model.generate(**inputs, **GREEDY)
     assert new_tokens(model, inputs, output) == [tiny.greedy_reference(model, short, row, 6) for row in (0, 1)]
+
+
+def test_newlines_keep_their_positions_too(even):
+    """`short.position_ids` say where the unpruned prompt has each token; without padding that is its column."""
+    inputs = one_video(even)
+    with tango.prune(even, "tango", retention_ratio=0.3, positions="kept") as pruning, torch.no_grad():
+        short = pruning.encode(inputs["input_ids"], inputs["attention_mask"], inputs).short
+    assert torch.equal(short.position_ids, short.kept)
+    assert len(short.kept[0]) < len(inputs["input_ids"][0]) == short.position_ids[0, -1] + 1
 
 
 def test_counts_of_tokens_leave_newlines_out_and_counts_of_prompts_do_not(model):

@@ -14,6 +14,7 @@ from tango.methods import TangoPruner
 from tango.models.base import adapter_class
 from tango.profiling import StageTimer
 from tests import tiny_qwen
+from tests.tiny import new_tokens
 from tests.tiny_qwen import STILL, TALL, WIDE
 
 NEW = 6
@@ -78,12 +79,6 @@ def references(model, inputs: dict, steps: int = NEW) -> list[list[int]]:
         short = pruning.encode(inputs["input_ids"], inputs["attention_mask"], inputs).short
         deepstack = deepstack_of(model, inputs, pruning, short)
     return [tiny_qwen.greedy_reference(model, short, row, steps, deepstack) for row in range(len(inputs["input_ids"]))]
-
-
-def new_tokens(model, inputs: dict, output) -> list[list[int]]:
-    eos, pad = model.generation_config.eos_token_id, model.generation_config.pad_token_id
-    rows = output[:, inputs["input_ids"].shape[1] :].tolist()
-    return [[t for i, t in enumerate(row) if t != pad and eos not in row[:i]] for row in rows]
 
 
 DECODING = {
