@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -278,7 +279,25 @@ class TestScripts:
         assert "| tango | ours | 66.7* [" in done.stdout
         assert not (tmp_path / "log").exists()
 
-    @pytest.mark.parametrize("script", ["table1.sh", "table2.sh", "table3.sh", "table4.sh"])
+    def test_presets_are_compared_in_both_position_modes(self, python, tmp_path):
+        done = self.run(python, "presets.sh", LIMIT="9", OUTPUT="out")
+        assert done.returncode == 0, done.stderr
+        shared = f"--config run_config/tango_mini.json --work-dir {tmp_path}/out --limit 9 --datasets TangoMini"
+        off, kept = "--option static_merging=false", "--option positions=kept"
+        presets = ["tango", "tango-paper", "tango-release"]
+        assert (tmp_path / "log").read_text().splitlines() == [
+            f"{shared} --method none",
+            *(f"{shared} --method {name} --retain-ratio 0.1" for name in presets),
+            f"{shared} {off} --method tango --retain-ratio 0.1",
+            *(f"{shared} {kept} --method {name} --retain-ratio 0.1" for name in presets),
+            f"{shared} {kept} {off} --method tango --retain-ratio 0.1",
+        ]
+        assert (tmp_path / "out" / "presets.md").read_text() in done.stdout
+        lines = json.loads((tmp_path / "out" / "presets.json").read_text())
+        assert {line["against"] for line in lines} == {"tango"}
+        assert {"tango", "tango-kept", "tango-static_mergingFalse-kept"} <= {line["method"] for line in lines}
+
+    @pytest.mark.parametrize("script", ["table1.sh", "table2.sh", "table3.sh", "table4.sh", "presets.sh"])
     def test_help(self, python, script):
         done = self.run(python, script, "--help")
         assert (done.returncode, done.stderr) == (0, "")
