@@ -57,7 +57,7 @@ mkdir -p "$output" "$LMUData"
 evaluate() { # the toolkit's own messages go into a file; what is left are the progress bars and errors
     local code=0
     (cd VLMEvalKit && "${launch[@]}" run.py --config run_config/tango_mini.json --pretrained "$pretrained" \
-        --work-dir "$output" --data-option "num_clips=$clips" "$@") >>"$output/run.log" || code=$?
+        --work-dir "$output" --data-option "num_clips=$clips" --batch-size 10 "$@") >>"$output/run.log" || code=$?
     [ "$code" -eq 0 ] || { echo "failed; the toolkit's messages are in $output/run.log" >&2; exit "$code"; }
 }
 
