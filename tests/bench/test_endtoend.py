@@ -100,7 +100,7 @@ class TestOneRun:
 
         monkeypatch.setattr(Pruner, "__call__", counted)
         base = model.model
-        base.vision_tower.register_forward_hook(lambda *_: calls.update(["tower"]))
+        base.vision_tower.embeddings.register_forward_hook(lambda *_: calls.update(["tower"]))
         base.multi_modal_projector.linear_2.register_forward_hook(lambda *_: calls.update(["project"]))
         base.language_model.register_forward_hook(lambda _m, _a, output: lengths.append(output[0].shape[1]))
         _, stats = run_once(model, candidate(name, 0.7))
