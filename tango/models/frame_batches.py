@@ -60,11 +60,19 @@ class FrameRows:
             self._tensors[name][self._done : self._done + count] = part
         self._done += count
 
+    def get(self, name: str) -> Tensor | None:
+        """Rows of all frames; None if none were added under this name."""
+        assert self._done == self._num_frames
+        return self._tensors.get(name)
+
     def split(self, name: str, lengths: Sequence[int]) -> Sequence[Tensor | None]:
         """Rows of every video, of so many frames each; Nones if none were added under this name."""
-        assert self._done == self._num_frames
-        rows = self._tensors.get(name)
+        rows = self.get(name)
         return [None] * len(lengths) if rows is None else rows.split(list(lengths))
+
+    def rest(self, names: Sequence[str]) -> list[Tensor]:
+        """What was added under names other than these, in the order of the first batch."""
+        return [x for name, x in self._tensors.items() if name not in names]
 
 
 def upload(x: Tensor, device: torch.device) -> Tensor:
