@@ -19,9 +19,7 @@ class TowerStates(NamedTuple):
     keys: Float[Tensor, "T N d"] | None  # of its patches, averaged over heads
 
 
-def run_tower(
-    tower: Any, depth: int, pixels: Float[Tensor, "T 3 h w"], *, attention: bool, keys: bool
-) -> TowerStates:
+def run_tower(tower: Any, depth: int, pixels: Float[Tensor, "T 3 h w"], *, attention: bool, keys: bool) -> TowerStates:
     """Run the first `depth` blocks of a tower; what the stock tower does after them would be thrown away.
 
     One hidden state exists at a time. The tower keeps whatever attention implementation it has.
