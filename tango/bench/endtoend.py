@@ -147,20 +147,6 @@ def attention_of_tower(model: Any, name: str | None) -> Iterator[None]:
         tower.config._attn_implementation = before
 
 
-@contextlib.contextmanager
-def compiled_tower(model: Any) -> Iterator[None]:
-    """While entered, `torch.compile` runs the tower's blocks, all but the last: methods look into that one."""
-    tower = vision_tower(model)
-    blocks = tower.blocks if hasattr(tower, "blocks") else tower.encoder.layers
-    for block in blocks[:-1]:
-        block.forward = torch.compile(block.forward)
-    try:
-        yield
-    finally:
-        for block in blocks[:-1]:
-            del block.forward
-
-
 def synthetic_video(num_frames: int, *, size: int = 448) -> Video:
     """A video that was never in a file: frames of `draw_frames`, a second apart."""
     frames = torch.stack([torch.from_numpy(frame) for frame in draw_frames(num_frames=num_frames, size=size)])

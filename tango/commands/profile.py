@@ -34,6 +34,7 @@ from tango.report.text import align, markdown
 
 QUESTION = "What happens in this video?"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 _TTFT = ("tower", *OTHER, "prefill")
 
 
@@ -64,7 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="of the tower alone; several: every method with each of them",
     )
-    add("--compile", action="store_true", help="run the tower's blocks through torch.compile, all but the last")
+    add(
+        "--compile",
+        choices=_COMPILE_MODES,
+        nargs="?",
+        const=_COMPILE_MODES[0],
+        metavar="MODE",
+        help=f"run the tower through torch.compile: {', '.join(_COMPILE_MODES)} ({_COMPILE_MODES[0]})",
+    )
     add("--repeats", type=positive, default=5, help="measured rounds, after one that warms up (5)")
     add("--max-new-tokens", type=positive, default=32, help="tokens to generate, always all of them (32)")
     add("--threads", type=positive, help="threads of torch on the CPU (torch's choice)")
@@ -143,7 +151,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
             raise TangoError(f"the model does not fit into the memory of {device}: {first_line(error)}") from error
         num_frames = args.num_frames or processor.default_num_frames
         if args.compile:
-            stack.enter_context(endtoend.compiled_tower(model))
+            stack.enter_context(tango.compile_tower(model, mode=args.compile))
         where = environment()
         config = _config(args, model, num_frames, cpu=where["cpu"])
         record: dict[str, Any] = {}
@@ -275,7 +283,8 @@ def _lines(record: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Text above and below the table."""
     config, rows = record["config"], record["rows"]
     weights = ", random weights" if config["random_weights"] else ""
-    depth = f"{config['layers']} layers, tower of {config['tower_layers']}{', compiled' * config['compile']}"
+    depth = f"{config['layers']} layers, tower of {config['tower_layers']}"
+    depth += f", compiled: {config['compile']}" if config["compile"] else ""
     above = [
         f"{config['model']}{weights} ({depth}), {config['num_frames']} frames, {config['dtype']}, "
         f"{config['attn_implementation']}, {config['device_name']}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +18,8 @@ from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
 from tango.models.siglip import TowerStates, run_tower
 from tango.models.timestamps import video_timestamps
 from tango.profiling import StageTimer
+
+_COMPILED = "compiled_tower"  # attribute of a model that stands in for `run_tower`
 
 
 @register_adapter("llava_onevision")
@@ -50,6 +52,10 @@ class LlavaOnevisionAdapter(Adapter):
                 f"got {layer!r} with {strategy!r}"
             )
         self.patches = config.vision_config.image_size // config.vision_config.patch_size  # per side
+
+    @classmethod
+    def compilable(cls, model: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
+        return [(model, _COMPILED, run_tower)]
 
     @property
     def video_token_id(self) -> int:
@@ -94,28 +100,24 @@ class LlavaOnevisionAdapter(Adapter):
         head = head and head.to(device)
         rows = FrameRows(len(frames))
         for batch in batches:
-            rows.add(**self._encode_frames(frames[batch], wants, head, timer))
+            rows.add(**self._encode_frames(frames[batch], batches[0].stop, wants, head, timer))
         sinks = self.sink_positions if self.grid == self.sink_grid else ()
         given = inputs.get("video_timestamps_s")
         times = video_timestamps(given, lengths, wanted=Signal.TIMESTAMPS in wants)
-        signals = {name: rows.split(name, lengths) for name in ("features", "saliency", "frame_embeds", "keys")}
-        return EncodedVideos(
-            videos=[
-                VisualTokens(
-                    grid=self.grid, timestamps_s=t, sink_positions=sinks, **{name: x[i] for name, x in signals.items()}
-                )
-                for i, t in enumerate(times)
-            ]
-        )
+        parts = {name: rows.split(name, lengths) for name in ("features", "saliency", "frame_embeds", "keys")}
+        encoded = []
+        for i, seconds in enumerate(times):
+            fields: dict[str, Any] = {name: part[i] for name, part in parts.items()}
+            encoded.append(VisualTokens(grid=self.grid, timestamps_s=seconds, sink_positions=sinks, **fields))
+        return EncodedVideos(videos=encoded)
 
     def _encode_frames(
-        self, frames: list[Tensor], wants: Signal, head: PoolingHead | None, timer: StageTimer
+        self, frames: list[Tensor], batch_size: int, wants: Signal, head: PoolingHead | None, timer: StageTimer
     ) -> dict[str, Tensor]:
         """Pooled features of a few frames (C, h, w), and the signals that are wanted."""
         attn = Signal.SALIENCY in wants and self.saliency == "attn"
         with timer.stage("tower"):
-            pixels = upload(torch.stack(frames), self.model.device).to(self.model.dtype)
-            states = self._run_tower(pixels, attention=attn, keys=Signal.KEYS in wants)
+            states = self._run_tower(frames, batch_size, attention=attn, keys=Signal.KEYS in wants)
         with timer.stage("project"):
             rows = {"features": self.project(states.hidden)}
         with timer.stage("prune"), torch.no_grad():
@@ -130,11 +132,14 @@ class LlavaOnevisionAdapter(Adapter):
                 rows["keys"] = self.pool(states.keys)
         return rows
 
-    def _run_tower(self, pixels: Tensor, **wanted: bool) -> TowerStates:
-        base = self.model.model
-        tower = getattr(base.vision_tower, "vision_model", base.vision_tower)
-        layer, depth = self.model.config.vision_feature_layer, len(tower.encoder.layers)
-        return run_tower(tower, depth + 1 + layer if layer < 0 else layer, pixels, **wanted)
+    def _run_tower(self, frames: list[Tensor], batch_size: int, **wanted: bool) -> TowerStates:
+        compiled = vars(self.model).get(_COMPILED)
+        padding = [] if compiled is None else frames[-1:] * (batch_size - len(frames))  # to compile for one size
+        pixels = upload(torch.stack(frames + padding), self.model.device).to(self.model.dtype)
+        tower, layer = _tower(self.model), self.model.config.vision_feature_layer
+        depth = len(tower.encoder.layers) + 1 + layer if layer < 0 else layer
+        states = (compiled or run_tower)(tower, depth, pixels, **wanted)
+        return TowerStates(*(x if x is None else x[: len(frames)] for x in states)) if padding else states  # type: ignore[arg-type]
 
     def project(self, hidden: Tensor) -> Tensor:
         """Projector and pooling, (T, patches^2, P) -> (T, N, D).
@@ -171,3 +176,8 @@ class LlavaOnevisionAdapter(Adapter):
     def num_video_tokens(cls, config: Any, num_frames: int) -> int:
         side = math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
         return num_frames * side * side + 1
+
+
+def _tower(model: Any) -> Any:
+    tower = model.model.vision_tower
+    return getattr(tower, "vision_model", tower)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from pathlib import Path
@@ -52,6 +52,10 @@ class QwenVlAdapter(Adapter):
         self.vision = model.config.vision_config
         self.merge = self.vision.spatial_merge_size
 
+    @classmethod
+    def compilable(cls, model: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
+        return [(block, "forward", block.forward) for block in model.model.visual.blocks[:-1]]
+
     @property
     def video_token_id(self) -> int:
         return self.model.config.video_token_id
@@ -91,10 +95,10 @@ class QwenVlAdapter(Adapter):
             for (video, _), parts in zip(steps, encoded, strict=True):
                 rows[video].add(**parts)
             first += count
-        videos = [
-            VisualTokens(grid=(H, W), timestamps_s=seconds, **{name: own.get(name) for name in _TOKENS})
-            for own, (_, H, W), seconds in zip(rows, grids, times, strict=True)
-        ]
+        videos = []
+        for own, (_, H, W), seconds in zip(rows, grids, times, strict=True):
+            fields: dict[str, Any] = {name: own.get(name) for name in _TOKENS}
+            videos.append(VisualTokens(grid=(H, W), timestamps_s=seconds, **fields))
         return EncodedVideos(videos=videos, extras=[[x.flatten(0, 1) for x in own.rest(_TOKENS)] for own in rows])
 
     def _encode_steps(

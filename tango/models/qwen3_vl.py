@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tango.containers import PrunedTokens
 from tango.models.base import EncodedImages, EncodedVideos, register_adapter
-from tango.models.mrope import Grid, vision_positions
+from tango.models.mrope import vision_positions
 from tango.models.qwen2_5_vl import QwenVlAdapter
 from tango.splice import ShortPrompt
 

@@ -133,29 +133,6 @@ class TestTower:
         run_once(model, candidate(tower_attention="eager"))
         assert len(calls) == 4
 
-    @pytest.mark.parametrize("name", ["llava-onevision-tiny", "qwen2.5-vl-tiny"])
-    def test_is_compiled_but_for_its_last_block(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        calls: list[Any] = []
-
-        def compile_(function: Any) -> Any:
-            def compiled(*args: Any, **kwargs: Any) -> Any:
-                calls.append(function.__self__)
-                return function(*args, **kwargs)
-
-            return compiled
-
-        monkeypatch.setattr(torch, "compile", compile_)
-        model, processor = random_model.build(name, device=torch.device("cpu"), dtype=torch.float32)
-        prepared = tango.prepare(processor, endtoend.synthetic_video(2, size=56), "What?")
-        tower = endtoend.vision_tower(model)
-        blocks = list(tower.blocks if hasattr(tower, "blocks") else tower.encoder.layers)
-        with endtoend.compiled_tower(model):
-            endtoend.run_once(model, candidate(), prepared, {}, 2)
-            assert calls == blocks[:-1]
-        endtoend.run_once(model, candidate(), prepared, {}, 2)
-        assert calls == blocks[:-1]
-        assert not any("forward" in block.__dict__ for block in blocks)
-
 
 class TestRounds:
     @staticmethod
