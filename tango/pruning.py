@@ -260,6 +260,8 @@ def _choose(
     options: dict[str, Any],
 ) -> tuple[Pruner, LayerPruner | None]:
     """What prunes before the LLM and what inside it."""
+    if isinstance(method, Pruner):
+        return method, layer_pruner
     name = method if isinstance(method, str) else method.name
     if isinstance(method, LayerPruner) or issubclass(method_class(name), LayerPruner):
         if layer_pruner is not None:
@@ -267,8 +269,6 @@ def _choose(
         if isinstance(method, LayerPruner):
             return KeepAllPruner(), method
         return KeepAllPruner(), build_layer_pruner_for_mean(name, len(adapter.decoder.layers), mean, **options)
-    if isinstance(method, Pruner):
-        return method, layer_pruner
     if mean is None:
         return build_pruner(name, **options), layer_pruner
     num_layers = 1 if layer_pruner is None else len(adapter.decoder.layers)

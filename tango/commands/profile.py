@@ -34,6 +34,7 @@ from tango.report.text import align, markdown
 
 QUESTION = "What happens in this video?"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+_PLAIN = "tango-plain"
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 _TTFT = ("tower", *OTHER, "prefill")
 
@@ -52,7 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--video-backend", default="auto", help="auto, pyav, torchcodec or decord (auto)")
     add("--num-frames", type=positive, help="frames of the video (the model's usual number)")
     add("--question", default=QUESTION, help=f"what is asked ({QUESTION})")
-    add("--methods", default="none,tango", metavar="NAMES", help="with commas between; none: all tokens (none,tango)")
+    add(
+        "--methods",
+        default="none,tango",
+        metavar="NAMES",
+        help=f"with commas between; none: all tokens; {_PLAIN}: tango in plain code, as a yardstick (none,tango)",
+    )
     add("--ratios", default="0.1", metavar="RATIOS", help="fractions of visual tokens kept, with commas between (0.1)")
     add("--saliency", choices=("p-attn", "attn"), default="p-attn", help="source of saliency (p-attn)")
     add("--siglip", help="with --model: hub id or folder of the SigLIP that has the pooling head (see README)")
@@ -120,14 +126,17 @@ def candidates_from(args: argparse.Namespace) -> list[Candidate]:
             ratios.append(float(text))
         except ValueError as error:
             raise OptionError(f"--ratios needs numbers with commas between, got {args.ratios!r}") from error
-    methods: list[MethodConfig] = []
+    methods: list[tuple[MethodConfig, bool]] = []
     for name in _names(args.methods):
         options = [{}] if name == "none" else [{"retention_ratio": ratio} for ratio in ratios]
-        methods += [MethodConfig(method=name, options=own, saliency=args.saliency) for own in options]
+        plain, method = name == _PLAIN, "tango" if name == _PLAIN else name
+        methods += [(MethodConfig(method=method, options=own, saliency=args.saliency), plain) for own in options]
     towers: Sequence[str | None] = _names(args.tower_attn_implementation or "") or [None]
     if not methods:
         raise OptionError("--methods and --ratios must name at least one of each")
-    return [Candidate(method=method, tower_attention=tower) for tower in towers for method in methods]
+    return [
+        Candidate(method=method, plain=plain, tower_attention=tower) for tower in towers for method, plain in methods
+    ]
 
 
 def _names(text: str) -> list[str]:

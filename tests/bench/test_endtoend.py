@@ -26,6 +26,7 @@ from tango.evaluation.answerer import applied
 from tango.methods import Pruner
 from tango.ops.flops import layer_flops
 from tango.profiling import StageTimer
+from tango.pruning import pruning_of
 from tango.stats import LayerStats, PruningStats, VideoStats
 from tests import tiny
 from tests.methods.test_tango_syncs import READING_METHODS, Spy
@@ -106,6 +107,19 @@ class TestOneRun:
         _, stats = run_once(model, candidate(name, 0.7))
         assert calls == {"tower": 1, "project": 1, "prune": 1}
         assert lengths == [stats.prompt_after[0], *[1] * (NEW - 1)]
+
+    def test_plain_code_keeps_the_same_tokens(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        kept: list[Any] = []
+        stock = Pruner.__call__
+        monkeypatch.setattr(Pruner, "__call__", lambda self, tokens: kept.append(stock(self, tokens)) or kept[-1])
+        fast, plain = candidate(), candidate(plain=True)
+        assert (fast.label, plain.label) == ("tango-r0.25", "tango-r0.25, plain code")
+        assert plain.applied(model).pruner.name == "tango-plain"
+        pruning_of(model).remove()
+        for one in (fast, plain):
+            run_once(model, one)
+        assert torch.equal(kept[0].indices, kept[1].indices)
+        torch.testing.assert_close(kept[0].features, kept[1].features)
 
     def test_leaves_the_model_as_it_was(self, model: Any) -> None:
         before = set(model.__dict__), model.config.vision_config._attn_implementation

@@ -7,7 +7,7 @@ put work, a wait for the device, or memory where there was none.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
