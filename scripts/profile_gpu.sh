@@ -71,17 +71,17 @@ for one in $steps; do
     case $one in
         pruner)
             for data in video iid; do
-                step 75 bench pruner --device "$device" --dtype "$dtype" --data "$data" --repeats 10 \
-                    --frames "$frames" $((2 * frames)) $((4 * frames)) --reference-up-to $((4 * frames)) \
+                step $((limit_s / 8)) bench pruner --device "$device" --dtype "$dtype" --data "$data" --repeats 10 \
+                    --frames "$frames" $((4 * frames)) --reference-up-to $((4 * frames)) \
                     --output "$results/bench_pruner_${name}_$data.json"
             done
             ;;
         profile)
-            profile 300 "$results/profile_$name.json" --methods none,tango,tango-plain --ratios 0.1,0.15,0.2 \
+            profile $((limit_s / 2)) "$results/profile_$name.json" --methods none,tango,tango-plain --ratios 0.1,0.15,0.2 \
                 --tower-attn-implementation sdpa,eager --repeats 7 "$@"
             ;;
         compiled)
-            profile 180 "$results/profile_${name}_compiled.json" --methods none,tango --ratios 0.1 \
+            profile $((limit_s / 3)) "$results/profile_${name}_compiled.json" --methods none,tango --ratios 0.1 \
                 --compile reduce-overhead --repeats 7 "$@"
             ;;
         *)

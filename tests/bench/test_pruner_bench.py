@@ -183,3 +183,10 @@ def test_plain_code_makes_its_tensors_where_its_input_is() -> None:
     with torch.device("meta"):
         found = reference_prune(tokens, options)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_the_file_is_whole_after_every_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written: list[list[int]] = []
+    monkeypatch.setattr(bench, "write_json", lambda _, report: written.append([r["frames"] for r in report["rows"]]))
+    assert run("--output", str(tmp_path / "p.json"), "--reference-up-to", "0") == 0
+    assert written == [[4], [4, 8]]
