@@ -33,6 +33,7 @@ _HOME = {
     "prune": "tango.pruning",
     "Pruning": "tango.pruning",
     "PruningStats": "tango.stats",
+    "compile_tower": "tango.compiling",
     "load": "tango.models",
     "answer": "tango.answering",
     "prepare": "tango.answering",
@@ -49,6 +50,7 @@ __all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
     from tango.answering import answer, prepare
+    from tango.compiling import compile_tower
     from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, Video, VisualTokens
     from tango.errors import (
         BudgetError,

@@ -44,7 +44,8 @@ class Prepared(NamedTuple):
     """A prompt that is ready for the language model, and what must hold while it passes through."""
 
     short: ShortPrompt
-    places: tuple[Tensor, Tensor]  # of every visual token that stays, newlines included: frame, and place in the frame
+    # Of every visual token that stays, newlines included: frame, and place in the frame; None: nobody prunes later.
+    places: tuple[Tensor, Tensor] | None
     timer: StageTimer
     scope: AbstractContextManager[Any]
 
@@ -134,7 +135,8 @@ class Pruning:
             prompt_after=tuple(short.attention_mask.sum(1).tolist()),
             timer=timer,
         )
-        places = _places([(len(video.features), own) for video, (_, own) in zip(encoded.videos, laid_out, strict=True)])
+        frames = [(len(video.features), own) for video, (_, own) in zip(encoded.videos, laid_out, strict=True)]
+        places = None if self.layer_pruner is None else _places(frames)
         return Prepared(short, places, timer, adapter.prefill_scope(encoded, pruned, images, short))
 
     def _generate(self, stock: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
@@ -181,7 +183,7 @@ class Pruning:
 
     @contextmanager
     def _in_decoder(
-        self, short: ShortPrompt, places: tuple[Tensor, Tensor], labels: Tensor | None = None
+        self, short: ShortPrompt, places: tuple[Tensor, Tensor] | None, labels: Tensor | None = None
     ) -> Iterator[None]:
         """While the short prompt passes: prune at a layer, if asked to, and complete `stats`."""
         if self.layer_pruner is None:
@@ -262,6 +264,8 @@ def _choose(
     options: dict[str, Any],
 ) -> tuple[Pruner, LayerPruner | None]:
     """What prunes before the LLM and what inside it."""
+    if isinstance(method, Pruner):
+        return method, layer_pruner
     name = method if isinstance(method, str) else method.name
     if isinstance(method, LayerPruner) or issubclass(method_class(name), LayerPruner):
         if layer_pruner is not None:
@@ -269,8 +273,6 @@ def _choose(
         if isinstance(method, LayerPruner):
             return KeepAllPruner(), method
         return KeepAllPruner(), build_layer_pruner_for_mean(name, len(adapter.decoder.layers), mean, **options)
-    if isinstance(method, Pruner):
-        return method, layer_pruner
     if mean is None:
         return build_pruner(name, **options), layer_pruner
     num_layers = 1 if layer_pruner is None else len(adapter.decoder.layers)

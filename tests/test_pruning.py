@@ -202,7 +202,7 @@ def test_removal_restores_the_model(model):
 
 
 @pytest.mark.parametrize(
-    "place", ["model.vision_tower", "model.multi_modal_projector.linear_2", "model.language_model"]
+    "place", ["model.vision_tower.embeddings", "model.multi_modal_projector.linear_2", "model.language_model"]
 )
 def test_an_exception_inside_leaves_nothing_behind(model, place):
     before = state_of(model)

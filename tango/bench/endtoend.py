@@ -14,12 +14,14 @@ import torch
 
 from tango.answering import generate_ids
 from tango.bench.common import synchronize
+from tango.bench.reference import PlainTangoPruner
 from tango.commands.flops import llm_widths
 from tango.containers import Video
 from tango.evaluation import Answer, Efficiency, MethodConfig
 from tango.evaluation.answerer import applied
 from tango.evaluation.records import peak_bytes
 from tango.ops.flops import layer_flops
+from tango.pruning import Pruning, prune
 from tango.quickstart import draw_frames
 from tango.stats import PruningStats
 
@@ -33,15 +35,22 @@ class Candidate:
 
     method: MethodConfig
     tower_attention: str | None = None  # None: the tower's own
+    plain: bool = False  # the method is tango, as `tango.bench.reference` has it
     answers: list[Answer] = field(default_factory=list)
     stats: PruningStats | None = None  # of the last run
     error: str | None = None
 
     @property
     def label(self) -> str:
-        """A name for tables, such as "tango-r0.1" or "tango-r0.1, eager tower"."""
+        """A name for tables, such as "tango-r0.1" or "tango-r0.1, plain code, eager tower"."""
         tower = "" if self.tower_attention is None else f", {self.tower_attention} tower"
-        return f"{self.method.label}{tower}"
+        return f"{self.method.label}{', plain code' * self.plain}{tower}"
+
+    def applied(self, model: Any) -> Pruning:
+        """The pruning that is measured."""
+        if not self.plain:
+            return applied(self.method, model)
+        return prune(model, PlainTangoPruner(**self.method.options), saliency=self.method.saliency)
 
 
 def measure(
@@ -96,7 +105,7 @@ def run_once(
 ) -> tuple[Answer, PruningStats]:
     """Generate exactly `max_new_tokens` tokens: the end of the answer is suppressed, to have decoding to measure."""
     device = model.device
-    with attention_of_tower(model, candidate.tower_attention), applied(candidate.method, model) as pruning:
+    with attention_of_tower(model, candidate.tower_attention), candidate.applied(model) as pruning:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         synchronize(device)
@@ -147,20 +156,6 @@ def attention_of_tower(model: Any, name: str | None) -> Iterator[None]:
         tower.config._attn_implementation = before
 
 
-@contextlib.contextmanager
-def compiled_tower(model: Any) -> Iterator[None]:
-    """While entered, `torch.compile` runs the tower's blocks, all but the last: methods look into that one."""
-    tower = vision_tower(model)
-    blocks = tower.blocks if hasattr(tower, "blocks") else tower.encoder.layers
-    for block in blocks[:-1]:
-        block.forward = torch.compile(block.forward)
-    try:
-        yield
-    finally:
-        for block in blocks[:-1]:
-            del block.forward
-
-
 def synthetic_video(num_frames: int, *, size: int = 448) -> Video:
     """A video that was never in a file: frames of `draw_frames`, a second apart."""
     frames = torch.stack([torch.from_numpy(frame) for frame in draw_frames(num_frames=num_frames, size=size)])
@@ -201,6 +196,7 @@ def _summary(model: Any, candidate: Candidate, of_plain: list[dict[str, float | 
         "label": candidate.label,
         "method": candidate.method.to_dict(),
         "tower_attention": candidate.tower_attention,
+        "plain": candidate.plain,
         "error": candidate.error,
         "runs": len(candidate.answers),
     }

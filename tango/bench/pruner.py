@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=256,
         metavar="T",
-        help="compare with plain code, run by run, up to this many frames (tango on a CPU only; 0: never)",
+        help="compare with plain code, run by run, up to this many frames (tango only; 0: never)",
     )
     add("--memory-probe", type=positive, metavar="T", help=argparse.SUPPRESS)  # in the child process
 
@@ -83,13 +83,15 @@ def run(args: argparse.Namespace) -> int:
         if args.memory_probe:
             print(_probe_host(pruner, tokens_from(args, args.memory_probe, device), tokens_from(args, 2, device)))
             return 0
-        rows = _rows(args, pruner, device)
         config = {"method": args.method, "frames": sorted(set(args.frames)), "options": pruner.config()}
         config |= {"reference_up_to": args.reference_up_to}
-        report = make_report("pruner", args, device, config, rows)
+        rows: list[dict[str, Any]] = []
+        for row in _rows(args, pruner, device):
+            rows.append(row)
+            report = make_report("pruner", args, device, config, rows)
+            if args.output:
+                write_json(args.output, report)
     print(format_report(report))
-    if args.output:
-        write_json(args.output, report)
     shares = [row["reference"]["common_share"] for row in report["rows"] if row["reference"]]
     if min(shares, default=1) < _LEAST_AGREEMENT:
         print(f"the reference keeps other tokens: only {min(shares):.1%} in common", file=sys.stderr)
@@ -97,19 +99,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(args: argparse.Namespace, pruner: Pruner, device: torch.device) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def _rows(args: argparse.Namespace, pruner: Pruner, device: torch.device) -> Iterator[dict[str, Any]]:
+    smaller: dict[str, Any] | None = None
     sizes = sorted(set(args.frames))
     with tqdm(total=len(sizes), desc="bench pruner", unit="size", file=sys.stderr) as progress:
         for num_frames in sizes:
             progress.set_postfix_str(f"{num_frames} frames")
             row = _row(args, pruner, num_frames, device)
-            if rows:
-                row["time_exponent"] = growth_exponent(rows[-1], row, "total_ms")
-                row["memory_exponent"] = growth_exponent(rows[-1], row, "peak_extra_mb")
-            rows.append(row)
+            if smaller is not None:
+                row["time_exponent"] = growth_exponent(smaller, row, "total_ms")
+                row["memory_exponent"] = growth_exponent(smaller, row, "peak_extra_mb")
+            yield row
+            smaller = row
             progress.update()
-    return rows
 
 
 def _row(args: argparse.Namespace, pruner: Pruner, num_frames: int, device: torch.device) -> dict[str, Any]:
@@ -117,10 +119,9 @@ def _row(args: argparse.Namespace, pruner: Pruner, num_frames: int, device: torc
     host_mb = _probe_in_child(args, num_frames) if device.type == "cpu" else None
     tokens = tokens_from(args, num_frames, device)
     kept = pruner(tokens)  # also the warm-up
-    compare = device.type == "cpu" and num_frames <= args.reference_up_to
-    reference = (
-        functools.partial(reference_prune, tokens, pruner) if compare and isinstance(pruner, TangoPruner) else None
-    )
+    reference = None
+    if num_frames <= args.reference_up_to and isinstance(pruner, TangoPruner):
+        reference = functools.partial(reference_prune, tokens, pruner)
     agreement = _agreement(kept, reference()[0]) if reference else {}
     total_ms, reference_ms = [], []
     for _ in range(args.repeats):

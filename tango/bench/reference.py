@@ -1,19 +1,32 @@
 """The Tango pruner written the plain way: one segment at a time, full matrices, scalar comparisons.
 
 It has the structure of the released code (as measured; none of its text) and serves two purposes: an independent
-oracle for the tests, and the slow side of the benchmark. Nothing else uses it.
+oracle for the tests, and the slow side of the benchmarks. Nothing else uses it.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tango.containers import VisualTokens
+from tango.containers import PrunedTokens, VisualTokens
 from tango.methods.tango import TangoPruner
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainTangoPruner(TangoPruner):
+    """`tango` by the plain code below, to measure whole models with it; it takes the options that this code knows."""
+
+    name: ClassVar[str] = "tango-plain"
+
+    def prune(self, tokens: VisualTokens) -> PrunedTokens:
+        indices, features = reference_prune(tokens, self)
+        return PrunedTokens(features=features, indices=indices)
 
 
 def reference_prune(tokens: VisualTokens, options: TangoPruner) -> tuple[Tensor, Tensor]:
@@ -43,9 +56,9 @@ def _strope(normed: Tensor, tokens: VisualTokens, options: TangoPruner) -> Tenso
     T, N, D = normed.shape
     _, W = tokens.grid
     sections = options.rope_sections or tuple(2 * (D // 6 + (axis < D // 2 % 3)) for axis in range(3))
-    place = torch.arange(N)
+    place, seconds = torch.arange(N, device=normed.device), tokens.timestamps_s.to(normed.device)
     positions = (
-        tokens.timestamps_s.float()[:, None].expand(T, N),
+        seconds.float()[:, None].expand(T, N),
         (place // W).float().expand(T, N),
         (place % W).float().expand(T, N),
     )
@@ -53,7 +66,7 @@ def _strope(normed: Tensor, tokens: VisualTokens, options: TangoPruner) -> Tenso
     angles, halves = [], []
     start = 0
     for position, dim, base in zip(positions, sections, bases, strict=True):
-        inverse_frequency = 1.0 / base ** (torch.arange(0, dim, 2).float() / dim)
+        inverse_frequency = 1.0 / base ** (torch.arange(0, dim, 2, device=normed.device).float() / dim)
         angle = position[..., None] * inverse_frequency
         angles.append(torch.cat([angle, angle], dim=-1))
         section = normed[..., start : start + dim]
@@ -68,10 +81,10 @@ def _segment(similarity: Tensor, threshold: float) -> list[int]:
     """Eq. 3 step by step, over every window that ends at each frame."""
     T = len(similarity) + 1
     static = similarity > threshold
-    best, last = [torch.tensor(0)], [0]
+    best, last = [torch.zeros((), dtype=torch.long, device=static.device)], [0]
     for end in range(1, T + 1):
         top, length = best[end - 1], 1
-        running = torch.ones(similarity.shape[1], dtype=torch.bool)
+        running = torch.ones(similarity.shape[1], dtype=torch.bool, device=static.device)
         for size in range(2, end + 1):
             running = running & static[end - size]
             gain = best[end - size] + running.sum() * (size - 1)
@@ -89,7 +102,7 @@ def _segment(similarity: Tensor, threshold: float) -> list[int]:
 
 def _reduce_segment(x: Tensor, rotated: Tensor, saliency: Tensor, options: TangoPruner) -> list[tuple[Tensor, Tensor]]:
     n, N, _ = x.shape
-    ratio, static = options.retention_ratio, torch.zeros(N, dtype=torch.bool)
+    ratio, static = options.retention_ratio, torch.zeros(N, dtype=torch.bool, device=x.device)
     if n > 1 and options.static_merging:
         similarity = F.cosine_similarity(x[:-1].float(), x[1:].float(), dim=-1)
         static = (similarity > options.resolved_static_threshold).all(0)
@@ -124,7 +137,7 @@ def _reduce_frames(
             points = rotated[frame, candidates]
             centres = _dpc_knn(points, num_salient, options.num_neighbors)
             nearest = torch.cdist(points, points[centres]).argmin(-1)
-            chosen = torch.empty(num_salient, dtype=torch.long)
+            chosen = torch.empty(num_salient, dtype=torch.long, device=x.device)
             for c in range(num_salient):
                 members = candidates[nearest == c]
                 empty = len(members) == 0
@@ -132,7 +145,7 @@ def _reduce_frames(
         selected.append(chosen + frame * L)
     salient = torch.cat(selected)
     flat, points = x.flatten(0, 1), rotated.flatten(0, 1)
-    free = torch.ones(n * L, dtype=torch.bool)
+    free = torch.ones(n * L, dtype=torch.bool, device=x.device)
     free[salient] = False
     context = free.nonzero()[:, 0]
     budget = n * (keep - num_salient)
@@ -142,8 +155,8 @@ def _reduce_frames(
         return torch.cat([salient, context]), flat[torch.cat([salient, context])]
     centres = _dpc_knn(points[context], budget, options.num_neighbors).sort().values
     nearest = torch.cdist(points[context], points[context[centres]]).argmin(-1)
-    nearest[centres] = torch.arange(budget)  # equal tokens may both be centres
-    merged = torch.empty(budget, D, dtype=x.dtype)
+    nearest[centres] = torch.arange(budget, device=x.device)  # equal tokens may both be centres
+    merged = torch.empty(budget, D, dtype=x.dtype, device=x.device)
     for c in range(budget):
         members = flat[context[nearest == c]].float()
         weight = 0.0 if options.merge_weight == 0 else max(options.merge_weight, 1 / len(members))

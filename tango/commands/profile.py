@@ -34,6 +34,8 @@ from tango.report.text import align, markdown
 
 QUESTION = "What happens in this video?"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+_PLAIN = "tango-plain"
+_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 _TTFT = ("tower", *OTHER, "prefill")
 
 
@@ -51,7 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--video-backend", default="auto", help="auto, pyav, torchcodec or decord (auto)")
     add("--num-frames", type=positive, help="frames of the video (the model's usual number)")
     add("--question", default=QUESTION, help=f"what is asked ({QUESTION})")
-    add("--methods", default="none,tango", metavar="NAMES", help="with commas between; none: all tokens (none,tango)")
+    add(
+        "--methods",
+        default="none,tango",
+        metavar="NAMES",
+        help=f"with commas between; none: all tokens; {_PLAIN}: tango in plain code, as a yardstick (none,tango)",
+    )
     add("--ratios", default="0.1", metavar="RATIOS", help="fractions of visual tokens kept, with commas between (0.1)")
     add("--saliency", choices=("p-attn", "attn"), default="p-attn", help="source of saliency (p-attn)")
     add("--siglip", help="with --model: hub id or folder of the SigLIP that has the pooling head (see README)")
@@ -64,7 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="of the tower alone; several: every method with each of them",
     )
-    add("--compile", action="store_true", help="run the tower's blocks through torch.compile, all but the last")
+    add(
+        "--compile",
+        choices=_COMPILE_MODES,
+        nargs="?",
+        const=_COMPILE_MODES[0],
+        metavar="MODE",
+        help=f"run the tower through torch.compile: {', '.join(_COMPILE_MODES)} ({_COMPILE_MODES[0]})",
+    )
     add("--repeats", type=positive, default=5, help="measured rounds, after one that warms up (5)")
     add("--max-new-tokens", type=positive, default=32, help="tokens to generate, always all of them (32)")
     add("--threads", type=positive, help="threads of torch on the CPU (torch's choice)")
@@ -112,14 +126,17 @@ def candidates_from(args: argparse.Namespace) -> list[Candidate]:
             ratios.append(float(text))
         except ValueError as error:
             raise OptionError(f"--ratios needs numbers with commas between, got {args.ratios!r}") from error
-    methods: list[MethodConfig] = []
+    methods: list[tuple[MethodConfig, bool]] = []
     for name in _names(args.methods):
         options = [{}] if name == "none" else [{"retention_ratio": ratio} for ratio in ratios]
-        methods += [MethodConfig(method=name, options=own, saliency=args.saliency) for own in options]
+        plain, method = name == _PLAIN, "tango" if name == _PLAIN else name
+        methods += [(MethodConfig(method=method, options=own, saliency=args.saliency), plain) for own in options]
     towers: Sequence[str | None] = _names(args.tower_attn_implementation or "") or [None]
     if not methods:
         raise OptionError("--methods and --ratios must name at least one of each")
-    return [Candidate(method=method, tower_attention=tower) for tower in towers for method in methods]
+    return [
+        Candidate(method=method, plain=plain, tower_attention=tower) for tower in towers for method, plain in methods
+    ]
 
 
 def _names(text: str) -> list[str]:
@@ -143,7 +160,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
             raise TangoError(f"the model does not fit into the memory of {device}: {first_line(error)}") from error
         num_frames = args.num_frames or processor.default_num_frames
         if args.compile:
-            stack.enter_context(endtoend.compiled_tower(model))
+            stack.enter_context(tango.compile_tower(model, mode=args.compile))
         where = environment()
         config = _config(args, model, num_frames, cpu=where["cpu"])
         record: dict[str, Any] = {}
@@ -275,7 +292,8 @@ def _lines(record: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Text above and below the table."""
     config, rows = record["config"], record["rows"]
     weights = ", random weights" if config["random_weights"] else ""
-    depth = f"{config['layers']} layers, tower of {config['tower_layers']}{', compiled' * config['compile']}"
+    depth = f"{config['layers']} layers, tower of {config['tower_layers']}"
+    depth += f", compiled: {config['compile']}" if config["compile"] else ""
     above = [
         f"{config['model']}{weights} ({depth}), {config['num_frames']} frames, {config['dtype']}, "
         f"{config['attn_implementation']}, {config['device_name']}"

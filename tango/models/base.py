@@ -106,6 +106,12 @@ class Adapter(ABC):
     def num_video_tokens(cls, config: Any, num_frames: int) -> int:
         """Placeholders that one video takes in an unpruned prompt."""
 
+    @classmethod
+    @abstractmethod
+    def compilable(cls, model: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
+        """Parts of the model's tower that `tango.compile_tower` may compile: where an attribute overrides each of
+        them, the attribute's name, and the function."""
+
     @property
     def decoder(self) -> Any:
         """The text model, for pruning at the input of one of its layers.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,12 +13,14 @@ from torch import Tensor
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, OptionError, UnsupportedModelError
 from tango.models.base import Adapter, EncodedImages, EncodedVideos, SaliencyKind, pooling_head_of, register_adapter
+from tango.models.frame_batches import FrameRows, frame_batches, upload
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
-from tango.models.siglip import tap_block
+from tango.models.siglip import TowerStates, run_tower
 from tango.models.timestamps import video_timestamps
 from tango.profiling import StageTimer
 
 PositionRule = Literal["contiguous", "kept"]
+_COMPILED = "compiled_tower"  # attribute of a model that stands in for `run_tower`
 
 
 @register_adapter("llava_onevision")
@@ -57,6 +59,10 @@ class LlavaOnevisionAdapter(Adapter):
             )
         self.patches = config.vision_config.image_size // config.vision_config.patch_size  # per side
 
+    @classmethod
+    def compilable(cls, model: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
+        return [(model, _COMPILED, run_tower)]
+
     @property
     def video_token_id(self) -> int:
         return self.model.config.video_token_id
@@ -90,50 +96,56 @@ class LlavaOnevisionAdapter(Adapter):
         return pooling_head_of(self.model)
 
     def encode_videos(self, inputs: Mapping[str, Any], wants: Signal, timer: StageTimer) -> EncodedVideos:
+        """Frames pass in batches; what is pooled of all of them is kept, and no hidden state longer than its batch."""
         videos = list(inputs[self.video_input])  # a (V, T, C, h, w) tensor, or tensors of unequal length
         lengths = [len(video) for video in videos]
-        base = self.model.model
-        tower = getattr(base.vision_tower, "vision_model", base.vision_tower)
-        layer = self.model.config.vision_feature_layer
-        block = tower.encoder.layers[layer if layer < 0 else layer - 1]  # hidden_states[0] precedes the first block
-        wants_attn = Signal.SALIENCY in wants and self.saliency == "attn"
-        pixels = torch.cat(videos).to(self.model.device, self.model.dtype)
-        with timer.stage("tower"), tap_block(block, attention=wants_attn, keys=Signal.KEYS in wants) as record:
-            base.vision_tower(pixels)
-        hidden = record["hidden"]
-        with timer.stage("project"):
-            features = self.project(hidden)
-        with timer.stage("prune"), torch.no_grad():
-            saliency, embeds = self._signals(hidden, record.get("attn"), wants)
-            keys = self.pool(record["keys"]) if "keys" in record else None
+        frames = [frame for video in videos for frame in video.unbind()]
+        device, dtype, width = self.model.device, self.model.dtype, self.model.config.vision_config.hidden_size
+        batches = list(frame_batches([self.patches**2] * len(frames), width, dtype, device))
+        head = self._head()
+        head = head and head.to(device)
+        rows = FrameRows(len(frames))
+        for batch in batches:
+            rows.add(**self._encode_frames(frames[batch], batches[0].stop, wants, head, timer))
         sinks = self.sink_positions if self.grid == self.sink_grid else ()
         given = inputs.get("video_timestamps_s")
         times = video_timestamps(given, lengths, wanted=Signal.TIMESTAMPS in wants)
-        parts = zip(
-            features.split(lengths),
-            times,
-            saliency.split(lengths) if saliency is not None else [None] * len(lengths),
-            embeds.split(lengths) if embeds is not None else [None] * len(lengths),
-            keys.split(lengths) if keys is not None else [None] * len(lengths),
-            strict=True,
-        )
-        return EncodedVideos(
-            videos=[
-                VisualTokens(
-                    features=x, grid=self.grid, timestamps_s=t, saliency=s, frame_embeds=e, keys=k, sink_positions=sinks
-                )
-                for x, t, s, e, k in parts
-            ]
-        )
+        parts = {name: rows.split(name, lengths) for name in ("features", "saliency", "frame_embeds", "keys")}
+        encoded = []
+        for i, seconds in enumerate(times):
+            fields: dict[str, Any] = {name: part[i] for name, part in parts.items()}
+            encoded.append(VisualTokens(grid=self.grid, timestamps_s=seconds, sink_positions=sinks, **fields))
+        return EncodedVideos(videos=encoded)
 
-    def _signals(self, hidden: Tensor, attn: Tensor | None, wants: Signal) -> tuple[Tensor | None, Tensor | None]:
-        head = self._head()
-        head = head and head.to(hidden.device)
-        saliency = attn
-        if Signal.SALIENCY in wants and self.saliency == "p-attn" and head is not None:
-            saliency = head.saliency(hidden)
-        embeds = head.frame_embeds(hidden) if head is not None and Signal.FRAME_EMBEDS in wants else None
-        return None if saliency is None else self.pool(saliency[..., None])[..., 0], embeds
+    def _encode_frames(
+        self, frames: list[Tensor], batch_size: int, wants: Signal, head: PoolingHead | None, timer: StageTimer
+    ) -> dict[str, Tensor]:
+        """Pooled features of a few frames (C, h, w), and the signals that are wanted."""
+        attn = Signal.SALIENCY in wants and self.saliency == "attn"
+        with timer.stage("tower"):
+            states = self._run_tower(frames, batch_size, attention=attn, keys=Signal.KEYS in wants)
+        with timer.stage("project"):
+            rows = {"features": self.project(states.hidden)}
+        with timer.stage("prune"), torch.no_grad():
+            saliency = states.attention
+            if head is not None and Signal.SALIENCY in wants and not attn:
+                saliency = head.saliency(states.hidden)
+            if saliency is not None:
+                rows["saliency"] = self.pool(saliency[..., None])[..., 0]
+            if head is not None and Signal.FRAME_EMBEDS in wants:
+                rows["frame_embeds"] = head.frame_embeds(states.hidden)
+            if states.keys is not None:
+                rows["keys"] = self.pool(states.keys)
+        return rows
+
+    def _run_tower(self, frames: list[Tensor], batch_size: int, **wanted: bool) -> TowerStates:
+        compiled = vars(self.model).get(_COMPILED)
+        padding = [] if compiled is None else frames[-1:] * (batch_size - len(frames))  # to compile for one size
+        pixels = upload(torch.stack(frames + padding), self.model.device).to(self.model.dtype)
+        tower, layer = _tower(self.model), self.model.config.vision_feature_layer
+        depth = len(tower.encoder.layers) + 1 + layer if layer < 0 else layer
+        states = (compiled or run_tower)(tower, depth, pixels, **wanted)
+        return TowerStates(*(x if x is None else x[: len(frames)] for x in states)) if padding else states  # type: ignore[arg-type]
 
     def project(self, hidden: Tensor) -> Tensor:
         """Projector and pooling, (T, patches^2, P) -> (T, N, D).
@@ -177,3 +189,8 @@ class LlavaOnevisionAdapter(Adapter):
     def num_video_tokens(cls, config: Any, num_frames: int) -> int:
         side = math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
         return num_frames * side * side + 1
+
+
+def _tower(model: Any) -> Any:
+    tower = model.model.vision_tower
+    return getattr(tower, "vision_model", tower)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,12 +15,14 @@ from torch import Tensor
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError, UnsupportedModelError
 from tango.models.base import Adapter, EncodedImages, EncodedVideos, SaliencyKind, register_adapter
+from tango.models.frame_batches import FrameRows, frame_batches, upload
 from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_step, vision_positions
 from tango.models.qwen_processor import MAX_PIXELS, QwenProcessor
 from tango.models.qwen_tower import mean_keys, saliency, tap_attention, window_order
 from tango.profiling import StageTimer
 
 PositionRule = Literal["correct", "stock"]
+_TOKENS = ("features", "saliency", "keys")  # fields of `VisualTokens`
 
 
 class QwenVlAdapter(Adapter):
@@ -49,6 +52,10 @@ class QwenVlAdapter(Adapter):
         self.vision = model.config.vision_config
         self.merge = self.vision.spatial_merge_size
 
+    @classmethod
+    def compilable(cls, model: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
+        return [(block, "forward", block.forward) for block in model.model.visual.blocks[:-1]]
+
     @property
     def video_token_id(self) -> int:
         return self.model.config.video_token_id
@@ -69,32 +76,55 @@ class QwenVlAdapter(Adapter):
         return [(t, h // self.merge, w // self.merge) for t, h, w in torch.as_tensor(inputs[name]).tolist()]
 
     def encode_videos(self, inputs: Mapping[str, Any], wants: Signal, timer: StageTimer) -> EncodedVideos:
+        """Temporal steps pass in batches: the tower never mixes them, and a video cut in time is as good as two."""
         grids = self.token_grids(inputs, "video_grid_thw")
         warn = self.positions_need_time or Signal.TIMESTAMPS in wants
         times = grid_times(inputs, [t for t, _, _ in grids], self.vision.temporal_patch_size, warn=warn)
-        attention = self.model.model.visual.blocks[-1].attn
+        pixels, unit = torch.as_tensor(inputs[self.video_input]), self.merge**2
+        if len(pixels) != unit * sum(math.prod(grid) for grid in grids):
+            given = torch.as_tensor(inputs["video_grid_thw"]).tolist()
+            raise ValueError(f"video_grid_thw {given} does not fit {len(pixels)} patches of pixels")
+        owners = [video for video, (T, _, _) in enumerate(grids) for _ in range(T)]
+        patches = [unit * H * W for T, H, W in grids for _ in range(T)]
+        width = getattr(self.vision, "embed_dim", self.vision.hidden_size)
+        rows, first = [FrameRows(T) for T, _, _ in grids], 0
+        for batch in frame_batches(patches, width, self.model.dtype, self.model.device):
+            steps = [(video, len(list(same))) for video, same in groupby(owners[batch])]
+            shapes, count = [(n, *grids[video][1:]) for video, n in steps], sum(patches[batch])
+            encoded = self._encode_steps(pixels[first : first + count], shapes, wants, timer)
+            for (video, _), parts in zip(steps, encoded, strict=True):
+                rows[video].add(**parts)
+            first += count
+        videos = []
+        for own, (_, H, W), seconds in zip(rows, grids, times, strict=True):
+            fields: dict[str, Any] = {name: own.get(name) for name in _TOKENS}
+            videos.append(VisualTokens(grid=(H, W), timestamps_s=seconds, **fields))
+        return EncodedVideos(videos=videos, extras=[[x.flatten(0, 1) for x in own.rest(_TOKENS)] for own in rows])
+
+    def _encode_steps(
+        self, pixels: Tensor, grids: list[Grid], wants: Signal, timer: StageTimer
+    ) -> list[dict[str, Tensor]]:
+        """Features of a few temporal steps, and the signals that are wanted; of one or several videos."""
         nothing: dict[str, Tensor] = {}
         tap: AbstractContextManager[dict[str, Tensor]] = nullcontext(nothing)
         if wants & (Signal.SALIENCY | Signal.KEYS):
-            tap = tap_attention(attention)
-        pixels, grid_thw = (torch.as_tensor(inputs[name]) for name in (self.video_input, "video_grid_thw"))
-        unit = self.merge**2
-        if len(pixels) != unit * sum(math.prod(grid) for grid in grids):
-            raise ValueError(f"video_grid_thw {grid_thw.tolist()} does not fit {len(pixels)} patches of pixels")
+            tap = tap_attention(self.model.model.visual.blocks[-1].attn)
         with timer.stage("tower"), tap as record:
+            grid_thw = torch.tensor([(T, H * self.merge, W * self.merge) for T, H, W in grids])
             output = self.model.model.get_video_features(
-                pixels.to(self.model.device), grid_thw.to(self.model.device), return_dict=True
+                upload(pixels, self.model.device), upload(grid_thw, self.model.device), return_dict=True
             )
-        videos, first = [], 0
+        lengths, first, parts = [math.prod(grid) for grid in grids], 0, []
+        deeper = {f"deeper_{i}": x.split(lengths) for i, x in enumerate(self.deeper_features(output))}
         with timer.stage("prune"):
-            for (T, H, W), features, seconds in zip(grids, output.pooler_output, times, strict=True):
-                signals = self._signals(record, first, (T, H, W), wants)
-                first += T * H * W * unit
-                features = features.view(T, H * W, -1)
-                videos.append(VisualTokens(features=features, grid=(H, W), timestamps_s=seconds, **signals))
-        return EncodedVideos(videos=videos, extras=self.extras(output, grids))
+            for i, (T, H, W) in enumerate(grids):
+                features = {"features": output.pooler_output[i], **{name: x[i] for name, x in deeper.items()}}
+                parts.append({name: x.view(T, H * W, -1) for name, x in features.items()})
+                parts[i] |= self._signals(record, first, (T, H, W), wants)
+                first += T * H * W * self.merge**2
+        return parts
 
-    def _signals(self, record: dict[str, Tensor], first: int, grid: Grid, wants: Signal) -> dict[str, Any]:
+    def _signals(self, record: dict[str, Tensor], first: int, grid: Grid, wants: Signal) -> dict[str, Tensor]:
         """Saliency and keys of one video as far as they are wanted, row-major."""
         T, H, W = grid
         attention, shape = self.model.model.visual.blocks[-1].attn, (T, H * W, self.merge**2)
@@ -114,9 +144,10 @@ class QwenVlAdapter(Adapter):
         del grid
         return None
 
-    def extras(self, output: Any, grids: list[Grid]) -> Any:
-        """What is needed of the tower's output besides the features, after pruning."""
-        del output, grids
+    def deeper_features(self, output: Any) -> list[Tensor]:
+        """What the tower's output has for the first layers of the LLM: one (tokens, D) tensor each, if anything."""
+        del output
+        return []
 
     def encode_images(self, inputs: Mapping[str, Any]) -> EncodedImages | None:
         if inputs.get("pixel_values") is None:
@@ -125,11 +156,7 @@ class QwenVlAdapter(Adapter):
         pixels, grid_thw = inputs["pixel_values"].to(device), torch.as_tensor(inputs["image_grid_thw"]).to(device)
         output = self.model.model.get_image_features(pixels, grid_thw, return_dict=True)
         features = torch.cat(list(output.pooler_output))
-        return EncodedImages(token_id=self.image_token_id, features=features, extras=self.image_extras(output))
-
-    def image_extras(self, output: Any) -> Any:
-        """What is needed of the tower's output for images besides the features."""
-        del output
+        return EncodedImages(token_id=self.image_token_id, features=features, extras=self.deeper_features(output))
 
     def lay_out(self, tokens: VisualTokens, pruned: PrunedTokens) -> tuple[Tensor, Tensor]:
         T, N, _ = tokens.features.shape

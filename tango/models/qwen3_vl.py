@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tango.containers import PrunedTokens
 from tango.models.base import EncodedImages, EncodedVideos, register_adapter
-from tango.models.mrope import Grid, vision_positions
+from tango.models.mrope import vision_positions
 from tango.models.qwen2_5_vl import QwenVlAdapter
 from tango.splice import ShortPrompt
 
@@ -27,13 +27,7 @@ class Qwen3VlAdapter(QwenVlAdapter):
 
     title: ClassVar[str] = "Qwen3-VL"
 
-    def extras(self, output: Any, grids: list[Grid]) -> list[list[Tensor]]:
-        """Deepstack features of every video, one (T * N, D) tensor per layer."""
-        lengths = [t * h * w for t, h, w in grids]
-        layers = [_flat(layer).split(lengths) for layer in output.deepstack_features]
-        return [list(video) for video in zip(*layers, strict=True)]
-
-    def image_extras(self, output: Any) -> list[Tensor]:
+    def deeper_features(self, output: Any) -> list[Tensor]:
         return [_flat(layer) for layer in output.deepstack_features]
 
     def video_positions(self, inputs: Mapping[str, Any]) -> list[Tensor]:

@@ -1,49 +1,36 @@
-"""Taps on a SigLIP vision tower: the hidden states that are used, and the attention inside its last used block."""
+"""A SigLIP vision tower, run up to the block whose output is used, and what methods want to know of that block."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tango.ops.attention import mean_received_attention
+from tango.shapes import Float
 
 
-@contextmanager
-def tap_block(block: Any, *, attention: bool, keys: bool = False) -> Iterator[dict[str, Tensor]]:
-    """Record a block's output ("hidden") and, on request, what `received_attention` ("attn") and `mean_keys` ("keys")
-    make of its input, while inside.
+class TowerStates(NamedTuple):
+    """What a tower makes of some frames."""
 
-    The tower keeps whatever attention implementation it has. Only calls from the current thread are recorded.
+    hidden: Float[Tensor, "T N P"]  # output of the last used block
+    attention: Float[Tensor, "T N"] | None  # that each patch receives in it
+    keys: Float[Tensor, "T N d"] | None  # of its patches, averaged over heads
+
+
+def run_tower(tower: Any, depth: int, pixels: Float[Tensor, "T 3 h w"], *, attention: bool, keys: bool) -> TowerStates:
+    """Run the first `depth` blocks of a tower; what the stock tower does after them would be thrown away.
+
+    One hidden state exists at a time. The tower keeps whatever attention implementation it has.
     """
-    record: dict[str, Tensor] = {}
-    owner = threading.get_ident()
-
-    def note_output(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        if threading.get_ident() == owner:
-            record["hidden"] = output[0] if isinstance(output, tuple) else output
-
-    def note_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() != owner:
-            return
-        hidden = args[0] if args else kwargs["hidden_states"]
-        if attention:
-            record["attn"] = received_attention(module, hidden)
-        if keys:
-            record["keys"] = mean_keys(module, hidden)
-
-    handles = [block.register_forward_hook(note_output)]
-    if attention or keys:
-        handles.append(block.register_forward_pre_hook(note_input, with_kwargs=True))
-    try:
-        yield record
-    finally:
-        for handle in handles:
-            handle.remove()
+    hidden = tower.embeddings(pixels)
+    for block in tower.encoder.layers[: depth - 1]:
+        hidden = block(hidden, None)
+    last = tower.encoder.layers[depth - 1]
+    received = received_attention(last, hidden) if attention else None
+    averaged = mean_keys(last, hidden) if keys else None
+    return TowerStates(last(hidden, None), received, averaged)
 
 
 @torch.no_grad()

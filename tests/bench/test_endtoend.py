@@ -26,6 +26,7 @@ from tango.evaluation.answerer import applied
 from tango.methods import Pruner
 from tango.ops.flops import layer_flops
 from tango.profiling import StageTimer
+from tango.pruning import pruning_of
 from tango.stats import LayerStats, PruningStats, VideoStats
 from tests import tiny
 from tests.methods.test_tango_syncs import READING_METHODS, Spy
@@ -100,12 +101,25 @@ class TestOneRun:
 
         monkeypatch.setattr(Pruner, "__call__", counted)
         base = model.model
-        base.vision_tower.register_forward_hook(lambda *_: calls.update(["tower"]))
+        base.vision_tower.embeddings.register_forward_hook(lambda *_: calls.update(["tower"]))
         base.multi_modal_projector.linear_2.register_forward_hook(lambda *_: calls.update(["project"]))
         base.language_model.register_forward_hook(lambda _m, _a, output: lengths.append(output[0].shape[1]))
         _, stats = run_once(model, candidate(name, 0.7))
         assert calls == {"tower": 1, "project": 1, "prune": 1}
         assert lengths == [stats.prompt_after[0], *[1] * (NEW - 1)]
+
+    def test_plain_code_keeps_the_same_tokens(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        kept: list[Any] = []
+        stock = Pruner.__call__
+        monkeypatch.setattr(Pruner, "__call__", lambda self, tokens: kept.append(stock(self, tokens)) or kept[-1])
+        fast, plain = candidate(), candidate(plain=True)
+        assert (fast.label, plain.label) == ("tango-r0.25", "tango-r0.25, plain code")
+        assert plain.applied(model).pruner.name == "tango-plain"
+        pruning_of(model).remove()
+        for one in (fast, plain):
+            run_once(model, one)
+        assert torch.equal(kept[0].indices, kept[1].indices)
+        torch.testing.assert_close(kept[0].features, kept[1].features)
 
     def test_leaves_the_model_as_it_was(self, model: Any) -> None:
         before = set(model.__dict__), model.config.vision_config._attn_implementation
@@ -132,29 +146,6 @@ class TestTower:
         assert len(calls) == 2
         run_once(model, candidate(tower_attention="eager"))
         assert len(calls) == 4
-
-    @pytest.mark.parametrize("name", ["llava-onevision-tiny", "qwen2.5-vl-tiny"])
-    def test_is_compiled_but_for_its_last_block(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        calls: list[Any] = []
-
-        def compile_(function: Any) -> Any:
-            def compiled(*args: Any, **kwargs: Any) -> Any:
-                calls.append(function.__self__)
-                return function(*args, **kwargs)
-
-            return compiled
-
-        monkeypatch.setattr(torch, "compile", compile_)
-        model, processor = random_model.build(name, device=torch.device("cpu"), dtype=torch.float32)
-        prepared = tango.prepare(processor, endtoend.synthetic_video(2, size=56), "What?")
-        tower = endtoend.vision_tower(model)
-        blocks = list(tower.blocks if hasattr(tower, "blocks") else tower.encoder.layers)
-        with endtoend.compiled_tower(model):
-            endtoend.run_once(model, candidate(), prepared, {}, 2)
-            assert calls == blocks[:-1]
-        endtoend.run_once(model, candidate(), prepared, {}, 2)
-        assert calls == blocks[:-1]
-        assert not any("forward" in block.__dict__ for block in blocks)
 
 
 class TestRounds:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tango.bench import pruner as bench
+from tango.bench.reference import reference_prune
 from tango.bench.synthetic import synthetic_tokens
 from tango.errors import TangoError
 from tango.methods import build_pruner
@@ -173,3 +174,19 @@ def test_synthetic_tokens_look_like_their_kind() -> None:
 def test_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="iid, video"):
         synthetic_tokens("film", 4, (2, 2), 8)
+
+
+def test_plain_code_makes_its_tensors_where_its_input_is() -> None:
+    """Whatever it made on the default device would not go together with the tokens."""
+    tokens, options = synthetic_tokens("video", 6, (4, 4), 48), TangoPruner(retention_ratio=0.3)
+    expected = reference_prune(tokens, options)
+    with torch.device("meta"):
+        found = reference_prune(tokens, options)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_the_file_is_whole_after_every_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written: list[list[int]] = []
+    monkeypatch.setattr(bench, "write_json", lambda _, report: written.append([r["frames"] for r in report["rows"]]))
+    assert run("--output", str(tmp_path / "p.json"), "--reference-up-to", "0") == 0
+    assert written == [[4], [4, 8]]

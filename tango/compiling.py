@@ -1,0 +1,57 @@
+"""`compile_tower`: a vision tower through `torch.compile`, as a scoped and undoable change of one instance."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tango.errors import TangoError
+from tango.models.base import adapter_class
+
+
+class CompiledTower:
+    """Handle of a model whose tower is compiled. `with` or `remove()` restores the model exactly as it was."""
+
+    def __init__(self, undo: contextlib.ExitStack):
+        self._undo = undo
+
+    def __enter__(self) -> CompiledTower:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Undo it. Doing it twice is harmless."""
+        self._undo.close()
+
+
+def compile_tower(
+    model: Any, *, mode: str | None = None, backend: str | Callable[..., Any] = "inductor"
+) -> CompiledTower:
+    """Run the vision tower of videos through `torch.compile` from now on, while the model is pruned.
+
+    Use it as a context manager, or call `remove()` on the result. Compiling happens at the first video and takes from
+    seconds to minutes; every new batch size may compile anew, so it pays where videos have equally many frames.
+    A SigLIP tower is one graph without breaks, and batches of frames are padded to one size. With
+    `mode="reduce-overhead"` a GPU then replays it as a CUDA graph. Of a Qwen-VL tower the blocks are compiled one by
+    one, all but the last, which methods look into; frames of many sizes make many shapes, so leave its mode alone.
+
+    Args:
+        model: as in `tango.prune`; before or after it.
+        mode, backend: as in `torch.compile`.
+    Raises:
+        UnsupportedModelError: no adapter for this model.
+        TangoError: its tower is compiled already.
+    """
+    parts = adapter_class(getattr(model, "config", None)).compilable(model)
+    if any(name in vars(owner) for owner, name, _ in parts):
+        raise TangoError("this model's tower is compiled already; remove() the first compilation before another")
+    with contextlib.ExitStack() as stack:
+        for owner, name, function in parts:
+            vars(owner)[name] = torch.compile(function, mode=mode, backend=backend)
+            stack.callback(vars(owner).pop, name)
+        return CompiledTower(stack.pop_all())

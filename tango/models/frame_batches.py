@@ -1,0 +1,82 @@
+"""Long videos pass through a vision tower in batches of frames, so that its activations take the same memory always."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+# What a batch's activations may take. A GPU then has enough to do (about 40 frames of SigLIP-SO400M in 16 bit).
+CPU_BYTES = 256 << 20
+GPU_BYTES = 1 << 30
+# Channels that a patch has at a tower's peak, in widths of the tower: a block's input, queries, keys and values, and
+# an MLP four times as wide before and after its activation; the projector afterwards takes about as many.
+_WIDTHS = 16
+
+
+def frame_batches(patches: Sequence[int], width: int, dtype: torch.dtype, device: torch.device) -> Iterator[slice]:
+    """Cut frames into batches of about equal size whose activations fit the device's budget; at least one frame each.
+
+    A function of shapes alone: nothing waits for the device.
+
+    Args:
+        patches: of every frame.
+        width: P, of the tower.
+    """
+    budget = CPU_BYTES if device.type == "cpu" else GPU_BYTES
+    largest, total = max(patches, default=1), sum(patches)
+    most = max(1, budget // (_WIDTHS * width * dtype.itemsize) // largest) * largest
+    fair = min(most, -(-total // max(1, -(-total // most))) + largest - 1)
+    start = taken = 0
+    for frame, count in enumerate(patches):
+        if frame > start and taken + count > fair:
+            yield slice(start, frame)
+            start, taken = frame, 0
+        taken += count
+    if patches:
+        yield slice(start, len(patches))
+
+
+class FrameRows:
+    """Collects what is kept of every batch of frames in tensors of the final size.
+
+    Joining the batches at the end would take the memory twice.
+    """
+
+    def __init__(self, num_frames: int):
+        self._num_frames, self._done = num_frames, 0
+        self._tensors: dict[str, Tensor] = {}
+
+    def add(self, **parts: Tensor) -> None:
+        """The next frames' rows (frames, ...), under the same names for every batch. Gradients flow."""
+        [count] = {len(part) for part in parts.values()}
+        for name, part in parts.items():
+            if count == self._num_frames:
+                self._tensors[name] = part
+                continue
+            if name not in self._tensors:
+                self._tensors[name] = part.new_empty(self._num_frames, *part.shape[1:])
+            self._tensors[name][self._done : self._done + count] = part
+        self._done += count
+
+    def get(self, name: str) -> Tensor | None:
+        """Rows of all frames; None if none were added under this name."""
+        assert self._done == self._num_frames
+        return self._tensors.get(name)
+
+    def split(self, name: str, lengths: Sequence[int]) -> Sequence[Tensor | None]:
+        """Rows of every video, of so many frames each; Nones if none were added under this name."""
+        rows = self.get(name)
+        return [None] * len(lengths) if rows is None else rows.split(list(lengths))
+
+    def rest(self, names: Sequence[str]) -> list[Tensor]:
+        """What was added under names other than these, in the order of the first batch."""
+        return [x for name, x in self._tensors.items() if name not in names]
+
+
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """Values from the host, without waiting for the device."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
