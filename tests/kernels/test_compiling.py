@@ -1,0 +1,94 @@
+"""Kernels compiled for GPUs that need not be there: do they use the tensor cores, and do they fit the registers?"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="the kernels are Triton's; `pip install triton`")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from tango.kernels import density, merging  # noqa: E402
+
+TYPES = {  # of the arguments of all kernels
+    **dict.fromkeys(("plan", "key", "rank", "centres", "nearest", "members", "bounds", "anchors"), "*i64"),
+    **dict.fromkeys(("rows", "squares", "exponent", "density"), "*fp32"),
+    **dict.fromkeys(("x", "merged"), "*bf16"),
+    **dict.fromkeys(("k", "width"), "i32"),
+    "weight": "fp32",
+}
+ARCHITECTURES = [80, 90]
+MULTIPLY = {80: "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", 90: "wgmma.mma_async.sync.aligned.m64n64k8"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def compiled(kernel: Any, architecture: int, **constants: Any) -> Any:
+    signature = {name: "constexpr" if name in constants else TYPES[name] for name in kernel.arg_names}
+    # What Triton finds out at launch: tensors are aligned, and the width of real models is a multiple of 16.
+    aligned = [i for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*") or name == "width"]
+    source = ASTSource(kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
+    return triton.compile(
+        source, target=GPUTarget("cuda", architecture, 32), options={"enable_fp_fusion": True}
+    )  # fmt: skip
+
+
+def stack_bytes(kernel: Any, tmp_path: Path) -> int:
+    """What a thread keeps in memory because it does not fit into registers."""
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    tool = triton.knobs.nvidia.cuobjdump.path
+    usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+    (stack,) = re.findall(r"STACK:(\d+)", usage)
+    return int(stack)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", ["sum_nearest", "score_peaks", "find_nearest"])
+def test_density_uses_tensor_cores_and_spills_nothing_to_speak_of(
+    name: str, architecture: int, tmp_path: Path
+) -> None:
+    extra = {"KEEP": 8, "SLOTS": 8} if name == "sum_nearest" else {}
+    kernel = compiled(getattr(density, name), architecture, **density.SHAPE, **extra, PRECISION="tf32x3")
+    assert MULTIPLY[architecture] in kernel.asm["ptx"]
+    assert "cp.async" in kernel.asm["ptx"]  # the next tile is read while one is multiplied
+    assert kernel.metadata.shared <= 48 << 10
+    assert stack_bytes(kernel, tmp_path) <= 16
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_products_of_three_are_added_up_outside_the_tensor_cores(architecture: int) -> None:
+    """Those round down when they accumulate, which over a row of 3584 numbers is several ticks."""
+    kernel = compiled(density.find_nearest, architecture, **density.SHAPE, PRECISION="tf32x3")
+    loop = re.search(r"scf\.for %products.*?scf\.yield", kernel.asm["ttgir"], re.DOTALL)
+    assert loop is not None
+    dots = re.findall(r"(?:tt\.dot|warp_group_dot) %\w+, %\w+, (%\w+)", loop[0])
+    assert len(dots) == 3
+    assert not any(f"{dot} = %" in loop[0].split("\n")[0] for dot in dots)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_product_of_tf32_and_none_of_float32(architecture: int) -> None:
+    three, one, none = (
+        compiled(density.find_nearest, architecture, **density.SHAPE, PRECISION=precision).asm["ptx"].count(
+            MULTIPLY[architecture]
+        )
+        for precision in ("tf32x3", "tf32", "ieee")
+    )
+    assert three == 3 * one > none == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_merging_reads_whole_vectors(architecture: int, tmp_path: Path) -> None:
+    kernel = compiled(merging.average, architecture, **merging.SHAPE)
+    assert re.search(r"ld\.global\.(v4\.b32|v8\.b16)", kernel.asm["ptx"])
+    assert stack_bytes(kernel, tmp_path) == 0
