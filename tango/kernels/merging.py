@@ -1,4 +1,4 @@
-"""Averaging clusters of tokens into their anchors by one kernel, without atomic additions and without a float32 copy."""
+"""Averaging clusters of tokens into their anchors by one kernel, without atomic additions or a float32 copy."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+
 def choose_the_interpreter() -> None:
     """Triton asks for it once, when it is imported."""
     os.environ["TRITON_INTERPRET"] = "1"
