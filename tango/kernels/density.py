@@ -44,10 +44,10 @@ def density_peaks_varlen(
     Args:
         rows: the sets one after another, in float32.
         sizes: rows per set; num_clusters: centres per set.
-        precision: of the products that distances come from. With "ieee" and "tf32x3" they err by a fraction of a tick,
-            as the float32 products of `density_peaks` do: results can differ where a distance lies between two
-            ticks. "tf32" reads 11 bits of every number: equal rows tie as well, but distances are good to about
-            2**-10 of the largest squared norm alone.
+        precision: of the products that distances come from. "tf32x3" errs by less than half a tick, "ieee" by about
+            one (it adds up a row in sequence): equal rows tie and results are those of `density_peaks`, unless they
+            hang on a distance between two ticks. "tf32" reads 11 bits of every number: equal rows tie as well, but
+            distances are good to 2**-9 of the largest squared norm, or 2**9 ticks, alone.
     Returns:
         The centres of every set, highest score first, set after set; and for every row its nearest centre (a centre's
         own is itself). Both are rows of `rows`.
@@ -217,7 +217,8 @@ def _ticks(
     for first in range(0, width, DEPTH):
         a = tl.load(left + first, mask=row_exists[:, None] & (first + depth < width), other=0.0)
         b = tl.load(right + first, mask=column_exists[:, None] & (first + depth < width), other=0.0)
-        # Tensor cores round down when they accumulate: over a whole row, that would add up to several ticks.
+        # Tensor cores round sums towards zero, which over a whole row makes ten ticks. For tf32x3 the compiler adds up
+        # each product's three parts apart and the products here, in float32.
         products += tl.dot(a, tl.trans(b), input_precision=PRECISION)
     row_squares = tl.load(squares + row, mask=row_exists, other=0.0)[:, None]
     column_squares = tl.load(squares + column, mask=column_exists, other=0.0)[None, :]
