@@ -15,13 +15,14 @@ triton = pytest.importorskip("triton", reason="the kernels are Triton's; `pip in
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from tango.kernels import density, merging  # noqa: E402
+from tango.kernels import density, merging, rotation  # noqa: E402
 
 TYPES = {  # of the arguments of all kernels
-    **dict.fromkeys(("plan", "key", "rank", "centres", "nearest", "members", "bounds", "anchors"), "*i64"),
-    **dict.fromkeys(("rows", "squares", "exponent", "density"), "*fp32"),
+    **dict.fromkeys(("plan", "key", "rank", "centres", "nearest", "members", "bounds", "anchors", "tokens"), "*i64"),
+    **dict.fromkeys(("rows", "squares", "exponent", "density", "inverse_norms"), "*fp32"),
+    **dict.fromkeys((f"{axis}_{table}" for axis in ("time", "row", "column") for table in ("cos", "sin")), "*fp32"),
     **dict.fromkeys(("x", "merged"), "*bf16"),
-    **dict.fromkeys(("k", "width"), "i32"),
+    **dict.fromkeys(("k", "width", "tokens_per_frame", "time_half", "row_half", "column_half"), "i32"),
     "weight": "fp32",
 }
 ARCHITECTURES = [80, 90]
@@ -87,7 +88,14 @@ def test_precisions(architecture: int) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_merging_reads_whole_vectors(architecture: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kernel", "shape"), [(merging.average, merging.SHAPE), (rotation.rotate, rotation.SHAPE)])
+def test_kernels_that_only_move_memory_stay_in_registers(
+    kernel: Any, shape: dict[str, int], architecture: int, tmp_path: Path
+) -> None:
+    assert stack_bytes(compiled(kernel, architecture, **shape), tmp_path) == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_merging_reads_whole_vectors(architecture: int) -> None:
     kernel = compiled(merging.average, architecture, **merging.SHAPE)
     assert re.search(r"ld\.global\.(v4\.b32|v8\.b16)", kernel.asm["ptx"])
-    assert stack_bytes(kernel, tmp_path) == 0
