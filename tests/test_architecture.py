@@ -25,7 +25,7 @@ TOP = "cli|demo|commands|quickstart|bench|examples"  # what people run; nothing 
 # Files that match -> what they may import besides the standard library. A name allows what is below it, too.
 ALLOWED = {
     r"tango/(containers|errors|shapes)\.py": {"torch", "jaxtyping", *BASE},
-    r"tango/kernels/(?!__init__).*": {"torch", "numpy", "triton", "tango.ops.blocks", "tango.ops.strope", *BASE},
+    r"tango/kernels/(?!__init__).*": {"torch", "numpy", "triton", "tango.ops.blocks", *BASE},
     r"tango/kernels/__init__\.py": {"torch"},  # says whether the others can be imported
     r"tango/ops/.*": {"torch", "numpy", "tango.ops", "tango.kernels", *BASE},
     r"tango/methods/(?!__init__).*": {"torch", "numpy", "tango.ops", *BASE, *METHOD_BASE},

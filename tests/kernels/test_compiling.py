@@ -18,11 +18,12 @@ from triton.compiler import ASTSource  # noqa: E402
 from tango.kernels import density, merging, rotation  # noqa: E402
 
 TYPES = {  # of the arguments of all kernels
-    **dict.fromkeys(("plan", "key", "rank", "centres", "nearest", "members", "bounds", "anchors", "tokens"), "*i64"),
-    **dict.fromkeys(("rows", "squares", "exponent", "density", "inverse_norms"), "*fp32"),
-    **dict.fromkeys((f"{axis}_{table}" for axis in ("time", "row", "column") for table in ("cos", "sin")), "*fp32"),
+    **dict.fromkeys(("plan", "key", "rank", "centres", "nearest", "members", "bounds", "anchors"), "*i64"),
+    **dict.fromkeys(("spans", "tokens"), "*i64"),
+    **dict.fromkeys(("rows", "squares", "exponent", "density", "inverse_norms", "out"), "*fp32"),
+    **dict.fromkeys(("time", "row", "column"), "*fp32"),
     **dict.fromkeys(("x", "merged"), "*bf16"),
-    **dict.fromkeys(("k", "width", "tokens_per_frame", "time_half", "row_half", "column_half"), "i32"),
+    **dict.fromkeys(("k", "width", "stride", "H", "W", "out_width", "time_half", "row_half", "column_half"), "i32"),
     "weight": "fp32",
 }
 ARCHITECTURES = [80, 90]

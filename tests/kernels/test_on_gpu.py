@@ -11,7 +11,6 @@ import torch
 from tango.kernels import kernels_run_on
 from tango.ops.clustering import density_peaks
 from tango.ops.merging import merge_into_anchors
-from tango.ops.strope import gather_rotated, rope_sections, strope_rotations
 
 if not torch.cuda.is_available() or not kernels_run_on(torch.empty(0, device="cuda")):
     pytest.skip("needs an NVIDIA GPU of compute capability 8.0 or more, and Triton", allow_module_level=True)
@@ -64,20 +63,31 @@ def test_density_peaks_of_real_products() -> None:
 def test_merging(dtype: torch.dtype) -> None:
     x = torch.randn(6272, 3584, device="cuda", generator=generator()).to(dtype)
     cluster, anchors = torch.arange(len(x), device="cuda") % 257, torch.arange(256, device="cuda")
-    found = without_waiting(lambda: merging.merge_into_anchors(x, cluster, anchors, weight=0.6))
+    spans = torch.ones_like(anchors)
+    found = without_waiting(lambda: merging.merge_over_frames(x, cluster, anchors, spans, weight=0.6, stride=1))
     tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
     expected = merge_into_anchors(x, cluster, anchors, weight=0.6)
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_rotation() -> None:
-    x, device = torch.randn(8, 196, 3584, device="cuda", generator=generator()).bfloat16(), torch.device("cuda")
-    inverse_norms = x.float().norm(dim=-1).reciprocal()
-    tables = strope_rotations(
-        torch.arange(8.0), (14, 14), rope_sections(3584), base_time=1e4, base_space=1e3, device=device
+    T, H, W, halves = 8, 14, 14, (598, 597, 597)
+    x = torch.randn(T * H * W, 3584, device="cuda", generator=generator()).bfloat16()
+    inverse_norms, every = x.float().norm(dim=-1).reciprocal(), torch.arange(len(x), device="cuda")
+    angles = [
+        torch.rand(count, half, device="cuda", generator=generator())
+        for count, half in zip((T, H, W), halves, strict=True)
+    ]
+    time, row, column = (torch.stack([angle.cos(), angle.sin()], dim=1) for angle in angles)
+    out = torch.empty(len(x), 3584, device="cuda")
+    found = without_waiting(
+        lambda: rotation.gather_rotated(x, inverse_norms, every, (H, W), (time, row, column), out=out)
     )
-    every = torch.arange(8 * 196, device="cuda")
-    found = without_waiting(lambda: rotation.gather_rotated(x, inverse_norms, every, tables))
-    places, out = torch.arange(196, device="cuda"), torch.empty(8, 196, 3584, device="cuda")
-    expected = gather_rotated(x, inverse_norms, range(8), places, tables, out=out)
-    torch.testing.assert_close(found.view_as(expected), expected, rtol=1e-5, atol=1e-6)
+    positions = every // (H * W), every // W % H, every % W
+    start = 0
+    for angle, half, position in zip(angles, halves, positions, strict=True):
+        first, second = (x[:, start : start + 2 * half].float() * inverse_norms[:, None]).chunk(2, dim=1)
+        cos, sin = angle.cos()[position], angle.sin()[position]
+        expected = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=1)
+        torch.testing.assert_close(found[:, start : start + 2 * half], expected, rtol=1e-5, atol=1e-6)
+        start += 2 * half

@@ -1,4 +1,4 @@
-"""tango.kernels.rotation, against `tango.ops.strope.gather_rotated`."""
+"""tango.kernels.rotation, against complex numbers."""
 
 from __future__ import annotations
 
@@ -8,49 +8,66 @@ import pytest
 import torch
 from torch import Tensor
 
-from tango.ops.strope import gather_rotated, rope_sections, strope_rotations
-
 pytest.importorskip("triton", reason="the kernels are Triton's; `pip install triton`")
 
 from tango.kernels import rotation
 
 KERNEL = "tango.kernels.rotation.gather_rotated"
 Interpreter = Callable[..., Tensor]
-GRID, T = (2, 3), 5
+T, H, W = 4, 2, 3
 
 
-def tokens(D: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    x = torch.randn(T, GRID[0] * GRID[1], D, generator=torch.Generator().manual_seed(D)).to(dtype)
+def tokens(sections: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    x = torch.randn(T * H * W, sum(sections), generator=torch.Generator().manual_seed(0)).to(dtype)
     return x, x.float().norm(dim=-1).reciprocal()
 
 
-def rotations(sections: tuple[int, int, int]) -> list[list[Tensor]]:
-    times = torch.tensor([0.0, 0.5, 2.0, 7.0, 30.0])
-    tables = strope_rotations(times, GRID, sections, base_time=1e4, base_space=1e3, device=times.device)
-    return [list(table) for table in tables]
+def angles(sections: tuple[int, ...]) -> list[Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return [torch.rand(count, size // 2, generator=g) * 30 for count, size in zip((T, H, W), sections, strict=True)]
+
+
+def tables(sections: tuple[int, ...]) -> list[Tensor]:
+    return [torch.stack([angle.cos(), angle.sin()], dim=1) for angle in angles(sections)]
+
+
+def by_complex_numbers(x: Tensor, sections: tuple[int, ...]) -> Tensor:
+    """All tokens, (T H W, D)."""
+    unit = torch.nn.functional.normalize(x.double(), dim=-1)
+    place = torch.arange(T * H * W)
+    parts = []
+    for section, angle, at in zip(
+        unit.split(sections, dim=-1),
+        angles(sections),
+        (place // (H * W), place // W % H, place % W),
+        strict=True,
+    ):
+        turned = torch.complex(*section.chunk(2, dim=-1)) * torch.polar(torch.ones(()), angle).to(torch.complex128)[at]
+        parts += [turned.real, turned.imag]
+    return torch.cat(parts, dim=-1).float()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("sections", [rope_sections(44), (20, 0, 12), (600, 2, 6)])  # the last: over one block
-def test_equals_the_library(interpreted: Interpreter, sections: tuple[int, int, int], dtype: torch.dtype) -> None:
-    (x, inverse_norms), tables = tokens(sum(sections), dtype), rotations(sections)
-    frames, places = [1, 2, 4], torch.tensor([0, 2, 5])
-    flat = (torch.tensor(frames)[:, None] * 6 + places).flatten()
-    expected = torch.empty(3, 3, sum(sections))
-    gather_rotated(x, inverse_norms, frames, places, tuple(map(tuple, tables)), out=expected)
-    found = interpreted(KERNEL, x, inverse_norms, flat, tables)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.view_as(expected), expected, rtol=1e-6, atol=1e-7)
+@pytest.mark.parametrize("sections", [(16, 14, 14), (20, 0, 12), (600, 2, 6)])  # the last: more than one block
+def test_rotates(interpreted: Interpreter, sections: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, inverse_norms = tokens(sections, dtype)
+    some = torch.tensor([23, 0, 7, 7, 12, 5])
+    out = torch.empty(len(some), sum(sections))
+    found = interpreted(KERNEL, x, inverse_norms, some, (H, W), tables(sections), out=out)
+    torch.testing.assert_close(found, by_complex_numbers(x, sections)[some], rtol=1e-5, atol=1e-6)
 
 
-def test_tokens_in_any_order(interpreted: Interpreter) -> None:
-    (x, inverse_norms), tables = tokens(44, torch.float32), rotations(rope_sections(44))
-    every = interpreted(KERNEL, x, inverse_norms, torch.arange(30), tables)
-    some = torch.tensor([29, 0, 7, 7])
-    assert torch.equal(interpreted(KERNEL, x, inverse_norms, some, tables), every[some])
+def test_writes_nowhere_else(interpreted: Interpreter) -> None:
+    sections = (6, 4, 4)
+    x, inverse_norms = tokens(sections, torch.float32)
+    out = torch.full((3, 17), -7.0)[:, :14]
+    found = interpreted(KERNEL, x, inverse_norms, torch.tensor([4, 9]), (H, W), tables(sections), out=out)
+    torch.testing.assert_close(found[:2], by_complex_numbers(x, sections)[[4, 9]], rtol=1e-5, atol=1e-6)
+    assert found[2].tolist() == [-7.0] * 14
 
 
 def test_no_tokens() -> None:
-    (x, inverse_norms), tables = tokens(44, torch.float32), rotations(rope_sections(44))
-    none = torch.empty(0, dtype=torch.long)
-    assert rotation.gather_rotated(x, inverse_norms, none, tuple(map(tuple, tables))).shape == (0, 44)
+    sections = (6, 4, 4)
+    time, row, column = tables(sections)
+    none, out = torch.empty(0, dtype=torch.long), torch.empty(0, 14)
+    assert rotation.gather_rotated(*tokens(sections, torch.float32), none, (H, W), (time, row, column), out=out) is out
