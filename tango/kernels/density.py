@@ -23,7 +23,7 @@ from tango.shapes import Float, Int
 Precision = Literal["ieee", "tf32x3", "tf32"]
 MAX_NEIGHBORS = 63  # the nearest of every row are held in registers
 
-# Of a tile; the GPU's shared memory holds a few of them, and larger ones spill registers on sm_80.
+# Of a tile. Larger ones spill registers on sm_80; more columns need more label bits.
 SHAPE = {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32}
 _FIELDS = tl.constexpr(6)  # of a tile: see _tiles
 _LABEL_BITS = tl.constexpr(7)  # a column of the tile, or COLUMNS and more: one of the nearest so far
@@ -44,9 +44,9 @@ def density_peaks_varlen(
     Args:
         rows: the sets one after another, in float32.
         sizes: rows per set; num_clusters: centres per set.
-        precision: of the products that distances come from. "tf32x3" errs by less than half a tick, "ieee" by about
-            one (it adds up a row in sequence): equal rows tie and results are those of `density_peaks`, unless they
-            hang on a distance between two ticks. "tf32" reads 11 bits of every number: equal rows tie as well, but
+        precision: of the products that distances come from. "tf32x3" errs by a fraction of a tick, "ieee" by about one
+            (it adds up a row in sequence): equal rows tie and results are those of `density_peaks`, unless they hang
+            on a distance between two ticks. "tf32" reads 11 bits of every number: equal rows tie as well, but
             distances are good to 2**-9 of the largest squared norm, or 2**9 ticks, alone.
     Returns:
         The centres of every set, highest score first, set after set; and for every row its nearest centre (a centre's
@@ -56,7 +56,7 @@ def density_peaks_varlen(
     Source: eq. 4 of arXiv:2604.09547.
     """
     _check(rows, sizes, num_clusters, k)
-    if not sizes:
+    if len(sizes) == 0:
         return (torch.empty(0, dtype=torch.long, device=rows.device),) * 2
     tiles = _tiles(sizes, num_clusters)
     starts = np.cumsum(sizes) - sizes
@@ -66,13 +66,13 @@ def density_peaks_varlen(
     plan = upload(np.concatenate([tiles.ravel(), places]), rows.device)
     rows, grid = rows.contiguous(), (len(tiles),)
     inputs = (rows, torch.linalg.vector_norm(rows, dim=1).square(), plan, rows.shape[1])
-    keep = min(k, max(sizes) - 1) + 1  # the nearest of a row and itself
     key, nearest = (torch.empty(len(rows), dtype=torch.long, device=rows.device) for _ in range(2))
     exponent = torch.empty(len(rows), device=rows.device)
     options = {**SHAPE, "PRECISION": precision, "enable_fp_fusion": True}
 
     with torch.cuda.device_of(rows):
-        sum_nearest[grid](*inputs, key, exponent, k, KEEP=keep, SLOTS=triton.next_power_of_2(keep), **options)
+        # A row itself is one of its nearest.
+        sum_nearest[grid](*inputs, key, exponent, KEEP=k + 1, SLOTS=triton.next_power_of_2(k + 1), **options)
         order = key.sort(stable=True).indices
         rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         score_peaks[grid](*inputs, rank, exponent.exp_(), key, **options)
@@ -109,7 +109,7 @@ def _tiles(sizes: Sequence[int], num_clusters: Sequence[int]) -> NDArray[np.int6
 
 @triton.jit
 def sum_nearest(
-    rows, squares, plan, width, key, exponent, k,
+    rows, squares, plan, width, key, exponent,
     KEEP: tl.constexpr, SLOTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -134,7 +134,7 @@ def sum_nearest(
             found = tl.where(found == least, _NONE, found)
             before = tl.where(before == least, _NONE, before)
     total = tl.sum(tl.where(nearest < _NONE, nearest >> _LABEL_BITS, 0), 1)
-    neighbours = tl.maximum(tl.minimum(end - begin - 1, k), 1)
+    neighbours = tl.maximum(tl.minimum(end - begin, KEEP) - 1, 1)
     tl.store(key + row, (set_.to(tl.int64) << 32) + total, mask=row < end)
     tl.store(exponent + row, total.to(tl.float32) * tl.div_rn(-tick, neighbours.to(tl.float32)), mask=row < end)
 

@@ -23,7 +23,7 @@ TYPES = {  # of the arguments of all kernels
     **dict.fromkeys(("rows", "squares", "exponent", "density", "inverse_norms", "out"), "*fp32"),
     **dict.fromkeys(("time", "row", "column"), "*fp32"),
     **dict.fromkeys(("x", "merged"), "*bf16"),
-    **dict.fromkeys(("k", "width", "stride", "H", "W", "out_width", "time_half", "row_half", "column_half"), "i32"),
+    **dict.fromkeys(("width", "stride", "H", "W", "out_width", "time_half", "row_half", "column_half"), "i32"),
     "weight": "fp32",
 }
 ARCHITECTURES = [80, 90]
