@@ -25,7 +25,9 @@ TOP = "cli|demo|commands|quickstart|bench|examples"  # what people run; nothing 
 # Files that match -> what they may import besides the standard library. A name allows what is below it, too.
 ALLOWED = {
     r"tango/(containers|errors|shapes)\.py": {"torch", "jaxtyping", *BASE},
-    r"tango/ops/.*": {"torch", "numpy", "tango.ops", *BASE},
+    r"tango/kernels/(?!__init__).*": {"torch", "numpy", "triton", "tango.ops.blocks", *BASE},
+    r"tango/kernels/__init__\.py": {"torch"},  # says whether the others can be imported
+    r"tango/ops/.*": {"torch", "numpy", "tango.ops", "tango.kernels", *BASE},
     r"tango/methods/(?!__init__).*": {"torch", "numpy", "tango.ops", *BASE, *METHOD_BASE},
     r"tango/methods/__init__\.py": {"tango.methods"},
     r"tango/__init__\.py": {"tango"},
@@ -93,10 +95,11 @@ def test_the_rules_see_the_files() -> None:
         ("import tango", {"torch", "transformers", "av", "numpy"}),
         ("import tango; dir(tango); tango.__all__", {"torch", "transformers", "av"}),
         ("import tango.evaluation; dir(tango.evaluation)", {"torch", "transformers", "av", "numpy"}),
+        ("import tango.kernels", {"triton"}),
         ("import tango.mini; dir(tango.mini)", {"torch", "transformers", "av", "numpy"}),
         (
             "import tango; tango.build_pruner('tango'), tango.VisualTokens",
-            {"transformers", "av", "PIL", "tango.models"},
+            {"transformers", "av", "PIL", "tango.models", "triton"},
         ),
     ],
 )

@@ -1,0 +1,29 @@
+"""Triton kernels that do for all sets of a video at once what `tango.ops` does set by set. They need a GPU.
+
+Nothing here imports Triton until a kernel is asked for, so that an installation without it loses nothing but speed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def kernels_run_on(x: Tensor) -> bool:
+    """Whether the kernels can work on `x`: an NVIDIA GPU of the Ampere generation or later, and a working Triton.
+
+    Triton builds its launcher with a C compiler and Python's headers when it is first used; without either, it fails.
+    """
+    return (
+        x.is_cuda
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(x.device) >= (8, 0)
+        and find_spec("triton") is not None
+        and (shutil.which("gcc") or shutil.which("clang")) is not None
+        and Path(sysconfig.get_paths()["include"], "Python.h").exists()
+    )

@@ -1,0 +1,57 @@
+"""tango.kernels: where the kernels can be used."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sysconfig
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tango import kernels
+
+CUDA_TENSOR: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """A machine that has everything."""
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if device.index == 1 else (7, 5))
+    monkeypatch.setattr(kernels, "find_spec", lambda name: importlib.util.find_spec("torch") if name == "triton" else 0)
+    monkeypatch.setattr(shutil, "which", lambda name: f"bin/{name}" if name == "gcc" else None)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    return monkeypatch
+
+
+def test_an_ampere_gpu_with_triton_and_a_compiler(machine: pytest.MonkeyPatch) -> None:
+    assert kernels.kernels_run_on(CUDA_TENSOR)
+    machine.setattr(shutil, "which", lambda name: f"bin/{name}" if name == "clang" else None)
+    assert kernels.kernels_run_on(CUDA_TENSOR)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.usefixtures("machine")
+def test_not_without_a_gpu(device: str) -> None:
+    assert not kernels.kernels_run_on(torch.empty(2, device=device))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [
+        (torch.cuda, "get_device_capability", lambda _: (7, 5)),
+        (torch.version, "hip", "6.4"),
+        (kernels, "find_spec", lambda _: None),
+        (shutil, "which", lambda _: None),
+        (sysconfig, "get_paths", lambda: {"include": "nowhere"}),
+    ],
+    ids=["older GPU", "another maker's", "no triton", "no compiler", "no headers"],
+)
+def test_not_on_this_machine(machine: pytest.MonkeyPatch, module: Any, name: str, value: Any) -> None:
+    machine.setattr(module, name, value)
+    assert not kernels.kernels_run_on(CUDA_TENSOR)
