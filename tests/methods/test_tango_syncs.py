@@ -195,7 +195,7 @@ def test_number_of_operators_is_independent_of_single_frames(monkeypatch: pytest
 
 def test_number_of_operators_is_independent_of_single_frames_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks_module, "CPU_BYTES", 1 << 40)
-    monkeypatch.setattr(tango_module, "_CPU_GROUP_BYTES", 1 << 40)
+    monkeypatch.setattr(tango_module, "_CPU_BYTES", 1 << 40)
     counts = {}
     for T in (4, 8):
         tokens = synthetic_tokens("iid", T, (4, 4), 48)
