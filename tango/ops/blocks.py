@@ -12,7 +12,7 @@ from torch import Tensor
 # A block that stays in a CPU's cache is several times faster there than one that does not;
 # a GPU wants few launches instead.
 CPU_BYTES = 4 << 20
-GPU_BYTES = 256 << 20
+GPU_BYTES = 768 << 20
 
 
 def blocks(count: int, bytes_each: int, device: torch.device, *, cpu_bytes: int = CPU_BYTES) -> Iterator[slice]:

@@ -17,7 +17,7 @@ from tango.shapes import Bool, Float, Int
 
 _TICKS = 2.0**18
 _MAX_ELEMENTS = 1 << 24  # of a distance matrix held at once: 64 MiB, i.e. all of it up to 4096 rows
-_MAX_ELEMENTS_GPU = 1 << 26
+_MAX_ELEMENTS_GPU = 1 << 27
 
 
 def dpc_knn(x: Float[Tensor, "M D"], num_clusters: int, *, k: int = 7) -> Int[Tensor, "num_clusters"]:
@@ -61,35 +61,35 @@ def density_peaks(
         raise ValueError(f"num_clusters must lie in 1..{M} (the number of rows), got {num_clusters}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    padding = None if num_rows is None else torch.arange(M, device=x.device) >= num_rows[:, None]
+    place = torch.arange(M, device=x.device)
+    padding = None if num_rows is None else place >= num_rows[:, None]
     ticks, tick = _tick_blocks(x, padding)
-
     neighbours = min(k, M - 1)
 
     distance_sum = torch.empty(x.shape[:2], device=x.device)  # to the nearest neighbours, in ticks
     for rows, block in ticks():
         nearest = block.topk(neighbours + 1, dim=-1, largest=False, sorted=False).values  # each row itself is one more
         if padding is not None:
-            nearest.masked_fill_(nearest.isinf(), 0)
+            nearest.masked_fill_(nearest == torch.inf, 0)
         distance_sum[:, rows] = nearest.sum(-1)
-    weight = -tick / max(neighbours, 1)
-    if num_rows is not None and padding is not None:
+    if padding is not None:
         distance_sum.masked_fill_(padding, torch.inf)
-        weight = -tick / (num_rows - 1).clamp(1, k)[:, None]
-    rank = _ranks(distance_sum)  # 0 = densest; padding comes last
+    order = distance_sum.sort(dim=-1, stable=True).indices  # densest first, padding last
+    rank = torch.empty_like(order).scatter_(1, order, place.expand_as(order))
 
     delta = torch.empty_like(distance_sum)
     for rows, block in ticks():
         denser = rank[:, None, :] < rank[:, rows, None]
         delta[:, rows] = torch.where(denser, block, torch.inf).amin(-1)
-    score = (distance_sum * weight).exp_().mul_(delta.sqrt_())
-    score.masked_fill_(rank == 0, torch.inf)  # eq. 4's second case: nothing is denser
+    minus = -max(neighbours, 1) if num_rows is None else (1 - num_rows).clamp(-k, -1)[:, None]
+    score = (distance_sum * (tick / minus)).exp_().mul_(delta.sqrt_())
     if padding is not None:
         score.masked_fill_(padding, -torch.inf)
+    score.scatter_(1, order[:, :1], torch.inf)  # eq. 4's second case: nothing is denser
     centres = score.sort(dim=-1, descending=True, stable=True).indices[:, :num_clusters]
     if clusters is None:
         return centres, _nearest_centre(ticks, centres)
-    chosen = torch.arange(num_clusters, device=x.device) < clusters[:, None]
+    chosen = place[:num_clusters] < clusters[:, None]
     return centres, _nearest_centre(ticks, torch.where(chosen, centres, centres[:, :1]))
 
 
@@ -129,13 +129,6 @@ def _tick_blocks(
             yield rows, count(x[:, rows] @ x.mT, rows)
 
     return recompute, tick
-
-
-def _ranks(values: Float[Tensor, "B M"]) -> Int[Tensor, "B M"]:
-    """Place of every value in increasing order; equal values in order of their rows."""
-    order = values.sort(dim=-1, stable=True).indices
-    place = torch.arange(values.shape[1], device=values.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, place)
 
 
 def _nearest_centre(

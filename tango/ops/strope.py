@@ -10,8 +10,8 @@ from tango.shapes import Float, Int
 
 _CPU_BYTES = 1 << 20  # of rows rotated at once, so that their tables stay in the cache, too
 
-# (cos, sin), each (positions, section / 2), for one of the three axes
-Rotation = tuple[Tensor, Tensor]
+# Cosines and sines for one of the three axes, (positions, 2, section / 2)
+Rotation = Tensor
 
 
 def rope_sections(dim: int) -> tuple[int, int, int]:
@@ -53,7 +53,7 @@ def strope_rotations(
     for position, dim, base in axes:
         exponent = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / max(dim, 1)
         angle = torch.outer(position, base**-exponent)
-        rotations.append((angle.cos(), angle.sin()))
+        rotations.append(torch.stack([angle.cos(), angle.sin()], dim=1))
     time, row, column = rotations
     return time, row, column
 
@@ -63,7 +63,7 @@ def identity_rotations(
 ) -> tuple[Rotation, Rotation, Rotation]:
     """Tables of the same shapes that leave every token as it is."""
     time, row, column = (
-        (torch.ones(count, dim // 2, device=device), torch.zeros(count, dim // 2, device=device))
+        torch.stack([torch.ones(count, dim // 2, device=device), torch.zeros(count, dim // 2, device=device)], dim=1)
         for count, dim in zip((T, *grid), sections, strict=True)
     )
     return time, row, column
@@ -82,7 +82,7 @@ def rotate(
     """
     out = torch.empty_like(x, dtype=torch.float32) if out is None else out
     start = 0
-    for cos, sin in rotations:
+    for cos, sin in (rotation.unbind(-2) for rotation in rotations):
         middle, end = start + cos.shape[-1], start + 2 * cos.shape[-1]
         first, second = x[..., start:middle], x[..., middle:end]
         torch.mul(first, cos, out=out[..., start:middle]).addcmul_(second, sin, value=-1)
@@ -115,8 +115,8 @@ def strope(
         timestamps_s, grid, sections, base_time=base_time, base_space=base_space, device=x.device
     )
     place = torch.arange(x.shape[1], device=x.device)
-    row, column = _at(row, place // grid[1]), _at(column, place % grid[1])
-    return rotate(x.float(), ((time[0][:, None], time[1][:, None]), row, column))
+    row, column = row[place // grid[1]], column[place % grid[1]]
+    return rotate(x.float(), (time[:, None], row, column))
 
 
 def gather_rotated(
@@ -128,20 +128,15 @@ def gather_rotated(
 ) -> Float[Tensor, "R D"]:
     """Rows of unit length, rotated, of some tokens of a video: t * N + n for place n of frame t."""
     (H, W), D = grid, x.shape[1]
+    place = tokens % (H * W)
+    positions = (tokens // (H * W), place // W, place % W)
     out = torch.empty(len(tokens), D, device=x.device)
     for block in blocks(len(tokens), D * 4, x.device, cpu_bytes=_CPU_BYTES):
         chosen = tokens[block]
-        place = chosen % (H * W)
-        positions = (chosen // (H * W), place // W, place % W)
-        time, row, column = (_at(rotation, axis) for rotation, axis in zip(rotations, positions, strict=True))
-        rotate(x.index_select(0, chosen).float(), (time, row, column), out=out[block])
+        turns = (axis.index_select(0, at[block]) for axis, at in zip(rotations, positions, strict=True))
+        rotate(x.index_select(0, chosen).float(), tuple(turns), out=out[block])
         out[block].mul_(inverse_norms.index_select(0, chosen)[:, None])
     return out
-
-
-def _at(rotation: Rotation, rows: Tensor) -> Rotation:
-    cos, sin = rotation
-    return cos.index_select(0, rows), sin.index_select(0, rows)
 
 
 def check_sections(sections: tuple[int, int, int] | None, dim: int) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from tango.ops.clustering import density_peaks, max_elements
 from tango.shapes import Float, Int
 
 _GPU_BUCKETS = 3
-_BUCKET_COST = 1 << 20  # distances that a GPU computes while a bucket's operators are launched
+_BUCKET_COST = 1 << 21  # distances that a GPU computes while a bucket's operators are launched
 
 
 def density_peaks_varlen(
