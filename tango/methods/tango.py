@@ -92,8 +92,12 @@ class TangoPruner(Pruner):
             saliency = self._saliency(tokens, row, span)
             rotations = self._rotations(tokens)
 
+            # One workspace for all batches: fresh memory costs more than the arithmetic done in it.
+            space = torch.empty(layout.largest_batch, D, device=device)
+
             def rotated(rows: Tensor) -> Tensor:
-                return gather_rotated(x, inverse_norms[:T].flatten(), token[rows], tokens.grid, rotations)
+                out = space[: len(rows)]
+                return gather_rotated(x, inverse_norms[:T].flatten(), token[rows], tokens.grid, rotations, out=out)
 
             options = {"alpha": self.alpha, "num_neighbors": self.num_neighbors}
             options["by_density"] = self.anchor_order == "release"

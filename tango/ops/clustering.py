@@ -82,7 +82,7 @@ def density_peaks(
         denser = rank[:, None, :] < rank[:, rows, None]
         delta[:, rows] = torch.where(denser, block, torch.inf).amin(-1)
     minus = -max(neighbours, 1) if num_rows is None else (1 - num_rows).clamp(-k, -1)[:, None]
-    score = (distance_sum * (tick / minus)).exp_().mul_(delta.sqrt_())
+    score = (distance_sum * (tick / minus)).exp_().mul_(delta.clamp_min_(0).sqrt_())
     if padding is not None:
         score.masked_fill_(padding, -torch.inf)
     score.scatter_(1, order[:, :1], torch.inf)  # eq. 4's second case: nothing is denser
@@ -115,8 +115,8 @@ def _tick_blocks(
         squares.masked_fill_(padding, torch.inf)
 
     def count(products: Tensor, rows: slice) -> Tensor:
-        block = products.mul_(-2).add_(squares[:, rows, None]).add_(squares[:, None, :])
-        return block.div_(tick[:, :, None]).round_().clamp_min_(0)
+        block = torch.add(squares[:, rows, None], products, alpha=-2, out=products).add_(squares[:, None, :])
+        return block.div_(tick[:, :, None]).round_()
 
     num_rows = max(1, max_elements(x.device) // (B * M))
     if num_rows >= M:

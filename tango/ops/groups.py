@@ -107,6 +107,11 @@ class Layout(NamedTuple):
     num_kept: int
     num_averaged: int  # tokens, in all frames, that the kept rows are the averages of
 
+    @property
+    def largest_batch(self) -> int:
+        """Rows in it."""
+        return max(batch.rows.stop - batch.rows.start for batch in self.batches)
+
 
 def lay_out(groups: Iterable[Group], num_frames: int, num_places: int, *, max_rows: int) -> Layout:
     """Give every competing token a row, and divide the rows into batches of at most `max_rows` where groups allow."""

@@ -125,12 +125,13 @@ def gather_rotated(
     tokens: Int[Tensor, "R"],
     grid: tuple[int, int],
     rotations: tuple[Rotation, Rotation, Rotation],
+    *,
+    out: Float[Tensor, "R D"],
 ) -> Float[Tensor, "R D"]:
-    """Rows of unit length, rotated, of some tokens of a video: t * N + n for place n of frame t."""
+    """Write rows of unit length, rotated, of some tokens of a video: t * N + n for place n of frame t."""
     (H, W), D = grid, x.shape[1]
     place = tokens % (H * W)
     positions = (tokens // (H * W), place // W, place % W)
-    out = torch.empty(len(tokens), D, device=x.device)
     for block in blocks(len(tokens), D * 4, x.device, cpu_bytes=_CPU_BYTES):
         chosen = tokens[block]
         turns = (axis.index_select(0, at[block]) for axis, at in zip(rotations, positions, strict=True))

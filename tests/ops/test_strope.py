@@ -159,7 +159,10 @@ class TestGatherRotated:
         rotations = strope_rotations(
             self.SECONDS, self.GRID, rope_sections(x.shape[-1]), base_time=1e4, base_space=1e3, device=x.device
         )
-        return gather_rotated(x.flatten(0, 1), inverse_norms.flatten(), torch.tensor(tokens, dtype=torch.long), self.GRID, rotations)
+        ids, out = torch.tensor(tokens, dtype=torch.long), torch.full((len(tokens), x.shape[-1]), torch.nan)
+        found = gather_rotated(x.flatten(0, 1), inverse_norms.flatten(), ids, self.GRID, rotations, out=out)
+        assert found.data_ptr() == out.data_ptr()
+        return found
 
     @pytest.mark.parametrize("tokens", [list(range(60)), [59], [0, 14, 14, 3, 50, 49]], ids=len)
     @pytest.mark.parametrize("size", [1, 4, 100])
