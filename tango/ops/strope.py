@@ -8,8 +8,6 @@ from torch import Tensor
 from tango.ops.blocks import blocks
 from tango.shapes import Float, Int
 
-_CPU_BYTES = 1 << 20  # of rows rotated at once, so that their tables stay in the cache, too
-
 # Cosines and sines for one of the three axes, (positions, 2, section / 2)
 Rotation = Tensor
 
@@ -132,7 +130,7 @@ def gather_rotated(
     (H, W), D = grid, x.shape[1]
     place = tokens % (H * W)
     positions = (tokens // (H * W), place // W, place % W)
-    for block in blocks(len(tokens), D * 4, x.device, cpu_bytes=_CPU_BYTES):
+    for block in blocks(len(tokens), D * 4, x.device):
         chosen = tokens[block]
         turns = (axis.index_select(0, at[block]) for axis, at in zip(rotations, positions, strict=True))
         rotate(x.index_select(0, chosen).float(), tuple(turns), out=out[block])
