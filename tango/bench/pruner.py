@@ -53,8 +53,9 @@ _STAGE_OF = {
     "gather_rotated": "rotation",
     "mask_sinks": "selection",
     "diverse_top_k": "selection",
-    "density_peaks": "clustering",
+    "density_peaks_varlen": "clustering",
     "merge_into_anchors": "merging",
+    "merge_over_frames": "merging",
 }
 _LEAST_AGREEMENT = 0.99  # of the kept tokens; rounding may swap near-equal scores
 
@@ -205,7 +206,7 @@ def _stages_wrapped(pruner: Pruner, clock: _StageClock) -> Iterator[int]:
     """Wrap what this method calls for each stage, and put it back; yields how many functions were found."""
     cls, found = type(pruner), 0
     homes = [sys.modules[base.__module__] for base in cls.__mro__ if issubclass(base, Pruner)]
-    if any(hasattr(home, "reduce_group") for home in homes):
+    if any(hasattr(home, "reduce_rows") for home in homes):
         homes.append(reduction)  # where the method's own calls go on
     with contextlib.ExitStack() as stack:
         for home in dict.fromkeys([cls, *homes]):

@@ -14,16 +14,17 @@ from torch import Tensor
 from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
 from tango.methods.base import Limits, Pruner
 from tango.methods.registry import register
-from tango.ops.assembly import assemble
-from tango.ops.blocks import blocks, take_frames, upload
+from tango.ops.blocks import upload_together
 from tango.ops.checks import check_finite_on_host
-from tango.ops.groups import competing_groups, static_places
-from tango.ops.reduction import reduce_group
+from tango.ops.groups import competing_groups, lay_out, static_places
+from tango.ops.merging import merge_over_frames
+from tango.ops.reduction import clusters_of_tokens, reduce_rows
 from tango.ops.segmentation import adjacent_similarity, segment_by_cuts, segment_by_static_tokens
 from tango.ops.selection import mask_sinks
 from tango.ops.strope import Rotation, check_sections, gather_rotated, identity_rotations, strope_rotations
 
-_CPU_GROUP_BYTES = 24 << 20  # of rotated single frames clustered at once; in a CPU's last cache
+# Of rotated tokens worked on at once. A GPU takes a whole video of 256 frames; a CPU, what stays in its last cache.
+_GPU_BYTES, _CPU_BYTES = 1 << 30, 24 << 20
 
 
 @register("tango")
@@ -79,41 +80,38 @@ class TangoPruner(Pruner):
         return wants | Signal.FRAME_EMBEDS if self.segmentation == "fastvid" else wants
 
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
-        x = tokens.features
-        T, N, D = x.shape
-        assert tokens.saliency is not None  # the caller checked `needs`
+        T, N, D = tokens.features.shape
+        x, device = tokens.features.flatten(0, 1), tokens.features.device
         with torch.no_grad():
-            similarity, inverse_norms = adjacent_similarity(_at_least_two(x))
-            lengths, static = self._segment(tokens, similarity)
-            ratios = self.retention_ratio, self.context_ratio
-            turns = lambda count: blocks(count, N * D * 4, x.device, cpu_bytes=_CPU_GROUP_BYTES)  # noqa: E731
-            groups = list(competing_groups(lengths, static, *ratios, exact=self.exact_budget, blocks_of=turns))
-            saliency = mask_sinks(tokens.saliency.float(), tokens.sink_positions)
+            similarity, inverse_norms = adjacent_similarity(_at_least_two(tokens.features))
+            groups = competing_groups(
+                *self._segment(tokens, similarity), self.retention_ratio, self.context_ratio, exact=self.exact_budget
+            )
+            layout = lay_out(groups, T, N, max_rows=(_CPU_BYTES if device.type == "cpu" else _GPU_BYTES) // (4 * D))
+            token, span, row = upload_together(layout.tokens, layout.spans, layout.rows, device=device)
+            saliency = self._saliency(tokens, row, span)
             rotations = self._rotations(tokens)
-            # One workspace for all groups: fresh memory costs more than the arithmetic done in it.
-            space = torch.empty(max(len(g.frames) * len(g.places) for g in groups), D, device=x.device)
-        kept = []
-        absorbed_by = torch.full((T, N), -1, device=x.device)
-        for group in groups:
-            B, n = len(group.frames), len(group.places)
-            places = upload(group.places, x.device)
-            with torch.no_grad():
-                out = space[: B * n].view(B, n, D)
-                metric = gather_rotated(x, inverse_norms[:T], group.frames, places, rotations, out=out)
-                score = take_frames(saliency, group.covered).index_select(1, places)
-            source = take_frames(x, group.covered)
-            if group.span > 1:
-                source = source.mean(0, keepdim=True, dtype=torch.float32).to(x.dtype)
-                score = score.mean(0, keepdim=True)
-            kept.append(
-                reduce_group(
-                    group, source, places, metric, score, alpha=self.alpha, num_neighbors=self.num_neighbors,
-                    merge_weight=self.merge_weight, by_density=self.anchor_order == "release",
-                )
-            )  # fmt: skip
-            absorbed_by[upload(group.covered, x.device)[:, None], places] = kept[-1].absorbed_by
-        indices, features, _ = zip(*kept, strict=True)
-        return assemble(indices, features, absorbed_by.flatten())
+
+            # One workspace for all batches: fresh memory costs more than the arithmetic done in it.
+            space = torch.empty(layout.largest_batch, D, device=device)
+
+            def rotated(rows: Tensor) -> Tensor:
+                out = space[: len(rows)]
+                return gather_rotated(x, inverse_norms[:T].flatten(), token[rows], tokens.grid, rotations, out=out)
+
+            options = {"alpha": self.alpha, "num_neighbors": self.num_neighbors}
+            options["by_density"] = self.anchor_order == "release"
+            kept = [reduce_rows(batch, saliency[batch.rows], rotated, **options) for batch in layout.batches]
+            rows, anchors, absorbed_by = (torch.cat(parts) for parts in zip(*kept, strict=True))
+            indices, order = token[rows].sort()
+            cluster = clusters_of_tokens(rows[order], absorbed_by)[row]
+            anchors = anchors[order]
+        features = merge_over_frames(
+            x, cluster, token[anchors], span[anchors], weight=self.merge_weight, stride=N,
+            num_averaged=layout.num_averaged,
+        )  # fmt: skip
+        assignment = torch.where(cluster < len(indices), cluster, -1)
+        return PrunedTokens(features=features, indices=indices, assignment=assignment)
 
     def segments(self, tokens: VisualTokens) -> list[int]:
         """Frames per segment of a video, as `prune` cuts it."""
@@ -137,11 +135,17 @@ class TangoPruner(Pruner):
             lengths = segment_by_static_tokens(table[:, :N], threshold)
         return lengths, static_places(lengths, (table[:, :N] > self.resolved_static_threshold) & self.static_merging)
 
+    def _saliency(self, tokens: VisualTokens, row: Tensor, span: Tensor) -> Tensor:
+        """Of every row, that of its token or the mean of those that it is averaged from."""
+        assert tokens.saliency is not None  # the caller checked `needs`
+        saliency = mask_sinks(tokens.saliency.float(), tokens.sink_positions).flatten()
+        return saliency.new_zeros(len(span) + 1).index_add_(0, row, saliency)[:-1] / span
+
     def _rotations(self, tokens: VisualTokens) -> tuple[Rotation, Rotation, Rotation]:
-        (T, N, D), device = tokens.features.shape, tokens.features.device
+        (T, _, D), device = tokens.features.shape, tokens.features.device
         sections = check_sections(self.rope_sections, D)
         if self.rope == "none":
-            return identity_rotations(T, N, sections, device=device)
+            return identity_rotations(T, tokens.grid, sections, device=device)
         times = tokens.timestamps_s if self.rope == "seconds" else torch.arange(float(T), device=device)
         bases = {"base_time": self.base_time, "base_space": self.base_space}
         return strope_rotations(times, tokens.grid, sections, **bases, device=device)

@@ -12,7 +12,7 @@ from torch import Tensor
 # A block that stays in a CPU's cache is several times faster there than one that does not;
 # a GPU wants few launches instead.
 CPU_BYTES = 4 << 20
-GPU_BYTES = 256 << 20
+GPU_BYTES = 768 << 20
 
 
 def blocks(count: int, bytes_each: int, device: torch.device, *, cpu_bytes: int = CPU_BYTES) -> Iterator[slice]:
@@ -22,16 +22,16 @@ def blocks(count: int, bytes_each: int, device: torch.device, *, cpu_bytes: int 
         yield slice(start, min(start + size, count))
 
 
-def take_frames(x: Tensor, frames: Sequence[int]) -> Tensor:
-    """`x[frames]`, as a view if the frames are consecutive."""
-    if frames[-1] - frames[0] + 1 == len(frames):
-        return x[frames[0] : frames[-1] + 1]
-    return x.index_select(0, upload(frames, x.device))
-
-
 def upload(values: Sequence[int] | NDArray[np.int64], device: torch.device) -> Tensor:
     """Integers from the host, without waiting for the device."""
     tensor = torch.as_tensor(values, dtype=torch.long)
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def upload_together(*arrays: NDArray[np.int64], device: torch.device) -> list[Tensor]:
+    """Several arrays of integers in one copy."""
+    joined = upload(np.concatenate([array.ravel() for array in arrays]), device)
+    parts = joined.split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]

@@ -1,8 +1,8 @@
 """Density-peaks clustering with k nearest neighbours (DPC-KNN), deterministic and in bounded memory.
 
-Squared distances are counted in ticks: whole multiples of 2**-18 of the largest squared norm, several times the error
-of the float32 product they come from. Rows that are equal then tie exactly, whatever the matrix library, and sums of a
-few distances are exact in any order. Every tie goes to the lower row.
+Squared distances are counted in ticks: whole multiples of 2**-18 of a set's largest squared norm, several times the
+error of the float32 product they come from. Rows that are equal then tie exactly, whatever the matrix library, and sums
+of a few distances are exact in any order. Every tie goes to the lower row.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from tango.ops.similarity import gram
-from tango.shapes import Float, Int
+from tango.shapes import Bool, Float, Int
 
 _TICKS = 2.0**18
 _MAX_ELEMENTS = 1 << 24  # of a distance matrix held at once: 64 MiB, i.e. all of it up to 4096 rows
+_MAX_ELEMENTS_GPU = 1 << 27
 
 
 def dpc_knn(x: Float[Tensor, "M D"], num_clusters: int, *, k: int = 7) -> Int[Tensor, "num_clusters"]:
@@ -36,10 +37,18 @@ def dpc_knn(x: Float[Tensor, "M D"], num_clusters: int, *, k: int = 7) -> Int[Te
 
 
 def density_peaks(
-    x: Float[Tensor, "B M D"], num_clusters: int, *, k: int = 7
+    x: Float[Tensor, "B M D"],
+    num_clusters: int,
+    *,
+    k: int = 7,
+    num_rows: Int[Tensor, "B"] | None = None,
+    clusters: Int[Tensor, "B"] | None = None,
 ) -> tuple[Int[Tensor, "B C"], Int[Tensor, "B M"]]:
-    """Cluster B sets of rows at once.
+    """Cluster B sets of rows at once; no set changes what becomes of another.
 
+    Args:
+        num_rows: how many rows of each set count, those before its padding; None: all.
+        clusters: how many of `num_clusters` clusters each set gets; None: all. What is returned beyond means nothing.
     Returns:
         The centres of each set, highest score first; and for every row the row of its nearest centre (a centre's own
         is itself).
@@ -52,40 +61,64 @@ def density_peaks(
         raise ValueError(f"num_clusters must lie in 1..{M} (the number of rows), got {num_clusters}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    ticks, tick = _tick_blocks(x)
+    place = torch.arange(M, device=x.device)
+    padding = None if num_rows is None else place >= num_rows[:, None]
+    ticks, tick = _tick_blocks(x, padding)
     neighbours = min(k, M - 1)
 
     distance_sum = torch.empty(x.shape[:2], device=x.device)  # to the nearest neighbours, in ticks
     for rows, block in ticks():
-        nearest = block.topk(neighbours + 1, dim=-1, largest=False, sorted=False)  # each row itself is the one more
-        distance_sum[:, rows] = nearest.values.sum(-1)
-    rank = _ranks(distance_sum)  # 0 = densest
+        nearest = block.topk(neighbours + 1, dim=-1, largest=False, sorted=False).values  # each row itself is one more
+        if padding is not None:
+            nearest.masked_fill_(nearest == torch.inf, 0)
+        distance_sum[:, rows] = nearest.sum(-1)
+    if padding is not None:
+        distance_sum.masked_fill_(padding, torch.inf)
+    order = distance_sum.sort(dim=-1, stable=True).indices  # densest first, padding last
+    rank = torch.empty_like(order).scatter_(1, order, place.expand_as(order))
 
     delta = torch.empty_like(distance_sum)
     for rows, block in ticks():
         denser = rank[:, None, :] < rank[:, rows, None]
         delta[:, rows] = torch.where(denser, block, torch.inf).amin(-1)
-    density = (distance_sum * (-tick / max(neighbours, 1))).exp()
-    score = (density * delta.sqrt()).masked_fill_(rank == 0, torch.inf)  # eq. 4's second case: nothing is denser
+    minus = -max(neighbours, 1) if num_rows is None else (1 - num_rows).clamp(-k, -1)[:, None]
+    score = (distance_sum * (tick / minus)).exp_().mul_(delta.clamp_min_(0).sqrt_())
+    if padding is not None:
+        score.masked_fill_(padding, -torch.inf)
+    score.scatter_(1, order[:, :1], torch.inf)  # eq. 4's second case: nothing is denser
     centres = score.sort(dim=-1, descending=True, stable=True).indices[:, :num_clusters]
-    return centres, _nearest_centre(ticks, centres)
+    if clusters is None:
+        return centres, _nearest_centre(ticks, centres)
+    chosen = place[:num_clusters] < clusters[:, None]
+    return centres, _nearest_centre(ticks, torch.where(chosen, centres, centres[:, :1]))
 
 
-def _tick_blocks(x: Float[Tensor, "B M D"]) -> tuple[Callable[[], Iterator[tuple[slice, Tensor]]], Tensor]:
+def max_elements(device: torch.device) -> int:
+    """How many distances are held at once."""
+    return _MAX_ELEMENTS if device.type == "cpu" else _MAX_ELEMENTS_GPU
+
+
+def _tick_blocks(
+    x: Float[Tensor, "B M D"], padding: Bool[Tensor, "B M"] | None
+) -> tuple[Callable[[], Iterator[tuple[slice, Tensor]]], Float[Tensor, "B 1"]]:
     """Squared distances in ticks, as a function that iterates over blocks of rows; and one tick as a squared length.
 
     When all rows fit into one block it is computed once and handed out again, else every pass computes it anew.
+    Padding is infinitely far from everything.
     """
     x = x.float()
     B, M, _ = x.shape
     squares = torch.linalg.vector_norm(x, dim=-1).square()
-    tick = squares.amax().clamp_min(torch.finfo(torch.float32).tiny) / _TICKS
+    largest = squares if padding is None else squares.masked_fill(padding, 0)
+    tick = largest.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / _TICKS
+    if padding is not None:
+        squares.masked_fill_(padding, torch.inf)
 
     def count(products: Tensor, rows: slice) -> Tensor:
-        block = products.mul_(-2).add_(squares[:, rows, None]).add_(squares[:, None, :])
-        return block.div_(tick).round_().clamp_min_(0)
+        block = torch.add(squares[:, rows, None], products, alpha=-2, out=products).add_(squares[:, None, :])
+        return block.div_(tick[:, :, None]).round_()
 
-    num_rows = max(1, _MAX_ELEMENTS // (B * M))
+    num_rows = max(1, max_elements(x.device) // (B * M))
     if num_rows >= M:
         whole = count(gram(x), slice(0, M))
         return lambda: iter([(slice(0, M), whole)]), tick
@@ -98,16 +131,10 @@ def _tick_blocks(x: Float[Tensor, "B M D"]) -> tuple[Callable[[], Iterator[tuple
     return recompute, tick
 
 
-def _ranks(values: Float[Tensor, "B M"]) -> Int[Tensor, "B M"]:
-    """Place of every value in increasing order; equal values in order of their rows."""
-    order = values.sort(dim=-1, stable=True).indices
-    place = torch.arange(values.shape[1], device=values.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, place)
-
-
 def _nearest_centre(
     ticks: Callable[[], Iterator[tuple[slice, Tensor]]], centres: Int[Tensor, "B C"]
 ) -> Int[Tensor, "B M"]:
+    """The nearest of a set's centres, the lowest of the nearest; a centre may be listed more than once."""
     ordered = centres.sort(dim=-1).values
     nearest = []
     for _, block in ticks():

@@ -1,8 +1,12 @@
-"""Splitting a segmented video into groups of tokens that compete for places in the budget. Host arithmetic only."""
+"""Splitting a segmented video into groups of tokens that compete for places in the budget. Host arithmetic only.
+
+Groups are laid out as rows, one for every competing token, and worked on in batches: of everything on a GPU, which wants
+few launches, of what fits into the cache on a CPU.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,11 +24,6 @@ class Group(NamedTuple):
     num_context: int  # per frame; over all frames if `joint`
     joint: bool = False  # context tokens are clustered over all frames together
     span: int = 1  # of static tokens: the one frame listed stands for the mean of this many
-
-    @property
-    def covered(self) -> list[int]:
-        """All frames whose tokens the group takes in."""
-        return list(range(self.frames[0], self.frames[0] + self.span)) if self.span > 1 else self.frames
 
 
 def static_places(lengths: Sequence[int], static: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
@@ -48,7 +47,6 @@ def competing_groups(
     context_ratio: float,
     *,
     exact: bool,
-    blocks_of: Callable[[int], Iterable[slice]],
 ) -> Iterator[Group]:
     """Give every group its budget: a segment's static tokens, its others, and single frames with equal budgets.
 
@@ -56,7 +54,6 @@ def competing_groups(
         static: places of each segment that are averaged over its frames, (N,).
         context_ratio: share of merged tokens in a budget.
         exact: keep exactly round(retention_ratio * T * N) tokens, averaging none where that would leave too few.
-        blocks_of: how many single frames, in turns, make a group.
     """
     N, T = len(static[0]), sum(lengths)
     left = T * N - sum((length - 1) * int(places.sum()) for length, places in zip(lengths, static, strict=True))
@@ -82,5 +79,78 @@ def competing_groups(
             yield Group(frames, np.flatnonzero(~places), salient, num_dynamic - length * salient, joint=True)
         start += length
     for num_tokens, frames in singles.items():
-        for block in blocks_of(len(frames) if num_tokens else 0):
-            yield Group(frames[block], np.arange(N), *split(num_tokens))
+        if num_tokens:
+            yield Group(frames, np.arange(N), *split(num_tokens))
+
+
+class Batch(NamedTuple):
+    """Rows, one for every competing token, that are reduced together.
+
+    They are laid out frame by frame, group by group. Each frame of a group is a run of rows of which some are salient;
+    what is left of it, or of a joint group's frames together, is a set that is clustered.
+    """
+
+    rows: slice  # among the rows of all batches
+    frame_sizes: NDArray[np.int64]
+    num_salient: NDArray[np.int64]  # of each run
+    set_sizes: NDArray[np.int64]  # without the salient rows
+    num_context: NDArray[np.int64]  # of each set
+
+
+class Layout(NamedTuple):
+    """Which token each row is, and which row each token belongs to."""
+
+    tokens: NDArray[np.int64]  # flat index of each row's token; of averaged ones that in their first frame
+    spans: NDArray[np.int64]  # how many frames each row is the average of
+    rows: NDArray[np.int64]  # of each token of the video; one more than there are, if nothing of its group is kept
+    batches: list[Batch]
+    num_kept: int
+    num_averaged: int  # tokens, in all frames, that the kept rows are the averages of
+
+    @property
+    def largest_batch(self) -> int:
+        """Rows in it."""
+        return max(batch.rows.stop - batch.rows.start for batch in self.batches)
+
+
+def lay_out(groups: Iterable[Group], num_frames: int, num_places: int, *, max_rows: int) -> Layout:
+    """Give every competing token a row, and divide the rows into batches of at most `max_rows` where groups allow."""
+    batches, tokens, spans, num_rows, num_kept, num_averaged = [], [], [], 0, 0, 0
+    row_of = np.full(num_frames * num_places, -1)
+    for batch in _in_batches(groups, max_rows):
+        start, columns = num_rows, []
+        for frames, places, salient, context, joint, span in batch:
+            num, size = len(frames), len(places)
+            token = (np.asarray(frames)[:, None] * num_places + places).ravel()
+            row = np.arange(num_rows, num_rows + len(token))
+            row_of[(token + np.arange(span)[:, None] * num_places)] = row
+            tokens.append(token)
+            spans.append(np.full(len(token), span))
+            num_rows += len(token)
+            sets = 1 if joint else num
+            left = num * (size - salient) // sets
+            columns.append([[size] * num, [salient] * num, [left] * sets, [context] * sets])
+            num_kept += num * salient + sets * context
+            num_averaged += span * (num * salient + sets * context)
+        batches.append(Batch(slice(start, num_rows), *(np.concatenate(column) for column in zip(*columns, strict=True))))
+    row_of[row_of < 0] = num_rows
+    return Layout(np.concatenate(tokens), np.concatenate(spans), row_of, batches, num_kept, num_averaged)
+
+
+def _in_batches(groups: Iterable[Group], max_rows: int) -> Iterator[list[Group]]:
+    """Groups in turns; one whose frames are independent may be divided between several."""
+    batch: list[Group] = []
+    room = max_rows
+    for group in groups:
+        size = len(group.places)
+        turn = len(group.frames) if group.joint else max(1, max_rows // size)
+        for start in range(0, len(group.frames), turn):
+            part = group._replace(frames=group.frames[start : start + turn])
+            needed = len(part.frames) * size
+            if batch and needed > room:
+                yield batch
+                batch, room = [], max_rows
+            batch.append(part)
+            room -= needed
+    if batch:
+        yield batch

@@ -29,6 +29,37 @@ def merge_into_anchors(
     return torch.lerp(mean, x.index_select(0, anchors).float(), w).to(x.dtype)
 
 
+def merge_over_frames(
+    x: Float[Tensor, "M D"],
+    cluster: Int[Tensor, "M"],
+    anchors: Int[Tensor, "C"],
+    spans: Int[Tensor, "C"],
+    *,
+    weight: float,
+    stride: int,
+    num_averaged: int,
+) -> Float[Tensor, "C D"]:
+    """`merge_into_anchors` where an anchor, and each member of its cluster, may be a mean over several frames.
+
+    Args:
+        cluster: cluster of each row, all frames counted.
+        anchors: row of each cluster's anchor in its first frame.
+        spans: over how many frames it is averaged, `stride` rows apart.
+        num_averaged: the sum of `spans`.
+    """
+    mean, counts = _cluster_means(x, cluster, len(anchors))
+    if weight == 0:
+        return mean.to(x.dtype)
+    w = (spans[:, None] / counts).clamp_min(weight)
+    merged = mean.mul_(1 - w)
+    slot = torch.repeat_interleave(spans, output_size=num_averaged)
+    frame = torch.arange(num_averaged, device=x.device) - (spans.cumsum(0) - spans)[slot]
+    rows, share = anchors[slot] + frame * stride, (w[:, 0] / spans)[slot, None]
+    for block in blocks(num_averaged, x.shape[1] * 4, x.device):
+        merged = merged.index_add_(0, slot[block], x.index_select(0, rows[block]) * share[block])
+    return merged.to(x.dtype)
+
+
 def add_to_anchors(
     x: Float[Tensor, "M D"], cluster: Int[Tensor, "M"], anchors: Int[Tensor, "C"]
 ) -> Float[Tensor, "C D"]:
@@ -77,4 +108,4 @@ def _cluster_means(
         sums = sums.index_add_(0, cluster[block], x[block].float())
     counts = torch.zeros(C + 1, device=x.device).index_add_(0, cluster, torch.ones(len(x), device=x.device))
     counts = counts[:C, None]
-    return sums[:C] / counts.clamp_min(1), counts
+    return sums[:C].div_(counts.clamp_min(1)), counts

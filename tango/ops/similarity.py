@@ -12,6 +12,7 @@ from tango.ops.blocks import blocks
 from tango.shapes import Float
 
 _TICKS = 2.0**18
+_MAX_STRIPPED, _STRIP = 200, 64  # rows
 
 
 def unit_rows(x: Float[Tensor, "*sets D"]) -> Float[Tensor, "*sets D"]:
@@ -34,19 +35,30 @@ def unit_self_cosines(a: Float[Tensor, "*sets A D"]) -> Float[Tensor, "*sets A A
 
 
 def gram(x: Float[Tensor, "*sets M D"]) -> Float[Tensor, "*sets M M"]:
-    """`x @ x.mT`; on a CPU only the upper triangle of blocks is multiplied."""
-    M = x.shape[-2]
-    size = 64 if M <= 512 else 128
-    if size >= M or x.device.type != "cpu":
+    """`x @ x.mT`; on a CPU only about half of it is multiplied, and each set by itself."""
+    if x.device.type != "cpu":
         return x @ x.mT
+    M = x.shape[-2]
     products = x.new_empty(*x.shape[:-1], M)
     for set_, out in zip(x.reshape(-1, *x.shape[-2:]), products.view(-1, M, M), strict=True):
-        for start in range(0, M, size):
-            stop = min(start + size, M)
-            product = set_[start:stop] @ set_[start:].mT
-            out[start:stop, start:] = product
-            out[stop:, start:stop] = product[:, size:].mT
+        _fill_gram(set_, out)
     return products
+
+
+def _fill_gram(x: Float[Tensor, "M D"], out: Float[Tensor, "M M"]) -> None:
+    """Halves of many rows, strips of few: what the matrix library does fastest."""
+    M = len(x)
+    if M > _MAX_STRIPPED:
+        half = -(-M // 32) * 16
+        _fill_gram(x[:half], out[:half, :half])
+        _fill_gram(x[half:], out[half:, half:])
+        torch.mm(x[:half], x[half:].mT, out=out[:half, half:])
+        out[half:, :half] = out[:half, half:].mT
+        return
+    for start in range(0, M, _STRIP):
+        stop = min(start + _STRIP, M)
+        torch.mm(x[start:stop], x[start:].mT, out=out[start:stop, start:])
+        out[stop:, start:stop] = out[start:stop, stop:].mT
 
 
 def _rounded(cosines: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from tango.ops.blocks import blocks, take_frames
+from tango.ops.blocks import blocks
 from tango.shapes import Float, Int
 
-# (cos, sin), each (positions, section / 2), for one of the three axes
-Rotation = tuple[Tensor, Tensor]
+# Cosines and sines for one of the three axes, (positions, 2, section / 2)
+Rotation = Tensor
 
 
 def rope_sections(dim: int) -> tuple[int, int, int]:
@@ -39,33 +37,32 @@ def strope_rotations(
     base_space: float,
     device: torch.device,
 ) -> tuple[Rotation, Rotation, Rotation]:
-    """Tabulate the rotations of the time axis (T rows) and of the row and column axes (N = H * W rows each).
+    """Tabulate the rotations of the time, row and column axes (T, H and W rows).
 
     Source: eq. 7 of arXiv:2604.09547, in float32 as the release does.
     """
     H, W = grid
-    place = torch.arange(H * W, device=device)
     axes = (
         (timestamps_s.to(device, torch.float32), sections[0], base_time),
-        (place // W, sections[1], base_space),
-        (place % W, sections[2], base_space),
+        (torch.arange(H, device=device, dtype=torch.float32), sections[1], base_space),
+        (torch.arange(W, device=device, dtype=torch.float32), sections[2], base_space),
     )
     rotations = []
     for position, dim, base in axes:
         exponent = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / max(dim, 1)
-        angle = torch.outer(position.to(torch.float32), base**-exponent)
-        rotations.append((angle.cos(), angle.sin()))
+        angle = torch.outer(position, base**-exponent)
+        rotations.append(torch.stack([angle.cos(), angle.sin()], dim=1))
     time, row, column = rotations
     return time, row, column
 
 
 def identity_rotations(
-    T: int, N: int, sections: tuple[int, int, int], *, device: torch.device
+    T: int, grid: tuple[int, int], sections: tuple[int, int, int], *, device: torch.device
 ) -> tuple[Rotation, Rotation, Rotation]:
     """Tables of the same shapes that leave every token as it is."""
     time, row, column = (
-        (torch.ones(count, dim // 2, device=device), torch.zeros(count, dim // 2, device=device))
-        for count, dim in zip((T, N, N), sections, strict=True)
+        torch.stack([torch.ones(count, dim // 2, device=device), torch.zeros(count, dim // 2, device=device)], dim=1)
+        for count, dim in zip((T, *grid), sections, strict=True)
     )
     return time, row, column
 
@@ -83,7 +80,7 @@ def rotate(
     """
     out = torch.empty_like(x, dtype=torch.float32) if out is None else out
     start = 0
-    for cos, sin in rotations:
+    for cos, sin in (rotation.unbind(-2) for rotation in rotations):
         middle, end = start + cos.shape[-1], start + 2 * cos.shape[-1]
         first, second = x[..., start:middle], x[..., middle:end]
         torch.mul(first, cos, out=out[..., start:middle]).addcmul_(second, sin, value=-1)
@@ -115,35 +112,30 @@ def strope(
     time, row, column = strope_rotations(
         timestamps_s, grid, sections, base_time=base_time, base_space=base_space, device=x.device
     )
-    return rotate(x.float(), ((time[0][:, None], time[1][:, None]), row, column))
+    place = torch.arange(x.shape[1], device=x.device)
+    row, column = row[place // grid[1]], column[place % grid[1]]
+    return rotate(x.float(), (time[:, None], row, column))
 
 
 def gather_rotated(
-    x: Float[Tensor, "T N D"],
-    inverse_norms: Float[Tensor, "T N"],
-    frames: Sequence[int],
-    places: Int[Tensor, "n"],
+    x: Float[Tensor, "M D"],
+    inverse_norms: Float[Tensor, "M"],
+    tokens: Int[Tensor, "R"],
+    grid: tuple[int, int],
     rotations: tuple[Rotation, Rotation, Rotation],
     *,
-    out: Float[Tensor, "B n D"],
-) -> Float[Tensor, "B n D"]:
-    """Write the unit-length, rotated tokens at `places` of `frames` into `out`, a few frames at a time."""
-    n, N = len(places), x.shape[1]
-    time, row, column = rotations
-    if n < N:
-        row, column = _at(row, places), _at(column, places)
-    for block in blocks(len(frames), n * x.shape[-1] * 4, x.device):
-        chosen, scale = take_frames(x, frames[block]), take_frames(inverse_norms, frames[block])
-        if n < N:
-            chosen, scale = chosen.index_select(1, places), scale.index_select(1, places)
-        cos, sin = (take_frames(table, frames[block])[:, None] for table in time)
-        rotate(chosen.float(), ((cos, sin), row, column), out=out[block]).mul_(scale[..., None])
+    out: Float[Tensor, "R D"],
+) -> Float[Tensor, "R D"]:
+    """Write rows of unit length, rotated, of some tokens of a video: t * N + n for place n of frame t."""
+    (H, W), D = grid, x.shape[1]
+    place = tokens % (H * W)
+    positions = (tokens // (H * W), place // W, place % W)
+    for block in blocks(len(tokens), D * 4, x.device):
+        chosen = tokens[block]
+        turns = (axis.index_select(0, at[block]) for axis, at in zip(rotations, positions, strict=True))
+        rotate(x.index_select(0, chosen).float(), tuple(turns), out=out[block])
+        out[block].mul_(inverse_norms.index_select(0, chosen)[:, None])
     return out
-
-
-def _at(rotation: Rotation, rows: Tensor) -> Rotation:
-    cos, sin = rotation
-    return cos.index_select(0, rows), sin.index_select(0, rows)
 
 
 def check_sections(sections: tuple[int, int, int] | None, dim: int) -> tuple[int, int, int]:

@@ -113,7 +113,7 @@ def test_wrapping_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     for method in ("tango", "tango-paper"):
         assert bench._stages_ms(build_pruner(method), tokens, 1, torch.device("cpu"))
     with monkeypatch.context() as patch:
-        patch.setattr(reduction, "merge_into_anchors", broken)
+        patch.setattr(tango_module, "merge_over_frames", broken)
         with pytest.raises(RuntimeError, match="broken"):
             bench._stages_ms(build_pruner("tango"), tokens, 1, torch.device("cpu"))
     assert {(home, name): getattr(home, name) for home, name in before} == before

@@ -207,7 +207,7 @@ class TestBlocks:
     def test_single_frames_beyond_the_cache_are_clustered_in_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tokens = video_tokens(**VIDEOS["all_dynamic"])
         whole = TangoPruner(retention_ratio=0.2)(tokens)
-        monkeypatch.setattr(tango, "_CPU_GROUP_BYTES", 3 * 36 * 48 * 4)
+        monkeypatch.setattr(tango, "_CPU_BYTES", 3 * 36 * 48 * 4)
         pruned = TangoPruner(retention_ratio=0.2)(tokens)
         assert torch.equal(pruned.indices, whole.indices)
         torch.testing.assert_close(pruned.features, whole.features)

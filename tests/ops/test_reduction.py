@@ -1,54 +1,106 @@
-"""tango.ops.reduction: select and merge within one group of tokens."""
+"""tango.ops.reduction: select and merge within groups of tokens."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from tango.ops.groups import Group
-from tango.ops.reduction import reduce_group
+from tango.ops.groups import Group, lay_out
+from tango.ops.merging import merge_over_frames
+from tango.ops.reduction import clusters_of_tokens, reduce_rows
 
-OPTIONS = {"alpha": 1.0, "num_neighbors": 2, "merge_weight": 0.0, "by_density": False}
+OPTIONS = {"alpha": 1.0, "num_neighbors": 2, "by_density": False}
 
 
-def reduced(group: Group, x: torch.Tensor, saliency: torch.Tensor, **options):
-    places = torch.from_numpy(group.places)
-    metric = F.normalize(x[:, places], dim=-1)
-    return reduce_group(group, x, places, metric, saliency, **{**OPTIONS, **options})
+def reduced(groups: list[Group], x: Tensor, saliency: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Kept tokens in order, their features, and which of them stands for each token (their number: none)."""
+    T, N, _ = x.shape
+    layout = lay_out(groups, T, N, max_rows=options.pop("max_rows", 1000))
+    token, span, row = (torch.from_numpy(array) for array in (layout.tokens, layout.spans, layout.rows))
+    unit = F.normalize(x.flatten(0, 1), dim=-1)
+    score = saliency.flatten()[token]
+    kept = [
+        reduce_rows(batch, score[batch.rows], lambda rows: unit[token[rows]], **{**OPTIONS, **options})
+        for batch in layout.batches
+    ]
+    rows, anchors, absorbed_by = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    indices, order = token[rows].sort()
+    cluster = clusters_of_tokens(rows[order], absorbed_by)[row]
+    anchors = anchors[order]
+    features = merge_over_frames(
+        x.flatten(0, 1), cluster, token[anchors], span[anchors], weight=0.0, stride=N, num_averaged=layout.num_averaged
+    )
+    return indices, features, cluster
 
 
 def test_the_most_salient_stays_and_the_others_are_averaged_by_likeness() -> None:
-    # Frame 7; places 1..5 of 6. Place 3 is salient; 1 and 2 point one way, 4 and 5 the other.
-    x = torch.tensor([[[9.0, 9], [1, 0], [3, 0.1], [5, 5], [0, 2], [0.1, 4]]])
-    group = Group([7], np.arange(1, 6), 1, 2)
-    kept = reduced(group, x, torch.tensor([[0.1, 0.1, 0.9, 0.1, 0.1]]))
-    order = kept.indices.argsort()
-    indices, features = kept.indices[order] - 7 * 6, kept.features[order]
-    assert indices.tolist()[1] == 3
-    assert indices.tolist()[0] in (1, 2)
-    assert indices.tolist()[2] in (4, 5)
+    # Frame 1; places 1..5 of 6. Place 3 is salient; 1 and 2 point one way, 4 and 5 the other.
+    x = torch.zeros(2, 6, 2)
+    x[1] = torch.tensor([[9.0, 9], [1, 0], [3, 0.1], [5, 5], [0, 2], [0.1, 4]])
+    saliency = torch.tensor([[0.0] * 6, [0.9, 0.1, 0.1, 0.9, 0.1, 0.1]])
+    indices, features, cluster = reduced([Group([1], np.arange(1, 6), 1, 2)], x, saliency)
+    assert indices.tolist()[1] == 6 + 3
+    assert indices.tolist()[0] in (7, 8)
+    assert indices.tolist()[2] in (10, 11)
     torch.testing.assert_close(features, torch.tensor([[2.0, 0.05], [5, 5], [0.05, 3]]))
-    stands_for = (kept.absorbed_by - 42).tolist()[0]
-    assert stands_for == [indices[0], indices[0], 3, indices[2], indices[2]]
+    assert cluster.tolist() == [3] * 7 + [0, 0, 1, 2, 2]
 
 
 def test_joint_groups_merge_across_frames_and_separate_ones_do_not() -> None:
     x = torch.tensor([[[1.0, 0], [0, 1]], [[1, 0], [0, 1]]])
     saliency = torch.zeros(2, 2)
-    joint = reduced(Group([0, 1], np.arange(2), 0, 2, joint=True), x, saliency)
-    assert sorted((joint.indices % 2).tolist()) == [0, 1]
-    assert torch.equal(joint.absorbed_by[0], joint.absorbed_by[1])
-    apart = reduced(Group([0, 1], np.arange(2), 0, 1), x, saliency)
-    assert sorted((apart.indices // 2).tolist()) == [0, 1]
-    assert (apart.absorbed_by // 2).tolist() == [[0, 0], [1, 1]]
+    indices, _, cluster = reduced([Group([0, 1], np.arange(2), 0, 2, joint=True)], x, saliency)
+    assert sorted((indices % 2).tolist()) == [0, 1]
+    assert cluster.tolist() == [0, 1, 0, 1]
+    indices, _, cluster = reduced([Group([0, 1], np.arange(2), 0, 1)], x, saliency)
+    assert (indices // 2).tolist() == [0, 1]
+    assert cluster.tolist() == [0, 0, 1, 1]
+
+
+def test_averaged_tokens_take_all_their_frames_with_them() -> None:
+    x = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    indices, features, cluster = reduced([Group([0], np.array([1]), 0, 1, span=3)], x, torch.zeros(3, 2))
+    assert indices.tolist() == [1]
+    torch.testing.assert_close(features[0], x[:, 1].mean(0))
+    assert cluster.tolist() == [1, 0] * 3
+
+
+def mixed_groups() -> list[Group]:
+    """A segment of 4 frames with 10 static places; 3 single frames; a segment that keeps everything, one nothing."""
+    return [
+        Group([0], np.arange(10), 2, 2, span=4),
+        Group([0, 1, 2, 3], np.arange(10, 40), 3, 11, joint=True),
+        Group([4], np.arange(5), 2, 3),
+        Group([4], np.arange(5, 30), 0, 0),
+        Group([5, 6, 7], np.arange(40), 4, 8),
+    ]
+
+
+@pytest.mark.parametrize("max_rows", [1, 60, 150])
+@pytest.mark.parametrize("by_density", [False, True])
+def test_batches_change_nothing(max_rows: int, by_density: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    x, saliency = torch.randn(8, 40, 8, generator=random), torch.rand(8, 40, generator=random)
+    groups = mixed_groups()
+    together = reduced(groups, x, saliency, alpha=1.5, by_density=by_density)
+    in_turns = reduced(groups, x, saliency, alpha=1.5, by_density=by_density, max_rows=max_rows)
+    for found, expected in zip(in_turns, together, strict=True):
+        assert torch.equal(found, expected)
+    assert len(together[0]) == 4 + 12 + 11 + 5 + 36
 
 
 def test_by_density_only_changes_where_rows_land() -> None:
     random = torch.Generator().manual_seed(0)
     x, saliency = torch.randn(1, 40, 8, generator=random), torch.rand(1, 40, generator=random)
     group = Group([0], np.arange(40), 4, 8)
-    aligned, released = (reduced(group, x, saliency, by_density=flag) for flag in (False, True))
-    assert sorted(aligned.indices.tolist()) == sorted(released.indices.tolist())
-    assert aligned.indices.tolist() != released.indices.tolist()
-    assert torch.equal(aligned.features, released.features)
+    aligned, released = (reduced([group], x, saliency, by_density=flag) for flag in (False, True))
+    assert aligned[0].tolist() == released[0].tolist()
+    assert not torch.equal(aligned[1], released[1])
+    assert sorted(aligned[1].tolist()) == sorted(released[1].tolist())
+    for token, own in enumerate(aligned[2].tolist()):  # whatever stands for a token has the same content
+        assert torch.equal(aligned[1][own], released[1][released[2][token]])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,13 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tango.ops import selection
 from tango.ops.clustering import dpc_knn
-from tango.ops.selection import diverse_top_k, mask_sinks, top_k
+from tango.ops.selection import mask_sinks, runs, top_k
 
 
 def scores_and_rows(B: int, N: int, D: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
     return torch.rand(B, N, generator=g), F.normalize(torch.randn(B, N, D, generator=g), dim=-1)
+
+
+def diverse_top_k(scores: Tensor, x: Tensor, k: int, **options: Any) -> Tensor:
+    """The function under test, of sets of one size."""
+    B, N = scores.shape
+    chosen = selection.diverse_top_k(
+        scores.flatten(), np.full(B, N), np.full(B, k), lambda ids: x.flatten(0, 1)[ids], **options
+    )
+    return chosen.sort().values.view(B, k) - N * torch.arange(B)[:, None]
 
 
 def diverse_top_k_by_loops(scores: Tensor, x: Tensor, k: int, alpha: float) -> list[int]:
@@ -97,7 +110,7 @@ class TestDiverseTopK:
 
     def test_alpha_one_is_a_plain_top_k(self) -> None:
         scores, x = scores_and_rows(3, 20)
-        assert torch.equal(diverse_top_k(scores, x, 6, alpha=1.0), top_k(scores, 6))
+        assert torch.equal(diverse_top_k(scores, x, 6, alpha=1.0), top_k(scores, 6).sort().values)
 
     def test_number_of_candidates_is_rounded_down(self) -> None:
         scores, x = scores_and_rows(3, 20)
@@ -113,6 +126,17 @@ class TestDiverseTopK:
         together = diverse_top_k(scores, x, 6)
         for b in range(4):
             assert torch.equal(together[b], diverse_top_k(scores[b : b + 1], x[b : b + 1], 6)[0])
+
+    def test_sets_of_different_sizes_and_counts(self) -> None:
+        sizes, counts = [20, 7, 1, 30, 7, 5], [6, 3, 1, 4, 0, 5]
+        scores, x = scores_and_rows(1, sum(sizes))
+        chosen = selection.diverse_top_k(scores[0], np.array(sizes), np.array(counts), lambda ids: x[0, ids])
+        expected, start = [], 0
+        for size, count in zip(sizes, counts, strict=True):
+            own = slice(start, start + size)
+            expected += (diverse_top_k(scores[:, own], x[:, own], count)[0] + start).tolist()
+            start += size
+        assert chosen.sort().values.tolist() == expected
 
     def test_equal_scores_and_equal_rows_keep_the_lowest_positions(self) -> None:
         assert sorted(diverse_top_k(torch.ones(1, 9), torch.ones(1, 9, 4), 4)[0].tolist()) == [0, 1, 2, 3]
@@ -131,5 +155,10 @@ class TestDiverseTopK:
 
     @pytest.mark.parametrize("k", [-1, 6])
     def test_counts_out_of_range_are_refused(self, k: int) -> None:
-        with pytest.raises(ValueError, match=rf"k must lie in 0\.\.5 .*, got {k}"):
+        with pytest.raises(ValueError, match=rf"counts must lie in 0\.\.5 .*, got {k}"):
             diverse_top_k(*scores_and_rows(1, 5), k)
+
+
+def test_runs() -> None:
+    assert runs(np.array([5, 0, 9, 1]), np.array([2, 3, 0, 1])).tolist() == [5, 6, 0, 1, 2, 1]
+    assert runs(np.array([], dtype=int), np.array([], dtype=int)).tolist() == []

@@ -1,0 +1,148 @@
+"""tango.ops.varlen: many sets of different sizes, clustered in a few batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tango.ops import varlen
+from tango.ops.clustering import density_peaks
+from tango.ops.varlen import density_peaks_varlen
+
+GPU = torch.device("cuda")
+SIZES = [12, 5, 40, 12, 1, 70, 33, 12, 2]
+COUNTS = [4, 2, 11, 1, 1, 30, 5, 12, 1]
+
+
+def random_rows(num: int, seed: int = 0) -> Tensor:
+    x = F.normalize(torch.randn(num, 16, generator=torch.Generator().manual_seed(seed)), dim=-1)
+    x[num // 3 : num // 2] = x[: num // 2 - num // 3]  # some rows are alike
+    return x
+
+
+def one_by_one(rows: Tensor, sizes: list[int], counts: list[int], k: int) -> tuple[Tensor, Tensor]:
+    found, start = [], 0
+    for own, count in zip(rows.split(sizes), counts, strict=True):
+        centres, nearest = density_peaks(own[None], count, k=k)
+        found.append((centres[0] + start, nearest[0] + start))
+        start += len(own)
+    centres_of, nearest_of = zip(*found, strict=True)
+    return torch.cat(centres_of), torch.cat(nearest_of)
+
+
+@pytest.fixture(params=["of one size", "few", "one"])
+def divided(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets are divided into buckets as on a CPU, as on a GPU, and all padded to the largest."""
+    if request.param != "of one size":
+        buckets = varlen._buckets
+        monkeypatch.setattr(varlen, "_GPU_BUCKETS", 3 if request.param == "few" else 1)
+        monkeypatch.setattr(varlen, "_BUCKET_COST", 1)
+        monkeypatch.setattr(varlen, "_buckets", lambda sizes, _: buckets(sizes, GPU))
+
+
+@pytest.mark.usefixtures("divided")
+class TestEqualsOneByOne:
+    @pytest.mark.parametrize("k", [1, 3, 7, 100])
+    @pytest.mark.parametrize("seed", range(3))
+    def test_in_any_order(self, k: int, seed: int) -> None:
+        order = torch.randperm(len(SIZES), generator=torch.Generator().manual_seed(seed)).tolist()
+        sizes, counts = [SIZES[i] for i in order], [COUNTS[i] for i in order]
+        rows = random_rows(sum(sizes), seed)
+        for found, expected in zip(
+            density_peaks_varlen(rows, sizes, counts, k=k), one_by_one(rows, sizes, counts, k), strict=True
+        ):
+            assert torch.equal(found, expected)
+
+    def test_a_long_set_does_not_coarsen_a_short_one(self) -> None:
+        """Distances are counted in ticks of each set's own; in those of the first, all of the second were equal."""
+        near = 1e-4 * random_rows(20, seed=1)
+        rows = torch.cat([1e3 * random_rows(30), near])
+        centres, nearest = density_peaks_varlen(rows, [30, 20], [5, 5], k=3)
+        alone = density_peaks(near[None], 5, k=3)
+        assert torch.equal(centres[5:] - 30, alone[0][0])
+        assert torch.equal(nearest[30:] - 30, alone[1][0])
+
+    def test_distances_beyond_the_bound_are_worked_on_in_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rows = random_rows(sum(SIZES))
+        whole = density_peaks_varlen(rows, SIZES, COUNTS, k=7)
+        for bound in (1, 200, 3000):
+            monkeypatch.setattr("tango.ops.clustering._MAX_ELEMENTS", bound)
+            for found, expected in zip(density_peaks_varlen(rows, SIZES, COUNTS, k=7), whole, strict=True):
+                assert torch.equal(found, expected)
+
+    def test_sets_of_one_size_with_different_numbers_of_clusters(self) -> None:
+        sizes, counts = [9, 9, 9], [9, 1, 4]
+        rows = random_rows(27)
+        for found, expected in zip(
+            density_peaks_varlen(rows, sizes, counts, k=7), one_by_one(rows, sizes, counts, 7), strict=True
+        ):
+            assert torch.equal(found, expected)
+
+
+def test_no_sets() -> None:
+    centres, nearest = density_peaks_varlen(torch.empty(0, 4), [], [], k=7)
+    assert len(centres) == len(nearest) == 0
+
+
+def test_leaves_its_input_alone() -> None:
+    rows = random_rows(sum(SIZES))
+    before = rows.clone()
+    density_peaks_varlen(rows, SIZES, COUNTS, k=7)
+    assert torch.equal(rows, before)
+
+
+@pytest.mark.parametrize("num_clusters", [0, 6])
+def test_counts_out_of_range_are_refused(num_clusters: int) -> None:
+    with pytest.raises(ValueError, match=rf"num_clusters must lie in 1\.\.5 .*, got {num_clusters}"):
+        density_peaks_varlen(torch.rand(8, 2), [3, 5], [1, num_clusters], k=7)
+
+
+class TestBuckets:
+    @staticmethod
+    def work(sizes: list[int], device: torch.device) -> tuple[int, int]:
+        """Number of buckets, and of distances worked out in them."""
+        found = list(varlen._buckets(np.array(sizes), device))
+        assert sorted(np.concatenate(found).tolist()) == list(range(len(sizes)))
+        return len(found), sum(len(sets) * max(sizes[i] for i in sets) ** 2 for sets in found)
+
+    def test_a_cpu_pads_nothing(self) -> None:
+        num, work = self.work(SIZES, torch.device("cpu"))
+        assert (num, work) == (len(set(SIZES)), sum(size**2 for size in SIZES))
+
+    def test_a_gpu_takes_small_sets_at_once(self) -> None:
+        assert self.work(SIZES, GPU)[0] == 1
+
+    def test_a_gpu_parts_few_large_sets_from_many_small_ones(self) -> None:
+        sizes = [2000, 50, 184, 184, 1900] + [184] * 250
+        num, work = self.work(sizes, GPU)
+        assert num == 2
+        assert work < 1.1 * sum(size**2 for size in sizes)
+
+    def cuts(self, num: int) -> Iterator[list[int]]:
+        """All ways to cut `num` things into at most three runs."""
+        for a in range(num):
+            for b in range(a, num):
+                yield [0, a, b, num]
+
+    @given(st.lists(st.integers(1, 9), min_size=1, max_size=8, unique=True), st.data())
+    def test_no_other_cuts_leave_less_work(self, sizes: list[int], data: st.DataObject) -> None:
+        levels = np.array(sorted(sizes)) * 1000
+        counts = np.array(data.draw(st.lists(st.integers(1, 50), min_size=len(levels), max_size=len(levels))))
+
+        def work(edges: list[int]) -> int:
+            runs = [(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+            return sum(int(counts[a:b].sum()) * int(levels[b - 1]) ** 2 + varlen._BUCKET_COST for a, b in runs)
+
+        assert work(varlen._least_work(levels, counts)) == min(map(work, self.cuts(len(levels))))
+
+    def test_distances_fit_into_memory(self) -> None:
+        sizes = np.array([5000] * 6 + [3000] * 40)
+        for sets in varlen._buckets(sizes, GPU):
+            assert len(sets) * sizes[sets].max() ** 2 <= 1 << 27
