@@ -132,7 +132,9 @@ def lay_out(groups: Iterable[Group], num_frames: int, num_places: int, *, max_ro
             columns.append([[size] * num, [salient] * num, [left] * sets, [context] * sets])
             num_kept += num * salient + sets * context
             num_averaged += span * (num * salient + sets * context)
-        batches.append(Batch(slice(start, num_rows), *(np.concatenate(column) for column in zip(*columns, strict=True))))
+        batches.append(
+            Batch(slice(start, num_rows), *(np.concatenate(column) for column in zip(*columns, strict=True)))
+        )
     row_of[row_of < 0] = num_rows
     return Layout(np.concatenate(tokens), np.concatenate(spans), row_of, batches, num_kept, num_averaged)
 

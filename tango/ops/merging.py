@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tango.kernels import kernels_run_on
 from tango.ops.blocks import blocks
 from tango.shapes import Float, Int
 
@@ -47,6 +48,10 @@ def merge_over_frames(
         spans: over how many frames it is averaged, `stride` rows apart.
         num_averaged: the sum of `spans`.
     """
+    if kernels_run_on(x) and not (torch.is_grad_enabled() and x.requires_grad):
+        from tango.kernels import merging
+
+        return merging.merge_over_frames(x, cluster, anchors, spans, weight=weight, stride=stride)
     mean, counts = _cluster_means(x, cluster, len(anchors))
     if weight == 0:
         return mean.to(x.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tango.kernels import kernels_run_on
 from tango.ops.blocks import blocks
 from tango.shapes import Float, Int
 
@@ -127,6 +128,10 @@ def gather_rotated(
     out: Float[Tensor, "R D"],
 ) -> Float[Tensor, "R D"]:
     """Write rows of unit length, rotated, of some tokens of a video: t * N + n for place n of frame t."""
+    if kernels_run_on(x):
+        from tango.kernels import rotation
+
+        return rotation.gather_rotated(x, inverse_norms, tokens, grid, rotations, out=out)
     (H, W), D = grid, x.shape[1]
     place = tokens % (H * W)
     positions = (tokens // (H * W), place // W, place % W)

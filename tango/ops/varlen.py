@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tango.kernels import kernels_run_on
 from tango.ops.blocks import upload_together
 from tango.ops.clustering import density_peaks, max_elements
 from tango.shapes import Float, Int
@@ -31,7 +32,12 @@ def density_peaks_varlen(
     """
     if not len(sizes):
         return (torch.empty(0, dtype=torch.long, device=rows.device),) * 2
-    return _in_buckets(rows, np.asarray(sizes), np.asarray(num_clusters), k)  # a CUDA implementation goes here
+    if kernels_run_on(rows):
+        from tango.kernels import density
+
+        if k <= density.MAX_NEIGHBORS:
+            return density.density_peaks_varlen(rows.float(), sizes, num_clusters, k=k)
+    return _in_buckets(rows, np.asarray(sizes), np.asarray(num_clusters), k)
 
 
 def _in_buckets(
