@@ -15,7 +15,7 @@
 #
 #   PYTHON    interpreter (python)                       SHAPE     of the model (llava-onevision-7b)
 #   RESULTS   folder for the files (results)             FRAMES    of the video (32)
-#   DEVICE    cuda (cpu: to try the script out)          LIMIT_S   seconds for everything (570)
+#   DEVICE    cuda (cpu: to try the script out)          LIMIT_S   seconds for everything (540)
 #   STEPS     which, with blanks between (pruner profile compiled)
 #
 #   DEVICE=cpu SHAPE=llava-onevision-tiny FRAMES=2 RESULTS=/tmp/tried bash scripts/profile_gpu.sh --repeats 1
@@ -24,7 +24,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python} results=${RESULTS:-results} device=${DEVICE:-cuda} shape=${SHAPE:-llava-onevision-7b}
-frames=${FRAMES:-32} limit_s=${LIMIT_S:-570} steps=${STEPS:-pruner profile compiled}
+frames=${FRAMES:-32} limit_s=${LIMIT_S:-540} steps=${STEPS:-pruner profile compiled}
 dtype=bfloat16 name=cpu
 if [[ $device == cpu ]]; then
     dtype=float32

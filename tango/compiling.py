@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tango.errors import TangoError
+from tango.errors import TangoError, UnsupportedModelError
 from tango.models.base import adapter_class
 
 
@@ -44,10 +44,13 @@ def compile_tower(
         model: as in `tango.prune`; before or after it.
         mode, backend: as in `torch.compile`.
     Raises:
-        UnsupportedModelError: no adapter for this model.
+        UnsupportedModelError: no adapter for this model, or one that does not know how.
         TangoError: its tower is compiled already.
     """
-    parts = adapter_class(getattr(model, "config", None)).compilable(model)
+    adapter = adapter_class(getattr(model, "config", None))
+    parts = adapter.compilable(model)
+    if not parts:
+        raise UnsupportedModelError(f"the {adapter.title} adapter does not say what to compile of its tower")
     if any(name in vars(owner) for owner, name, _ in parts):
         raise TangoError("this model's tower is compiled already; remove() the first compilation before another")
     with contextlib.ExitStack() as stack:

@@ -126,6 +126,10 @@ def test_gradients_are_equal() -> None:
         torch.testing.assert_close(gradient(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_unknown_models_are_refused() -> None:
+def test_models_that_cannot_have_it_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(tango.UnsupportedModelError, match="no adapter for model type None"):
         tango.compile_tower(torch.nn.Linear(2, 2))
+    model = tiny.llava_onevision()
+    monkeypatch.delattr(adapter_class("llava_onevision"), "compilable")
+    with pytest.raises(tango.UnsupportedModelError, match="LLaVA-OneVision adapter does not say what to compile"):
+        tango.compile_tower(model)

@@ -107,10 +107,11 @@ class Adapter(ABC):
         """Placeholders that one video takes in an unpruned prompt."""
 
     @classmethod
-    @abstractmethod
     def compilable(cls, model: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
-        """Parts of the model's tower that `tango.compile_tower` may compile: where an attribute overrides each of
-        them, the attribute's name, and the function."""
+        """What `tango.compile_tower` compiles of this model: (owner, name, function) each, where an attribute of this
+        name on the owner stands in for the function; nothing, if the family cannot have it."""
+        del model
+        return []
 
     @property
     def decoder(self) -> Any:
