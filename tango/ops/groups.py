@@ -1,7 +1,7 @@
 """Splitting a segmented video into groups of tokens that compete for places in the budget. Host arithmetic only.
 
-Groups are laid out as rows, one for every competing token, and worked on in batches: of everything on a GPU, which wants
-few launches, of what fits into the cache on a CPU.
+Groups are laid out as rows, one for every competing token, and worked on in batches: of all there is on a GPU, which
+wants few launches; of what stays in its cache on a CPU.
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ def lay_out(groups: Iterable[Group], num_frames: int, num_places: int, *, max_ro
             columns.append([[size] * num, [salient] * num, [left] * sets, [context] * sets])
             num_kept += num * salient + sets * context
             num_averaged += span * (num * salient + sets * context)
-        batches.append(Batch(slice(start, num_rows), *(np.concatenate(column) for column in zip(*columns, strict=True))))
+        batches.append(
+            Batch(slice(start, num_rows), *(np.concatenate(column) for column in zip(*columns, strict=True)))
+        )
     row_of[row_of < 0] = num_rows
     return Layout(np.concatenate(tokens), np.concatenate(spans), row_of, batches, num_kept, num_averaged)
 

@@ -64,7 +64,9 @@ def reduce_rows(
     rows = anchors = torch.cat([salient + first, own])
     absorbed_by = torch.full_like(free, -1, dtype=torch.long).index_copy_(0, rows - first, rows)
     if open_.any():
-        centres, nearest = density_peaks_varlen(gather(rest), sizes[open_].tolist(), counts[open_].tolist(), k=num_neighbors)
+        centres, nearest = density_peaks_varlen(
+            gather(rest), sizes[open_].tolist(), counts[open_].tolist(), k=num_neighbors
+        )
         in_order = centres.sort().values
         landing = rest[centres if by_density else in_order]
         landing_of = torch.empty_like(rest).index_copy_(0, in_order, landing)

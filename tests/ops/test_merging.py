@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tango.ops.merging import add_to_anchors, cluster_means, merge_into_anchors, merge_others_into_anchors, merge_over_frames
+from tango.ops.merging import (
+    add_to_anchors,
+    cluster_means,
+    merge_into_anchors,
+    merge_others_into_anchors,
+    merge_over_frames,
+)
 
 # Rows 0, 2, 5 form cluster 0 around row 2, row 3 is cluster 1 alone, row 1 and 4 belong to none.
 X = torch.tensor([[1.0, 10.0], [99.0, 99.0], [4.0, 40.0], [7.0, 70.0], [-99.0, 0.0], [7.0, 10.0]])
