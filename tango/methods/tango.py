@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -99,9 +100,11 @@ class TangoPruner(Pruner):
                 out = space[: len(rows)]
                 return gather_rotated(x, inverse_norms[:T].flatten(), token[rows], tokens.grid, rotations, out=out)
 
-            options = {"alpha": self.alpha, "num_neighbors": self.num_neighbors}
-            options["by_density"] = self.anchor_order == "release"
-            kept = [reduce_rows(batch, saliency[batch.rows], rotated, **options) for batch in layout.batches]
+            reduce = partial(
+                reduce_rows, gather=rotated, alpha=self.alpha, num_neighbors=self.num_neighbors,
+                by_density=self.anchor_order == "release",
+            )  # fmt: skip
+            kept = [reduce(batch, saliency[batch.rows]) for batch in layout.batches]
             rows, anchors, absorbed_by = (torch.cat(parts) for parts in zip(*kept, strict=True))
             indices, order = token[rows].sort()
             cluster = clusters_of_tokens(rows[order], absorbed_by)[row]

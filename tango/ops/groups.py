@@ -1,7 +1,7 @@
 """Splitting a segmented video into groups of tokens that compete for places in the budget. Host arithmetic only.
 
-Groups are laid out as rows, one for every competing token, and worked on in batches: of everything on a GPU, which wants
-few launches, of what fits into the cache on a CPU.
+Groups are laid out as rows, one for every competing token, and worked on in batches: of all there is on a GPU, which
+wants few launches; of what stays in its cache on a CPU.
 """
 
 from __future__ import annotations

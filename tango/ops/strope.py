@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,7 @@ def identity_rotations(
 
 
 def rotate(
-    x: Float[Tensor, "... D"], rotations: tuple[Rotation, Rotation, Rotation], *, out: Tensor | None = None
+    x: Float[Tensor, "... D"], rotations: Iterable[Rotation], *, out: Tensor | None = None
 ) -> Float[Tensor, "... D"]:
     """Rotate channel i of each section together with channel i + half a section.
 
@@ -138,7 +140,7 @@ def gather_rotated(
     for block in blocks(len(tokens), D * 4, x.device):
         chosen = tokens[block]
         turns = (axis.index_select(0, at[block]) for axis, at in zip(rotations, positions, strict=True))
-        rotate(x.index_select(0, chosen).float(), tuple(turns), out=out[block])
+        rotate(x.index_select(0, chosen).float(), turns, out=out[block])
         out[block].mul_(inverse_norms.index_select(0, chosen)[:, None])
     return out
 

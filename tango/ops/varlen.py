@@ -91,8 +91,8 @@ def _padded(starts: NDArray[np.int64], counts: NDArray[np.int64], filler: int) -
 def _buckets(sizes: NDArray[np.int64], device: torch.device) -> Iterator[NDArray[np.int64]]:
     """Divide sets into such as are clustered together.
 
-    On a CPU, that are sets of one size: padding costs work. A GPU wants few launches: there are at most `_GPU_BUCKETS`
-    of sizes, chosen for the least padded work, and more only where a bucket's distances would not fit into memory.
+    On a CPU these are sets of one size, since padding costs work. A GPU wants few launches: it gets `_GPU_BUCKETS` at
+    most, chosen for the least padded work, and more only where the distances of one would not fit into memory.
     """
     levels = sizes if device.type == "cpu" else _rounded_up(sizes)
     levels, level_of, counts = np.unique(levels, return_inverse=True, return_counts=True)
@@ -111,7 +111,7 @@ def _rounded_up(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _least_work(levels: NDArray[np.int64], counts: NDArray[np.int64]) -> list[int]:
-    """Where to cut increasing sizes, each of so many sets, for the least work if a set is padded to its bucket's end."""
+    """Where to cut increasing sizes, each that of so many sets, for the least work with sets padded to the next cut."""
     before = np.concatenate([[0], counts.cumsum()])
     ends = levels.astype(np.float64) ** 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ class TestBuckets:
         counts = np.array(data.draw(st.lists(st.integers(1, 50), min_size=len(levels), max_size=len(levels))))
 
         def work(edges: list[int]) -> int:
-            runs = [(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+            runs = [(a, b) for a, b in pairwise(edges) if a < b]
             return sum(int(counts[a:b].sum()) * int(levels[b - 1]) ** 2 + varlen._BUCKET_COST for a, b in runs)
 
         assert work(varlen._least_work(levels, counts)) == min(map(work, self.cuts(len(levels))))
