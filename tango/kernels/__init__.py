@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sysconfig
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,15 +16,20 @@ from torch import Tensor
 
 
 def kernels_run_on(x: Tensor) -> bool:
-    """Whether the kernels can work on `x`: an NVIDIA GPU of the Ampere generation or later, and a working Triton.
-
-    Triton builds its launcher with a C compiler and Python's headers when it is first used; without either, it fails.
-    """
+    """Whether the kernels can work on `x`: an NVIDIA GPU of the Ampere generation or later, and a working Triton."""
     return (
         x.is_cuda
         and torch.version.hip is None
         and torch.cuda.get_device_capability(x.device) >= (8, 0)
-        and find_spec("triton") is not None
+        and _triton_is_complete()
+    )
+
+
+@cache
+def _triton_is_complete() -> bool:
+    """Triton builds its launcher with a C compiler and Python's headers when it is first used; without, it fails."""
+    return (
+        find_spec("triton") is not None
         and (shutil.which("gcc") or shutil.which("clang")) is not None
         and Path(sysconfig.get_paths()["include"], "Python.h").exists()
     )
