@@ -33,14 +33,22 @@ export DATASETS=${DATASETS:-TangoMini} OUTPUT=${OUTPUT:-outputs/presets}
 case $OUTPUT in /*) ;; *) OUTPUT=$here/$OUTPUT ;; esac
 
 failed=0
-evaluate() { METHODS=$1 bash VLMEvalKit/run_eval.sh "${@:2}" || failed=1; }
+evaluate() {
+    local code=0
+    METHODS=$1 bash VLMEvalKit/run_eval.sh "${@:2}" || code=$?
+    [ "$code" -ne 2 ] || exit 2 # a mistake in the settings
+    [ "$code" -eq 0 ] || failed=1
+}
 evaluate "none tango tango-paper tango-release" "$@"
 evaluate tango --option static_merging=false "$@"
 evaluate "tango tango-paper tango-release" --option positions=kept "$@"
 evaluate tango --option positions=kept --option static_merging=false "$@"
-[ "${NODE_RANK:-0}" -eq 0 ] || exit 0
+[ "${NODE_RANK:-0}" -eq 0 ] || exit "$failed"
 
 tango() { "$PYTHON" -m tango.cli "$@"; }
-tango runs --results "$OUTPUT" --against tango --json >"$OUTPUT/presets.json"
-tango runs --results "$OUTPUT" --against tango | tee "$OUTPUT/presets.md"
+tango runs --results "$OUTPUT" --against tango --json >"$OUTPUT/.presets.json"
+tango runs --results "$OUTPUT" --against tango >"$OUTPUT/.presets.md"
+mv "$OUTPUT/.presets.json" "$OUTPUT/presets.json"
+mv "$OUTPUT/.presets.md" "$OUTPUT/presets.md"
+cat "$OUTPUT/presets.md"
 exit "$failed"

@@ -11,6 +11,8 @@ import torch
 from tango.errors import TangoError, UnsupportedModelError
 from tango.models.base import adapter_class
 
+_MARK = "tower_is_compiled"  # attribute of a model
+
 
 class CompiledTower:
     """Handle of a model whose tower is compiled. `with` or `remove()` restores the model exactly as it was."""
@@ -38,7 +40,8 @@ def compile_tower(
     seconds to minutes; every new batch size may compile anew, so it pays where videos have equally many frames.
     A SigLIP tower is one graph without breaks, and batches of frames are padded to one size. With
     `mode="reduce-overhead"` a GPU then replays it as a CUDA graph. Of a Qwen-VL tower the blocks are compiled one by
-    one, all but the last, which methods look into; frames of many sizes make many shapes, so leave its mode alone.
+    one, all but the last, which methods look into, and images and calls without pruning run through them, too; frames
+    of many sizes make many shapes, so leave its mode alone.
 
     Args:
         model: as in `tango.prune`; before or after it.
@@ -51,10 +54,14 @@ def compile_tower(
     parts = adapter.compilable(model)
     if not parts:
         raise UnsupportedModelError(f"the {adapter.title} adapter does not say what to compile of its tower")
-    if any(name in vars(owner) for owner, name, _ in parts):
+    if _MARK in vars(model):
         raise TangoError("this model's tower is compiled already; remove() the first compilation before another")
     with contextlib.ExitStack() as stack:
+        vars(model)[_MARK] = True
+        stack.callback(vars(model).pop, _MARK)
         for owner, name, function in parts:
+            before = {name: vars(owner)[name]} if name in vars(owner) else {}  # such as a hook of accelerate's
             vars(owner)[name] = torch.compile(function, mode=mode, backend=backend)
+            stack.callback(vars(owner).update, before)
             stack.callback(vars(owner).pop, name)
         return CompiledTower(stack.pop_all())

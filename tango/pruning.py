@@ -341,10 +341,14 @@ def _pad_token_id(model: Any) -> int:
 
 
 def _check_cache(model: Any, kwargs: Mapping[str, Any]) -> None:
-    """Without a cache, transformers takes gaps between positions for borders of several packed prompts."""
+    """Without a cache, and with flash attention in later chunks of a prefill, transformers takes gaps between positions
+    for borders of several packed prompts."""
     config = kwargs.get("generation_config") or model.generation_config
     if kwargs.get("use_cache", config.use_cache) is False:
         raise OptionError("positions='kept' needs the cache; leave out use_cache=False, or take 'contiguous'")
+    chunked = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+    if chunked and "flash" in str(model.config.get_text_config()._attn_implementation):
+        raise OptionError("positions='kept' and flash attention need the prefill in one piece, not in chunks")
 
 
 def _adjust_lengths(model: Any, kwargs: dict[str, Any], saved: int) -> None:

@@ -284,7 +284,7 @@ sys.exit(status or main({[*QUICK, "--plot", "p.png"]!r}))
 
 
 class TestScript:
-    """`scripts/profile_gpu.sh`, which nobody can try on a GPU here."""
+    """`scripts/profile_gpu.sh`, tried without a GPU."""
 
     @staticmethod
     def run(*options: str, python: str | Path = sys.executable, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -355,7 +355,7 @@ class TestScript:
         assert (done.returncode, done.stderr) == (2, "unknown step 'proflie'; known: pruner profile compiled\n")
 
     def test_really_runs_on_a_cpu(self, tmp_path: Path) -> None:
-        """The steps with a model; compiling is switched off, as it takes a minute here."""
+        """The steps with a model; compiling is switched off, as it takes a minute."""
         small = ["--layers", "1", "--tower-layers", "1", "--repeats", "1", "--max-new-tokens", "2"]
         settings = {"DEVICE": "cpu", "SHAPE": "llava-onevision-tiny", "FRAMES": "1", "RESULTS": str(tmp_path / "new")}
         patience = {"LIMIT_S": "100000", "TORCHDYNAMO_DISABLE": "1"}

@@ -112,6 +112,13 @@ def test_decoding_without_cache_is_refused(model):
         model.generate(**one_video(), **GREEDY, use_cache=False)
 
 
+def test_flash_attention_in_chunks_is_refused(model, monkeypatch):
+    """Nothing is computed with it: the refusal comes first."""
+    monkeypatch.setattr(model.config.get_text_config(), "_attn_implementation_internal", "flash_attention_2")
+    with tango.prune(model, "uniform", positions="kept"), pytest.raises(tango.OptionError, match="in one piece"):
+        model.generate(**one_video(), **GREEDY, prefill_chunk_size=16)
+
+
 def test_unknown_positions_are_refused(model):
     with pytest.raises(tango.OptionError, match="LLaVA-OneVision must be 'contiguous' or 'kept', got 'stock'"):
         tango.prune(model, "uniform", positions="stock")

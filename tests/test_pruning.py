@@ -355,6 +355,7 @@ def test_missing_timestamps_warn_only_methods_that_use_time(model):
 
 
 WRONG = {
+    "no frames": ({"pixel_values_videos": tiny.clip(1)[None, :0]}, ValueError, "at least one frame, got frames .0."),
     "placeholders": ({"input_ids": torch.tensor([tiny.prompt("Look", 5)])}, ValueError, "81 video placeholders"),
     "times backwards": ({"video_timestamps_s": [[0, 2, 1, 3, 4, 5]]}, ValueError, "not run backwards"),
     "times unknown": ({"video_timestamps_s": [[0, 1, 2, 3, 4, float("nan")]]}, ValueError, "must be finite"),

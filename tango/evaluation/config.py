@@ -58,8 +58,10 @@ class MethodConfig:
         inside = [self.layer_pruner, self.mean_retention_ratio]
         if self.layer_pruner is None and self.layer_options:
             raise OptionError(f"options of a layer pruner, but no layer_pruner: {', '.join(self.layer_options)}")
-        if self.method == "none" and (self.options or any(value is not None for value in inside)):
-            raise OptionError("method 'none' keeps all tokens; leave out ratio and options, or name a method")
+        if self.method == "none" and (self.options or any(value is not None for value in (*inside, self.positions))):
+            raise OptionError(
+                "method 'none' keeps all tokens; leave out ratio, options and positions, or name a method"
+            )
         layer_options = {} if self.layer_pruner is None else _built(self.layer_pruner, self.layer_options, layer=True)
         if self.method == "none":
             return {}, layer_options

@@ -31,5 +31,5 @@ def _triton_is_complete() -> bool:
     return (
         find_spec("triton") is not None
         and (shutil.which("gcc") or shutil.which("clang")) is not None
-        and Path(sysconfig.get_paths()["include"], "Python.h").exists()
+        and Path(sysconfig.get_config_var("INCLUDEPY") or "", "Python.h").exists()
     )

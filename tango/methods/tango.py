@@ -24,7 +24,8 @@ from tango.ops.segmentation import adjacent_similarity, segment_by_cuts, segment
 from tango.ops.selection import mask_sinks
 from tango.ops.strope import Rotation, check_sections, gather_rotated, identity_rotations, strope_rotations
 
-# Of rotated tokens worked on at once. A GPU takes a whole video of 256 frames; a CPU, what stays in its last cache.
+# Of rotated tokens worked on at once, unless a single segment has more. A GPU takes a whole video of 256 frames; a CPU,
+# what stays in its last cache.
 _GPU_BYTES, _CPU_BYTES = 1 << 30, 24 << 20
 
 

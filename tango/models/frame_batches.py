@@ -73,10 +73,3 @@ class FrameRows:
     def rest(self, names: Sequence[str]) -> list[Tensor]:
         """What was added under names other than these, in the order of the first batch."""
         return [x for name, x in self._tensors.items() if name not in names]
-
-
-def upload(x: Tensor, device: torch.device) -> Tensor:
-    """Values from the host, without waiting for the device."""
-    if device.type == "cuda" and x.device.type == "cpu":
-        x = x.pin_memory()
-    return x.to(device, non_blocking=True)

@@ -13,10 +13,11 @@ from torch import Tensor
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, OptionError, UnsupportedModelError
 from tango.models.base import Adapter, EncodedImages, EncodedVideos, SaliencyKind, pooling_head_of, register_adapter
-from tango.models.frame_batches import FrameRows, frame_batches, upload
+from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
 from tango.models.siglip import TowerStates, run_tower
 from tango.models.timestamps import video_timestamps
+from tango.ops.blocks import upload
 from tango.profiling import StageTimer
 
 PositionRule = Literal["contiguous", "kept"]
@@ -99,6 +100,8 @@ class LlavaOnevisionAdapter(Adapter):
         """Frames pass in batches; what is pooled of all of them is kept, and no hidden state longer than its batch."""
         videos = list(inputs[self.video_input])  # a (V, T, C, h, w) tensor, or tensors of unequal length
         lengths = [len(video) for video in videos]
+        if not lengths or 0 in lengths:
+            raise ValueError(f"{self.video_input} must hold videos of at least one frame, got frames {lengths}")
         frames = [frame for video in videos for frame in video.unbind()]
         device, dtype, width = self.model.device, self.model.dtype, self.model.config.vision_config.hidden_size
         batches = list(frame_batches([self.patches**2] * len(frames), width, dtype, device))

@@ -15,10 +15,11 @@ from torch import Tensor
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError, UnsupportedModelError
 from tango.models.base import Adapter, EncodedImages, EncodedVideos, SaliencyKind, register_adapter
-from tango.models.frame_batches import FrameRows, frame_batches, upload
+from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_step, vision_positions
 from tango.models.qwen_processor import MAX_PIXELS, QwenProcessor
 from tango.models.qwen_tower import mean_keys, saliency, tap_attention, window_order
+from tango.ops.blocks import upload
 from tango.profiling import StageTimer
 
 PositionRule = Literal["correct", "stock"]

@@ -22,10 +22,10 @@ def blocks(count: int, bytes_each: int, device: torch.device, *, cpu_bytes: int 
         yield slice(start, min(start + size, count))
 
 
-def upload(values: Sequence[int] | NDArray[np.int64], device: torch.device) -> Tensor:
-    """Integers from the host, without waiting for the device."""
-    tensor = torch.as_tensor(values, dtype=torch.long)
-    if device.type == "cuda":
+def upload(values: Tensor | Sequence[int] | NDArray[np.int64], device: torch.device) -> Tensor:
+    """A tensor, or integers, from the host, without waiting for the device; what is there already stays."""
+    tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.long)
+    if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 

@@ -104,7 +104,6 @@ class Layout(NamedTuple):
     spans: NDArray[np.int64]  # how many frames each row is the average of
     rows: NDArray[np.int64]  # of each token of the video; one more than there are, if nothing of its group is kept
     batches: list[Batch]
-    num_kept: int
     num_averaged: int  # tokens, in all frames, that the kept rows are the averages of
 
     @property
@@ -115,7 +114,7 @@ class Layout(NamedTuple):
 
 def lay_out(groups: Iterable[Group], num_frames: int, num_places: int, *, max_rows: int) -> Layout:
     """Give every competing token a row, and divide the rows into batches of at most `max_rows` where groups allow."""
-    batches, tokens, spans, num_rows, num_kept, num_averaged = [], [], [], 0, 0, 0
+    batches, tokens, spans, num_rows, num_averaged = [], [], [], 0, 0
     row_of = np.full(num_frames * num_places, -1)
     for batch in _in_batches(groups, max_rows):
         start, columns = num_rows, []
@@ -130,13 +129,12 @@ def lay_out(groups: Iterable[Group], num_frames: int, num_places: int, *, max_ro
             sets = 1 if joint else num
             left = num * (size - salient) // sets
             columns.append([[size] * num, [salient] * num, [left] * sets, [context] * sets])
-            num_kept += num * salient + sets * context
             num_averaged += span * (num * salient + sets * context)
         batches.append(
             Batch(slice(start, num_rows), *(np.concatenate(column) for column in zip(*columns, strict=True)))
         )
     row_of[row_of < 0] = num_rows
-    return Layout(np.concatenate(tokens), np.concatenate(spans), row_of, batches, num_kept, num_averaged)
+    return Layout(np.concatenate(tokens), np.concatenate(spans), row_of, batches, num_averaged)
 
 
 def _in_batches(groups: Iterable[Group], max_rows: int) -> Iterator[list[Group]]:

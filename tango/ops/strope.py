@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tango.kernels import kernels_run_on
-from tango.ops.blocks import blocks
+from tango.ops.blocks import blocks, upload
 from tango.shapes import Float, Int
 
 # Cosines and sines for one of the three axes, (positions, 2, section / 2)
@@ -46,7 +46,7 @@ def strope_rotations(
     """
     H, W = grid
     axes = (
-        (timestamps_s.to(device, torch.float32), sections[0], base_time),
+        (upload(timestamps_s.float(), device), sections[0], base_time),
         (torch.arange(H, device=device, dtype=torch.float32), sections[1], base_space),
         (torch.arange(W, device=device, dtype=torch.float32), sections[2], base_space),
     )

@@ -49,6 +49,7 @@ def lines(
     Raises:
         UnknownNameError: no run has this name.
     """
+    against = None if against == "none" else against
     if against is not None and against not in (known := {label(run.method) for run in runs}):
         raise UnknownNameError("run", against, known)
 

@@ -52,6 +52,7 @@ def test_labels_are_names_for_folders(arguments, label):
         ({**TANGO, "saliency": "max"}, OptionError, "'p-attn' or 'attn', got 'max'"),
         ({**TANGO, "positions": "new"}, OptionError, "one of contiguous, kept, correct, stock, got 'new'"),
         ({"options": {"retention_ratio": 0.1}}, OptionError, "keeps all tokens"),
+        ({"positions": "kept"}, OptionError, "keeps all tokens"),
         ({"layer_pruner": "fastv-merge"}, OptionError, "keeps all tokens"),
         ({"method": "fastv-merge", "mean_retention_ratio": 0.1}, OptionError, "its retention_ratio is the mean"),
     ],

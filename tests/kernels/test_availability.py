@@ -26,7 +26,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if device.index == 1 else (7, 5))
     monkeypatch.setattr(kernels, "find_spec", lambda name: importlib.util.find_spec("torch") if name == "triton" else 0)
     monkeypatch.setattr(shutil, "which", lambda name: f"bin/{name}" if name == "gcc" else None)
-    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setattr(sysconfig, "get_config_var", {"INCLUDEPY": str(tmp_path)}.get)
     return monkeypatch
 
 
@@ -49,7 +49,7 @@ def test_not_without_a_gpu(device: str) -> None:
         (torch.version, "hip", "6.4"),
         (kernels, "find_spec", lambda _: None),
         (shutil, "which", lambda _: None),
-        (sysconfig, "get_paths", lambda: {"include": "nowhere"}),
+        (sysconfig, "get_config_var", {"INCLUDEPY": "nowhere"}.get),
     ],
     ids=["older GPU", "another maker's", "no triton", "no compiler", "no headers"],
 )

@@ -137,7 +137,7 @@ def spy_on_meta(
     tokens = VisualTokens(
         features=torch.empty(T, N, DIM, device="meta", dtype=torch.float16),
         grid=GRID,
-        timestamps_s=torch.empty(T, device="meta"),
+        timestamps_s=torch.arange(T, dtype=torch.float64),  # adapters leave them on the host
         saliency=torch.empty(T, N, device="meta"),
         sink_positions=(3, 11),
     )
@@ -229,7 +229,8 @@ def test_number_of_operators_is_independent_of_the_number_of_segments(
 @pytest.mark.usefixtures("unchecked_annotations")
 @pytest.mark.parametrize("segments", [(1,) * 1024, scenes(1024), (1024,)], ids=len)
 def test_a_gpu_takes_a_longer_video_in_turns(monkeypatch: pytest.MonkeyPatch, segments: tuple[int, ...]) -> None:
-    """Operators grow slowly beyond 256 frames. No tensor grows with the video, but for what is kept, a tenth."""
+    """Operators grow slowly beyond 256 frames. No tensor grows with the video, but for what is kept, a
+    tenth, and for what changes within one segment, a quarter in the last case."""
     spy, _ = spy_on_meta(monkeypatch, segments, num_static=150)
     assert spy.num_launches <= 4 * 256
     assert spy.largest_bytes <= 1 << 30

@@ -63,6 +63,13 @@ def test_another_run_is_the_reference(outputs, capsys):
     assert {line["against"] for line in lines.values()} == {"tango"}
 
 
+def test_all_tokens_can_be_named_as_the_reference(outputs, capsys):
+    assert main(["runs", "--results", str(outputs)]) == 0
+    plain = capsys.readouterr().out
+    assert main(["runs", "--results", str(outputs), "--against", "none"]) == 0
+    assert capsys.readouterr().out == plain
+
+
 def test_an_unknown_reference_is_refused(outputs, capsys):
     assert main(["runs", "--results", str(outputs), "--against", "tnago"]) == 2
     assert "unknown run 'tnago'. Did you mean 'tango'" in capsys.readouterr().err
