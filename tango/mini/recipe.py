@@ -20,7 +20,10 @@ TRAINING, BENCHMARK = 1, 2
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides how training goes. The defaults made the published weights."""
+    """Everything that decides how training goes.
+
+    The defaults are the steps of the published weights, whose schedule was changed on the way (see their model card).
+    """
 
     seed: int = 0
     vision_steps: int = 600
