@@ -18,7 +18,7 @@
 #   DEVICE    cuda (cpu: to try the script out)          LIMIT_S   seconds for everything (540)
 #   STEPS     which, with blanks between (pruner profile compiled)
 #
-#   DEVICE=cpu SHAPE=llava-onevision-tiny FRAMES=2 RESULTS=/tmp/tried bash scripts/profile_gpu.sh --repeats 1
+#   DEVICE=cpu SHAPE=llava-onevision-tiny FRAMES=2 RESULTS=outputs/tried bash scripts/profile_gpu.sh --repeats 1
 #
 # Not yet run on a GPU.
 set -uo pipefail
