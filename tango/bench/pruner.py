@@ -41,10 +41,12 @@ from tango.containers import PrunedTokens, VisualTokens
 from tango.files import write_json
 from tango.methods import Pruner, available_pruners, build_pruner
 from tango.methods.tango import TangoPruner
-from tango.ops import reduction
+from tango.ops import clustering, reduction
 from tango.report.text import align
 
-STAGES: tuple[str, ...] = ("similarity", "segmentation", "rotation", "selection", "clustering", "merging", "other")
+STAGES: tuple[str, ...] = (
+    "similarity", "segmentation", "rotation", "selection", "products", "clustering", "merging", "other",
+)  # fmt: skip
 # Name in a method's module, or of a method of its class -> stage. Time in a nested one counts for the inner stage.
 _STAGE_OF = {
     "adjacent_similarity": "similarity",
@@ -54,6 +56,7 @@ _STAGE_OF = {
     "mask_sinks": "selection",
     "diverse_top_k": "selection",
     "density_peaks_varlen": "clustering",
+    "gram": "products",  # those behind distances, where a whole matrix of them is held
     "merge_into_anchors": "merging",
     "merge_over_frames": "merging",
 }
@@ -207,7 +210,7 @@ def _stages_wrapped(pruner: Pruner, clock: _StageClock) -> Iterator[int]:
     cls, found = type(pruner), 0
     homes = [sys.modules[base.__module__] for base in cls.__mro__ if issubclass(base, Pruner)]
     if any(hasattr(home, "reduce_rows") for home in homes):
-        homes.append(reduction)  # where the method's own calls go on
+        homes += [reduction, clustering]  # where the method's own calls go on
     with contextlib.ExitStack() as stack:
         for home in dict.fromkeys([cls, *homes]):
             for name, stage in _STAGE_OF.items():

@@ -20,7 +20,7 @@ from tango.errors import TangoError
 from tango.methods import build_pruner
 from tango.methods import tango as tango_module
 from tango.methods.tango import TangoPruner
-from tango.ops import reduction
+from tango.ops import clustering, reduction
 from tango.ops.segmentation import adjacent_similarity
 
 TINY = ["--frames", "8", "4", "--grid", "4x4", "--dim", "48", "--repeats", "1", "--device", "cpu"]
@@ -107,7 +107,7 @@ def test_wrapping_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("broken")
 
     tokens = synthetic_tokens("video", 8, (4, 4), 48)
-    homes = (tango_module, reduction)
+    homes = (tango_module, reduction, clustering)
     before = {(home, name): getattr(home, name) for home in homes for name in bench._STAGE_OF if hasattr(home, name)}
     own = dict(vars(TangoPruner))
     for method in ("tango", "tango-paper"):
@@ -117,7 +117,7 @@ def test_wrapping_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(RuntimeError, match="broken"):
             bench._stages_ms(build_pruner("tango"), tokens, 1, torch.device("cpu"))
     assert {(home, name): getattr(home, name) for home, name in before} == before
-    assert len(before) >= 7
+    assert len(before) >= 8
     assert dict(vars(TangoPruner)) == own
     assert "_segment" not in vars(type(build_pruner("tango-paper")))
 
