@@ -29,7 +29,12 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     add("--grid", type=_grid, default=(14, 14), metavar="HxW", help="tokens per frame (default 14x14)")
     add("--dim", type=positive, default=3584, help="channels per token (default %(default)s)")
     add("--retention-ratio", type=float, default=0.1, help="fraction kept (default %(default)s)")
-    add("--data", choices=KINDS, default="video", help="video-like or independent features (default %(default)s)")
+    add(
+        "--data",
+        choices=KINDS,
+        default="video",
+        help="scenes, independent features or one long take (default %(default)s)",
+    )
     add("--seed", type=int, default=0)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--dtype", choices=_DTYPES, default="float32")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tango.containers import VisualTokens
 
-KINDS = ("iid", "video")
+KINDS = ("iid", "video", "take")
 _RANK = 32  # size of the vocabulary that a video's content is mixed from
 _NUM_OBJECTS = 4
 _NOISE_RANGE = (0.1, 3.0)  # amplitude on static and on restless places, against content of about 1.2
@@ -36,8 +36,9 @@ def synthetic_tokens(
     Frame embeddings are the means of the frames, keys a fixed random projection of the features.
 
     Args:
-        kind: "iid" (normal features, uniform saliency: every segment is one frame) or "video" (scenes of about seven
-            frames with a smooth background, part of it static, moving objects, long-tailed saliency and two sinks).
+        kind: "iid" (normal features, uniform saliency: every segment is one frame), "video" (scenes of about seven
+            frames with a smooth background, part of it static, moving objects, long-tailed saliency and two sinks) or
+            "take" (one half of every frame stands still and the other never does: one segment, however long).
     Raises:
         ValueError: unknown kind.
     """
@@ -49,8 +50,8 @@ def synthetic_tokens(
     keys = torch.empty(num_frames, N, _KEY_DIM, dtype=dtype, device=device)
     to_keys = torch.randn(dim, _KEY_DIM, generator=torch.Generator().manual_seed(seed + 1)) / math.sqrt(dim)
     embeds, saliency = torch.empty(num_frames, dim), torch.empty(num_frames, N)
-    frames = {"iid": _iid_frames, "video": _video_frames}[kind](num_frames, grid, dim, generator)
-    for t, (content, attention) in enumerate(frames):
+    make = {"iid": _iid_frames, "video": _video_frames, "take": _take_frames}[kind]
+    for t, (content, attention) in enumerate(make(num_frames, grid, dim, generator)):
         features[t] = content
         keys[t] = content @ to_keys
         embeds[t] = content.mean(0)
@@ -74,6 +75,14 @@ def _iid_frames(T: int, grid: tuple[int, int], D: int, generator: torch.Generato
     N = grid[0] * grid[1]
     for _ in range(T):
         yield torch.randn(N, D, generator=generator), torch.rand(N, generator=generator)
+
+
+def _take_frames(T: int, grid: tuple[int, int], D: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    N = grid[0] * grid[1]
+    picture = torch.randn(N, D, generator=generator)
+    amplitude = torch.where(torch.arange(N) < N // 2, 0.1, 1.6)[:, None]
+    for _ in range(T):
+        yield picture + amplitude * torch.randn(N, D, generator=generator), torch.rand(N, generator=generator)
 
 
 def _video_frames(T: int, grid: tuple[int, int], D: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,7 +7,8 @@ of a few distances are exact in any order. Every tie goes to the lower row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,8 +17,9 @@ from tango.ops.similarity import gram
 from tango.shapes import Bool, Float, Int
 
 _TICKS = 2.0**18
-_MAX_ELEMENTS = 1 << 24  # of a distance matrix held at once: 64 MiB, i.e. all of it up to 4096 rows
-_MAX_ELEMENTS_GPU = 1 << 27
+# Distances: of a batch of sets; of one set that are held, 256 MiB, i.e. all up to 8192 rows; looked at at once.
+_MAX_BATCH, _MAX_HELD, _MAX_BLOCK = 1 << 24, 1 << 26, 1 << 22
+_MAX_BATCH_GPU, _MAX_BLOCK_GPU = 1 << 27, 1 << 26
 
 
 def dpc_knn(x: Float[Tensor, "M D"], num_clusters: int, *, k: int = 7) -> Int[Tensor, "num_clusters"]:
@@ -63,84 +65,110 @@ def density_peaks(
         raise ValueError(f"k must be at least 1, got {k}")
     place = torch.arange(M, device=x.device)
     padding = None if num_rows is None else place >= num_rows[:, None]
-    ticks, tick = _tick_blocks(x, padding)
+    ticks = _Ticks(x, padding)
     neighbours = min(k, M - 1)
 
-    distance_sum = torch.empty(x.shape[:2], device=x.device)  # to the nearest neighbours, in ticks
-    for rows, block in ticks():
-        nearest = block.topk(neighbours + 1, dim=-1, largest=False, sorted=False).values  # each row itself is one more
-        if padding is not None:
-            nearest.masked_fill_(nearest == torch.inf, 0)
-        distance_sum[:, rows] = nearest.sum(-1)
-    if padding is not None:
-        distance_sum.masked_fill_(padding, torch.inf)
+    nearest = torch.full((*x.shape[:2], neighbours + 1), torch.inf, device=x.device)  # each row itself is one more
+    for rows, _, block in ticks.blocks():
+        found = _smallest(block, min(neighbours + 1, block.shape[-1]))
+        if block.shape[-1] < M:
+            found = _smallest(torch.cat([nearest[:, rows], found], dim=-1), neighbours + 1)
+        nearest[:, rows] = found
+    if padding is None:
+        distance_sum = nearest.sum(-1)  # in ticks
+    else:  # a short set has fewer neighbours
+        distance_sum = nearest.nan_to_num_(nan=torch.nan, posinf=0).sum(-1).masked_fill_(padding, torch.inf)
     order = distance_sum.sort(dim=-1, stable=True).indices  # densest first, padding last
     rank = torch.empty_like(order).scatter_(1, order, place.expand_as(order))
 
-    delta = torch.empty_like(distance_sum)
-    for rows, block in ticks():
-        denser = rank[:, None, :] < rank[:, rows, None]
-        delta[:, rows] = torch.where(denser, block, torch.inf).amin(-1)
+    delta = torch.full_like(distance_sum, torch.inf)
+    for rows, columns, block in ticks.blocks():
+        denser = rank[:, None, columns] < rank[:, rows, None]
+        least = delta[:, rows]
+        torch.minimum(least, torch.where(denser, block, torch.inf).amin(-1), out=least)
     minus = -max(neighbours, 1) if num_rows is None else (1 - num_rows).clamp(-k, -1)[:, None]
-    score = (distance_sum * (tick / minus)).exp_().mul_(delta.clamp_min_(0).sqrt_())
+    score = (distance_sum * (ticks.tick / minus)).exp_().mul_(delta.clamp_min_(0).sqrt_())
     if padding is not None:
         score.masked_fill_(padding, -torch.inf)
     score.scatter_(1, order[:, :1], torch.inf)  # eq. 4's second case: nothing is denser
     centres = score.sort(dim=-1, descending=True, stable=True).indices[:, :num_clusters]
     if clusters is None:
-        return centres, _nearest_centre(ticks, centres)
+        return centres, ticks.nearest_of(centres)
     chosen = place[:num_clusters] < clusters[:, None]
-    return centres, _nearest_centre(ticks, torch.where(chosen, centres, centres[:, :1]))
+    return centres, ticks.nearest_of(torch.where(chosen, centres, centres[:, :1]))
+
+
+def _smallest(x: Float[Tensor, "B R C"], count: int) -> Float[Tensor, "B R count"]:
+    return x.topk(count, dim=-1, largest=False, sorted=False).values
 
 
 def max_elements(device: torch.device) -> int:
-    """How many distances are held at once."""
-    return _MAX_ELEMENTS if device.type == "cpu" else _MAX_ELEMENTS_GPU
+    """How many distances the sets of one batch may have together."""
+    return _MAX_BATCH if device.type == "cpu" else _MAX_BATCH_GPU
 
 
-def _tick_blocks(
-    x: Float[Tensor, "B M D"], padding: Bool[Tensor, "B M"] | None
-) -> tuple[Callable[[], Iterator[tuple[slice, Tensor]]], Float[Tensor, "B 1"]]:
-    """Squared distances in ticks, as a function that iterates over blocks of rows; and one tick as a squared length.
+class _Ticks:
+    """Squared distances in ticks between the rows of every set. Padding is infinitely far from everything.
 
-    When all rows fit into one block it is computed once and handed out again, else every pass computes it anew.
-    Padding is infinitely far from everything.
+    A matrix that fits is multiplied once and held; of another, every pass multiplies one half anew, block by block.
     """
-    x = x.float()
-    B, M, _ = x.shape
-    squares = torch.linalg.vector_norm(x, dim=-1).square()
-    largest = squares if padding is None else squares.masked_fill(padding, 0)
-    tick = largest.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / _TICKS
-    if padding is not None:
-        squares.masked_fill_(padding, torch.inf)
 
-    def count(products: Tensor, rows: slice) -> Tensor:
-        block = torch.add(squares[:, rows, None], products, alpha=-2, out=products).add_(squares[:, None, :])
-        return block.div_(tick[:, :, None]).round_()
+    def __init__(self, x: Float[Tensor, "B M D"], padding: Bool[Tensor, "B M"] | None):
+        B, M, _ = x.shape
+        self._x = x.float()
+        self._squares = torch.linalg.vector_norm(self._x, dim=-1).square()
+        largest = self._squares if padding is None else self._squares.masked_fill(padding, 0)
+        # One tick, as a squared length, (B, 1)
+        self.tick = largest.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / _TICKS
+        if padding is not None:
+            self._squares.masked_fill_(padding, torch.inf)
+        on_cpu = x.device.type == "cpu"
+        self._max_block = _MAX_BLOCK if on_cpu else _MAX_BLOCK_GPU
+        most = _MAX_HELD if on_cpu else _MAX_BATCH_GPU
+        self._held = self._count(gram(self._x), self._squares, self._squares) if most >= B * M * M else None
 
-    num_rows = max(1, max_elements(x.device) // (B * M))
-    if num_rows >= M:
-        whole = count(gram(x), slice(0, M))
-        return lambda: iter([(slice(0, M), whole)]), tick
+    def _count(
+        self, products: Float[Tensor, "B R C"], squares: Float[Tensor, "B R"], of_columns: Float[Tensor, "B C"]
+    ) -> Float[Tensor, "B R C"]:
+        block = torch.add(squares[:, :, None], products, alpha=-2, out=products).add_(of_columns[:, None, :])
+        return block.div_(self.tick[:, :, None]).round_()
 
-    def recompute() -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, M, num_rows):
-            rows = slice(start, min(start + num_rows, M))
-            yield rows, count(x[:, rows] @ x.mT, rows)
+    def _parts(self, num_rows: int) -> list[slice]:
+        """The rows of every set, at most so many at a time."""
+        M, step = self._x.shape[1], max(1, num_rows)
+        return [slice(start, min(start + step, M)) for start in range(0, M, step)]
 
-    return recompute, tick
+    def blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows, columns and the distances between them, until all have come, in any order; the same in every pass."""
+        B, M, _ = self._x.shape
+        if self._held is not None:
+            for rows in self._parts(self._max_block // (B * M)):
+                yield rows, slice(0, M), self._held[:, rows]
+            return
+        parts = self._parts(math.isqrt(self._max_block // B))
+        for i, rows in enumerate(parts):
+            x, squares = self._x[:, rows], self._squares[:, rows]
+            yield rows, rows, self._count(gram(x), squares, squares)
+            for columns in parts[i + 1 :]:
+                block = self._count(x @ self._x[:, columns].mT, squares, self._squares[:, columns])
+                yield rows, columns, block
+                yield columns, rows, block.mT.contiguous()
 
-
-def _nearest_centre(
-    ticks: Callable[[], Iterator[tuple[slice, Tensor]]], centres: Int[Tensor, "B C"]
-) -> Int[Tensor, "B M"]:
-    """The nearest of a set's centres, the lowest of the nearest; a centre may be listed more than once."""
-    ordered = centres.sort(dim=-1).values
-    nearest = []
-    for _, block in ticks():
-        to_centres = block.gather(2, ordered[:, None, :].expand(-1, block.shape[1], -1))
-        nearest.append(ordered.gather(1, to_centres.argmin(-1)))
-    return torch.cat(nearest, dim=1).scatter_(1, ordered, ordered)
+    def nearest_of(self, centres: Int[Tensor, "B C"]) -> Int[Tensor, "B M"]:
+        """The row of the nearest of a set's centres, the lowest of the nearest; one may be listed more than once."""
+        B, C = centres.shape
+        ordered = centres.sort(dim=-1).values
+        if self._held is None:
+            x, squares = self._x.take_along_dim(ordered[:, :, None], dim=1), self._squares.gather(1, ordered)
+        nearest = []
+        for rows in self._parts(self._max_block // (B * C)):
+            if self._held is None:
+                distances = self._count(self._x[:, rows] @ x.mT, self._squares[:, rows], squares)
+            else:
+                block = self._held[:, rows]
+                distances = block.gather(2, ordered[:, None, :].expand(-1, block.shape[1], -1))
+            nearest.append(ordered.gather(1, distances.argmin(-1)))
+        return torch.cat(nearest, dim=1).scatter_(1, ordered, ordered)
 
 
 def density_peaks_counting_self(

@@ -169,6 +169,7 @@ def test_synthetic_tokens_look_like_their_kind() -> None:
     assert 0.15 < (video > 0.8).float().mean() < 0.5
     cuts = (video < 0.65).all(dim=1).sum()
     assert 3 <= cuts <= 20
+    assert TangoPruner().segments(synthetic_tokens("take", 40, (8, 8), 512)) == [40]
 
 
 def test_unknown_kind_is_refused() -> None:

@@ -24,6 +24,7 @@ from tango.methods import tango as tango_module
 from tango.ops import blocks as blocks_module
 from tango.ops import clustering as clustering_module
 from tango.ops import varlen as varlen_module
+from tests.live_bytes import LiveBytes
 
 GRID, DIM = (14, 14), 3584
 READING_OPS = {  # their result, or its shape, depends on values in device memory
@@ -234,6 +235,18 @@ def test_a_gpu_takes_a_longer_video_in_turns(monkeypatch: pytest.MonkeyPatch, se
     spy, _ = spy_on_meta(monkeypatch, segments, num_static=150)
     assert spy.num_launches <= 4 * 256
     assert spy.largest_bytes <= 1 << 30
+
+
+@pytest.mark.usefixtures("unchecked_annotations")
+@pytest.mark.parametrize("num_static", [20, 150])
+@pytest.mark.parametrize("segments", [(1,) * 1024, scenes(1024), (1024,)], ids=len)
+def test_a_gpu_needs_at_most_4_gb_for_1024_frames(
+    monkeypatch: pytest.MonkeyPatch, segments: tuple[int, ...], num_static: int
+) -> None:
+    """Beside the input, even without the kernels, which hold no matrix of distances."""
+    with LiveBytes([]) as live:
+        spy_on_meta(monkeypatch, segments, num_static=num_static)
+    assert live.peak - 1024 * GRID[0] * GRID[1] * DIM * 2 <= 4e9
 
 
 def test_number_of_operators_is_independent_of_single_frames_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

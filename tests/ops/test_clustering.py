@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from tango.ops import clustering
 from tango.ops.clustering import density_peaks, dpc_knn
+
+Limits = Callable[[int, int], None]
 
 
 def unit_rows(*shape: int, seed: int = 0) -> Tensor:
@@ -159,26 +163,67 @@ class TestSets:
             assert torch.equal(low, full)
 
 
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
+    """Sets how many distances are held, and how many looked at at once."""
+
+    def set_limits(held: int, block: int) -> None:
+        monkeypatch.setattr(clustering, "_MAX_HELD", held)
+        monkeypatch.setattr(clustering, "_MAX_BLOCK", block)
+
+    return set_limits
+
+
 class TestMemory:
-    @pytest.mark.parametrize("max_elements", [1, 100, 40 * 3 * 7, 40 * 40 * 3 - 1])
-    def test_blocks_change_nothing(self, monkeypatch: pytest.MonkeyPatch, max_elements: int) -> None:
+    @pytest.mark.parametrize("held", [0, 40 * 40 * 3])
+    @pytest.mark.parametrize("block", [1, 100, 40 * 3 * 7, 40 * 40 * 3 - 1])
+    def test_blocks_change_nothing(self, limits: Limits, held: int, block: int) -> None:
         x = unit_rows(3, 40, 16)
         x[:, 20:25] = x[:, 3:8]  # some ties
         whole = density_peaks(x, 9)
-        monkeypatch.setattr(clustering, "_MAX_ELEMENTS", max_elements)
+        limits(held, block)
         for blocked, expected in zip(density_peaks(x, 9), whole, strict=True):
             assert torch.equal(blocked, expected)
 
-    def test_no_tensor_exceeds_the_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("held", [0, 40 * 40 * 3])
+    def test_blocks_change_nothing_of_padded_sets(self, limits: Limits, held: int) -> None:
+        x = unit_rows(3, 40, 16)
+        sizes = {"num_rows": torch.tensor([40, 33, 9]), "clusters": torch.tensor([9, 4, 1])}
+        centres, nearest = density_peaks(x, 9, **sizes)
+        limits(held, 100)
+        blocked_centres, blocked_nearest = density_peaks(x, 9, **sizes)
+        for i, (rows, count) in enumerate(zip(*map(Tensor.tolist, sizes.values()), strict=True)):
+            assert torch.equal(blocked_centres[i, :count], centres[i, :count])
+            assert torch.equal(blocked_nearest[i, :rows], nearest[i, :rows])
+
+    def test_no_tensor_exceeds_the_bound_where_no_matrix_is_held(self, limits: Limits) -> None:
         M, bound = 300, 4000
         x = unit_rows(2, M, 4)  # 2400 numbers; all distances would be 180 000
-        monkeypatch.setattr(clustering, "_MAX_ELEMENTS", bound)
+        limits(2 * M * M - 1, bound)
         with LargestTensor() as largest:
-            density_peaks(x, 100)
+            density_peaks(x, 100, k=3)
         assert bound // 2 < largest.numel <= bound
 
-    def test_the_default_bound_is_64_mib(self) -> None:
-        assert clustering._MAX_ELEMENTS * 4 == 64 << 20
+    def test_the_default_bounds(self) -> None:
+        assert clustering._MAX_HELD * 4 == 256 << 20
+        assert clustering._MAX_BATCH * 4 == 64 << 20
+
+
+class TestProducts:
+    """Of all products between rows, which a plain version needs once for distances and M C times more for centres."""
+
+    def share(self) -> float:
+        M, D, C = 400, 64, 20
+        with FlopCounterMode(display=False) as flops:
+            density_peaks(unit_rows(1, M, D), C)
+        return flops.get_total_flops() / (2 * M * M * D)
+
+    def test_about_half_where_a_matrix_is_held(self) -> None:
+        assert 0.5 < self.share() < 0.65
+
+    def test_about_half_in_each_of_two_passes_where_none_is(self, limits: Limits) -> None:
+        limits(0, 100 * 100)
+        assert 1.0 < self.share() < 1.35  # a twentieth more for the centres
 
 
 @pytest.mark.parametrize("num_clusters", [0, -1, 6])

@@ -74,7 +74,7 @@ class TestEqualsOneByOne:
         rows = random_rows(sum(SIZES))
         whole = density_peaks_varlen(rows, SIZES, COUNTS, k=7)
         for bound in (1, 200, 3000):
-            monkeypatch.setattr("tango.ops.clustering._MAX_ELEMENTS", bound)
+            monkeypatch.setattr("tango.ops.clustering._MAX_BATCH", bound)
             for found, expected in zip(density_peaks_varlen(rows, SIZES, COUNTS, k=7), whole, strict=True):
                 assert torch.equal(found, expected)
 
