@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import shutil
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +17,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+_ALLOWED = ContextVar("kernels_allowed", default=True)
+
+
+@contextmanager
+def kernels_allowed(allowed: bool) -> Iterator[None]:
+    """Whether kernels may be used within this block, if they can be."""
+    token = _ALLOWED.set(allowed)
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
 
 def kernels_run_on(x: Tensor) -> bool:
-    """Whether the kernels can work on `x`: an NVIDIA GPU of the Ampere generation or later, and a working Triton."""
+    """Whether the kernels work on `x`: allowed, an NVIDIA GPU of the Ampere generation or later, a working Triton."""
     return (
-        x.is_cuda
+        _ALLOWED.get()
+        and x.is_cuda
         and torch.version.hip is None
         and torch.cuda.get_device_capability(x.device) >= (8, 0)
         and _triton_is_complete()

@@ -9,10 +9,12 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
+from tango.kernels import kernels_allowed
 from tango.methods.base import Limits, Pruner
 from tango.methods.registry import register
 from tango.ops.blocks import upload_together
@@ -56,6 +58,7 @@ class TangoPruner(Pruner):
     rope_sections: tuple[int, int, int] | None = None  # None: near-equal even parts; 1196, 1194, 1194 of 3584
     merge_weight: float = 0.6  # least weight of the anchor in its cluster (release); 0: average pooling (paper)
     anchor_order: Literal["aligned", "release"] = "aligned"  # release: merged rows land by density order
+    kernels: bool = True  # Triton kernels on GPUs that they run on; False: PyTorch's operators everywhere
 
     needs: ClassVar[Signal] = Signal.SALIENCY
     limits: ClassVar[Limits] = {
@@ -82,6 +85,10 @@ class TangoPruner(Pruner):
         return wants | Signal.FRAME_EMBEDS if self.segmentation == "fastvid" else wants
 
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
+        with kernels_allowed(self.kernels):
+            return self._prune(tokens)
+
+    def _prune(self, tokens: VisualTokens) -> PrunedTokens:
         T, N, D = tokens.features.shape
         x, device = tokens.features.flatten(0, 1), tokens.features.device
         with torch.no_grad():
@@ -90,8 +97,11 @@ class TangoPruner(Pruner):
                 *self._segment(tokens, similarity), self.retention_ratio, self.context_ratio, exact=self.exact_budget
             )
             layout = lay_out(groups, T, N, max_rows=(_CPU_BYTES if device.type == "cpu" else _GPU_BYTES) // (4 * D))
-            token, span, row = upload_together(layout.tokens, layout.spans, layout.rows, device=device)
-            saliency = self._saliency(tokens, row, span)
+            token, span, row, members, first_members = upload_together(
+                layout.tokens, layout.spans, layout.rows,
+                layout.members, layout.spans.cumsum() - layout.spans, device=device,
+            )  # fmt: skip
+            saliency = self._saliency(tokens, members, first_members) / span
             rotations = self._rotations(tokens)
 
             # One workspace for all batches: fresh memory costs more than the arithmetic done in it.
@@ -117,6 +127,7 @@ class TangoPruner(Pruner):
         assignment = torch.where(cluster < len(indices), cluster, -1)
         return PrunedTokens(features=features, indices=indices, assignment=assignment)
 
+    @torch.no_grad()
     def segments(self, tokens: VisualTokens) -> list[int]:
         """Frames per segment of a video, as `prune` cuts it."""
         return self._segment(tokens, adjacent_similarity(_at_least_two(tokens.features))[0])[0]
@@ -139,11 +150,14 @@ class TangoPruner(Pruner):
             lengths = segment_by_static_tokens(table[:, :N], threshold)
         return lengths, static_places(lengths, (table[:, :N] > self.resolved_static_threshold) & self.static_merging)
 
-    def _saliency(self, tokens: VisualTokens, row: Tensor, span: Tensor) -> Tensor:
-        """Of every row, that of its token or the mean of those that it is averaged from."""
+    def _saliency(self, tokens: VisualTokens, members: Tensor, first_members: Tensor) -> Tensor:
+        """Of every row the sum over its members, whose list holds them row after row.
+
+        They are added up in order on every device; `index_add_` on a GPU would round differently from run to run.
+        """
         assert tokens.saliency is not None  # the caller checked `needs`
-        saliency = mask_sinks(tokens.saliency.float(), tokens.sink_positions).flatten()
-        return saliency.new_zeros(len(span) + 1).index_add_(0, row, saliency)[:-1] / span
+        saliency = mask_sinks(tokens.saliency.float(), tokens.sink_positions).reshape(-1, 1)
+        return F.embedding_bag(members, saliency, first_members, mode="sum")[:, 0]
 
     def _rotations(self, tokens: VisualTokens) -> tuple[Rotation, Rotation, Rotation]:
         (T, _, D), device = tokens.features.shape, tokens.features.device

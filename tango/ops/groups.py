@@ -102,6 +102,7 @@ class Layout(NamedTuple):
 
     tokens: NDArray[np.int64]  # flat index of each row's token; of averaged ones that in their first frame
     spans: NDArray[np.int64]  # how many frames each row is the average of
+    members: NDArray[np.int64]  # row after row, the flat indices of all tokens that it is the average of
     rows: NDArray[np.int64]  # of each token of the video; one more than there are, if nothing of its group is kept
     batches: list[Batch]
     num_averaged: int  # tokens, in all frames, that the kept rows are the averages of
@@ -114,15 +115,16 @@ class Layout(NamedTuple):
 
 def lay_out(groups: Iterable[Group], num_frames: int, num_places: int, *, max_rows: int) -> Layout:
     """Give every competing token a row, and divide the rows into batches of at most `max_rows` where groups allow."""
-    batches, tokens, spans, num_rows, num_averaged = [], [], [], 0, 0
+    batches, tokens, spans, members, num_rows, num_averaged = [], [], [], [], 0, 0
     row_of = np.full(num_frames * num_places, -1)
     for batch in _in_batches(groups, max_rows):
         start, columns = num_rows, []
         for frames, places, salient, context, joint, span in batch:
             num, size = len(frames), len(places)
             token = (np.asarray(frames)[:, None] * num_places + places).ravel()
-            row = np.arange(num_rows, num_rows + len(token))
-            row_of[(token + np.arange(span)[:, None] * num_places)] = row
+            over_frames = token[:, None] + np.arange(span) * num_places
+            row_of[over_frames] = np.arange(num_rows, num_rows + len(token))[:, None]
+            members.append(over_frames.ravel())
             tokens.append(token)
             spans.append(np.full(len(token), span))
             num_rows += len(token)
@@ -134,7 +136,8 @@ def lay_out(groups: Iterable[Group], num_frames: int, num_places: int, *, max_ro
             Batch(slice(start, num_rows), *(np.concatenate(column) for column in zip(*columns, strict=True)))
         )
     row_of[row_of < 0] = num_rows
-    return Layout(np.concatenate(tokens), np.concatenate(spans), row_of, batches, num_averaged)
+    of_rows = (np.concatenate(parts) for parts in (tokens, spans, members))
+    return Layout(*of_rows, row_of, batches, num_averaged)
 
 
 def _in_batches(groups: Iterable[Group], max_rows: int) -> Iterator[list[Group]]:

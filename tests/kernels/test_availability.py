@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 import sysconfig
@@ -13,6 +14,9 @@ import pytest
 import torch
 
 from tango import kernels
+from tango.bench.synthetic import synthetic_tokens
+from tango.methods import build_pruner
+from tango.ops import merging, strope, varlen
 
 CUDA_TENSOR: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
 
@@ -56,3 +60,24 @@ def test_not_without_a_gpu(device: str) -> None:
 def test_not_on_this_machine(machine: pytest.MonkeyPatch, module: Any, name: str, value: Any) -> None:
     machine.setattr(module, name, value)
     assert not kernels.kernels_run_on(CUDA_TENSOR)
+
+
+@pytest.mark.usefixtures("machine")
+def test_not_where_they_are_not_allowed() -> None:
+    with kernels.kernels_allowed(False):
+        assert not kernels.kernels_run_on(CUDA_TENSOR)
+        with contextlib.suppress(ZeroDivisionError), kernels.kernels_allowed(True):
+            assert kernels.kernels_run_on(CUDA_TENSOR)
+            raise ZeroDivisionError
+        assert not kernels.kernels_run_on(CUDA_TENSOR)
+    assert kernels.kernels_run_on(CUDA_TENSOR)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_pruners_option_decides(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+    seen = []
+    for module in (merging, strope, varlen):
+        monkeypatch.setattr(module, "kernels_run_on", lambda _: bool(seen.append(kernels._ALLOWED.get())))
+    build_pruner("tango", retention_ratio=0.3, kernels=allowed)(synthetic_tokens("video", 6, (3, 4), 48))
+    assert len(seen) >= 3
+    assert set(seen) == {allowed}

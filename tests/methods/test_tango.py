@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tango.bench.reference import reference_prune
+from tango.bench.synthetic import synthetic_tokens
 from tango.containers import PrunedTokens, VisualTokens
 from tango.methods.tango import TangoPaperPruner, TangoPruner, TangoReleasePruner
 from tango.ops.segmentation import segment_by_static_tokens
@@ -111,6 +113,7 @@ class TestPresets:
             "rope_sections": None,
             "merge_weight": 0.6,
             "anchor_order": "aligned",
+            "kernels": True,
         }
 
     @pytest.mark.parametrize(
@@ -274,3 +277,9 @@ class TestCounts:
         pruned = TangoPruner(retention_ratio=0.1, exact_budget=True)(tokens)
         assert len(pruned.indices) == 29
         assert pruned.indices.max() < 36
+
+
+def test_segments_of_features_with_a_gradient() -> None:
+    tokens = synthetic_tokens("take", 5, (4, 4), 48)
+    tokens = dataclasses.replace(tokens, features=tokens.features.requires_grad_())
+    assert TangoPruner().segments(tokens) == [5]
