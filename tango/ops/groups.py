@@ -136,8 +136,8 @@ def lay_out(groups: Iterable[Group], num_frames: int, num_places: int, *, max_ro
             Batch(slice(start, num_rows), *(np.concatenate(column) for column in zip(*columns, strict=True)))
         )
     row_of[row_of < 0] = num_rows
-    of_rows = (np.concatenate(parts) for parts in (tokens, spans, members))
-    return Layout(*of_rows, row_of, batches, num_averaged)
+    joined = np.concatenate
+    return Layout(joined(tokens), joined(spans), joined(members), row_of, batches, num_averaged)
 
 
 def _in_batches(groups: Iterable[Group], max_rows: int) -> Iterator[list[Group]]:
