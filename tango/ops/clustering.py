@@ -2,7 +2,8 @@
 
 Squared distances are counted in ticks: whole multiples of 2**-18 of a set's largest squared norm, several times the
 error of the float32 product they come from. Rows that are equal then tie exactly, whatever the matrix library, and sums
-of a few distances are exact in any order. Every tie goes to the lower row.
+of a few distances are exact in any order. Every tie goes to the lower row. (That is for full float32 products, torch's
+default: on a GPU where the user's process allows TF32, near decisions may fall otherwise.)
 """
 
 from __future__ import annotations
