@@ -17,18 +17,21 @@ class StageTimer:
     """Adds up the time spent in named stages.
 
     On CUDA the marks are events, so nothing waits for the device until `ms()` is read; elsewhere they are wall clock.
+
+    Args:
+        device: where the stages run; events lie on the stream that is current on this device, whichever GPU is current.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
-        self._cuda = torch.device(device).type == "cuda"
+        self._device = torch.device(device)
         self._spans: list[tuple[str, _Mark, _Mark]] = []
 
     def mark(self) -> _Mark:
         """A point in time, on the device's own clock."""
-        if not self._cuda:
+        if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     def add(self, stage: str, start: _Mark, end: _Mark | None = None) -> None:
@@ -48,11 +51,13 @@ class StageTimer:
         """Milliseconds per stage, in the order of `STAGES`; waits for the device."""
         totals: dict[str, float] = {}
         for stage, start, end in self._spans:
-            if isinstance(start, float) or isinstance(end, float):
-                spent = 1e3 * (end - start)  # type: ignore[operator]  # both are: one timer, one clock
-            else:
-                end.synchronize()
-                spent = start.elapsed_time(end)
-            totals[stage] = totals.get(stage, 0.0) + spent
+            totals[stage] = totals.get(stage, 0.0) + _ms_between(start, end)
         known = [stage for stage in STAGES if stage in totals]
         return {stage: totals[stage] for stage in [*known, *(s for s in totals if s not in STAGES)]}
+
+
+def _ms_between(start: _Mark, end: _Mark) -> float:
+    if isinstance(start, float) or isinstance(end, float):
+        return 1e3 * (end - start)  # type: ignore[operator]  # both are: one timer, one clock
+    end.synchronize()
+    return start.elapsed_time(end)
