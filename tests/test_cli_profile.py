@@ -170,27 +170,32 @@ def test_other_families(name: str, capsys: Any) -> None:
     assert len(re.findall(r"^(none|tango-r0.1|visionzip-r0.1) ", capsys.readouterr().out, re.MULTILINE)) == 3
 
 
+@pytest.fixture
+def an_old_gpu_and_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuda:0, which is current, has no bfloat16."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if device.index == 0 else (8, 0))
+
+
+@pytest.mark.usefixtures("an_old_gpu_and_a_new_one")
 @pytest.mark.parametrize(
-    ("asked", "device", "supported", "expected"),
+    ("asked", "device", "expected"),
     [
-        ("auto", "cpu", False, "float32"),
-        ("bfloat16", "cpu", False, "bfloat16"),
-        ("auto", "cuda", True, "bfloat16"),
-        ("float32", "cuda", False, "float32"),
+        ("auto", "cpu", "float32"),
+        ("bfloat16", "cpu", "bfloat16"),
+        ("auto", "cuda:1", "bfloat16"),
+        ("float32", "cuda:0", "float32"),
     ],
 )
-def test_random_weights_have_the_type_that_suits_the_device(
-    monkeypatch: pytest.MonkeyPatch, asked: str, device: str, supported: bool, expected: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+def test_random_weights_have_the_type_that_suits_the_device(asked: str, device: str, expected: str) -> None:
     assert profile._dtype(asked, torch.device(device)) == expected
 
 
+@pytest.mark.usefixtures("an_old_gpu_and_a_new_one")
 @pytest.mark.parametrize("asked", ["auto", "bfloat16"])
-def test_a_gpu_without_bfloat16_gets_float16(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+def test_a_gpu_without_bfloat16_gets_float16(asked: str) -> None:
     with pytest.warns(UserWarning, match="no bfloat16"):
-        assert profile._dtype(asked, torch.device("cuda")) == "float16"
+        assert profile._dtype(asked, torch.device("cuda:0")) == "float16"
 
 
 def test_the_file_is_whole_after_every_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

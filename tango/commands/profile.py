@@ -209,7 +209,7 @@ def _dtype(name: str, device: torch.device) -> str:
     """The type of random weights: bfloat16 on a GPU that has it, else float16; float32 elsewhere."""
     if device.type != "cuda" or name not in ("auto", "bfloat16"):
         return "float32" if name == "auto" else name
-    if torch.cuda.is_bf16_supported():
+    if torch.cuda.get_device_capability(device) >= (8, 0):  # of this GPU, not of the one that is current
         return "bfloat16"
     warnings.warn("this GPU has no bfloat16; using float16", stacklevel=2)
     return "float16"
