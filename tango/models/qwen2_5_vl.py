@@ -138,7 +138,7 @@ class QwenVlAdapter(Adapter):
         order = self.unit_order((H, W))
         if order is None:
             return signals
-        return {name: torch.empty_like(x).index_copy_(1, order.to(x.device), x) for name, x in signals.items()}
+        return {name: torch.empty_like(x).index_copy_(1, upload(order, x.device), x) for name, x in signals.items()}
 
     def unit_order(self, grid: tuple[int, int]) -> Tensor | None:
         """Row-major index of every merge unit in the order of the tower; None: they are in order."""
