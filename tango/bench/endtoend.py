@@ -15,11 +15,11 @@ import torch
 from tango.answering import generate_ids
 from tango.bench.common import synchronize
 from tango.bench.reference import PlainTangoPruner
-from tango.commands.flops import llm_widths
 from tango.containers import Video
 from tango.evaluation import Answer, Efficiency, MethodConfig
 from tango.evaluation.answerer import applied
 from tango.evaluation.records import peak_bytes
+from tango.llm_shapes import llm_widths
 from tango.ops.flops import layer_flops
 from tango.pruning import Pruning, prune
 from tango.quickstart import draw_frames

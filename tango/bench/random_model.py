@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from tango.commands.flops import PRESETS
 from tango.errors import OptionError, UnknownNameError
+from tango.llm_shapes import PRESETS
 from tango.models import adapter_class
 from tango.models.pooling_head import PoolingHead
 from tango.quickstart import tiny_tokenizer

@@ -20,9 +20,9 @@ from tango import profiling
 from tango.answering import generate_ids
 from tango.bench import endtoend, random_model
 from tango.bench.endtoend import Candidate
-from tango.commands.flops import llm_widths
 from tango.evaluation import Answer, MethodConfig
 from tango.evaluation.answerer import applied
+from tango.llm_shapes import llm_widths
 from tango.methods import Pruner
 from tango.ops.flops import layer_flops
 from tango.profiling import StageTimer
