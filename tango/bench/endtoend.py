@@ -20,6 +20,7 @@ from tango.evaluation import Answer, Efficiency, MethodConfig
 from tango.evaluation.answerer import applied
 from tango.evaluation.records import peak_bytes
 from tango.llm_shapes import llm_widths
+from tango.models import adapter_class
 from tango.ops.flops import layer_flops
 from tango.pruning import Pruning, prune
 from tango.quickstart import draw_frames
@@ -133,12 +134,6 @@ def run_once(
     return answer, stats
 
 
-def vision_tower(model: Any) -> Any:
-    """The vision tower of a LLaVA or a Qwen-VL."""
-    base = model.model
-    return base.visual if hasattr(base, "visual") else getattr(base.vision_tower, "vision_model", base.vision_tower)
-
-
 @contextlib.contextmanager
 def attention_of_tower(model: Any, name: str | None) -> Iterator[None]:
     """While entered, the vision tower uses this attention implementation; None: its own.
@@ -146,7 +141,7 @@ def attention_of_tower(model: Any, name: str | None) -> Iterator[None]:
     Raises:
         ValueError, ImportError: it cannot.
     """
-    tower = vision_tower(model)
+    tower = adapter_class(model.config).tower(model)
     before = tower.config._attn_implementation
     try:
         if name is not None:

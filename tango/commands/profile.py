@@ -28,6 +28,7 @@ from tango.errors import OptionError, TangoError
 from tango.evaluation import Efficiency, MethodConfig, environment
 from tango.evaluation.efficiency import OTHER
 from tango.files import write_bytes, write_json
+from tango.models import adapter_class
 from tango.models.loading import available_attention, choose_device
 from tango.profiling import StageTimer
 from tango.report.text import align, markdown
@@ -236,20 +237,20 @@ def _input_maker(
 
 def _config(args: argparse.Namespace, model: Any, num_frames: int, cpu: str) -> dict[str, Any]:
     """What was measured, as it was resolved."""
-    device, tower = model.device, endtoend.vision_tower(model)
+    device, adapter = model.device, adapter_class(model.config)
     asked = ("video", "question", "saliency", "compile", "repeats", "max_new_tokens")
     return {
         "model": args.model or args.random_weights,
         "random_weights": args.model is None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "layers": model.config.get_text_config().num_hidden_layers,
-        "tower_layers": len(tower.blocks if hasattr(tower, "blocks") else tower.encoder.layers),
+        "tower_layers": len(adapter.tower_blocks(model)),
         "num_frames": num_frames,
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn_implementation": model.config._attn_implementation,
-        "tower_attn_implementation": tower.config._attn_implementation,
+        "tower_attn_implementation": adapter.tower(model).config._attn_implementation,
         "threads": torch.get_num_threads(),
         **{name: getattr(args, name) for name in asked},
         "note": Efficiency(device=device.type).note,
