@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 
-STAGES = ("read", "preprocess", "tower", "project", "prune", "splice", "prefill", "decoding")
+# "between" is the time up to the end of the prefill that no other stage covers: statistics, what `generate` sets up.
+# So the stages from "tower" to "prefill" add up to the time to the first token.
+STAGES = ("read", "preprocess", "tower", "project", "prune", "splice", "between", "prefill", "decoding")
 
 _Mark = float | torch.cuda.Event
 
@@ -48,12 +51,21 @@ class StageTimer:
             self.add(name, start)
 
     def ms(self) -> dict[str, float]:
-        """Milliseconds per stage, in the order of `STAGES`; waits for the device."""
+        """Milliseconds per stage, in the order of `STAGES`; waits for the device.
+
+        After a prefill "between" is one of them: the time from the first mark to the prefill's end that is in no other.
+        """
         totals: dict[str, float] = {}
-        for stage, start, end in self._spans:
+        for stage, start, end in [*self._spans, *self._gaps()]:
             totals[stage] = totals.get(stage, 0.0) + _ms_between(start, end)
         known = [stage for stage in STAGES if stage in totals]
         return {stage: totals[stage] for stage in [*known, *(s for s in totals if s not in STAGES)]}
+
+    def _gaps(self) -> list[tuple[str, _Mark, _Mark]]:
+        """Up to the end of the prefill, what lies between the end of each stage and the start of the next."""
+        ends = [i for i, (stage, _, _) in enumerate(self._spans) if stage == "prefill"]
+        before = self._spans[: ends[-1] + 1] if ends else []
+        return [("between", end, start) for (_, _, end), (_, start, _) in pairwise(before)]
 
 
 def _ms_between(start: _Mark, end: _Mark) -> float:

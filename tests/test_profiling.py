@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from tango.profiling import StageTimer
+from tango import profiling
+from tango.profiling import STAGES, StageTimer
 
 
 @pytest.fixture
@@ -46,3 +49,39 @@ def test_events_lie_on_the_device_that_is_timed(streams: dict[str, list[Any]], d
     timer.add("prune", timer.mark())
     assert {name: len(events) for name, events in streams.items()} == {"cuda:0": 0, "cuda:1": 0, used: 4}
     assert timer.ms() == {"tower": 1, "prune": 1}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves on by a second whenever it is read."""
+    monkeypatch.setattr(profiling, "time", SimpleNamespace(perf_counter=map(float, itertools.count()).__next__))
+
+
+def timed(timer: StageTimer, *stages: str) -> dict[str, float]:
+    """Every stage takes a second, and so does what lies between two of them."""
+    for stage in stages:
+        with timer.stage(stage):
+            pass
+    return {stage: ms / 1000 for stage, ms in timer.ms().items()}
+
+
+@pytest.mark.usefixtures("clock")
+class TestBetween:
+    def test_nothing_is_left_out_up_to_the_end_of_the_prefill(self) -> None:
+        timer = StageTimer()
+        seconds = timed(timer, "tower", "prune", "tower", "prune", "splice", "prefill", "decoding", "decoding")
+        assert seconds == {"tower": 2, "prune": 2, "splice": 1, "between": 5, "prefill": 1, "decoding": 2}
+        assert list(seconds) == [stage for stage in STAGES if stage in seconds]
+
+    def test_a_prefill_in_pieces_ends_with_the_last(self) -> None:
+        assert timed(StageTimer(), "splice", "prefill", "prefill", "decoding") == {
+            "splice": 1, "between": 2, "prefill": 2, "decoding": 1
+        }  # fmt: skip
+
+    def test_there_is_none_without_a_prefill(self) -> None:
+        assert timed(StageTimer(), "read", "preprocess") == {"read": 1, "preprocess": 1}
+
+
+def test_time_between_stages_is_taken_from_the_gpus_own_events(streams: dict[str, list[Any]]) -> None:
+    assert timed(StageTimer("cuda:1"), "tower", "prefill") == {"tower": 1e-3, "between": 1e-3, "prefill": 1e-3}
+    assert streams["cuda:0"] == []

@@ -26,7 +26,7 @@ from tango.pruning import Pruning, prune
 from tango.quickstart import draw_frames
 from tango.stats import PruningStats
 
-TTFT, RATE = "Avg_Total_TTFT (ms)", "Avg_Decoding_Throughput (token/s)"  # rows of `Efficiency`
+_RATE = "Avg_Decoding_Throughput (token/s)"  # a row of `Efficiency`
 Inputs = tuple[Any, dict[str, float]]  # model inputs on their device; milliseconds spent on reading and preprocessing
 
 
@@ -179,7 +179,9 @@ def layer_tokens(stats: PruningStats, num_layers: int) -> list[int]:
 def summarise(model: Any, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     """One plain record per candidate: tokens, medians and extremes, and speed-ups over all tokens with the same tower.
 
-    Speed-ups are taken run by run. `prefill_by_flops` is what the FLOP model predicts from the token counts alone.
+    `ttft_ms` is the time from the start of the tower to the end of the prefill; the row of that name in `release_table`
+    leaves out what lies between the stages. Speed-ups are taken run by run. `prefill_by_flops` is what the FLOP model
+    predicts from the token counts alone.
     """
     device = model.device.type
     plain = {c.tower_attention: _runs(c, device) for c in candidates if c.method.method == "none"}
@@ -209,13 +211,13 @@ def _summary(model: Any, candidate: Candidate, of_plain: list[dict[str, float | 
         "tokens": {**{key: counts[key] for key in counted}, "mean": answers[-1].mean_visual_tokens},
         "new_tokens": answers[-1].output_tokens,
         "stages_ms": {stage: _spread([run[stage] for run in runs]) for stage in answers[0].stages_ms},
-        "ttft_ms": _spread([run[TTFT] for run in runs]),
-        "decoding_tokens_per_s": _spread([run[RATE] for run in runs]),
+        "ttft_ms": _spread([run["ttft"] for run in runs]),
+        "decoding_tokens_per_s": _spread([run[_RATE] for run in runs]),
         "elapsed_ms": _spread([answer.elapsed_ms for answer in answers]),
         "peak_bytes": max(answer.peak_bytes for answer in answers),
         "prefill_flops": flops,
         "speedup": {
-            "ttft": _ratios(of_plain, runs, TTFT),
+            "ttft": _ratios(of_plain, runs, "ttft"),
             "prefill": _ratios(of_plain, runs, "prefill"),
             "prefill_by_flops": all_flops / flops,
         },
@@ -224,8 +226,12 @@ def _summary(model: Any, candidate: Candidate, of_plain: list[dict[str, float | 
 
 
 def _runs(candidate: Candidate, device: str) -> list[dict[str, float | None]]:
-    """Of every run its stages, and the rows that the efficiency table has for it alone."""
-    return [{**answer.stages_ms, **Efficiency.of([answer], device=device).rows()} for answer in candidate.answers]
+    """Of every run its stages, its time to the first token as "ttft", and the rows of the efficiency table for it."""
+    runs: list[dict[str, float | None]] = []
+    for answer in candidate.answers:
+        one = Efficiency.of([answer], device=device)
+        runs.append({**answer.stages_ms, "ttft": one.means().get("ttft_ms"), **one.rows()})
+    return runs
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float] | None:

@@ -26,7 +26,7 @@ from tango.bench.endtoend import Candidate, first_line
 from tango.commands.common import quiet
 from tango.errors import OptionError, TangoError
 from tango.evaluation import Efficiency, MethodConfig, environment
-from tango.evaluation.efficiency import OTHER
+from tango.evaluation.efficiency import TTFT
 from tango.files import write_bytes, write_json
 from tango.models import adapter_class
 from tango.models.loading import available_attention, choose_device
@@ -37,7 +37,6 @@ QUESTION = "What happens in this video?"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _PLAIN = "tango-plain"
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
-_TTFT = ("tower", *OTHER, "prefill")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -258,7 +257,7 @@ def _config(args: argparse.Namespace, model: Any, num_frames: int, cpu: str) -> 
 
 
 _HEADER = (
-    "method", "visual tokens", "prompt", "tower", "project", "prune", "splice", "prefill", "TTFT ms (min-max)",
+    "method", "visual tokens", "prompt", *TTFT, "TTFT ms (min-max)",
     "decoding token/s", "peak GiB", "TTFT", "prefill", "prefill by FLOPs",
 )  # fmt: skip
 
@@ -275,7 +274,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["label"],
         visual,
         str(tokens["prompt_after"][0]),
-        *(number(stages[stage]["median"]) if stage in stages else "-" for stage in _TTFT),
+        *(number(stages[stage]["median"]) if stage in stages else "-" for stage in TTFT),
         f"{number(ttft['median'])} ({number(ttft['min'])}-{number(ttft['max'])})",
         _median(row["decoding_tokens_per_s"], 1),
         f"{row['peak_bytes'] / 2**30:.2f}",
@@ -305,6 +304,7 @@ def _lines(record: dict[str, Any]) -> tuple[list[str], list[str]]:
     before = [f"{name} {shared[name]['median']:.1f}" for name in ("read", "preprocess") if name in shared]
     below = [f"before all of them, ms: {', '.join(before)}"] if before else []
     below.append(f"{config['max_new_tokens']} new tokens; the first belongs to the prefill, decoding is the others")
+    below.append("TTFT: from the start of the tower to the end of the prefill; between: what of it is in no stage")
     below.append(config["note"] + (" so far, of all rows" if config["device"] == "cpu" else ""))
     return above, below + [f"failed: {row['label']}: {row['error']}" for row in rows if row["error"] is not None]
 
@@ -337,7 +337,7 @@ def plot(record: dict[str, Any]) -> bytes:
     from tango.report.bars import stacked_bars
 
     rows = [
-        (row["label"], {stage: row["stages_ms"][stage]["median"] for stage in _TTFT if stage in row["stages_ms"]})
+        (row["label"], {stage: row["stages_ms"][stage]["median"] for stage in TTFT if stage in row["stages_ms"]})
         for row in record["rows"]
         if row["runs"]
     ]
