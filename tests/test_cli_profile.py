@@ -104,7 +104,8 @@ class TestRecord:
         for row in record["rows"]:
             if row["runs"]:
                 flops[row["label"]] = row["speedup"]["prefill_by_flops"]
-                assert set(row["speedup"]) == {"ttft", "prefill", "prefill_by_flops"}
+                assert set(row["speedup"]) == {"ttft", "ttft_over_eager", "prefill", "prefill_by_flops"}
+                assert row["speedup"]["ttft_over_eager"]["median"] > 0
                 assert row["speedup"]["ttft"]["median"] > 0
         assert flops["none, sdpa tower"] == flops["none, eager tower"] == 1
         assert flops["tango-r0.25, sdpa tower"] > flops["tango-r0.6, sdpa tower"] > 1
@@ -132,6 +133,10 @@ class TestShownAgain:
         tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
         assert [len(table) for table in tables] == [2 + 10, 2 + 8]
         assert [len({line.count("|") for line in table}) for table in tables] == [1, 1]
+        over_eager = [line.split(" | ")[-1].removesuffix(" |") for line in tables[0]]
+        assert over_eager[0] == "TTFT over none, eager tower"
+        assert over_eager[2 + LABELS.index("none, eager tower")] == "1.00 x"
+        assert [cell == "-" for cell in over_eager[2:]] == [row["runs"] == 0 for row in record["rows"]]
         first = record["rows"][0]
         assert [line.split(" | ")[0].strip("| ") for line in tables[1][2:]] == list(first["release_table"])
         assert [line.split(" | ")[1] for line in tables[1][2:]] == [
@@ -167,7 +172,9 @@ def test_a_file_and_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["llava-video-tiny", "qwen2.5-vl-tiny"])
 def test_other_families(name: str, capsys: Any) -> None:
     assert main([*QUICK, "--random-weights", name, "--methods", "none,tango,visionzip"]) == 0
-    assert len(re.findall(r"^(none|tango-r0.1|visionzip-r0.1) ", capsys.readouterr().out, re.MULTILINE)) == 3
+    text = capsys.readouterr().out
+    assert len(re.findall(r"^(none|tango-r0.1|visionzip-r0.1) ", text, re.MULTILINE)) == 3
+    assert "TTFT over" not in text  # no row has an eager tower
 
 
 @pytest.fixture
@@ -371,4 +378,7 @@ class TestScript:
             record = json.loads((tmp_path / "new" / name).read_text())
             assert [row["runs"] for row in record["rows"]] == [1] * rows
             assert all({"tower", "prune", "prefill"} <= set(row["stages_ms"]) for row in record["rows"])
+            gains = [row["speedup"]["ttft_over_eager"] for row in record["rows"]]
+            assert all(gain["median"] > 0 for gain in gains) if rows == 14 else gains == [None, None]
         assert done.stdout.count("| Avg_ViT_Time (ms) |") == 2
+        assert done.stdout.count(" | TTFT over none, eager tower |") == 1

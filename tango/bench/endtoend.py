@@ -27,6 +27,7 @@ from tango.quickstart import draw_frames
 from tango.stats import PruningStats
 
 _RATE = "Avg_Decoding_Throughput (token/s)"  # a row of `Efficiency`
+_Runs = list[dict[str, float | None]]
 Inputs = tuple[Any, dict[str, float]]  # model inputs on their device; milliseconds spent on reading and preprocessing
 
 
@@ -180,15 +181,17 @@ def summarise(model: Any, candidates: Sequence[Candidate]) -> list[dict[str, Any
     """One plain record per candidate: tokens, medians and extremes, and speed-ups over all tokens with the same tower.
 
     `ttft_ms` is the time from the start of the tower to the end of the prefill; the row of that name in `release_table`
-    leaves out what lies between the stages. Speed-ups are taken run by run. `prefill_by_flops` is what the FLOP model
-    predicts from the token counts alone.
+    leaves out what lies between the stages. Speed-ups are taken run by run. `ttft_over_eager` is over all tokens with
+    an eager tower, as the paper's release runs it, if that is among the candidates. `prefill_by_flops` is what the FLOP
+    model predicts from the token counts alone.
     """
     device = model.device.type
     plain = {c.tower_attention: _runs(c, device) for c in candidates if c.method.method == "none"}
-    return [_summary(model, c, plain.get(c.tower_attention, []), device) for c in candidates]
+    eager = plain.get("eager", [])
+    return [_summary(model, c, plain.get(c.tower_attention, []), eager, device) for c in candidates]
 
 
-def _summary(model: Any, candidate: Candidate, of_plain: list[dict[str, float | None]], device: str) -> dict[str, Any]:
+def _summary(model: Any, candidate: Candidate, of_plain: _Runs, of_eager: _Runs, device: str) -> dict[str, Any]:
     row: dict[str, Any] = {
         "label": candidate.label,
         "method": candidate.method.to_dict(),
@@ -218,6 +221,7 @@ def _summary(model: Any, candidate: Candidate, of_plain: list[dict[str, float | 
         "prefill_flops": flops,
         "speedup": {
             "ttft": _ratios(of_plain, runs, "ttft"),
+            "ttft_over_eager": _ratios(of_eager, runs, "ttft"),
             "prefill": _ratios(of_plain, runs, "prefill"),
             "prefill_by_flops": all_flops / flops,
         },
@@ -225,9 +229,9 @@ def _summary(model: Any, candidate: Candidate, of_plain: list[dict[str, float | 
     }
 
 
-def _runs(candidate: Candidate, device: str) -> list[dict[str, float | None]]:
+def _runs(candidate: Candidate, device: str) -> _Runs:
     """Of every run its stages, its time to the first token as "ttft", and the rows of the efficiency table for it."""
-    runs: list[dict[str, float | None]] = []
+    runs: _Runs = []
     for answer in candidate.answers:
         one = Efficiency.of([answer], device=device)
         runs.append({**answer.stages_ms, "ttft": one.means().get("ttft_ms"), **one.rows()})
@@ -240,9 +244,7 @@ def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
     return {"median": statistics.median(known), "min": min(known), "max": max(known)} if known else None
 
 
-def _ratios(
-    of_plain: list[dict[str, float | None]], own: list[dict[str, float | None]], key: str
-) -> dict[str, float] | None:
+def _ratios(of_plain: _Runs, own: _Runs, key: str) -> dict[str, float] | None:
     """How many times longer all tokens take, round by round; one that failed has fewer rounds."""
     pairs = ((slow[key], run[key]) for slow, run in zip(of_plain, own, strict=False))
     return _spread([slow / fast for slow, fast in pairs if slow is not None and fast is not None])

@@ -284,6 +284,15 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def _table(rows: Sequence[dict[str, Any]]) -> list[Sequence[str]]:
+    """Header and rows. The last column is there if all tokens with an eager tower were measured, too."""
+    gains = [_median(row.get("speedup", {}).get("ttft_over_eager"), 2, " x") for row in rows]
+    table: list[Sequence[str]] = [_HEADER, *map(_cells, rows)]
+    if set(gains) <= {"-"}:
+        return table
+    return [[*row, cell] for row, cell in zip(table, ["TTFT over none, eager tower", *gains], strict=True)]
+
+
 def _median(spread: dict[str, float] | None, digits: int, unit: str = "") -> str:
     return "-" if spread is None else f"{spread['median']:.{digits}f}{unit}"
 
@@ -298,7 +307,8 @@ def _lines(record: dict[str, Any]) -> tuple[list[str], list[str]]:
         f"{config['model']}{weights} ({depth}), {config['num_frames']} frames, {config['dtype']}, "
         f"{config['attn_implementation']}, {config['device_name']}"
         + (f", threads: {config['threads']}" if config["device"] == "cpu" else ""),
-        f"medians of {max(row['runs'] for row in rows)} alternating runs in ms; speed-ups over all tokens run by run",
+        f"medians of {max(row['runs'] for row in rows)} alternating runs in ms; "
+        "speed-ups over all tokens with the same tower, run by run",
     ]
     shared: dict[str, Any] = next((row["stages_ms"] for row in rows if row["runs"]), {})
     before = [f"{name} {shared[name]['median']:.1f}" for name in ("read", "preprocess") if name in shared]
@@ -312,7 +322,7 @@ def _lines(record: dict[str, Any]) -> tuple[list[str], list[str]]:
 def format_text(record: dict[str, Any]) -> str:
     """The rows as a table."""
     above, below = _lines(record)
-    return "\n".join([*above, align([_HEADER, *map(_cells, record["rows"])], num_left=1), *below])
+    return "\n".join([*above, align(_table(record["rows"]), num_left=1), *below])
 
 
 def format_markdown(record: dict[str, Any]) -> str:
@@ -323,7 +333,7 @@ def format_markdown(record: dict[str, Any]) -> str:
     for name in measured[0]["release_table"] if measured else ():
         release.append([name, *(number(row["release_table"][name], 2) for row in measured)])
     return "\n".join(
-        [*above, "", markdown([_HEADER, *map(_cells, record["rows"])]), "", *(f"- {line}" for line in below)]
+        [*above, "", markdown(_table(record["rows"])), "", *(f"- {line}" for line in below)]
         + (["", markdown(release), "", "(means over the same runs)"] if measured else [])
     )
 

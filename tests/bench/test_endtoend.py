@@ -224,12 +224,21 @@ class TestSummary:
             self.filled(candidate("tango", tower_attention="eager"), [100], [100]),  # failed after a round
             self.filled(candidate("tango", tower_attention="sdpa"), [1], [1]),
         ]
-        own, _, pruned, eager, alone = endtoend.summarise(model, rows)
+        own, slow, pruned, eager, alone = endtoend.summarise(model, rows)
         assert own["speedup"]["ttft"] == {"median": 1, "min": 1, "max": 1}
         assert pruned["speedup"]["ttft"] == {"median": 4, "min": 2, "max": 5}
         assert pruned["speedup"]["prefill"] == {"median": 8.5, "min": 80 / 30, "max": 9}
         assert eager["speedup"]["ttft"]["median"] == 2
         assert alone["speedup"]["ttft"] is None
+        over_eager = [row["speedup"]["ttft_over_eager"] for row in (own, slow, pruned, eager, alone)]
+        assert over_eager == [
+            {"median": 4, "min": 2, "max": 4},
+            {"median": 1, "min": 1, "max": 1},
+            {"median": 8, "min": 8, "max": 20},
+            {"median": 2, "min": 2, "max": 2},
+            {"median": 200, "min": 200, "max": 200},
+        ]
+        assert {row["speedup"]["ttft_over_eager"] for row in endtoend.summarise(model, [rows[0], rows[2]])} == {None}
         assert pruned["stages_ms"]["prefill"] == {"median": 20, "min": 10, "max": 30}
         assert pruned["peak_bytes"] == 30
         assert pruned["decoding_tokens_per_s"]["median"] == 400
