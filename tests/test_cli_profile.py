@@ -253,9 +253,50 @@ def test_a_model_that_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch, 
     assert "does not fit into the memory of cpu: CUDA out of memory. Tried" in capsys.readouterr().err
 
 
-def test_a_checkpoint_has_the_layers_it_has(capsys: Any) -> None:
-    assert main(["profile", "--model", "somewhere", "--layers", "2"]) == 2
-    assert "--layers and --tower-layers are for --random-weights" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("--model", ["--layers", "2"], "--layers needs --random-weights"),
+        ("--model", ["--tower-layers", "2"], "--tower-layers needs --random-weights"),
+        ("--random-weights", ["--siglip", "somewhere"], "--siglip needs --model"),
+        ("--random-weights", ["--offline"], "--offline needs --model"),
+        ("--random-weights", ["--video-backend", "pyav"], "--video-backend needs --video"),
+        ("--record", ["--offline"], "--offline is for measuring; --record shows what was measured before"),
+        ("--record", ["--repeats", "3"], "--repeats is for measuring; --record shows what was measured before"),
+        (
+            "--record",
+            ["--markdown", "--output", "p.json"],
+            "--output is for measuring; --record shows what was measured before",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(source: str, options: list[str], message: str, capsys: Any) -> None:
+    assert main(["profile", source, "llava-onevision-tiny", *options]) == 2
+    assert capsys.readouterr().err == f"tango: error: {message}\n"
+
+
+@pytest.mark.parametrize("option", ["--tower-attn-implementation", "--attn-implementation"])
+class TestAttention:
+    def test_is_checked_before_the_model_is_made(
+        self, monkeypatch: pytest.MonkeyPatch, option: str, capsys: Any
+    ) -> None:
+        monkeypatch.setattr(random_model, "build", lambda *_, **__: pytest.fail("the model was made"))
+        assert main([*QUICK, option, "spda"]) == 2
+        error = capsys.readouterr().err
+        assert "unknown attention implementation 'spda'. Did you mean 'sdpa'?" in error
+        assert error.count("\n") == 1
+
+    @pytest.mark.parametrize("name", ["eager", "flash_attention_2", "flex_attention", "owner/kernel"])
+    def test_of_transformers_and_of_the_hub_is_left_to_them(
+        self, monkeypatch: pytest.MonkeyPatch, option: str, name: str, capsys: Any
+    ) -> None:
+        def build(*_: Any, **__: Any) -> None:
+            raise tango.TangoError("this far")
+
+        monkeypatch.setattr(random_model, "build", build)
+        monkeypatch.setattr(profile, "available_attention", lambda name, _: name)
+        assert main([*QUICK, option, name]) == 2
+        assert capsys.readouterr().err == "tango: error: this far\n"
 
 
 def test_plain_code_and_a_compiled_tower_are_rows_of_their_own(

@@ -29,13 +29,20 @@ from tango.evaluation import Efficiency, MethodConfig, environment
 from tango.evaluation.efficiency import TTFT
 from tango.files import write_bytes, write_json
 from tango.models import adapter_class
-from tango.models.loading import available_attention, choose_device
+from tango.models.loading import available_attention, check_attention, choose_device
 from tango.profiling import StageTimer
 from tango.report.text import align, markdown
 
 QUESTION = "What happens in this video?"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _PLAIN = "tango-plain"
+_NEEDS = {  # options that mean nothing without another one
+    "siglip": "model",
+    "offline": "model",
+    "layers": "random_weights",
+    "tower_layers": "random_weights",
+    "video_backend": "video",
+}
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
@@ -89,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; exit status 1 if a row failed."""
+    _refuse_what_does_nothing(args)
     for path in (args.output, args.plot):
         if path is not None and path.is_dir():
             raise TangoError(f"expected a file to write to, {path} is a folder")
@@ -102,6 +110,19 @@ def run(args: argparse.Namespace) -> int:
     if len(failed) == len(record["rows"]):
         raise TangoError(f"nothing could be measured: {failed[0]['label']}: {failed[0]['error']}")
     return 1 if failed else 0
+
+
+def _refuse_what_does_nothing(args: argparse.Namespace) -> None:
+    """Options that differ from their defaults and would be ignored."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    defaults = vars(parser.parse_args(["--record", "FILE.json"]))
+    for name, default in defaults.items():
+        flag, given = f"--{name.replace('_', '-')}", getattr(args, name) != default
+        if given and args.record is not None and name not in ("record", "markdown", "plot"):
+            raise OptionError(f"{flag} is for measuring; --record shows what was measured before")
+        if given and name in _NEEDS and getattr(args, _NEEDS[name]) is None:
+            raise OptionError(f"{flag} needs --{_NEEDS[name].replace('_', '-')}")
 
 
 def _recorded(path: Path) -> dict[str, Any]:
@@ -118,7 +139,7 @@ def candidates_from(args: argparse.Namespace) -> list[Candidate]:
     """Every method at every ratio, with every attention implementation of the tower; mistakes show here.
 
     Raises:
-        UnknownNameError: no such method; OptionError, BudgetError: a ratio that is none.
+        UnknownNameError: no such method or attention; OptionError, BudgetError: a ratio that is none.
     """
     ratios = []
     for text in _names(args.ratios):
@@ -132,6 +153,9 @@ def candidates_from(args: argparse.Namespace) -> list[Candidate]:
         plain, method = name == _PLAIN, "tango" if name == _PLAIN else name
         methods += [(MethodConfig(method=method, options=own, saliency=args.saliency), plain) for own in options]
     towers: Sequence[str | None] = _names(args.tower_attn_implementation or "") or [None]
+    for tower in towers:
+        if tower is not None:
+            check_attention(tower)
     if not methods:
         raise OptionError("--methods and --ratios must name at least one of each")
     return [
@@ -145,8 +169,8 @@ def _names(text: str) -> list[str]:
 
 def _measured(args: argparse.Namespace) -> dict[str, Any]:
     candidates = candidates_from(args)
-    if args.model is not None and (args.layers or args.tower_layers):
-        raise OptionError("--layers and --tower-layers are for --random-weights; a checkpoint has the layers it has")
+    if args.attn_implementation is not None:
+        check_attention(args.attn_implementation)
     device = choose_device(args.device)
     quiet()
     with contextlib.ExitStack() as stack:

@@ -123,6 +123,19 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
+def check_attention(name: str) -> None:
+    """Refuse a name that transformers does not know; whether there is such a kernel on the hub shows when it is used.
+
+    Raises:
+        UnknownNameError: it is none, and no "owner/kernel".
+    """
+    from transformers import AttentionInterface
+
+    known = ("eager", *AttentionInterface().valid_keys())
+    if "/" not in name and name not in known:
+        raise UnknownNameError("attention implementation", name, known)
+
+
 def available_attention(name: str | None, device: torch.device) -> str | None:
     """The attention implementation asked for; sdpa, with a note, where flash attention cannot be had."""
     if name != "flash_attention_2":
