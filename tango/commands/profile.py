@@ -353,12 +353,13 @@ def format_markdown(record: dict[str, Any]) -> str:
     """The rows as a table in Markdown, and the eight rows of the paper's release with a column for each of them."""
     above, below = _lines(record)
     measured = [row for row in record["rows"] if row["runs"]]
+    says = "(means over the same runs; Avg_Total_TTFT is the sum of the three rows above it, without what is between)"
     release = [["Metric", *(row["label"] for row in measured)]]
     for name in measured[0]["release_table"] if measured else ():
         release.append([name, *(number(row["release_table"][name], 2) for row in measured)])
     return "\n".join(
         [*above, "", markdown(_table(record["rows"])), "", *(f"- {line}" for line in below)]
-        + (["", markdown(release), "", "(means over the same runs)"] if measured else [])
+        + (["", markdown(release), "", says] if measured else [])
     )
 
 
