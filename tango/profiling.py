@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 
-STAGES = ("read", "preprocess", "tower", "project", "prune", "splice", "prefill", "decoding")
+# "between" is the time up to the end of the prefill that no other stage covers: statistics, what `generate` sets up.
+# So the stages from "tower" to "prefill" add up to the time to the first token.
+STAGES = ("read", "preprocess", "tower", "project", "prune", "splice", "between", "prefill", "decoding")
 
 _Mark = float | torch.cuda.Event
 
@@ -17,18 +20,21 @@ class StageTimer:
     """Adds up the time spent in named stages.
 
     On CUDA the marks are events, so nothing waits for the device until `ms()` is read; elsewhere they are wall clock.
+
+    Args:
+        device: where the stages run; events lie on the stream that is current on this device, whichever GPU is current.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
-        self._cuda = torch.device(device).type == "cuda"
+        self._device = torch.device(device)
         self._spans: list[tuple[str, _Mark, _Mark]] = []
 
     def mark(self) -> _Mark:
         """A point in time, on the device's own clock."""
-        if not self._cuda:
+        if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     def add(self, stage: str, start: _Mark, end: _Mark | None = None) -> None:
@@ -45,14 +51,25 @@ class StageTimer:
             self.add(name, start)
 
     def ms(self) -> dict[str, float]:
-        """Milliseconds per stage, in the order of `STAGES`; waits for the device."""
+        """Milliseconds per stage, in the order of `STAGES`; waits for the device.
+
+        After a prefill "between" is one of them: the time from the first mark to the prefill's end that is in no other.
+        """
         totals: dict[str, float] = {}
-        for stage, start, end in self._spans:
-            if isinstance(start, float) or isinstance(end, float):
-                spent = 1e3 * (end - start)  # type: ignore[operator]  # both are: one timer, one clock
-            else:
-                end.synchronize()
-                spent = start.elapsed_time(end)
-            totals[stage] = totals.get(stage, 0.0) + spent
+        for stage, start, end in [*self._spans, *self._gaps()]:
+            totals[stage] = totals.get(stage, 0.0) + _ms_between(start, end)
         known = [stage for stage in STAGES if stage in totals]
         return {stage: totals[stage] for stage in [*known, *(s for s in totals if s not in STAGES)]}
+
+    def _gaps(self) -> list[tuple[str, _Mark, _Mark]]:
+        """Up to the end of the prefill, what lies between the end of each stage and the start of the next."""
+        ends = [i for i, (stage, _, _) in enumerate(self._spans) if stage == "prefill"]
+        before = self._spans[: ends[-1] + 1] if ends else []
+        return [("between", end, start) for (_, _, end), (_, start, _) in pairwise(before)]
+
+
+def _ms_between(start: _Mark, end: _Mark) -> float:
+    if isinstance(start, float) or isinstance(end, float):
+        return 1e3 * (end - start)  # type: ignore[operator]  # both are: one timer, one clock
+    end.synchronize()
+    return start.elapsed_time(end)

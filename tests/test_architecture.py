@@ -25,6 +25,7 @@ TOP = "cli|demo|commands|quickstart|bench|examples"  # what people run; nothing 
 # Files that match -> what they may import besides the standard library. A name allows what is below it, too.
 ALLOWED = {
     r"tango/(containers|errors|shapes)\.py": {"torch", "jaxtyping", *BASE},
+    r"tango/llm_shapes\.py": set(),
     r"tango/kernels/(?!__init__).*": {"torch", "numpy", "triton", "tango.ops.blocks", *BASE},
     r"tango/kernels/__init__\.py": {"torch"},  # says whether the others can be imported
     r"tango/ops/.*": {"torch", "numpy", "tango.ops", "tango.kernels", *BASE},
@@ -36,8 +37,14 @@ ALLOWED = {
 FORBIDDEN = {
     r"tango/models/.*": {"tango.methods"},
     r"tango/report/.*": {"torch"},
+    r"tango/bench/.*": {"tango.cli", "tango.commands"},
     rf"tango/(?!{TOP}).*": {f"tango.{top}" for top in TOP.split("|")},
     rf"tango/(?!{TOP}|evaluation).*": {"tango.evaluation"},
+}
+# Where adapters say what the tower of their family is.
+TOWERS = {
+    "tango/models/llava_onevision.py": {"model.model.vision_tower"},
+    "tango/models/qwen2_5_vl.py": {"model.model.visual"},
 }
 
 
@@ -147,6 +154,12 @@ class TestEveryFile:
     def test_reads_no_environment_variables(self, name: str) -> None:
         uses = {n.attr for n in ast.walk(tree(name)) if isinstance(n, ast.Attribute)} | self.imported_names(name)
         assert uses & {"environ", "environb", "getenv", "putenv"} == set()
+
+    def test_asks_the_adapter_for_the_tower(self, name: str) -> None:
+        """But for the small model's training, which knows its own model, adapters alone know where a tower is."""
+        accesses = {ast.unparse(node) for node in ast.walk(tree(name)) if isinstance(node, ast.Attribute)}
+        towers = {text for text in accesses if re.search(r"\b(base|model)\.(visual|vision_tower)\b", text)}
+        assert name.startswith("tango/mini/") or towers == TOWERS.get(name, set())
 
     def test_unpickles_nothing_and_trusts_no_remote_code(self, name: str) -> None:
         modules = {module.partition(".")[0] for module in imports(name)}

@@ -51,7 +51,7 @@ def test_answer_json_is_one_object(files, capsys):
     assert record["options"]["alpha"] == 2
     assert record["stats"]["tokens_before"] == 96
     assert record["stats"]["tokens_after"] < 40
-    expected = {"read", "preprocess", "tower", "project", "prune", "splice", "prefill", "decoding"}
+    expected = {"read", "preprocess", "tower", "project", "prune", "splice", "between", "prefill", "decoding"}
     assert set(record["stages_ms"]) == expected
     assert len(record["frame_timestamps_s"]) == 6
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tango.cli import main
-from tango.commands.flops import PRESETS
+from tango.llm_shapes import PRESETS
 from tango.quickstart import write_checkpoint
 from tests import tiny
 

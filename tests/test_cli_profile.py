@@ -89,14 +89,14 @@ class TestRecord:
         for row in record["rows"]:
             if not row["runs"]:
                 continue
-            stages = ["preprocess", "tower", "project", "prune", "splice", "prefill", "decoding"]
+            stages = ["preprocess", "tower", "project", "prune", "splice", "between", "prefill", "decoding"]
             assert list(row["stages_ms"]) == stages
             for spread in [*row["stages_ms"].values(), row["ttft_ms"], row["decoding_tokens_per_s"]]:
                 assert 0 < spread["min"] <= spread["median"] <= spread["max"]
             table = row["release_table"]
             assert len(table) == 8
-            ttft = row["ttft_ms"]  # of two runs the median is the mean
-            assert table["Avg_Total_TTFT (ms)"] == pytest.approx(ttft["median"])
+            between = row["stages_ms"]["between"]["median"]  # of two runs the median is the mean
+            assert table["Avg_Total_TTFT (ms)"] == pytest.approx(row["ttft_ms"]["median"] - between)
             assert table["Peak_mem (GB)"] == row["peak_bytes"] / 2**30
 
     def test_speed_ups_stand_beside_the_prediction(self, record: dict[str, Any]) -> None:
@@ -104,7 +104,8 @@ class TestRecord:
         for row in record["rows"]:
             if row["runs"]:
                 flops[row["label"]] = row["speedup"]["prefill_by_flops"]
-                assert set(row["speedup"]) == {"ttft", "prefill", "prefill_by_flops"}
+                assert set(row["speedup"]) == {"ttft", "ttft_over_eager", "prefill", "prefill_by_flops"}
+                assert row["speedup"]["ttft_over_eager"]["median"] > 0
                 assert row["speedup"]["ttft"]["median"] > 0
         assert flops["none, sdpa tower"] == flops["none, eager tower"] == 1
         assert flops["tango-r0.25, sdpa tower"] > flops["tango-r0.6, sdpa tower"] > 1
@@ -132,6 +133,10 @@ class TestShownAgain:
         tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
         assert [len(table) for table in tables] == [2 + 10, 2 + 8]
         assert [len({line.count("|") for line in table}) for table in tables] == [1, 1]
+        over_eager = [line.split(" | ")[-1].removesuffix(" |") for line in tables[0]]
+        assert over_eager[0] == "TTFT over none, eager tower"
+        assert over_eager[2 + LABELS.index("none, eager tower")] == "1.00 x"
+        assert [cell == "-" for cell in over_eager[2:]] == [row["runs"] == 0 for row in record["rows"]]
         first = record["rows"][0]
         assert [line.split(" | ")[0].strip("| ") for line in tables[1][2:]] == list(first["release_table"])
         assert [line.split(" | ")[1] for line in tables[1][2:]] == [
@@ -167,30 +172,37 @@ def test_a_file_and_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["llava-video-tiny", "qwen2.5-vl-tiny"])
 def test_other_families(name: str, capsys: Any) -> None:
     assert main([*QUICK, "--random-weights", name, "--methods", "none,tango,visionzip"]) == 0
-    assert len(re.findall(r"^(none|tango-r0.1|visionzip-r0.1) ", capsys.readouterr().out, re.MULTILINE)) == 3
+    text = capsys.readouterr().out
+    assert len(re.findall(r"^(none|tango-r0.1|visionzip-r0.1) ", text, re.MULTILINE)) == 3
+    assert "TTFT over" not in text  # no row has an eager tower
 
 
+@pytest.fixture
+def an_old_gpu_and_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuda:0, which is current, has no bfloat16."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5) if device.index == 0 else (8, 0))
+
+
+@pytest.mark.usefixtures("an_old_gpu_and_a_new_one")
 @pytest.mark.parametrize(
-    ("asked", "device", "supported", "expected"),
+    ("asked", "device", "expected"),
     [
-        ("auto", "cpu", False, "float32"),
-        ("bfloat16", "cpu", False, "bfloat16"),
-        ("auto", "cuda", True, "bfloat16"),
-        ("float32", "cuda", False, "float32"),
+        ("auto", "cpu", "float32"),
+        ("bfloat16", "cpu", "bfloat16"),
+        ("auto", "cuda:1", "bfloat16"),
+        ("float32", "cuda:0", "float32"),
     ],
 )
-def test_random_weights_have_the_type_that_suits_the_device(
-    monkeypatch: pytest.MonkeyPatch, asked: str, device: str, supported: bool, expected: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+def test_random_weights_have_the_type_that_suits_the_device(asked: str, device: str, expected: str) -> None:
     assert profile._dtype(asked, torch.device(device)) == expected
 
 
+@pytest.mark.usefixtures("an_old_gpu_and_a_new_one")
 @pytest.mark.parametrize("asked", ["auto", "bfloat16"])
-def test_a_gpu_without_bfloat16_gets_float16(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+def test_a_gpu_without_bfloat16_gets_float16(asked: str) -> None:
     with pytest.warns(UserWarning, match="no bfloat16"):
-        assert profile._dtype(asked, torch.device("cuda")) == "float16"
+        assert profile._dtype(asked, torch.device("cuda:0")) == "float16"
 
 
 def test_the_file_is_whole_after_every_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -241,9 +253,50 @@ def test_a_model_that_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch, 
     assert "does not fit into the memory of cpu: CUDA out of memory. Tried" in capsys.readouterr().err
 
 
-def test_a_checkpoint_has_the_layers_it_has(capsys: Any) -> None:
-    assert main(["profile", "--model", "somewhere", "--layers", "2"]) == 2
-    assert "--layers and --tower-layers are for --random-weights" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("--model", ["--layers", "2"], "--layers needs --random-weights"),
+        ("--model", ["--tower-layers", "2"], "--tower-layers needs --random-weights"),
+        ("--random-weights", ["--siglip", "somewhere"], "--siglip needs --model"),
+        ("--random-weights", ["--offline"], "--offline needs --model"),
+        ("--random-weights", ["--video-backend", "pyav"], "--video-backend needs --video"),
+        ("--record", ["--offline"], "--offline is for measuring; --record shows what was measured before"),
+        ("--record", ["--repeats", "3"], "--repeats is for measuring; --record shows what was measured before"),
+        (
+            "--record",
+            ["--markdown", "--output", "p.json"],
+            "--output is for measuring; --record shows what was measured before",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(source: str, options: list[str], message: str, capsys: Any) -> None:
+    assert main(["profile", source, "llava-onevision-tiny", *options]) == 2
+    assert capsys.readouterr().err == f"tango: error: {message}\n"
+
+
+@pytest.mark.parametrize("option", ["--tower-attn-implementation", "--attn-implementation"])
+class TestAttention:
+    def test_is_checked_before_the_model_is_made(
+        self, monkeypatch: pytest.MonkeyPatch, option: str, capsys: Any
+    ) -> None:
+        monkeypatch.setattr(random_model, "build", lambda *_, **__: pytest.fail("the model was made"))
+        assert main([*QUICK, option, "spda"]) == 2
+        error = capsys.readouterr().err
+        assert "unknown attention implementation 'spda'. Did you mean 'sdpa'?" in error
+        assert error.count("\n") == 1
+
+    @pytest.mark.parametrize("name", ["eager", "flash_attention_2", "flex_attention", "owner/kernel"])
+    def test_of_transformers_and_of_the_hub_is_left_to_them(
+        self, monkeypatch: pytest.MonkeyPatch, option: str, name: str, capsys: Any
+    ) -> None:
+        def build(*_: Any, **__: Any) -> None:
+            raise tango.TangoError("this far")
+
+        monkeypatch.setattr(random_model, "build", build)
+        monkeypatch.setattr(profile, "available_attention", lambda name, _: name)
+        assert main([*QUICK, option, name]) == 2
+        assert capsys.readouterr().err == "tango: error: this far\n"
 
 
 def test_plain_code_and_a_compiled_tower_are_rows_of_their_own(
@@ -366,4 +419,7 @@ class TestScript:
             record = json.loads((tmp_path / "new" / name).read_text())
             assert [row["runs"] for row in record["rows"]] == [1] * rows
             assert all({"tower", "prune", "prefill"} <= set(row["stages_ms"]) for row in record["rows"])
+            gains = [row["speedup"]["ttft_over_eager"] for row in record["rows"]]
+            assert all(gain["median"] > 0 for gain in gains) if rows == 14 else gains == [None, None]
         assert done.stdout.count("| Avg_ViT_Time (ms) |") == 2
+        assert done.stdout.count(" | TTFT over none, eager tower |") == 1

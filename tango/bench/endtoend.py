@@ -15,17 +15,19 @@ import torch
 from tango.answering import generate_ids
 from tango.bench.common import synchronize
 from tango.bench.reference import PlainTangoPruner
-from tango.commands.flops import llm_widths
 from tango.containers import Video
 from tango.evaluation import Answer, Efficiency, MethodConfig
 from tango.evaluation.answerer import applied
 from tango.evaluation.records import peak_bytes
+from tango.llm_shapes import llm_widths
+from tango.models import adapter_class
 from tango.ops.flops import layer_flops
 from tango.pruning import Pruning, prune
 from tango.quickstart import draw_frames
 from tango.stats import PruningStats
 
-TTFT, RATE = "Avg_Total_TTFT (ms)", "Avg_Decoding_Throughput (token/s)"  # rows of `Efficiency`
+_RATE = "Avg_Decoding_Throughput (token/s)"  # a row of `Efficiency`
+_Runs = list[dict[str, float | None]]
 Inputs = tuple[Any, dict[str, float]]  # model inputs on their device; milliseconds spent on reading and preprocessing
 
 
@@ -133,12 +135,6 @@ def run_once(
     return answer, stats
 
 
-def vision_tower(model: Any) -> Any:
-    """The vision tower of a LLaVA or a Qwen-VL."""
-    base = model.model
-    return base.visual if hasattr(base, "visual") else getattr(base.vision_tower, "vision_model", base.vision_tower)
-
-
 @contextlib.contextmanager
 def attention_of_tower(model: Any, name: str | None) -> Iterator[None]:
     """While entered, the vision tower uses this attention implementation; None: its own.
@@ -146,7 +142,7 @@ def attention_of_tower(model: Any, name: str | None) -> Iterator[None]:
     Raises:
         ValueError, ImportError: it cannot.
     """
-    tower = vision_tower(model)
+    tower = adapter_class(model.config).tower(model)
     before = tower.config._attn_implementation
     try:
         if name is not None:
@@ -184,14 +180,18 @@ def layer_tokens(stats: PruningStats, num_layers: int) -> list[int]:
 def summarise(model: Any, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     """One plain record per candidate: tokens, medians and extremes, and speed-ups over all tokens with the same tower.
 
-    Speed-ups are taken run by run. `prefill_by_flops` is what the FLOP model predicts from the token counts alone.
+    `ttft_ms` is the time from the start of the tower to the end of the prefill; the row of that name in `release_table`
+    leaves out what lies between the stages. Speed-ups are taken run by run. `ttft_over_eager` is over all tokens with
+    an eager tower, as the paper's release runs it, if that is among the candidates. `prefill_by_flops` is what the FLOP
+    model predicts from the token counts alone.
     """
     device = model.device.type
     plain = {c.tower_attention: _runs(c, device) for c in candidates if c.method.method == "none"}
-    return [_summary(model, c, plain.get(c.tower_attention, []), device) for c in candidates]
+    eager = plain.get("eager", [])
+    return [_summary(model, c, plain.get(c.tower_attention, []), eager, device) for c in candidates]
 
 
-def _summary(model: Any, candidate: Candidate, of_plain: list[dict[str, float | None]], device: str) -> dict[str, Any]:
+def _summary(model: Any, candidate: Candidate, of_plain: _Runs, of_eager: _Runs, device: str) -> dict[str, Any]:
     row: dict[str, Any] = {
         "label": candidate.label,
         "method": candidate.method.to_dict(),
@@ -214,13 +214,14 @@ def _summary(model: Any, candidate: Candidate, of_plain: list[dict[str, float | 
         "tokens": {**{key: counts[key] for key in counted}, "mean": answers[-1].mean_visual_tokens},
         "new_tokens": answers[-1].output_tokens,
         "stages_ms": {stage: _spread([run[stage] for run in runs]) for stage in answers[0].stages_ms},
-        "ttft_ms": _spread([run[TTFT] for run in runs]),
-        "decoding_tokens_per_s": _spread([run[RATE] for run in runs]),
+        "ttft_ms": _spread([run["ttft"] for run in runs]),
+        "decoding_tokens_per_s": _spread([run[_RATE] for run in runs]),
         "elapsed_ms": _spread([answer.elapsed_ms for answer in answers]),
         "peak_bytes": max(answer.peak_bytes for answer in answers),
         "prefill_flops": flops,
         "speedup": {
-            "ttft": _ratios(of_plain, runs, TTFT),
+            "ttft": _ratios(of_plain, runs, "ttft"),
+            "ttft_over_eager": _ratios(of_eager, runs, "ttft"),
             "prefill": _ratios(of_plain, runs, "prefill"),
             "prefill_by_flops": all_flops / flops,
         },
@@ -228,9 +229,13 @@ def _summary(model: Any, candidate: Candidate, of_plain: list[dict[str, float | 
     }
 
 
-def _runs(candidate: Candidate, device: str) -> list[dict[str, float | None]]:
-    """Of every run its stages, and the rows that the efficiency table has for it alone."""
-    return [{**answer.stages_ms, **Efficiency.of([answer], device=device).rows()} for answer in candidate.answers]
+def _runs(candidate: Candidate, device: str) -> _Runs:
+    """Of every run its stages, its time to the first token as "ttft", and the rows of the efficiency table for it."""
+    runs: _Runs = []
+    for answer in candidate.answers:
+        one = Efficiency.of([answer], device=device)
+        runs.append({**answer.stages_ms, "ttft": one.means().get("ttft_ms"), **one.rows()})
+    return runs
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
@@ -239,9 +244,7 @@ def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
     return {"median": statistics.median(known), "min": min(known), "max": max(known)} if known else None
 
 
-def _ratios(
-    of_plain: list[dict[str, float | None]], own: list[dict[str, float | None]], key: str
-) -> dict[str, float] | None:
+def _ratios(of_plain: _Runs, own: _Runs, key: str) -> dict[str, float] | None:
     """How many times longer all tokens take, round by round; one that failed has fewer rounds."""
     pairs = ((slow[key], run[key]) for slow, run in zip(of_plain, own, strict=False))
     return _spread([slow / fast for slow, fast in pairs if slow is not None and fast is not None])

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from tango.commands.flops import PRESETS
 from tango.errors import OptionError, UnknownNameError
+from tango.llm_shapes import PRESETS
 from tango.models import adapter_class
 from tango.models.pooling_head import PoolingHead
 from tango.quickstart import tiny_tokenizer
@@ -79,7 +79,7 @@ def build(
         torch.manual_seed(seed)
         with torch.device(device):
             model = AutoModelForImageTextToText.from_config(config, dtype=dtype, **options).eval()
-            if hasattr(model.model, "vision_tower"):
+            if config.vision_config.model_type == "siglip_vision_model":
                 model.__dict__["pooling_head"] = _random_head(config.vision_config.to_dict())
     model.generation_config.eos_token_id = config.text_config.eos_token_id
     model.generation_config.pad_token_id = config.text_config.pad_token_id

@@ -26,17 +26,24 @@ from tango.bench.endtoend import Candidate, first_line
 from tango.commands.common import quiet
 from tango.errors import OptionError, TangoError
 from tango.evaluation import Efficiency, MethodConfig, environment
-from tango.evaluation.efficiency import OTHER
+from tango.evaluation.efficiency import TTFT
 from tango.files import write_bytes, write_json
-from tango.models.loading import available_attention, choose_device
+from tango.models import adapter_class
+from tango.models.loading import available_attention, check_attention, choose_device
 from tango.profiling import StageTimer
 from tango.report.text import align, markdown
 
 QUESTION = "What happens in this video?"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _PLAIN = "tango-plain"
+_NEEDS = {  # options that mean nothing without another one
+    "siglip": "model",
+    "offline": "model",
+    "layers": "random_weights",
+    "tower_layers": "random_weights",
+    "video_backend": "video",
+}
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
-_TTFT = ("tower", *OTHER, "prefill")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; exit status 1 if a row failed."""
+    _refuse_what_does_nothing(args)
     for path in (args.output, args.plot):
         if path is not None and path.is_dir():
             raise TangoError(f"expected a file to write to, {path} is a folder")
@@ -102,6 +110,19 @@ def run(args: argparse.Namespace) -> int:
     if len(failed) == len(record["rows"]):
         raise TangoError(f"nothing could be measured: {failed[0]['label']}: {failed[0]['error']}")
     return 1 if failed else 0
+
+
+def _refuse_what_does_nothing(args: argparse.Namespace) -> None:
+    """Options that differ from their defaults and would be ignored."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    defaults = vars(parser.parse_args(["--record", "FILE.json"]))
+    for name, default in defaults.items():
+        flag, given = f"--{name.replace('_', '-')}", getattr(args, name) != default
+        if given and args.record is not None and name not in ("record", "markdown", "plot"):
+            raise OptionError(f"{flag} is for measuring; --record shows what was measured before")
+        if given and name in _NEEDS and getattr(args, _NEEDS[name]) is None:
+            raise OptionError(f"{flag} needs --{_NEEDS[name].replace('_', '-')}")
 
 
 def _recorded(path: Path) -> dict[str, Any]:
@@ -118,7 +139,7 @@ def candidates_from(args: argparse.Namespace) -> list[Candidate]:
     """Every method at every ratio, with every attention implementation of the tower; mistakes show here.
 
     Raises:
-        UnknownNameError: no such method; OptionError, BudgetError: a ratio that is none.
+        UnknownNameError: no such method or attention; OptionError, BudgetError: a ratio that is none.
     """
     ratios = []
     for text in _names(args.ratios):
@@ -132,6 +153,9 @@ def candidates_from(args: argparse.Namespace) -> list[Candidate]:
         plain, method = name == _PLAIN, "tango" if name == _PLAIN else name
         methods += [(MethodConfig(method=method, options=own, saliency=args.saliency), plain) for own in options]
     towers: Sequence[str | None] = _names(args.tower_attn_implementation or "") or [None]
+    for tower in towers:
+        if tower is not None:
+            check_attention(tower)
     if not methods:
         raise OptionError("--methods and --ratios must name at least one of each")
     return [
@@ -145,8 +169,8 @@ def _names(text: str) -> list[str]:
 
 def _measured(args: argparse.Namespace) -> dict[str, Any]:
     candidates = candidates_from(args)
-    if args.model is not None and (args.layers or args.tower_layers):
-        raise OptionError("--layers and --tower-layers are for --random-weights; a checkpoint has the layers it has")
+    if args.attn_implementation is not None:
+        check_attention(args.attn_implementation)
     device = choose_device(args.device)
     quiet()
     with contextlib.ExitStack() as stack:
@@ -209,7 +233,7 @@ def _dtype(name: str, device: torch.device) -> str:
     """The type of random weights: bfloat16 on a GPU that has it, else float16; float32 elsewhere."""
     if device.type != "cuda" or name not in ("auto", "bfloat16"):
         return "float32" if name == "auto" else name
-    if torch.cuda.is_bf16_supported():
+    if torch.cuda.get_device_capability(device) >= (8, 0):  # of this GPU, not of the one that is current
         return "bfloat16"
     warnings.warn("this GPU has no bfloat16; using float16", stacklevel=2)
     return "float16"
@@ -236,20 +260,20 @@ def _input_maker(
 
 def _config(args: argparse.Namespace, model: Any, num_frames: int, cpu: str) -> dict[str, Any]:
     """What was measured, as it was resolved."""
-    device, tower = model.device, endtoend.vision_tower(model)
+    device, adapter = model.device, adapter_class(model.config)
     asked = ("video", "question", "saliency", "compile", "repeats", "max_new_tokens")
     return {
         "model": args.model or args.random_weights,
         "random_weights": args.model is None,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "layers": model.config.get_text_config().num_hidden_layers,
-        "tower_layers": len(tower.blocks if hasattr(tower, "blocks") else tower.encoder.layers),
+        "tower_layers": len(adapter.tower_blocks(model)),
         "num_frames": num_frames,
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attn_implementation": model.config._attn_implementation,
-        "tower_attn_implementation": tower.config._attn_implementation,
+        "tower_attn_implementation": adapter.tower(model).config._attn_implementation,
         "threads": torch.get_num_threads(),
         **{name: getattr(args, name) for name in asked},
         "note": Efficiency(device=device.type).note,
@@ -257,7 +281,7 @@ def _config(args: argparse.Namespace, model: Any, num_frames: int, cpu: str) -> 
 
 
 _HEADER = (
-    "method", "visual tokens", "prompt", "tower", "project", "prune", "splice", "prefill", "TTFT ms (min-max)",
+    "method", "visual tokens", "prompt", *TTFT, "TTFT ms (min-max)",
     "decoding token/s", "peak GiB", "TTFT", "prefill", "prefill by FLOPs",
 )  # fmt: skip
 
@@ -274,7 +298,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["label"],
         visual,
         str(tokens["prompt_after"][0]),
-        *(number(stages[stage]["median"]) if stage in stages else "-" for stage in _TTFT),
+        *(number(stages[stage]["median"]) if stage in stages else "-" for stage in TTFT),
         f"{number(ttft['median'])} ({number(ttft['min'])}-{number(ttft['max'])})",
         _median(row["decoding_tokens_per_s"], 1),
         f"{row['peak_bytes'] / 2**30:.2f}",
@@ -282,6 +306,15 @@ def _cells(row: dict[str, Any]) -> list[str]:
         _median(speedup["prefill"], 2, " x"),
         f"{speedup['prefill_by_flops']:.2f} x",
     ]
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> list[Sequence[str]]:
+    """Header and rows. The last column is there if all tokens with an eager tower were measured, too."""
+    gains = [_median(row.get("speedup", {}).get("ttft_over_eager"), 2, " x") for row in rows]
+    table: list[Sequence[str]] = [_HEADER, *map(_cells, rows)]
+    if set(gains) <= {"-"}:
+        return table
+    return [[*row, cell] for row, cell in zip(table, ["TTFT over none, eager tower", *gains], strict=True)]
 
 
 def _median(spread: dict[str, float] | None, digits: int, unit: str = "") -> str:
@@ -298,12 +331,14 @@ def _lines(record: dict[str, Any]) -> tuple[list[str], list[str]]:
         f"{config['model']}{weights} ({depth}), {config['num_frames']} frames, {config['dtype']}, "
         f"{config['attn_implementation']}, {config['device_name']}"
         + (f", threads: {config['threads']}" if config["device"] == "cpu" else ""),
-        f"medians of {max(row['runs'] for row in rows)} alternating runs in ms; speed-ups over all tokens run by run",
+        f"medians of {max(row['runs'] for row in rows)} alternating runs in ms; "
+        "speed-ups over all tokens with the same tower, run by run",
     ]
     shared: dict[str, Any] = next((row["stages_ms"] for row in rows if row["runs"]), {})
     before = [f"{name} {shared[name]['median']:.1f}" for name in ("read", "preprocess") if name in shared]
     below = [f"before all of them, ms: {', '.join(before)}"] if before else []
     below.append(f"{config['max_new_tokens']} new tokens; the first belongs to the prefill, decoding is the others")
+    below.append("TTFT: from the start of the tower to the end of the prefill; between: what of it is in no stage")
     below.append(config["note"] + (" so far, of all rows" if config["device"] == "cpu" else ""))
     return above, below + [f"failed: {row['label']}: {row['error']}" for row in rows if row["error"] is not None]
 
@@ -311,19 +346,20 @@ def _lines(record: dict[str, Any]) -> tuple[list[str], list[str]]:
 def format_text(record: dict[str, Any]) -> str:
     """The rows as a table."""
     above, below = _lines(record)
-    return "\n".join([*above, align([_HEADER, *map(_cells, record["rows"])], num_left=1), *below])
+    return "\n".join([*above, align(_table(record["rows"]), num_left=1), *below])
 
 
 def format_markdown(record: dict[str, Any]) -> str:
     """The rows as a table in Markdown, and the eight rows of the paper's release with a column for each of them."""
     above, below = _lines(record)
     measured = [row for row in record["rows"] if row["runs"]]
+    says = "(means over the same runs; Avg_Total_TTFT is the sum of the three rows above it, without what is between)"
     release = [["Metric", *(row["label"] for row in measured)]]
     for name in measured[0]["release_table"] if measured else ():
         release.append([name, *(number(row["release_table"][name], 2) for row in measured)])
     return "\n".join(
-        [*above, "", markdown([_HEADER, *map(_cells, record["rows"])]), "", *(f"- {line}" for line in below)]
-        + (["", markdown(release), "", "(means over the same runs)"] if measured else [])
+        [*above, "", markdown(_table(record["rows"])), "", *(f"- {line}" for line in below)]
+        + (["", markdown(release), "", says] if measured else [])
     )
 
 
@@ -336,7 +372,7 @@ def plot(record: dict[str, Any]) -> bytes:
     from tango.report.bars import stacked_bars
 
     rows = [
-        (row["label"], {stage: row["stages_ms"][stage]["median"] for stage in _TTFT if stage in row["stages_ms"]})
+        (row["label"], {stage: row["stages_ms"][stage]["median"] for stage in TTFT if stage in row["stages_ms"]})
         for row in record["rows"]
         if row["runs"]
     ]

@@ -42,7 +42,7 @@ class Answer:
     visual_tokens_before: int = 0
     visual_tokens_after: int = 0  # that entered the LLM
     mean_visual_tokens: float = 0  # that entered a layer, averaged over the LLM's layers
-    # read, preprocess, tower, project, prune, splice, prefill, decoding; of a batch each answer has an equal share
+    # those of `tango.profiling.STAGES` that there were; of a batch each answer has an equal share
     stages_ms: Mapping[str, float] = field(default_factory=dict)
     elapsed_ms: float = 0.0  # by the clock on the wall, since the answer before it
     peak_bytes: int = 0  # most memory in use so far: the GPU's, or the process's own on a CPU

@@ -81,8 +81,7 @@ def make_model(seed: int, **sizes: int) -> Any:
         torch.manual_seed(seed)
         model = LlavaOnevisionForConditionalGeneration(make_config(**sizes))
         model.model.image_newline.data.normal_(0, 0.27)
-    tower = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower)
-    table = tower.embeddings.position_embedding.weight
+    table = model.model.vision_tower.embeddings.position_embedding.weight
     table.data.copy_(_position_table(SIZE // PATCH, table.shape[1]))
     model.generation_config.eos_token_id = IDS["<|im_end|>"]
     model.generation_config.pad_token_id = IDS["<pad>"]

@@ -107,6 +107,16 @@ class Adapter(ABC):
         """Placeholders that one video takes in an unpruned prompt."""
 
     @classmethod
+    @abstractmethod
+    def tower(cls, model: Any) -> Any:
+        """The vision tower of a model: the module whose config says how it attends."""
+
+    @classmethod
+    @abstractmethod
+    def tower_blocks(cls, model: Any) -> Any:
+        """The blocks of the tower, in order."""
+
+    @classmethod
     def compilable(cls, model: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
         """What `tango.compile_tower` compiles of this model: (owner, name, function) each, where an attribute of this
         name on the owner stands in for the function; nothing, if the family cannot have it."""

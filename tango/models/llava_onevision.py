@@ -61,6 +61,14 @@ class LlavaOnevisionAdapter(Adapter):
         self.patches = config.vision_config.image_size // config.vision_config.patch_size  # per side
 
     @classmethod
+    def tower(cls, model: Any) -> Any:
+        return model.model.vision_tower
+
+    @classmethod
+    def tower_blocks(cls, model: Any) -> Any:
+        return cls.tower(model).encoder.layers
+
+    @classmethod
     def compilable(cls, model: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
         return [(model, _COMPILED, run_tower)]
 
@@ -145,8 +153,8 @@ class LlavaOnevisionAdapter(Adapter):
         compiled = vars(self.model).get(_COMPILED)
         padding = [] if compiled is None else frames[-1:] * (batch_size - len(frames))  # to compile for one size
         pixels = upload(torch.stack(frames + padding), self.model.device).to(self.model.dtype)
-        tower, layer = _tower(self.model), self.model.config.vision_feature_layer
-        depth = len(tower.encoder.layers) + 1 + layer if layer < 0 else layer
+        tower, layer = self.tower(self.model), self.model.config.vision_feature_layer
+        depth = len(self.tower_blocks(self.model)) + 1 + layer if layer < 0 else layer
         states = (compiled or run_tower)(tower, depth, pixels, **wanted)
         return TowerStates(*(x if x is None else x[: len(frames)] for x in states)) if padding else states  # type: ignore[arg-type]
 
@@ -192,8 +200,3 @@ class LlavaOnevisionAdapter(Adapter):
     def num_video_tokens(cls, config: Any, num_frames: int) -> int:
         side = math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
         return num_frames * side * side + 1
-
-
-def _tower(model: Any) -> Any:
-    tower = model.model.vision_tower
-    return getattr(tower, "vision_model", tower)

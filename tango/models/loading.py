@@ -74,7 +74,7 @@ def load(
         raise TangoError(f"cannot load {path_or_id}: {' '.join(str(error).split())}") from error
     if "device_map" not in options:
         model = model.to(device)
-    _attach_pooling_head(model, folder, siglip, local_files_only=local_files_only)
+    _attach_pooling_head(model, adapter.tower(model), folder, siglip, local_files_only=local_files_only)
     if (head := pooling_head_of(model)) is not None:  # else every call would copy it to the device
         model.__dict__["pooling_head"] = head.to(model.device)
     return model.eval(), processor
@@ -123,6 +123,19 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
+def check_attention(name: str) -> None:
+    """Refuse a name that transformers does not know; whether there is such a kernel on the hub shows when it is used.
+
+    Raises:
+        UnknownNameError: it is none, and no "owner/kernel".
+    """
+    from transformers import AttentionInterface
+
+    known = ("eager", *AttentionInterface().valid_keys())
+    if "/" not in name and name not in known:
+        raise UnknownNameError("attention implementation", name, known)
+
+
 def available_attention(name: str | None, device: torch.device) -> str | None:
     """The attention implementation asked for; sdpa, with a note, where flash attention cannot be had."""
     if name != "flash_attention_2":
@@ -137,17 +150,18 @@ def available_attention(name: str | None, device: torch.device) -> str | None:
     return "sdpa"
 
 
-def _attach_pooling_head(model: Any, folder: Path, siglip: str | Path | None, *, local_files_only: bool) -> None:
+def _attach_pooling_head(
+    model: Any, tower: Any, folder: Path, siglip: str | Path | None, *, local_files_only: bool
+) -> None:
     """Put the head beside the model, outside its modules: it must not end up in saved checkpoints."""
-    if not hasattr(model.model, "vision_tower"):  # a family without SigLIP
+    config = tower.config
+    if config.model_type != "siglip_vision_model":
         return
-    tower = getattr(model.model.vision_tower, "vision_model", model.model.vision_tower)
     if siglip is None and (folder / "siglip").is_dir():
         siglip = folder / "siglip"
     if siglip is not None:
         model.__dict__["pooling_head"] = PoolingHead.from_pretrained(siglip, local_files_only=local_files_only)
         return
-    config = model.config.vision_config
     if hasattr(tower, "head"):
         tensors = {k: v.detach().float() for k, v in tower.state_dict().items()}
         heads = config.num_attention_heads

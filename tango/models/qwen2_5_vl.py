@@ -54,8 +54,16 @@ class QwenVlAdapter(Adapter):
         self.merge = self.vision.spatial_merge_size
 
     @classmethod
+    def tower(cls, model: Any) -> Any:
+        return model.model.visual
+
+    @classmethod
+    def tower_blocks(cls, model: Any) -> Any:
+        return cls.tower(model).blocks
+
+    @classmethod
     def compilable(cls, model: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
-        return [(block, "forward", block.forward) for block in model.model.visual.blocks[:-1]]
+        return [(block, "forward", block.forward) for block in cls.tower_blocks(model)[:-1]]
 
     @property
     def video_token_id(self) -> int:
@@ -109,7 +117,7 @@ class QwenVlAdapter(Adapter):
         nothing: dict[str, Tensor] = {}
         tap: AbstractContextManager[dict[str, Tensor]] = nullcontext(nothing)
         if wants & (Signal.SALIENCY | Signal.KEYS):
-            tap = tap_attention(self.model.model.visual.blocks[-1].attn)
+            tap = tap_attention(self.tower_blocks(self.model)[-1].attn)
         with timer.stage("tower"), tap as record:
             grid_thw = torch.tensor([(T, H * self.merge, W * self.merge) for T, H, W in grids])
             output = self.model.model.get_video_features(
@@ -128,7 +136,7 @@ class QwenVlAdapter(Adapter):
     def _signals(self, record: dict[str, Tensor], first: int, grid: Grid, wants: Signal) -> dict[str, Tensor]:
         """Saliency and keys of one video as far as they are wanted, row-major."""
         T, H, W = grid
-        attention, shape = self.model.model.visual.blocks[-1].attn, (T, H * W, self.merge**2)
+        attention, shape = self.tower_blocks(self.model)[-1].attn, (T, H * W, self.merge**2)
         signals = {}
         if Signal.SALIENCY in wants:
             pooled = self.saliency == "p-attn"
@@ -138,7 +146,7 @@ class QwenVlAdapter(Adapter):
         order = self.unit_order((H, W))
         if order is None:
             return signals
-        return {name: torch.empty_like(x).index_copy_(1, order.to(x.device), x) for name, x in signals.items()}
+        return {name: torch.empty_like(x).index_copy_(1, upload(order, x.device), x) for name, x in signals.items()}
 
     def unit_order(self, grid: tuple[int, int]) -> Tensor | None:
         """Row-major index of every merge unit in the order of the tower; None: they are in order."""

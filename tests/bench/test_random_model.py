@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tango.bench import random_model
-from tango.commands.flops import PRESETS, llm_widths
 from tango.errors import OptionError, UnknownNameError
+from tango.llm_shapes import PRESETS, llm_widths
 from tango.models import adapter_class
 from tango.quickstart import tiny_tokenizer
 

@@ -9,8 +9,8 @@ import pytest
 from tango.evaluation import Answer, Efficiency
 
 STAGES = {
-    "read": 1000.0, "preprocess": 500.0, "tower": 30.0, "project": 3.0, "prune": 5.0, "splice": 2.0, "prefill": 20.0,
-    "decoding": 80.0,
+    "read": 1000.0, "preprocess": 500.0, "tower": 30.0, "project": 3.0, "prune": 5.0, "splice": 2.0, "between": 1.0,
+    "prefill": 20.0, "decoding": 80.0,
 }  # fmt: skip
 FIRST = Answer(
     text="a", input_tokens=50, output_tokens=5, visual_tokens_before=100, visual_tokens_after=10,
@@ -44,6 +44,15 @@ def test_the_rows_are_what_their_definitions_say():
     means = efficiency.means()
     assert (means["visual_tokens_before"], means["visual_tokens_after"], means["output_tokens"]) == (75, 15, 3)
     assert (means["read_ms"], means["input_tokens"], means["mean_visual_tokens"]) == (1000, 40, 13)
+
+
+def test_the_time_to_the_first_token_leaves_nothing_out_but_what_comes_before_the_tower():
+    """The table's row is the sum of its three parts, as in the release."""
+    efficiency = Efficiency.of([FIRST, SHORT, FAILED], device="cpu")
+    assert efficiency.means()["ttft_ms"] == efficiency.rows()["Avg_Total_TTFT (ms)"] + 1 == 71
+    assert efficiency.means()["between_ms"] == 1
+    assert "\n71.00 ms to the first token, with what lies between the stages\n" in efficiency.table()
+    assert "ttft_ms" not in Efficiency.of([FAILED], device="cpu").means()
 
 
 def test_processes_are_merged_by_their_plain_dictionaries():

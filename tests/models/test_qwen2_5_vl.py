@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import tango
+from tango.containers import Signal
 from tango.models.base import adapter_class
 from tango.models.qwen_tower import window_order
 from tests import tiny_qwen
+from tests.methods.test_tango_syncs import Spy
 from tests.tiny_qwen import STILL, TALL, WIDE
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
@@ -44,6 +46,20 @@ def test_windows_change_what_the_tower_sees(model):
             for m in (model, other)
         )
     assert not torch.allclose(a.pooler_output[0], b.pooler_output[0], atol=1e-2)
+
+
+@pytest.mark.usefixtures("unchecked_annotations")
+def test_undoing_the_windows_never_waits_for_the_device(model):
+    """On tensors without contents, which go the way of those on a GPU."""
+    T, H, W = 3, 4, 3
+    vision = model.config.vision_config
+    rows, head_dim = 4 * T * H * W, vision.hidden_size // vision.num_heads
+    shapes = {"qkv": 3 * vision.hidden_size, "cos": head_dim, "sin": head_dim}
+    record = {name: torch.empty(rows, width, device="meta") for name, width in shapes.items()}
+    with Spy() as spy:
+        signals = adapter_class("qwen2_5_vl")(model)._signals(record, 0, (T, H, W), Signal.SALIENCY | Signal.KEYS)
+    assert {name: x.shape[:2] for name, x in signals.items()} == {"saliency": (T, H * W), "keys": (T, H * W)}
+    assert spy.uploads == spy.reads == []
 
 
 def test_the_last_block_must_attend_to_whole_frames():
