@@ -205,7 +205,7 @@ class TestMemory:
         assert bound // 2 < largest.numel <= bound
 
     def test_the_default_bounds(self) -> None:
-        assert clustering._MAX_HELD * 4 == 256 << 20
+        assert clustering._MAX_HELD * 4 == 1 << 30
         assert clustering._MAX_BATCH * 4 == 64 << 20
 
 
