@@ -18,7 +18,8 @@ from tango.ops.similarity import gram
 from tango.shapes import Bool, Float, Int
 
 _TICKS = 2.0**18
-# Distances: of a batch of sets; of one set that are held, 1 GiB, i.e. all up to 16384 rows; looked at at once.
+# How many distances: a batch of sets is made up to; are held (1 GiB: all of one set up to 16384 rows); are looked at
+# together.
 _MAX_BATCH, _MAX_HELD, _MAX_BLOCK = 1 << 24, 1 << 28, 1 << 22
 _MAX_BATCH_GPU, _MAX_BLOCK_GPU = 1 << 27, 1 << 26
 
