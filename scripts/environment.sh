@@ -4,12 +4,12 @@
 #   VENV          where it lives (.venv)
 #   TRANSFORMERS  another transformers release than the tested one
 #   TOOLKITS      1: with lmms-eval and VLMEvalKit in it, and Tango's adapters to them (VENV: .venv-toolkits)
-#   TORCH         installed: keep the torch (for TOOLKITS also the torchvision) that PYTHON itself finds
 #
 # It is built once, and anew when what is pinned changes: scripts/locks, which scripts/lock.sh makes. Everything is checked
 # against hashes there, but torch and torchvision, whose builds differ, what they bring along for CUDA, and the build tools
 # of a few old distributions. uv installs, from pip's index if another than the usual one is set; its own settings hold,
-# too: UV_TORCH_BACKEND=cpu takes torch for the CPU from PyTorch's own index.
+# too: UV_TORCH_BACKEND=cpu takes torch for the CPU from PyTorch's own index. To keep a torch that you have, install by
+# hand beside it what has hashes, and Tango: pip install --no-deps -r scripts/locks/plain.txt && pip install --no-deps -e .
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -24,22 +24,21 @@ packages=(-e .)
     echo "Tango needs Python 3.10 to 3.13; $("$PYTHON" --version) found. Set PYTHON to another interpreter." >&2
     exit 2
 }
-case ${TORCH:-} in '' | installed) ;; *) echo "TORCH is \"$TORCH\"; it can only be installed, or unset" >&2; exit 2 ;; esac
 
 install() { PYTHONWARNINGS=ignore "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" "$@"; }
 stamp=$(cat scripts/locks/*.txt scripts/environment.sh | sha256sum | cut -c1-16)
-stamp=$lock-$stamp-${TRANSFORMERS:-tested}-${TORCH:-locked}-${UV_TORCH_BACKEND:-default}
+stamp=$lock-$stamp-${TRANSFORMERS:-tested}-${UV_TORCH_BACKEND:-default}
 if [ "$(cat "$VENV/tango-stamp" 2>/dev/null)" != "$stamp" ]; then
     echo "Setting up $VENV (a few minutes the first time) ..." >&2
     rm -rf "$VENV"
-    "$PYTHON" -m venv ${TORCH:+--system-site-packages} "$VENV"
+    "$PYTHON" -m venv "$VENV"
     PIP_DISABLE_PIP_VERSION_CHECK=1 "$VENV/bin/python" -m pip install --quiet --require-hashes -r scripts/locks/uv.txt
     index=$("$VENV/bin/python" -m pip config get global.index-url 2>/dev/null || true)
     index=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$index}}
     [ -z "$index" ] || export UV_DEFAULT_INDEX=$index
     # First what has hashes, torch's requirements among it: those that are there are not looked for again.
     install --no-deps --require-hashes -r "scripts/locks/$lock.txt"
-    [ -n "${TORCH:-}" ] || install -r scripts/locks/torch.txt
+    install -r scripts/locks/torch.txt
     [ -z "${TRANSFORMERS:-}" ] || install "transformers==$TRANSFORMERS"
     "$VENV/bin/python" -c "import torch${TOOLKITS:+, torchvision}"
     echo "$stamp" >"$VENV/tango-stamp"
