@@ -17,10 +17,11 @@ import av
 import numpy as np
 import pytest
 
-from tango import _decord_worker, video
+import tango
+from tango import _decord_worker
 from tango.errors import UnknownNameError, VideoReadError
 from tango.sampling import sample_indices
-from tango.video import read_video
+from tango.video import read_video, reader
 from tests import clips
 
 # Containers that tell when each frame is shown: here a pass over everything would be a waste.
@@ -80,15 +81,15 @@ def test_frames_are_those_of_sequential_decoding(name: str, clip: Clip) -> None:
 
 @pytest.mark.parametrize("name", FAST)
 def test_sound_files_are_read_by_seeking(name: str, clip: Clip, monkeypatch: Patch) -> None:
-    monkeypatch.delattr(video, "_frames_in_order")  # so that the fall-back to decoding everything is an error
+    monkeypatch.delattr(reader, "_frames_in_order")  # so that the fall-back to decoding everything is an error
     read_video(clip(name), num_frames=7)
 
 
 def test_seeking_decodes_a_small_part(tmp_path: Path, monkeypatch: Patch) -> None:
     path = clips.write_clip(tmp_path / "long.mp4", num_frames=300, gop=50, b_frames=0)
     decoded = []
-    decode_from = video._decode_from
-    monkeypatch.setattr(video, "_decode_from", lambda *a: (decoded.append(f) or f for f in decode_from(*a)))
+    decode_from = reader._decode_from
+    monkeypatch.setattr(reader, "_decode_from", lambda *a: (decoded.append(f) or f for f in decode_from(*a)))
     read = read_video(path, num_frames=3)
     assert [clips.read_number(frame) for frame in read.frames.numpy()] == [0, 149, 299]
     assert len(decoded) == 1 + 50 + 50
@@ -269,7 +270,7 @@ def test_time_limit(clip: Clip) -> None:
 
 def run_python(code: str, *arguments: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own, so that a hang or a crash in native code fails one test only."""
-    paths = [str(Path(video.__file__).parents[1]), str(Path(__file__).parent)]
+    paths = [str(Path(tango.__file__).parents[1]), str(Path(__file__).parent)]
     code = f"import sys; sys.path[:0] = {paths}\n{code}"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=timeout_s, check=True

@@ -1,0 +1,113 @@
+"""The default reader: decodes only the groups of pictures that hold wanted frames."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tango.errors import VideoReadError
+from tango.sampling import sample_indices
+from tango.video.index import Index, index_frames, times_s
+from tango.video.source import Clip, Source, import_av, opened
+
+if TYPE_CHECKING:
+    import av
+
+# Decoding on is cheaper than a seek over fewer frames than a decoder holds back.
+_WORTH_A_SEEK = 16
+
+
+class _SeekFailed(Exception):
+    """A wanted frame cannot be had by seeking."""
+
+
+def read_pyav(path: str, num_frames: int, timeout_s: float) -> Clip:
+    """Decode only the groups of pictures that hold wanted frames, or everything where that fails."""
+    av = import_av(path)
+    deadline = time.monotonic() + timeout_s
+    with opened(path, deadline) as source:
+        index = index_frames(source)
+        indices = sample_indices(index.num_frames, num_frames)
+        timestamps_s, duration_s = times_s(source, index, indices)
+        try:
+            frames = _gather(path, indices, _frames_by_seeking(source, index, indices))
+        except (av.FFmpegError, _SeekFailed):  # no way to seek, or one landed badly, as it may in a sound file
+            frames = None
+    if frames is None:  # then a pass over everything is the judge
+        with opened(path, deadline) as source:
+            frames = _gather(path, indices, _frames_in_order(source, index, indices))
+    return Clip(frames, indices, timestamps_s, index.num_frames, duration_s)
+
+
+def _frames_by_seeking(source: Source, index: Index, indices: np.ndarray) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield each wanted frame once, decoding from the keyframe before it."""
+    times, key_times = index.times, [pts for pts, _ in index.keyframes]
+    if times is None:
+        raise _SeekFailed
+    positions = sorted(set(indices.tolist()))
+    wanted = {times[i] for i in positions}
+    frames: Iterator[tuple[int, av.VideoFrame]] = iter(())
+    reached = -_WORTH_A_SEEK - 1
+    for i in positions:
+        key = bisect_right(key_times, times[i]) - 1
+        if key < 0:
+            raise _SeekFailed
+        if bisect_left(times, key_times[key]) - reached > _WORTH_A_SEEK:
+            frames = _decode_from(source, index.keyframes[key], wanted)
+        pts, frame = next((f for f in frames if f[0] >= times[i]), (None, None))
+        if frame is None or pts != times[i]:
+            raise _SeekFailed
+        yield i, frame
+        reached = i
+
+
+def _decode_from(source: Source, keyframe: tuple[int, int], wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield (pts, frame) from a keyframe on, in display order; frames that no other needs only where wanted."""
+    key_pts, seek_to = keyframe
+    source.container.seek(seek_to, stream=source.stream)
+    started, previous = False, key_pts - 1
+    for packet in source.packets():
+        started = started or packet.pts == key_pts  # the seek may land earlier
+        if not started:
+            continue
+        source.stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        for frame in packet.decode():
+            if frame.pts is not None and frame.pts < key_pts:
+                continue  # shown before the keyframe, so built on frames before it, which were not decoded
+            if frame.is_corrupt or frame.pts is None or frame.pts <= previous:
+                raise _SeekFailed
+            previous = frame.pts
+            yield frame.pts, frame
+
+
+def _frames_in_order(source: Source, index: Index, indices: np.ndarray) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield each wanted frame once, decoding everything from the start."""
+    wanted, count = set(indices.tolist()), 0
+    for packet in source.packets():
+        for frame in packet.decode():
+            if frame.is_corrupt:
+                raise VideoReadError(source.path, f"frame {count} is damaged; download or copy the file again")
+            if count in wanted:
+                yield count, frame
+            count += 1
+    if count != index.num_frames:
+        reason = f"{count} frames can be decoded of the {index.num_frames} it lists"
+        raise VideoReadError(source.path, f"{reason}; copy it again or convert it")
+
+
+def _gather(path: str, indices: np.ndarray, wanted: Iterable[tuple[int, av.VideoFrame]]) -> np.ndarray:
+    """Convert frames to upright RGB, one array (n, h, w, 3) in which frame i fills every place that asks for it."""
+    frames = np.empty((len(indices), 0, 0, 3), dtype=np.uint8)
+    for i, frame in wanted:
+        # `rotation` counts counter-clockwise degrees, as np.rot90 does.
+        pixels = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
+        if frames.size == 0:
+            frames = np.empty((len(indices), *pixels.shape), dtype=np.uint8)
+        if pixels.shape != frames.shape[1:]:
+            raise VideoReadError(path, f"its frame size changes at frame {i}; convert it to one size")
+        frames[indices == i] = pixels
+    return frames
