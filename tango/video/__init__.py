@@ -18,9 +18,12 @@ def read_video(
 ) -> Video:
     """Read `num_frames` frames, spread evenly over the file from its first displayed frame to its last.
 
-    Frames come upright (a rotation stored in the file is applied) and exactly as a decoder that starts at the
-    beginning shows them. A frame that cannot be had is an error, never a shorter or repeated answer; frames repeat
-    only where the file has fewer than `num_frames`. Streams that state no length (MPEG-TS, FLV, raw) end where the file
+    Frames come upright (rotation and mirroring stored in the file are applied) and exactly as a decoder that starts at
+    the beginning shows them. Colours are ffmpeg's: the file's tags decide on matrix and range, files without tags count
+    as BT.601 with limited range, and HDR video (PQ, HLG) is converted without tone mapping.
+
+    A frame that cannot be had is an error, never a shorter or repeated answer; frames repeat only where the file has
+    fewer than `num_frames`. Streams that state no length (MPEG-TS, FLV, raw) end where the file
     ends, and pixels that a damaged file still decodes to without complaint cannot be told from true ones.
 
     Args:

@@ -12,6 +12,7 @@ import numpy as np
 from tango.errors import VideoReadError
 from tango.sampling import sample_indices
 from tango.video.index import Index, index_frames, times_s
+from tango.video.pixels import Converter
 from tango.video.source import Clip, Source, import_av, opened
 
 if TYPE_CHECKING:
@@ -102,9 +103,12 @@ def _frames_in_order(source: Source, index: Index, indices: np.ndarray) -> Itera
 def _gather(path: str, indices: np.ndarray, wanted: Iterable[tuple[int, av.VideoFrame]]) -> np.ndarray:
     """Convert frames to upright RGB, one array (n, h, w, 3) in which frame i fills every place that asks for it."""
     frames = np.empty((len(indices), 0, 0, 3), dtype=np.uint8)
+    convert = Converter()
     for i, frame in wanted:
-        # `rotation` counts counter-clockwise degrees, as np.rot90 does.
-        pixels = np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
+        try:
+            pixels = convert(frame)
+        except ValueError as error:
+            raise VideoReadError(path, str(error)) from error
         if frames.size == 0:
             frames = np.empty((len(indices), *pixels.shape), dtype=np.uint8)
         if pixels.shape != frames.shape[1:]:
