@@ -52,7 +52,7 @@ def reason_not_to_read(path: object, **options: object) -> str:
     assert error.path == str(path)
     assert str(error) == f"cannot read video {str(path)!r}: {error.reason}"
     assert "\n" not in str(error)
-    assert re.search("[;:] .*(check|copy|convert|name|install|use|raise|download)", error.reason), "no way out"
+    assert re.search("[;:] .*(check|copy|lfs pull|convert|name|install|use|raise|download)", error.reason), "no way out"
     return error.reason
 
 
@@ -176,7 +176,8 @@ BYTES = {
     "photo.png": (b"\x89PNG\r\n\x1a\n" + bytes(99), "image"),
     "photo.mp4": (b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(99), "image"),
     "photo.heic": (b"\0\0\0\x18ftypheic" + bytes(99), "image"),
-    "moving.gif": (b"GIF89a" + bytes(99), "image"),
+    "moving.gif": (b"GIF89a" + bytes(99), "damaged"),
+    "pointer.mp4": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 49\n", "git lfs pull"),
     "wide.m3u8": ("#EXTM3U\n".encode("utf-16") + bytes(99), "no known kind of video"),
 }
 

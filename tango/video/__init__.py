@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 from tango.errors import UnknownNameError
 from tango.video.backends import BACKENDS
 from tango.video.files import check_file
+from tango.video.source import Limits
 
 if TYPE_CHECKING:  # at run time torch and PyAV load on first use
     from tango.containers import Video
 
 
 def read_video(
-    path: str | os.PathLike[str], *, num_frames: int, backend: str = "auto", timeout_s: float = 120.0
+    path: str | os.PathLike[str],
+    *,
+    num_frames: int,
+    backend: str = "auto",
+    timeout_s: float = 120.0,
+    max_frame_pixels: int = 40_000_000,
+    max_bytes: int = 4 << 30,
 ) -> Video:
     """Read `num_frames` frames, spread evenly over the file from its first displayed frame to its last.
 
@@ -23,13 +31,18 @@ def read_video(
     as BT.601 with limited range, and HDR video (PQ, HLG) is converted without tone mapping.
 
     A frame that cannot be had is an error, never a shorter or repeated answer; frames repeat only where the file has
-    fewer than `num_frames`. Streams that state no length (MPEG-TS, FLV, raw) end where the file
-    ends, and pixels that a damaged file still decodes to without complaint cannot be told from true ones.
+    fewer than `num_frames`. Damaged files are refused, always, where a frame or a piece of the container is
+    missing or marked as damaged; where FFmpeg only complains and gives all frames, those come with a
+    DamagedVideoWarning. What no wanted frame needs is not decoded, so damage there goes unnoticed. Streams that state
+    no length (MPEG-TS, FLV, raw) end where the file ends, and pixels that a damaged file still decodes to without
+    complaint cannot be told from true ones.
 
     Args:
         backend: "auto" and "pyav" are the same exact reader. "torchcodec" and "decord" are used only when named. decord
             ignores edit lists: on clips cut without recoding it returns other frames, as the paper's release does.
         timeout_s: give up after this long. decord is killed then; torchcodec cannot be interrupted.
+        max_frame_pixels: refuse larger frames before they are decoded; 8K video (7680 x 4320) is below it.
+        max_bytes: refuse before more memory than this is taken for the frames, 3 bytes a pixel.
 
     Raises:
         VideoReadError: the file is missing, damaged or no video, or the backend cannot be used.
@@ -42,7 +55,8 @@ def read_video(
     check_backend(backend)
     path = os.fsdecode(path)
     check_file(path)
-    clip = BACKENDS[backend](path, num_frames, timeout_s)
+    limits = Limits(timeout_s, time.monotonic() + timeout_s, max_frame_pixels, max_bytes)
+    clip = BACKENDS[backend](path, num_frames, limits)
 
     import torch
 

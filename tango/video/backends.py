@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
-
 from tango.errors import VideoReadError
 from tango.sampling import one_line, sample_indices
 from tango.video.reader import read_pyav
-from tango.video.source import Clip, opened
+from tango.video.source import Clip, Limits, opened
 
 
-def read_torchcodec(path: str, num_frames: int, timeout_s: float) -> Clip:
-    with opened(path, time.monotonic() + timeout_s):
-        pass  # torchcodec itself would follow playlists and read images
+def read_torchcodec(path: str, num_frames: int, limits: Limits) -> Clip:
+    with opened(path, limits) as source:  # so that no playlist is followed and no image read
+        limits.check(path, num_frames, source.stream.width, source.stream.height)
     try:
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
@@ -28,12 +26,12 @@ def read_torchcodec(path: str, num_frames: int, timeout_s: float) -> Clip:
     return Clip(batch.data.numpy(), indices, batch.pts_seconds.numpy() - start_s, len(decoder), end_s - start_s)
 
 
-def read_decord(path: str, num_frames: int, timeout_s: float) -> Clip:
+def read_decord(path: str, num_frames: int, limits: Limits) -> Clip:
     from tango._decord_worker import run_worker
 
-    with opened(path, time.monotonic() + timeout_s):
-        pass  # decord itself would follow playlists and read images
-    return Clip(**run_worker(path, num_frames, timeout_s))
+    with opened(path, limits) as source:  # so that no playlist is followed and no image read
+        limits.check(path, num_frames, source.stream.width, source.stream.height)
+    return Clip(**run_worker(path, num_frames, limits.timeout_s))
 
 
 BACKENDS = {"auto": read_pyav, "pyav": read_pyav, "torchcodec": read_torchcodec, "decord": read_decord}

@@ -9,7 +9,7 @@ import stat
 from tango.errors import VideoReadError
 from tango.sampling import one_line
 
-_IMAGE = rb"\x89PNG|\xff\xd8\xff|GIF8|II\*\0|MM\0\*|BM....\0\0\0\0|RIFF....WEBP|....ftyp(avif|heic|heix|mif1)"
+_IMAGE = rb"\x89PNG|\xff\xd8\xff|II\*\0|MM\0\*|BM....\0\0\0\0|RIFF....WEBP|....ftyp(avif|heic|heix|mif1)"
 _BINARY = set(range(32)) - set(b"\t\n\r\f\x1b")  # bytes that no text file has
 
 
@@ -31,7 +31,9 @@ def check_file(path: str) -> None:
         raise VideoReadError(path, "the file is empty, expected a video; download or copy it again")
     if re.match(_IMAGE, head, re.DOTALL):
         raise VideoReadError(path, "it is an image, expected a video file such as .mp4; convert it or name another")
-    if not set(head) & _BINARY:
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise VideoReadError(path, "it is a git-lfs pointer, not the video itself; install git-lfs, run: git lfs pull")
+    if not set(head) & _BINARY and not head.startswith(b"YUV4MPEG2 "):
         raise VideoReadError(path, "it is text (a playlist, a web page?), expected a video file; name the video itself")
     if (stated := _stated_size(head)) > info.st_size:
         raise VideoReadError(path, f"it is cut short: {info.st_size} of {stated} bytes; download or copy it again")

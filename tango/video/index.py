@@ -7,13 +7,15 @@ from typing import NamedTuple
 import numpy as np
 
 from tango.errors import VideoReadError
+from tango.sampling import one_line
 from tango.video.source import Source, opened
 
 # Those whose packets carry true presentation times. The others (AVI, raw streams) give decoding times or none.
 _SEEKABLE = {"matroska", "mov", "mpegts", "flv"}
+_MAX_PACKETS = 5_000_000  # a day at 60 frames a second is as many; each takes some 200 bytes here
 
 
-class _Packet(NamedTuple):
+class Packet(NamedTuple):
     """One coded frame. Times are in ticks of the stream's time base."""
 
     pts: int | None
@@ -29,19 +31,15 @@ class Index(NamedTuple):
     num_frames: int
     times: list[int] | None  # in display order; None where the container has none
     keyframes: list[tuple[int, int]]  # (pts, where to seek), in display order; empty where seeking is unsafe
+    starts_open: bool  # with frames that no decoder can show, as what they refer to was cut off
     last_duration: int
 
 
 def index_frames(source: Source) -> Index:
-    packets: list[_Packet] = []
-    for p in source.packets():
-        if p.is_corrupt:
-            raise VideoReadError(source.path, f"packet {len(packets)} is damaged or cut short; copy the file again")
-        if p.size:  # VP8 keeps frames that are never shown as packets of their own: bit 4 of the first byte is clear
-            is_shown = not p.is_discard and (source.stream.codec.name != "vp8" or bool(bytes(p)[0] & 16))
-            packets.append(_Packet(p.pts, p.dts, p.duration or 0, p.is_keyframe, is_shown))
+    """Read all packets of a file; refuse one of which FFmpeg says that packets are damaged or missing."""
+    packets = _read_packets(source)
     _check_complete(source, len(packets))
-    packets = _without_undecodable_start(source, packets)
+    whole, packets = packets, _without_undecodable_start(source, packets)
     shown = [p for p in packets if p.is_shown]
     if not shown:
         raise VideoReadError(source.path, "its video stream holds no frames; check that it plays, copy it again")
@@ -49,12 +47,33 @@ def index_frames(source: Source) -> Index:
     by_dts = sorted({p.dts for p in shown if p.dts is not None})  # in this order as good, up to a constant
     times = next((t for t in (by_pts, by_dts) if len(t) == len(shown)), None)
     keyframes = []
-    if times is by_pts and _SEEKABLE & set(source.container.format.name.split(",")):
+    is_seekable = times is by_pts and _SEEKABLE & set(source.container.format.name.split(","))
+    if is_seekable and not source.decoder_errors(references=False):
         # Demuxers seek by decoding time where they know it; it is never after the presentation time.
         keys = [p for p in packets if p.is_keyframe]
         keyframes = sorted((p.pts, p.pts if p.dts is None else p.dts) for p in keys if p.pts is not None)
     last = max(shown, key=lambda p: p.pts or 0)
-    return Index(len(shown), times, keyframes, last.duration)
+    return Index(len(shown), times, keyframes, packets is not whole, last.duration)
+
+
+def _read_packets(source: Source) -> list[Packet]:
+    packets: list[Packet] = []
+    has_key = False
+    for p in source.packets():
+        if p.is_corrupt:
+            raise VideoReadError(source.path, f"packet {len(packets)} is damaged or cut short; copy the file again")
+        if errors := source.container_errors():
+            reason = f"its container is damaged at packet {len(packets)} (FFmpeg: {one_line(errors[0])})"
+            raise VideoReadError(source.path, f"{reason}; download or copy it again")
+        if len(packets) == _MAX_PACKETS:
+            raise VideoReadError(source.path, f"it has more than {_MAX_PACKETS} frames; cut it into parts")
+        if p.size:  # VP8 keeps frames that are never shown as packets of their own: bit 4 of the first byte is clear
+            is_shown = not p.is_discard and (source.stream.codec.name != "vp8" or bool(bytes(p)[0] & 16))
+            packets.append(Packet(p.pts, p.dts, p.duration or 0, p.is_keyframe, is_shown))
+        if p.is_keyframe and not has_key:
+            has_key = True
+            source.forget()  # parsers complain of what lacks its keyframe, as in streams cut anywhere
+    return packets
 
 
 def _check_complete(source: Source, num_packets: int) -> None:
@@ -62,14 +81,14 @@ def _check_complete(source: Source, num_packets: int) -> None:
     stated = source.stream.frames
     if num_packets >= stated or source.container.format.name == "avi":  # AVI states time slots, not frames
         return
-    with opened(source.path, source.deadline, ignore_editlist="1") as whole:  # an edit list may leave packets out
+    with opened(source.path, source.limits, ignore_editlist="1") as whole:  # an edit list may leave packets out
         num_packets = sum(packet.size > 0 for packet in whole.packets())
     if num_packets < stated:
         reason = f"it is cut short: {num_packets} of {stated} frames are there"
         raise VideoReadError(source.path, f"{reason}; download or copy it again")
 
 
-def _without_undecodable_start(source: Source, packets: list[_Packet]) -> list[_Packet]:
+def _without_undecodable_start(source: Source, packets: list[Packet]) -> list[Packet]:
     """Drop what comes before the first keyframe or is shown before it, if decoders cannot show it.
 
     A stream cut at an open group of pictures starts with frames whose references are gone; players skip them.
@@ -82,7 +101,7 @@ def _without_undecodable_start(source: Source, packets: list[_Packet]) -> list[_
         end += 1
     if key == 0 and end == 1:
         return packets
-    with opened(source.path, source.deadline) as again:
+    with opened(source.path, source.limits) as again:
         first = next((frame for packet in again.packets() for frame in packet.decode()), None)
     return [packets[key], *packets[end:]] if first is not None and first.pts == key_pts else packets
 

@@ -33,8 +33,12 @@ class Converter:
             ValueError: the file says that its picture is tilted by less than a right angle.
         """
         rgb = self._reformatter.reformat(frame, format="rgb24", **_colours(frame)).to_ndarray()
-        matrix = next((np.frombuffer(d, "=i4") for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), None)
-        return rgb if matrix is None else _upright(rgb, *(float(matrix[i]) for i in (0, 1, 3, 4)))
+        side_data: Any = frame.side_data  # PyAV's stubs take it for a mapping
+        for data in side_data:
+            if data.type.name == "DISPLAYMATRIX":
+                matrix = np.frombuffer(data, "=i4").tolist()
+                return _upright(rgb, *(float(matrix[i]) for i in (0, 1, 3, 4)))
+        return rgb
 
 
 def _colours(frame: av.VideoFrame) -> dict[str, Any]:
