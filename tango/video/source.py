@@ -109,13 +109,14 @@ def opened(path: str, limits: Limits, **options: str) -> Iterator[Source]:
     # "file:" and the lists keep FFmpeg from reading the name as an address and from following what the file points to.
     url = f"file:{os.path.abspath(path)}"
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file", **options}
+    major = int(av.__version__.split(".")[0])
     # Before PyAV 19 a title that is not UTF-8 would be an error.
-    lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    settings: dict[str, Any] = {"metadata_errors": "replace"} if major < 19 else {}
+    if major >= 18:  # the first frames are decoded on opening; older ones write beyond their memory if told any option
+        settings["options"] = {"max_pixels": str(limits.max_frame_pixels)}
     with complaints() as said:
         try:
-            with av.open(
-                url, options={"max_pixels": str(limits.max_frame_pixels)}, container_options=options, **lenient
-            ) as container:
+            with av.open(url, container_options=options, **settings) as container:
                 yield Source(
                     path=path, container=container, stream=_main_stream(path, container), limits=limits, said=said
                 )
