@@ -44,7 +44,9 @@ _HOME = {
     "UnsupportedModelError": "tango.errors",
     "MissingSignalError": "tango.errors",
     "BudgetError": "tango.errors",
+    "CheckpointError": "tango.errors",
     "VideoReadError": "tango.errors",
+    "WriteError": "tango.errors",
 }
 __all__ = sorted([*_HOME, "__version__"])
 
@@ -54,12 +56,14 @@ if TYPE_CHECKING:
     from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, Video, VisualTokens
     from tango.errors import (
         BudgetError,
+        CheckpointError,
         MissingSignalError,
         OptionError,
         TangoError,
         UnknownNameError,
         UnsupportedModelError,
         VideoReadError,
+        WriteError,
     )
     from tango.methods import (
         LayerPruner,
