@@ -21,7 +21,7 @@ FILES = {path.relative_to(ROOT.parent).as_posix(): path for path in sorted(ROOT.
 
 BASE = {"tango.containers", "tango.errors", "tango.shapes"}
 METHOD_BASE = {"tango.methods.base", "tango.methods.registry"}
-TOP = "cli|demo|commands|quickstart|bench|examples"  # what people run; nothing else uses it
+TOP = "__main__|cli|demo|commands|quickstart|bench|examples"  # what people run; nothing else uses it
 # Files that match -> what they may import besides the standard library. A name allows what is below it, too.
 ALLOWED = {
     r"tango/(containers|errors|shapes)\.py": {"torch", "jaxtyping", *BASE},
