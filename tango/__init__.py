@@ -47,6 +47,7 @@ _HOME = {
     "CheckpointError": "tango.errors",
     "VideoReadError": "tango.errors",
     "WriteError": "tango.errors",
+    "DamagedVideoWarning": "tango.errors",
 }
 __all__ = sorted([*_HOME, "__version__"])
 
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from tango.errors import (
         BudgetError,
         CheckpointError,
+        DamagedVideoWarning,
         MissingSignalError,
         OptionError,
         TangoError,
