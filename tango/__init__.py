@@ -11,7 +11,8 @@ Importing this package defines names and does nothing else; each name is importe
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # that of `typing`, whose import takes longer than all of this
 
 __version__ = "0.1.0"
 

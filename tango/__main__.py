@@ -1,9 +1,14 @@
 """The program `tango`: the installed command, and `python -m tango`."""
 
+from __future__ import annotations
+
 import sys
-from collections.abc import Callable
 
 from tango.interrupts import run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def main() -> int:

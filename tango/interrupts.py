@@ -1,11 +1,16 @@
 """Programs that Ctrl-C ends with one line and exit code 130, whenever it comes."""
 
+from __future__ import annotations
+
 import os
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # what is imported up here takes a moment in which Ctrl-C is a traceback still
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
 
 
 def run(name: str, load: Callable[[], Callable[[], int]]) -> int:
