@@ -40,9 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if frames < 1 or args.text_tokens < 0:
         raise OptionError(f"--frames must be at least 1 and --text-tokens at least 0, got {frames}, {args.text_tokens}")
     if frames > _MOST or args.text_tokens > _MOST:
-        raise OptionError(
-            f"--frames and --text-tokens must be at most {_MOST}, got {frames:.3g}, {args.text_tokens:.3g}"
-        )
+        raise OptionError(f"--frames and --text-tokens must be at most {_MOST}")
     if args.layer is None and args.layer_retention_ratio is not None:
         raise OptionError("--layer-retention-ratio needs --layer")
     inside: dict[str, Any] = {"num_layers": shape.num_layers, "layer": args.layer, "layer_retention_ratio": 1.0}
