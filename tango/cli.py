@@ -24,6 +24,7 @@ _COMMANDS = (
     ("runs", "tango.commands.runs", "list recorded results: accuracy, tokens kept, difference to all tokens"),
     ("figure", "tango.commands.figure", "plot accuracy against visual tokens, from recorded results"),
     ("convert", "tango.commands.convert", "write an lmms-lab checkpoint in the layout of transformers"),
+    ("doctor", "tango.commands.doctor", "check this installation: versions, readers, GPU, toolkits, a small answer"),
     ("quickstart", "tango.quickstart", "try everything on a tiny model and a generated clip"),
 )
 _MINI = (
