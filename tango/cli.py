@@ -68,7 +68,8 @@ def _add(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Exit codes: 0 done, 2 a mistake of the user's (one line on stderr), 130 interrupted."""
+    """Run a command. Exit codes: 0 done, 1 `doctor` found a fault, 2 a mistake of the user's (one line on stderr),
+    130 interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parser(argv).parse_args(argv)
     warnings.showwarning = lambda message, *_args, **_kwargs: print(f"tango: note: {message}", file=sys.stderr)
