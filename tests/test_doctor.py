@@ -37,7 +37,7 @@ def doctor(*options: str, path: str = "", **environment: str) -> subprocess.Comp
 
 
 def test_a_sound_installation_has_no_fault():
-    run = doctor("--json", HF_HUB_OFFLINE="1")
+    run = doctor("--json", "--timeout", "1200", HF_HUB_OFFLINE="1")
     record = json.loads(run.stdout)
     assert run.returncode == 0, run.stdout
     assert run.stderr == ""
@@ -72,7 +72,7 @@ def broken(tmp_path_factory) -> dict[str, tuple[str, str]]:
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         (info / "RECORD").write_text(files)
     (folder / "a_file").write_text("")
-    run = doctor(path=str(folder), HF_HUB_OFFLINE="1", HF_HOME=str(folder / "a_file" / "cache"))
+    run = doctor("--timeout", "1200", path=str(folder), HF_HUB_OFFLINE="1", HF_HOME=str(folder / "a_file" / "cache"))
     assert (run.returncode, run.stderr) == (1, "")
     *lines, last = run.stdout.splitlines()
     assert re.fullmatch(rf"\d+ of {len(NAMES)} checks failed", last)
