@@ -34,6 +34,7 @@ _COMMANDS = (
     ("runs", "tango.commands.runs", "list recorded results: accuracy, tokens kept, difference to all tokens"),
     ("figure", "tango.commands.figure", "plot accuracy against visual tokens, from recorded results"),
     ("convert", "tango.commands.convert", "write an lmms-lab checkpoint in the layout of transformers"),
+    ("doctor", "tango.commands.doctor", "check this installation: versions, readers, GPU, toolkits, a small answer"),
     ("quickstart", "tango.quickstart", "try everything on a tiny model and a generated clip"),
 )
 _MINI = (
@@ -79,7 +80,7 @@ def _add(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Exit codes: 0 done; 1 a defect of Tango, with its traceback; 2 a mistake of the user's, in one line on stderr; 130
+    Exit codes: 0 done; 1 a defect of Tango, with its traceback, or a fault that `doctor` found; 2 a mistake of the user's, in one line on stderr; 130
     interrupted (see `tango.interrupts`); 141 nobody reads the output any more.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
