@@ -80,8 +80,8 @@ def _add(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Exit codes: 0 done; 1 a defect of Tango, with its traceback, or a fault that `doctor` found; 2 a mistake of the user's, in one line on stderr; 130
-    interrupted (see `tango.interrupts`); 141 nobody reads the output any more.
+    Exit codes: 0 done; 1 a defect of Tango, with its traceback, or a fault that `doctor` found; 2 a mistake of the
+    user's, in one line on stderr; 130 interrupted (see `tango.interrupts`); 141 nobody reads the output any more.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text
