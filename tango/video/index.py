@@ -33,6 +33,7 @@ class Index(NamedTuple):
     times: list[int] | None  # in display order; None where the container has none
     keyframes: list[tuple[int, int]]  # (pts, where to seek), in display order; empty where seeking is unsafe
     starts_open: bool  # with frames that no decoder can show, as what they refer to was cut off
+    has_open_groups: bool  # frames are shown before the keyframe that comes before them
     last_duration: int
 
 
@@ -56,7 +57,7 @@ def index_frames(source: Source) -> Index:
         keys = [p for p in packets if p.is_keyframe]
         keyframes = sorted((p.pts, p.pts if p.dts is None else p.dts) for p in keys if p.pts is not None)
     last = max(shown, key=lambda p: p.pts or 0)
-    return Index(len(shown), times, keyframes, packets is not whole, last.duration)
+    return Index(len(shown), times, keyframes, packets is not whole, _has_open_groups(packets), last.duration)
 
 
 def _read_packets(source: Source) -> list[Packet]:
@@ -89,9 +90,23 @@ def _jumps_back(packets: list[Packet]) -> bool:
     return any(later < earlier for earlier, later in pairwise(times))
 
 
+def _has_open_groups(packets: list[Packet]) -> bool:
+    key_pts = None
+    for p in packets:
+        if p.pts is None:
+            continue
+        if p.is_keyframe:
+            key_pts = p.pts
+        elif key_pts is not None and p.pts < key_pts:
+            return True
+    return False
+
+
 def _check_complete(source: Source, num_packets: int) -> None:
     """Refuse a file with fewer packets than its header states."""
     stated = source.stream.frames
+    if source.container.format.name == "mxf":  # states how long it is, in frames
+        stated = source.stream.duration or 0
     if num_packets >= stated or source.container.format.name == "avi":  # AVI states time slots, not frames
         return
     with opened(source.path, source.limits, ignore_editlist="1") as whole:  # an edit list may leave packets out
