@@ -178,7 +178,7 @@ class TestLimits:
             stream.width, stream.height, stream.pix_fmt = 8000, 8000, "gray"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((8000, 8000), np.uint8), format="gray")))
             container.mux(stream.encode())
-        with pytest.raises(VideoReadError, match="8000 x 8000 = 64000000 pixels, at most 40000000.*max_frame_pixels"):
+        with pytest.raises(VideoReadError, match=r"8000 x 8000 = 64000000 pixels, at most 40000000.*max_frame_pixels"):
             read_video(path, num_frames=1)
 
     @pytest.mark.parametrize("backend", ["auto", "decord", "torchcodec"])

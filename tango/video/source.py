@@ -109,8 +109,8 @@ def opened(path: str, limits: Limits, **options: str) -> Iterator[Source]:
     # "file:" and the lists keep FFmpeg from reading the name as an address and from following what the file points to.
     url = f"file:{os.path.abspath(path)}"
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file", **options}
-    # Before PyAV 19 a title that is not UTF-8 would be an error. Options for decoders are not for PyAV 15: given any, it
-    # writes beyond its memory where a container, such as FLV, shows its streams late.
+    # Before PyAV 19 a title that is not UTF-8 would be an error. No options for decoders: given any,
+    # PyAV 15 writes beyond its memory where a container, such as FLV, shows its streams late.
     lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     with complaints() as said:
         try:
