@@ -40,6 +40,8 @@ def read_video(
     Args:
         backend: "auto" and "pyav" are the same exact reader. "torchcodec" and "decord" are used only when named. decord
             ignores edit lists: on clips cut without recoding it returns other frames, as the paper's release does.
+            Where else it would return other frames (MPEG-TS, negative times) it is refused. The other backends
+            interpolate colour in their own way: at sharp edges their pixels differ, and mirrored video is refused.
         timeout_s: give up after this long. decord is killed then; torchcodec cannot be interrupted.
         max_frame_pixels: refuse larger frames before they are decoded; 8K video (7680 x 4320) is below it.
         max_bytes: refuse before more memory than this is taken for the frames, 3 bytes a pixel.
