@@ -52,4 +52,4 @@ def _inside(model: Any) -> Any:
             "cannot be pruned along; use one that changes layers (LoRA), or prune the base model, "
             "model.get_base_model(), without it"
         )
-    return model.get_base_model()
+    return model.base_model.model
