@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tango.errors import TangoError
@@ -60,7 +59,6 @@ class PlaceholderGuard:
         if args and args[0].dim() > 1 and args[0].shape[1] > 1:
             self._check(args[0])
 
-    @torch.compiler.disable
     def _check(self, ids: Tensor) -> None:
         if not self._allowed() and bool((ids == self._video_token_id).any()):
             raise TangoError(

@@ -317,13 +317,16 @@ def prune(
 
     Use it as a context manager, or call `remove()` on the result. Text and images pass through unpruned; the model's
     weights and class are not touched, and afterwards no hook or attribute is left behind.
-    Streamers and logits processors see the short prompt. A cache that a pruned call returns holds the short prompt, so
-    it cannot be continued with the long `sequences`; and where kept tokens retain their positions (Qwen-VL, and
-    `positions="kept"`) a model cannot be decoded step by step from the cache of a direct call, because stock code does
-    not know them: use `generate`.
+    Logits processors, stopping criteria and streamers see the prompt that the caller gave, and logits of direct calls
+    have its length. A cache that a pruned call returns holds the short prompt: `generate` goes on from it when the
+    video is given again beside it, and refuses it otherwise; where kept tokens retain their positions (Qwen-VL, and
+    `positions="kept"`) steps after a direct call need `position_ids`. While a model is pruned, placeholders that reach
+    its LLM in another way, such as through a part of the model, are refused.
 
     Args:
-        model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`.
+        model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`; also inside what
+            `torch.compile` returns, a PEFT model with adapters in the layers, or DistributedDataParallel. They may be
+            put around it afterwards, too.
         method: a name from `available_methods()`, or a pruner that is built already. For a method inside the LLM all
             tokens enter it, and `retention_ratio` means the average over its layers; a built one is taken as it is.
         layer_pruner: prune again at the input of a decoder layer; built, or a name from `available_layer_pruners()`.
@@ -337,7 +340,7 @@ def prune(
         **options: fields of the method, such as `retention_ratio=0.1`.
     Raises:
         UnknownNameError, OptionError: no such method or option, or none for this model.
-        UnsupportedModelError: no adapter for this model, or none for pruning inside its decoder.
+        UnsupportedModelError: no adapter for this model, or none for pruning inside its decoder; or another wrapper.
         MissingSignalError: the model cannot supply what the method needs.
         BudgetError: a ratio is out of range or cannot be reached.
         TangoError: the model is pruned already.
