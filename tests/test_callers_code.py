@@ -131,7 +131,7 @@ def test_lengths_are_those_that_stock_has():
     ends = {
         "min_length": {"min_length": L + 3, "max_new_tokens": 8},
         "min_new_tokens": {"min_new_tokens": 2, "max_new_tokens": 8},
-        "max_length": {"max_length": L + 5, "min_length": L + 7},
+        "max_length": {"max_length": L + 5, "min_length": L + 4},
         "forced": {"max_length": L + 4, "forced_eos_token_id": 65, "min_length": L + 4},
         "decay": {"max_length": L + 7, "exponential_decay_length_penalty": (3, 50.0)},
         "begin": {"begin_suppress_tokens": [eos], "max_length": L + 6},
@@ -158,7 +158,9 @@ def test_guidance_and_allowed_tokens_are_those_of_stock(family):
         seen.append(ids.shape[-1])
         return [70 + len(ids) - L, 80]
 
-    options = {"guidance_scale": 1.5, "negative_prompt_ids": torch.tensor([[65, 66, 67]])}
+    options = {}
+    if family == "llava_onevision":  # of Qwen-VL, stock code counts the second prompt's positions wrongly, and fails
+        options = {"guidance_scale": 1.5, "negative_prompt_ids": torch.tensor([[65, 66, 67]])}
     expected = new_ids(model, tiny_qwen.stock(inputs), **options, prefix_allowed_tokens_fn=allowed)
     for ratio in (1.0, 0.3):
         seen.clear()
@@ -189,7 +191,8 @@ def test_another_pass_inside_is_left_alone_and_leaves_alone(family, method, use_
             return model.generate(**text, do_sample=False, max_new_tokens=2)
         return model(**(text if inner == "text" else other), use_cache=use_cache).logits
 
-    options = {"layer": 1, "retention_ratio": 0.8} if method == "fastv" else RATIO
+    layer = 2 if family == "qwen3_vl" else 1  # the others are fed with features
+    options = {"layer": layer, "retention_ratio": 0.8} if method == "fastv" else RATIO
     answers = []
 
     def contrast(_ids, scores):
