@@ -105,6 +105,10 @@ class Pruning:
                 if kwargs.get("position_ids") is None and not self._removed:  # stock `generate` always gives them
                     self._check_step(kwargs)
                 return stock["forward"](**kwargs)
+            return prune_and_forward(kwargs)
+
+        @torch.compiler.disable  # what hooks and threads do cannot be traced
+        def prune_and_forward(kwargs: dict[str, Any]) -> Any:
             with self._running() as call:
                 return self._forward(stock["forward"], kwargs, call)
 
@@ -326,7 +330,7 @@ def prune(
     Args:
         model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`; also inside what
             `torch.compile` returns, a PEFT model with adapters in the layers, or DistributedDataParallel. They may be
-            put around it afterwards, too.
+            put around it afterwards, too. Direct calls with video of a compiled model run as if it were not compiled.
         method: a name from `available_methods()`, or a pruner that is built already. For a method inside the LLM all
             tokens enter it, and `retention_ratio` means the average over its layers; a built one is taken as it is.
         layer_pruner: prune again at the input of a decoder layer; built, or a name from `available_layer_pruners()`.

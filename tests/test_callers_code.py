@@ -229,6 +229,7 @@ def test_stopping_criteria_and_streamers_count_from_the_callers_prompt():
     assert streamer.ended
 
 
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
 def test_a_decoding_loop_of_the_callers():
     model, inputs = build()
 
