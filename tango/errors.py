@@ -40,6 +40,14 @@ class NotFiniteError(TangoError, ValueError):
     """What a model made of a video holds NaN or infinity."""
 
 
+class CheckpointError(TangoError):
+    """A checkpoint's files cannot be used: missing, damaged, of another kind, or not those that `config.json` says."""
+
+
+class WriteError(TangoError, OSError):
+    """A file cannot be written; the message names it and says what was kept."""
+
+
 class VideoReadError(TangoError, OSError):
     """A video file cannot be read.
 

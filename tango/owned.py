@@ -64,7 +64,7 @@ class PlaceholderGuard:
             raise TangoError(
                 "the model is pruned, but placeholders of a video reached its LLM without the pruned video: call "
                 "generate or forward of the very model that was pruned, with the video beside the prompt; what was "
-                "wrapped around it or called inside it does not prune"
+                "wrapped around it (adapters with learnt tokens, say) or called inside it does not prune"
             )
 
     def __deepcopy__(self, _memo: Any) -> PlaceholderGuard:
