@@ -36,6 +36,10 @@ class BudgetError(TangoError, ValueError):
     """A retention ratio or token count cannot be met."""
 
 
+class NotFiniteError(TangoError, ValueError):
+    """What a model made of a video holds NaN or infinity."""
+
+
 class CheckpointError(TangoError):
     """A checkpoint's files cannot be used: missing, damaged, of another kind, or not those that `config.json` says."""
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 
+from tango.calls import Call
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.models.checkpoint import load_tokenizer
@@ -40,10 +41,10 @@ A = TypeVar("A", bound="type[Adapter]")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedVideos:
-    """All videos of a batch. `extras` is the adapter's own: what it needs again after pruning."""
+    """All videos of a batch. `extras`: of each, features (T*N, D) for deeper layers of the LLM, if it has such."""
 
     videos: list[VisualTokens]
-    extras: Any = None
+    extras: list[list[Tensor]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +64,7 @@ class Adapter(ABC):
     """
 
     title: ClassVar[str]  # the family as people write it
+    model_class: ClassVar[str]  # name of the stock class that generates, which a model is an instance of
     signals: ClassVar[Signal] = Signal.NONE  # what models of this family can supply; one of them may still lack some
     consumed: ClassVar[frozenset[str]]  # inputs that this adapter uses up before the LLM runs
     default_num_frames: ClassVar[int]  # frames that the model usually sees
@@ -144,6 +146,11 @@ class Adapter(ABC):
         return decoder
 
     @property
+    def positions_are_kept(self) -> bool:
+        """Whether `positions` gives any, which stock code cannot count by itself."""
+        return True
+
+    @property
     @abstractmethod
     def video_token_id(self) -> int:
         """Id of the placeholder that stands for one visual token in the prompt."""
@@ -181,10 +188,16 @@ class Adapter(ABC):
         return None
 
     def prefill_scope(
-        self, encoded: EncodedVideos, pruned: list[PrunedTokens], images: EncodedImages | None, short: ShortPrompt
+        self,
+        encoded: EncodedVideos,
+        pruned: list[PrunedTokens],
+        images: EncodedImages | None,
+        short: ShortPrompt,
+        call: Call,
     ) -> AbstractContextManager[Any]:
-        """What must hold while the short prompt passes through the model, such as features for deeper layers."""
-        del encoded, pruned, images, short
+        """What must hold while the short prompt of a call passes through the model, such as features for deeper
+        layers."""
+        del encoded, pruned, images, short, call
         return nullcontext()
 
 
