@@ -18,6 +18,7 @@ from torch import Tensor
 from tango.answering import generate_output, prepare
 from tango.containers import Video
 from tango.errors import TangoError
+from tango.fingerprints import of_content
 from tango.mini.benchmark import benchmark_clip, clip_file
 from tango.mini.questions import KINDS, Question, is_right
 from tango.mini.train_vision import see
@@ -72,7 +73,7 @@ def evaluate(
         if control == "blank":
             video.frames.fill_(127)
         answers = [ask_model(model, processor, video, question) for question in questions]
-        record: dict[str, Any] = {"clip": index, "questions": answers}
+        record: dict[str, Any] = {"clip": index, "file": of_content(file), "questions": answers}
         pruning = pruning_of(model)
         if pruning is not None and pruning.stats is not None:
             record["tokens_before"], record["tokens_after"] = pruning.stats.tokens_before, pruning.stats.tokens_after
@@ -90,13 +91,28 @@ class Results:
         self.file, self.records = file, list[dict[str, Any]]()
         lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []  # the rest of a cut line
         if lines:
-            theirs = json.loads(lines[0])
-            if theirs != setting:
+            try:
+                theirs, *self.records = (json.loads(line) for line in lines)
+            except (ValueError, RecursionError) as error:
+                raise TangoError(f"{file} holds no results ({error}); name another file or remove it") from error
+            if theirs != json.loads(json.dumps(setting)):
                 raise TangoError(f"{file} holds results of another run ({lines[0]}); name another file or remove it")
-            self.records = [json.loads(line) for line in lines[1:]]
         partial = file.with_name(f".{file.name}.partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in (setting, *self.records)), encoding="utf-8")
         os.replace(partial, file)
+
+    def check_clips(self, clips: Path, control: Control) -> None:
+        """Hold the clips in a folder against those that the results are about; missing ones are written.
+
+        Raises:
+            TangoError: one is another clip now.
+        """
+        for record in self.records:
+            file = clip_file(clips, record["clip"] + (control == "other"))
+            if record.get("file") != of_content(file):
+                raise TangoError(
+                    f"{file} is not the clip that {self.file} has answers about; name another file or remove it"
+                )
 
     def add(self, record: dict[str, Any]) -> None:
         """Append the record of a clip."""
