@@ -57,4 +57,4 @@ def test_says_in_one_line_that_tango_video_is_missing(tmp_path: Path, package: s
     assert run.returncode == 1
     assert run.stderr.startswith(f"{name} needs tango-video, which is not installed")
     assert run.stderr.count("\n") == 1
-    assert "pip install -e ." in run.stderr
+    assert "pip install -r requirements.txt" in run.stderr

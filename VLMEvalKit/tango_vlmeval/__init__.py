@@ -7,5 +7,5 @@ try:
 except ImportError:
     raise SystemExit(
         "tango_vlmeval needs tango-video, which is not installed (the package index has another package called tango): "
-        "run `pip install -e .` in the folder above VLMEvalKit/"
+        "run `pip install -r requirements.txt` in the folder above VLMEvalKit/"
     ) from None

@@ -10,7 +10,7 @@ try:
 except ImportError:  # as an error it would become a warning, and lmms-eval's own models, which prune nothing, would run
     raise SystemExit(
         "tango_lmms_eval needs tango-video, which is not installed (the package index has another package called "
-        "tango): run `pip install -e .` in the folder above lmms-eval/"
+        "tango): run `pip install -r requirements.txt` in the folder above lmms-eval/"
     ) from None
 
 
