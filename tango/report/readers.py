@@ -27,6 +27,7 @@ from tango.report.results import (
     number_or_none,
     read_json,
     read_json_lines,
+    shown,
     unreadable,
 )
 from tango.report.xlsx import read_xlsx
@@ -105,7 +106,7 @@ def read_vlmevalkit(folder: Path) -> Found:
     try:
         name, settings = summary["model"], summary["settings"]
         model = name.rpartition(f"-{settings['method']['method']}")[0] or name
-        data = read_json(folder / _ARGUMENTS)["settings"]["data"] if (folder / _ARGUMENTS).is_file() else {}
+        data = _data_entries(folder / _ARGUMENTS)
         for key, entry in summary["datasets"].items():
             described = data.get(key, {})
             known = benchmark(described.get("dataset", key))
@@ -139,6 +140,16 @@ def read_vlmevalkit(folder: Path) -> Found:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unreadable(folder / _SUMMARY, f"{type(error).__name__} {error}") from error
     return found
+
+
+def _data_entries(path: Path) -> dict[str, dict[str, Any]]:
+    """The data sets' entries in the settings that a run was started with, if they are there."""
+    if not path.is_file():
+        return {}
+    try:
+        return {key: dict(entry) for key, entry in read_json(path)["settings"]["data"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise unreadable(path, f"{type(error).__name__} {error}") from error
 
 
 def _scores(folder: Path, stem: str, name: str) -> list[Judged] | None:
@@ -198,10 +209,28 @@ def read_lmms_eval(folder: Path) -> Found:
             continue
         path = folder / f"{time}_results.json"
         try:
-            found.runs.extend(_lmms_runs(folder, time, read_json(path), read_json(efficiency[0]), found.notes))
+            measured = _checked_efficiency(efficiency[0])
+            found.runs.extend(_lmms_runs(folder, time, read_json(path), measured, found.notes))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise unreadable(path, f"{type(error).__name__} {error}") from error
     return found
+
+
+def _checked_efficiency(path: Path) -> Mapping[str, Any]:
+    """What Tango's models left, if it has what is read of it."""
+    record = read_json(path)
+    try:
+        checked_method(record["config"]["method"])
+        parts = record["means"], record.get("environment", {}), record.get("sums", {})
+        if not all(isinstance(part, Mapping) for part in parts):
+            raise TypeError("means, environment and sums must be objects")
+        tasks = [question["task"] for question in record.get("failed_questions", [])]
+        for text in (record["config"]["pretrained"], *tasks):
+            if not isinstance(text, str):
+                raise TypeError(f"checkpoints and tasks must be text, got {shown(text)}")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise unreadable(path, f"{type(error).__name__} {error}") from error
+    return record
 
 
 def _lmms_runs(
@@ -228,7 +257,7 @@ def _lmms_runs(
         yield Run(
             source=folder / f"{time}_results.json",
             model=Path(config["pretrained"]).name,
-            method=checked_method(config["method"]),
+            method=config["method"],
             benchmark=known,
             questions=tuple(asked),
             num_expected=known.num_questions or originals[name],

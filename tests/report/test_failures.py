@@ -65,7 +65,7 @@ def test_a_sum_over_several_tasks_is_a_note(tmp_path: Path, total: int, expected
     results = read_results([tmp_path])
     assert {run.num_failed for run in results.runs} == {expected}
     assert [note.partition(": ")[2] for note in results.notes] == (
-        ["5 of 40 questions failed and count as wrong (TangoMini, egoschema)"] if total else []
+        ["5 of 40 questions failed and count as wrong (egoschema, TangoMini)"] if total else []
     )
 
 

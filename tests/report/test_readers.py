@@ -227,6 +227,14 @@ class TestLmmsEval:
             ("*_samples_videomme.jsonl", '{"a":' * 100_000, "line 1: it is nested too deeply"),
             ("*_efficiency.json", "", "Expecting value"),
             ("*_efficiency.json", "[" * 100_000, "it is nested too deeply"),
+            ("*_efficiency.json", "[]", "TypeError"),
+            ("*_efficiency.json", '{"config": {"method": "tango"}}', "method must be an object"),
+            (
+                "*_efficiency.json",
+                '{"config": {"method": {"method": "none"}, "pretrained": 5}, "means": {}}',
+                "checkpoints and tasks must be text, got 5",
+            ),
+            ("*_efficiency.json", '{"config": {"method": {"method": "none"}}, "means": 1}', "must be objects"),
         ],
         ids=lambda value: value[:30],
     )
