@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from tango.answering import generate_output, prepare
 from tango.containers import Video
 from tango.errors import TangoError
+from tango.files import write_bytes, writing
 from tango.fingerprints import of_content
 from tango.mini.benchmark import benchmark_clip, clip_file
 from tango.mini.questions import KINDS, Question, is_right
@@ -27,6 +27,7 @@ from tango.pruning import pruning_of
 from tango.video import read_video
 
 Control = Literal["none", "blank", "other"]
+_KEPT = "all clips before this one are kept; make room, and the same command goes on from there"
 
 
 def ask_model(model: Any, processor: Any, video: Video, question: Question) -> dict[str, Any]:
@@ -89,17 +90,16 @@ class Results:
 
     def __init__(self, file: Path, setting: dict[str, Any]):
         self.file, self.records = file, list[dict[str, Any]]()
-        lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []  # the rest of a cut line
-        if lines:
-            try:
-                theirs, *self.records = (json.loads(line) for line in lines)
-            except (ValueError, RecursionError) as error:
-                raise TangoError(f"{file} holds no results ({error}); name another file or remove it") from error
-            if theirs != json.loads(json.dumps(setting)):
-                raise TangoError(f"{file} holds results of another run ({lines[0]}); name another file or remove it")
-        partial = file.with_name(f".{file.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in (setting, *self.records)), encoding="utf-8")
-        os.replace(partial, file)
+        try:
+            lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []  # the rest of a cut line
+            theirs, *self.records = map(json.loads, lines or [json.dumps(setting)])
+            different = theirs != json.loads(json.dumps(setting))  # which has tuples as lists
+            different |= not all(isinstance(record["clip"], int) for record in self.records)
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise TangoError(f"cannot go on with {file}: {error}; name another file or remove it") from error
+        if different:
+            raise TangoError(f"{file} holds results of another run ({lines[0]}); name another file or remove it")
+        write_bytes(file, "".join(json.dumps(line) + "\n" for line in (setting, *self.records)).encode())
 
     def check_clips(self, clips: Path, control: Control) -> None:
         """Hold the clips in a folder against those that the results are about; missing ones are written.
@@ -116,7 +116,7 @@ class Results:
 
     def add(self, record: dict[str, Any]) -> None:
         """Append the record of a clip."""
-        with self.file.open("a", encoding="utf-8") as lines:
+        with writing(self.file, _KEPT), self.file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
         self.records.append(record)
 
