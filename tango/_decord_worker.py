@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tango.errors import VideoReadError
+from tango.processes import end_with_parent
 from tango.sampling import one_line, sample_indices
 
 _COMMAND = (sys.executable, "-m", "tango._decord_worker")
@@ -85,6 +86,7 @@ def main(path: str, num_frames: int, in_order: bool, output: str) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     try:
         main(sys.argv[1], int(sys.argv[2]), bool(int(sys.argv[3])), sys.argv[4])
     except Exception as error:  # whatever decord raises; the parent turns this line into a VideoReadError

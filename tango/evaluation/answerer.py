@@ -20,14 +20,15 @@ from tango.evaluation.journal import Journal
 from tango.evaluation.preparation import PreparedQuestion, Preparer
 from tango.evaluation.questions import Answer, Question
 from tango.evaluation.readahead import read_ahead
-from tango.evaluation.records import environment, peak_bytes, versions
+from tango.evaluation.records import environment, identity, peak_bytes
 from tango.models import load
+from tango.models.base import pooling_head_of
 from tango.models.processor import TimeInstruction
 from tango.pruning import Pruning, prune
 from tango.video import check_backend
 
 _Outcome = PreparedQuestion | Answer | Exception
-_Pair = tuple[Question, _Outcome]
+_Pair = tuple[str | None, _Outcome]  # under which key the answer is journalled, if it is
 
 
 class Answerer:
@@ -41,7 +42,9 @@ class Answerer:
         method: None: all tokens.
         batch_size: up to so many questions that follow each other are generated together.
         num_frames: frames of each video; None: the model's usual number.
-        journal: folder that keeps every answer; the same call after a crash goes on where it ended.
+        journal: folder that keeps every answer; the same call after a crash goes on where it ended. Answers count for
+            the same question about the same content of the same videos; other weights, settings, code or versions of
+            libraries are refused. Videos and weights are read for that, at about 1 GB/s.
         rank: number of this process among those that share the journal.
         workers: threads that read and preprocess videos ahead of the model; 0: none.
         max_ahead: prepared questions that may wait in memory.
@@ -105,7 +108,10 @@ class Answerer:
             }
             self._journal: Journal | None = None
             if journal is not None:
-                self._journal = Journal(journal, {**self.config, "versions": versions()}, rank=rank)
+                head = pooling_head_of(self.model)
+                behind = identity(str(pretrained), video_backend=video_backend, local_files_only=True)  # it is here now
+                behind["content"]["pooling_head"] = None if head is None else head.digest
+                self._journal = Journal(journal, {**self.config, **behind}, rank=rank)
                 stack.callback(self._journal.close)
             self._stack = stack.pop_all()
         self.config |= {"batch_size": batch_size, "device": str(self.model.device), "environment": environment()}
@@ -155,18 +161,18 @@ class Answerer:
 
         if total is None and isinstance(questions, Sized):
             total = len(questions)
-        outcomes = read_ahead(questions, self._look_up, workers=self.workers, max_ahead=self.max_ahead)
-        with closing(outcomes), tqdm(total=total, unit="sample", disable=not progress, file=sys.stderr) as bar:
+        found = read_ahead(questions, self._look_up, workers=self.workers, max_ahead=self.max_ahead)
+        with closing(found), tqdm(total=total, unit="sample", disable=not progress, file=sys.stderr) as bar:
             last = time.perf_counter()
-            for group in self._groups(outcomes):
+            for group in self._groups(_raised(pair) for _, pair in found):
                 answers = self._answer_group([outcome for _, outcome in group])
                 now = time.perf_counter()
                 share_ms, last = 1e3 * (now - last) / len(group), now
-                for i, (question, _) in enumerate(group):
+                for i, (key, _) in enumerate(group):
                     if not answers[i].cached:
                         answers[i] = replace(answers[i], elapsed_ms=share_ms, peak_bytes=peak_bytes(self.model.device))
-                        if self._journal is not None:
-                            self._journal.add(question.key, answers[i])
+                        if self._journal is not None and key is not None:
+                            self._journal.add(key, answers[i])
                 for answer in answers:
                     self._efficiency.add(answer)
                     bar.update()
@@ -176,9 +182,20 @@ class Answerer:
         """The table over all answers given so far."""
         return self._efficiency
 
-    def _look_up(self, question: Question) -> PreparedQuestion | Answer:
-        recorded = None if self._journal is None else self._journal.get(question.key)
-        return self._prepare(question) if recorded is None else recorded
+    def _look_up(self, question: Question) -> _Pair:
+        key = None
+        try:
+            if self._journal is None:
+                return None, self._prepare(question)
+            key = question.key
+            if (recorded := self._journal.get(key)) is not None:
+                return key, recorded
+            prepared = self._prepare(question)
+            if question.key != key:  # the answer would be on record for what the video was before
+                raise OSError("a video of this question changed while it was read; ask again once it is complete")
+            return key, prepared
+        except Exception as error:
+            return key, error
 
     def _groups(self, outcomes: Iterable[_Pair]) -> Iterator[list[_Pair]]:
         """Neighbours that are generated together; answers of the journal and errors stand alone."""
@@ -202,6 +219,12 @@ class Answerer:
             return [failure(first)]
         prepared = [outcome for outcome in outcomes if isinstance(outcome, PreparedQuestion)]
         return answers_of(self.pruning, self.processor, prepared)
+
+
+def _raised(pair: _Pair | Exception) -> _Pair:
+    if isinstance(pair, Exception):
+        raise pair
+    return pair
 
 
 def applied(method: MethodConfig, model: Any) -> Pruning:

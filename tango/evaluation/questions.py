@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tango.fingerprints import of_content
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
@@ -27,8 +29,9 @@ class Question:
 
     @property
     def key(self) -> str:
-        """SHA-256 over all that determines the answer; files count by their path, as it was given."""
-        return hashlib.sha256(json.dumps(vars(self), sort_keys=True, default=_plain).encode()).hexdigest()
+        """SHA-256 over all that determines the answer. It reads the videos, which count by content, not by path."""
+        asked = {**vars(self), "messages": [_by_content(message) for message in self.messages]}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True, default=_plain).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,17 @@ class Answer:
     elapsed_ms: float = 0.0  # by the clock on the wall, since the answer before it
     peak_bytes: int = 0  # most memory in use so far: the GPU's, or the process's own on a CPU
     cached: bool = False  # from the journal, not computed in this run
+
+
+def _by_content(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message with a fingerprint in place of everything that is shown."""
+    if isinstance(message["content"], str):
+        return dict(message)
+    content = [
+        {**part, **{kind: of_content(part[kind]) for kind in ("video", "image") if kind in part}}
+        for part in message["content"]
+    ]
+    return {**message, "content": content}
 
 
 def _plain(value: Any) -> Any:
