@@ -113,7 +113,8 @@ class TestFiles:
         assert verdict(of(2, "ab", "2 of 3"), truth, complained) == "warned"
         assert verdict(of(2, "aa", "2 of 3"), truth, complained) == "not as FFmpeg"
         assert verdict(of(3, "abx"), truth, Reading(3, ("a", "b", "x"), ("error",))) == "silent"
-        assert verdict(of(3, "abx"), truth, Reading(3, ("a", "b", "x"))) == "undetectable"
+        assert verdict(of(3, "abx"), truth, Reading(3, ("a", "b", "x"))) == "unseen"
+        assert verdict(of(2, "ab"), truth, clean) == "shorter"
         assert verdict(of(1, "a"), truth, clean) == "silent"
         assert verdict(of(2, "ab"), truth, None) == "silent"
 

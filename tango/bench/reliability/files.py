@@ -107,9 +107,9 @@ def check_damaged(bench: Bench) -> Iterator[Row]:
 def verdict(outcome: Outcome, truth: Reading, as_ffmpeg: Reading | None) -> str:
     """What the reading of one damaged file is worth.
 
-    "refused"; "whole": as the sound file; "warned": as FFmpeg reads the damaged one, and said; and, without a warning,
-    "silent" where the frames are fewer or FFmpeg complains of what they are decoded from, "undetectable" where the
-    frames are all there, only their pixels are others, and FFmpeg has nothing to say against them.
+    "refused"; "whole": as the sound file; "warned": as FFmpeg reads the damaged one, and said. Without a warning:
+    "unseen" and "shorter" where FFmpeg has no complaint either and gives the same, with all frames or fewer; all else
+    is "silent".
 
     Args:
         as_ffmpeg: None: FFmpeg cannot open the file.
@@ -122,18 +122,22 @@ def verdict(outcome: Outcome, truth: Reading, as_ffmpeg: Reading | None) -> str:
     is_ffmpegs = as_ffmpeg is not None and got[:2] == as_ffmpeg[:2]
     if outcome.warned:
         return "warned" if is_ffmpegs or as_ffmpeg is None else "not as FFmpeg"
-    if as_ffmpeg is not None and not as_ffmpeg.complaints:
-        return "undetectable" if got.total == truth.total or is_ffmpegs else "silent"
-    return "silent"
+    if as_ffmpeg is None or as_ffmpeg.complaints or not is_ffmpegs:
+        return "silent"
+    return "unseen" if got.total == truth.total else "shorter"
 
 
 def _verdict_rows(backend: str, names: list[str], judged: list[str]) -> Iterator[Row]:
     spread = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(judged).items()))
-    silent = [name for name, kind in zip(names, judged, strict=True) if kind == "silent"]
-    yield counted("R1", f"fuzzed, {backend}: wrong frames without a word ({spread})", len(names), silent)
+    kinds = {"silent": "wrong frames without a word"}
     if backend == "pyav":
-        other = [name for name, kind in zip(names, judged, strict=True) if kind == "not as FFmpeg"]
-        yield counted("R1", f"fuzzed, {backend}: read with a warning, but not as FFmpeg reads it", len(names), other)
+        kinds["not as FFmpeg"] = "warned of, but not as FFmpeg reads them"
+    for kind, what in kinds.items():
+        found = [name for name, verdict in zip(names, judged, strict=True) if verdict == kind]
+        yield counted("R1", f"fuzzed, {backend}: {what}", len(names), found)
+    yield Row(
+        check="R1", what=f"fuzzed, {backend}: verdicts", tried=len(names), target="stated", got=spread, passed=True
+    )  # fmt: skip
 
 
 def _plain(outcome: Outcome) -> str:
