@@ -45,6 +45,7 @@ _HOME = {
     "MissingSignalError": "tango.errors",
     "BudgetError": "tango.errors",
     "VideoReadError": "tango.errors",
+    "DamagedVideoWarning": "tango.errors",
 }
 __all__ = sorted([*_HOME, "__version__"])
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, Video, VisualTokens
     from tango.errors import (
         BudgetError,
+        DamagedVideoWarning,
         MissingSignalError,
         OptionError,
         TangoError,

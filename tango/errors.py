@@ -47,3 +47,7 @@ class VideoReadError(TangoError, OSError):
     def __init__(self, path: object, reason: str):
         super().__init__(f"cannot read video {str(path)!r}: {reason}")
         self.path, self.reason = str(path), reason
+
+
+class DamagedVideoWarning(UserWarning):
+    """FFmpeg complained of a video, yet gave all its frames: what players show, perhaps not what was filmed."""
