@@ -100,6 +100,14 @@ class TestFiles:
             assert damaged[0] == damaged[1] != data
             assert damaged[0][:64] == data[:64]
 
+    def test_pictures_that_motion_jpeg_leaves_unfinished_are_refused(self, folder: Path) -> None:
+        """FFmpeg's decoder leaves in them what its memory held: other pixels from time to time."""
+        data = bytearray(corpus.make("mjpeg.avi", folder).read_bytes())
+        data[len(data) // 2 : len(data) // 2 + 512] = bytes(512)
+        (folder / "hole.avi").write_bytes(data)
+        with pytest.raises(TangoError, match="damaged"):
+            files.read(folder / "hole.avi", 20, "pyav")
+
     def test_verdicts(self) -> None:
         truth = Reading(3, ("a", "b", "c"))
         clean, complained = Reading(2, ("a", "b")), Reading(2, ("a", "b"), ("h264: error",))
@@ -111,6 +119,7 @@ class TestFiles:
         assert verdict(of(3, "abc"), truth, complained) == "whole"
         assert verdict(of(2, "ab"), truth, complained) == "silent"
         assert verdict(of(2, "ab", "2 of 3"), truth, complained) == "warned"
+        assert verdict(of(2, "aab", "2 of 3"), truth, complained) == "warned"  # asked for 3: one is repeated
         assert verdict(of(2, "aa", "2 of 3"), truth, complained) == "not as FFmpeg"
         assert verdict(of(3, "abx"), truth, Reading(3, ("a", "b", "x"), ("error",))) == "silent"
         assert verdict(of(3, "abx"), truth, Reading(3, ("a", "b", "x"))) == "unseen"

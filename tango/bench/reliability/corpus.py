@@ -157,7 +157,7 @@ CORPUS: dict[str, Entry] = {
     # containers
     "h264.mp4": _E(), "h264.mov": _E(), "h264.mkv": _E(), "h264.avi": _E(), "h264.ts": _E(), "h264.flv": _E(),
     "h264.m2ts": _E(format="mpegts", muxer={"mpegts_m2ts_mode": "1"}), "h264.m4v": _E(format="mp4"), "h264.3gp": _E(),
-    "h264.nut": _E(), "h264.mxf": _E(), "h264.h264": _E(), "h264.wmv": _E(), "h264.f4v": _E(), "h264.wtv": _E(),
+    "h264.nut": _E(), "h264.mxf": _E(), "h264.h264": _E(), "h264.wmv": _E(), "h264.f4v": _E(),
     "faststart.mp4": _E(muxer={"movflags": "faststart"}),
     "fragmented.mp4": _E(muxer={"movflags": "frag_keyframe+empty_moov"}), "no_duration.mkv": _E(muxer={"live": "1"}),
     "joined.ts": _E(source="h264.ts", derive=_twice, shown=80),
@@ -220,5 +220,5 @@ CORPUS: dict[str, Entry] = {
     "jpeg2000.mov": _E(codec="jpeg2000", num_frames=6), "raw.avi": _E(codec="rawvideo", **_INTRA),
     "raw.nut": _E(codec="rawvideo", **_INTRA), "raw.y4m": _E(codec="wrapped_avframe", **_INTRA),
     "theora.ogv": _E(codec="libtheora"), "vc2.mkv": _E(codec="vc2", pix_fmt="yuv422p", num_frames=6),
-    "rv20.rm": _E(codec="rv20", size=(176, 144)), "moving.gif": _E(codec="gif", pix_fmt="rgb8", num_frames=20),
+    "moving.gif": _E(codec="gif", pix_fmt="rgb8", num_frames=20),
 }  # fmt: skip
