@@ -11,7 +11,8 @@ Importing this package defines names and does nothing else; each name is importe
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # that of `typing`, whose import takes longer than all of this
 
 __version__ = "0.1.0"
 
@@ -44,7 +45,9 @@ _HOME = {
     "UnsupportedModelError": "tango.errors",
     "MissingSignalError": "tango.errors",
     "BudgetError": "tango.errors",
+    "CheckpointError": "tango.errors",
     "VideoReadError": "tango.errors",
+    "WriteError": "tango.errors",
     "DamagedVideoWarning": "tango.errors",
 }
 __all__ = sorted([*_HOME, "__version__"])
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, Video, VisualTokens
     from tango.errors import (
         BudgetError,
+        CheckpointError,
         DamagedVideoWarning,
         MissingSignalError,
         OptionError,
@@ -62,6 +66,7 @@ if TYPE_CHECKING:
         UnknownNameError,
         UnsupportedModelError,
         VideoReadError,
+        WriteError,
     )
     from tango.methods import (
         LayerPruner,

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before all other imports: they take a moment, in which Ctrl-C may come
+    from tango.__main__ import main as program
+
+    raise SystemExit(program())
+
 import argparse
+import errno
+import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 import tango
 from tango.errors import TangoError
@@ -68,19 +78,60 @@ def _add(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Exit codes: 0 done, 2 a mistake of the user's (one line on stderr), 130 interrupted."""
+    """Run a command.
+
+    Exit codes: 0 done; 1 a defect of Tango, with its traceback; 2 a mistake of the user's, in one line on stderr; 130
+    interrupted (see `tango.interrupts`); 141 nobody reads the output any more.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(argv).parse_args(argv)
-    warnings.showwarning = lambda message, *_args, **_kwargs: print(f"tango: note: {message}", file=sys.stderr)
+    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return args.run(args)
-    except (TangoError, ValueError, OSError) as error:
-        print(f"tango: error: {error}", file=sys.stderr)
+        try:
+            args = _parser(argv).parse_args(argv)
+            warnings.showwarning = lambda message, *_args, **_kwargs: print(f"tango: note: {message}", file=sys.stderr)
+            return args.run(args)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what goes wrong here must be said here: Python itself says it in a traceback
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except Exception as error:
+        if isinstance(error, OSError):
+            _drop_output()
+        if (reason := _mistake(error)) is None:
+            traceback.print_exc()
+            reason = "this is a defect of Tango; please report it, with the lines above and `tango --version`"
+            print(f"tango: {reason}", file=sys.stderr)
+            return 1
+        print(f"tango: error: {' '.join(reason.split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("tango: interrupted", file=sys.stderr)
-        return 130
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _mistake(error: Exception) -> str | None:
+    """What to tell the user whose mistake, or whose machine, an error is due to; None: it is a defect of ours.
+
+    A ValueError counts if a check of Tango's raised it, but not out of a library, which was called wrongly then.
+    """
+    if isinstance(error, TangoError):
+        return str(error)
+    if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in str(error):
+        return f"not enough memory: {error}"
+    if isinstance(error, OSError):
+        full = error.filename is None and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        return f"cannot write the output: {error}" if full else str(error)
+    frames = [frame.f_code.co_filename for frame, _line in traceback.walk_tb(error.__traceback__)]
+    ours = Path(tango.__file__).parent in Path(frames[-1]).parents
+    return str(error) if isinstance(error, ValueError) and ours else None
+
+
+def _drop_output() -> None:
+    """Keep Python from trying at exit once more to write what cannot be written."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        return
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

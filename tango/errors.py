@@ -36,6 +36,14 @@ class BudgetError(TangoError, ValueError):
     """A retention ratio or token count cannot be met."""
 
 
+class CheckpointError(TangoError):
+    """A checkpoint's files cannot be used: missing, damaged, of another kind, or not those that `config.json` says."""
+
+
+class WriteError(TangoError, OSError):
+    """A file cannot be written; the message names it and says what was kept."""
+
+
 class VideoReadError(TangoError, OSError):
     """A video file cannot be read.
 

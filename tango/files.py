@@ -5,23 +5,66 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tango.errors import WriteError
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], kept: str) -> Iterator[None]:
+    """Name the file, and what was kept, where the system alone says that the disk is full.
+
+    Args:
+        kept: what is left in spite of it, as the end of a sentence.
+    Raises:
+        WriteError: whatever stopped the writing inside.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        reason = f"[Errno {error.errno}] {error.strerror}" if error.strerror else str(error)
+        raise WriteError(f"cannot write {os.fspath(path)!r}: {reason}; {kept}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it is there: before hours of work whose results go into it.
+
+    Raises:
+        WriteError: it cannot be made.
+    """
+    with writing(path, "nothing has been done yet"):
+        path.mkdir(parents=True, exist_ok=True)
+
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file in one step, through a temporary one beside it; missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # a temporary file is its owner's alone
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    """Write a file in one step, through a temporary one beside it; missing folders are made.
+
+    What is no file, such as /dev/stdout or a named pipe, is written to and never replaced.
+
+    Raises:
+        WriteError: it cannot be written; what was there before is untouched.
+    """
+    with writing(path, "what was there before is untouched"):
+        if path.exists() and not path.is_file():
+            with path.open("wb") as stream:  # a folder says here that it is one
+                stream.write(data)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # a temporary file is its owner's alone
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike[str], record: Any) -> None:
@@ -29,5 +72,6 @@ def write_json(path: str | os.PathLike[str], record: Any) -> None:
 
     Raises:
         TypeError: the record holds something that JSON does not have.
+        WriteError: it cannot be written; what was there before is untouched.
     """
     write_bytes(Path(path), (json.dumps(record, indent=2) + "\n").encode())

@@ -116,7 +116,9 @@ def write_checkpoint(folder: Path, **options: Any) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `tango quickstart`."""
     parser.add_argument("--retention-ratio", type=float, default=0.1, help="fraction of visual tokens kept (0.1)")
-    parser.add_argument("--num-frames", type=int, default=32, help="frames sampled from the clip (32)")
+    from tango.commands.common import frame_count
+
+    parser.add_argument("--num-frames", type=frame_count, default=32, help="frames sampled from the clip (32)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 

@@ -21,7 +21,7 @@ FILES = {path.relative_to(ROOT.parent).as_posix(): path for path in sorted(ROOT.
 
 BASE = {"tango.containers", "tango.errors", "tango.shapes"}
 METHOD_BASE = {"tango.methods.base", "tango.methods.registry"}
-TOP = "cli|demo|commands|quickstart|bench|examples"  # what people run; nothing else uses it
+TOP = "__main__|cli|demo|commands|quickstart|bench|examples"  # what people run; nothing else uses it
 # Files that match -> what they may import besides the standard library. A name allows what is below it, too.
 ALLOWED = {
     r"tango/(containers|errors|shapes)\.py": {"torch", "jaxtyping", *BASE},
@@ -167,6 +167,9 @@ class TestEveryFile:
         for call in (n for n in ast.walk(tree(name)) if isinstance(n, ast.Call)):
             given = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
             assert not given.get("trust_remote_code", False), call.lineno
+            called = ast.unparse(call.func)
+            if called.endswith(".from_pretrained") and not called.startswith("PoolingHead."):
+                assert given.get("trust_remote_code") is False, call.lineno  # left out, it may ask the user
             assert not given.get("allow_pickle", False), call.lineno
             if ast.unparse(call.func) == "torch.load":
                 assert given.get("weights_only") is True, call.lineno

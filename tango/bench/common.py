@@ -38,16 +38,24 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--dtype", choices=_DTYPES, default="float32")
-    add("--threads", type=positive, default=1, help="threads of torch on the CPU (default %(default)s)")
+    add("--threads", type=thread_count, default=1, help="threads of torch on the CPU (default %(default)s)")
     add("--repeats", type=positive, default=5, help="runs of which the median is taken (default %(default)s)")
     add("--output", type=Path, metavar="FILE.json", help="also write everything as JSON")
 
 
 def positive(text: str) -> int:
-    """Argument type: a whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    """Argument type: a whole number from 1; what is beyond a thousand million is a slip."""
+    if not text.isdecimal() or not 1 <= int(text) <= 10**9:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text[:50]!r}")
     return int(text)
+
+
+def thread_count(text: str) -> int:
+    """Argument type: a number of threads that a machine can have: OpenMP ends the process if it cannot."""
+    count = positive(text)
+    if count > 1024:
+        raise argparse.ArgumentTypeError(f"expected at most 1024 threads, got {count}")
+    return count
 
 
 def _grid(text: str) -> tuple[int, int]:

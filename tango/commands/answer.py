@@ -7,6 +7,7 @@ import json
 
 import tango
 from tango.answering import generate_text
+from tango.bench.common import positive
 from tango.commands.common import (
     add_method_arguments,
     add_model_arguments,
@@ -14,6 +15,7 @@ from tango.commands.common import (
     load_model,
     method_from,
     num_frames_from,
+    words,
 )
 from tango.profiling import StageTimer
 
@@ -21,10 +23,10 @@ from tango.profiling import StageTimer
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `tango answer`."""
     add_video_arguments(parser)
-    parser.add_argument("question", help="what to ask")
+    parser.add_argument("question", type=words, help="what to ask")
     add_model_arguments(parser)
     add_method_arguments(parser)
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer, in tokens (128)")
+    parser.add_argument("--max-new-tokens", type=positive, default=128, help="longest answer, in tokens (128)")
     parser.add_argument("--json", action="store_true", help="print one JSON object: answer, token counts, stage times")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from tango.errors import TangoError
 from tango.evaluation import MethodConfig
 from tango.evaluation.config import POSITIONS
 from tango.models import default_num_frames
+
+_MOST_FRAMES = 100_000
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
@@ -31,7 +35,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, default: str | None 
 def add_video_arguments(parser: argparse.ArgumentParser) -> None:
     """Which frames of which video."""
     parser.add_argument("video", help="video file")
-    parser.add_argument("--num-frames", type=int, help="frames to sample (the model's usual number)")
+    parser.add_argument("--num-frames", type=frame_count, help="frames to sample (the model's usual number)")
     parser.add_argument("--video-backend", default="auto", help="auto, pyav, torchcodec or decord (auto)")
 
 
@@ -60,16 +64,11 @@ def method_from(args: argparse.Namespace) -> MethodConfig:
         TangoError: the file cannot be read, an option is not NAME=VALUE, or the method cannot have it;
         UnknownNameError: unknown names.
     """
-    options: dict[str, Any] = {}
-    if args.config:
-        try:
-            options = yaml.safe_load(Path(args.config).read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise TangoError(f"cannot read {args.config}: {' '.join(str(error).split())}") from error
-        if not isinstance(options, dict):
-            raise TangoError(f"{args.config} must hold `name: value` lines, got {type(options).__name__}")
+    options = read_options(Path(args.config)) if args.config else {}
     configured = options.pop("method", None)
     name = args.method or configured or "tango"
+    if not isinstance(name, str):
+        raise TangoError(f"{args.config}: `method:` must be a name, got {name!r}")
     if configured not in (None, name):
         raise TangoError(f"{args.config} is for the method {configured}, but --method says {name}")
     for item in args.option:
@@ -93,6 +92,35 @@ def method_from(args: argparse.Namespace) -> MethodConfig:
     )
 
 
+def read_options(file: Path) -> dict[str, Any]:
+    """A YAML file of `name: value` lines.
+
+    Raises:
+        TangoError: it cannot be read, or holds something else.
+    """
+    with parsing(file):
+        options = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        got = "names that are no text" if isinstance(options, dict) else type(options).__name__
+        raise TangoError(f"{file} must hold `name: value` lines, got {got}")
+    return options
+
+
+@contextmanager
+def parsing(what: object) -> Iterator[None]:
+    """One line for whatever is wrong with a file, or a text, of YAML or JSON.
+
+    Raises:
+        TangoError: it cannot be read, decoded or parsed, or is nested too deeply.
+    """
+    try:
+        yield
+    except RecursionError as error:
+        raise TangoError(f"cannot read {what}: it is nested too deeply") from error
+    except Exception as error:  # whatever PyYAML makes of odd tags
+        raise TangoError(f"cannot read {what}: {' '.join(str(error).split())}") from error
+
+
 def parse_option(item: str) -> tuple[str, Any]:
     """Name and value of an `--option`.
 
@@ -102,10 +130,23 @@ def parse_option(item: str) -> tuple[str, Any]:
     name, separator, value = item.partition("=")
     if not separator:
         raise TangoError(f"--option needs NAME=VALUE, got {item!r}")
-    try:
+    with parsing(f"the value of --option {item[:100]!r}"):
         return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise TangoError(f"cannot read the value of --option {item!r}: {' '.join(str(error).split())}") from error
+
+
+def frame_count(text: str) -> int:
+    """Argument type: a number of frames; `tango.read_video` refuses those below 1."""
+    count = int(text)
+    if count > _MOST_FRAMES:
+        raise argparse.ArgumentTypeError(f"expected at most {_MOST_FRAMES} frames")
+    return count
+
+
+def words(text: str) -> str:
+    """Argument type: what a model is to read."""
+    if text != text.encode(errors="replace").decode():
+        raise argparse.ArgumentTypeError(f"expected text in UTF-8, got {text!r}")
+    return text
 
 
 def num_frames_from(args: argparse.Namespace) -> int:
@@ -118,6 +159,8 @@ def num_frames_from(args: argparse.Namespace) -> int:
 def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
     """Load what `add_model_arguments` describes."""
     quiet()
+    if str(args.device).startswith("meta"):
+        raise TangoError("the device meta computes nothing; expected cpu, cuda, cuda:1 ...")
     return tango.load(
         args.model,
         dtype=args.dtype,

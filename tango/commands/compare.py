@@ -23,10 +23,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 import tango
-from tango.commands.common import add_model_arguments, add_video_arguments, load_model, num_frames_from, parse_option
+from tango.commands.common import (
+    add_model_arguments,
+    add_video_arguments,
+    load_model,
+    num_frames_from,
+    parse_option,
+    words,
+)
 from tango.containers import PrunedTokens, Signal, Video, VisualTokens
 from tango.errors import OptionError, TangoError, UnknownNameError
-from tango.files import write_bytes, write_json
+from tango.files import make_folder, write_bytes, write_json
 from tango.methods import (
     LayerPruner,
     Pruner,
@@ -75,7 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--option", action="append", default=[], metavar="METHOD.NAME=VALUE", help="an option of one method; repeatable"
     )
-    add("--question", help="ask this, so that methods inside the LLM can be compared by what their last layer leaves")
+    add(
+        "--question",
+        type=words,
+        help="ask this, so that methods inside the LLM can be compared by what their last layer leaves",
+    )
     add("--repeats", type=int, default=3, help="timed runs of each method, of which the median is reported (3)")
     add("--output", type=Path, metavar="DIR", help="write compare.json and a picture METHOD.png of what each keeps")
     add("--json", action="store_true", help="print one JSON object, with every kept index")
@@ -88,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(f"--repeats must be at least 1, got {args.repeats}")
     if args.output is not None and args.output.exists() and not args.output.is_dir():
         raise TangoError(f"--output needs a folder, {args.output} is a file")
+    if args.output is not None:
+        make_folder(args.output)
     timer = StageTimer()
     frames = num_frames_from(args)
     with timer.stage("read"):

@@ -29,22 +29,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert; DST appears only when it is complete."""
     quiet()
-    target = Path(args.target).expanduser()
+    try:
+        target = Path(args.target).expanduser()
+    except RuntimeError as error:  # a home that nobody has
+        raise TangoError(f"cannot write {args.target}: {error}") from error
     _check_target(target)
     folder = resolve_folder(args.source, local_files_only=args.offline)
     if not lmms_lab.is_lmms_lab(folder):
         raise TangoError(f"{args.source} is no checkpoint in lmms-lab's layout; others need no conversion")
     print(f"reading {args.source}", flush=True)
+    model, tokenizer = _read(folder)
+    print(f"writing {target}", flush=True)
     try:
-        model, tokenizer = _read(folder)
-        print(f"writing {target}", flush=True)
         with _complete_or_absent(target) as partial:
             model.save_pretrained(partial, save_original_format=False)
             tokenizer.save_pretrained(partial)
             if (folder / "siglip").is_dir():
                 shutil.copytree(folder / "siglip", partial / "siglip")
     except (OSError, ValueError, SafetensorError) as error:
-        raise TangoError(f"cannot convert {args.source}: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise TangoError(f"cannot convert {args.source}: {reason}; {target} was not written") from error
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     count = sum(parameter.numel() for parameter in model.parameters())
     dtype = str(model.dtype).removeprefix("torch.")

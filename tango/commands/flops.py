@@ -13,6 +13,7 @@ from tango.llm_shapes import PRESETS, Shape, llm_widths
 from tango.ops.budget import exact_count
 from tango.ops.flops import check_layer, kv_cache_bytes, layer_flops, mean_retention_ratio, solve_retention_ratio
 
+_MOST = 10**9  # frames, or tokens; what is longer is a slip
 _BYTES_PER_NUMBER = 2  # 16-bit keys and values
 
 
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     frames = shape.default_frames if args.frames is None else args.frames
     if frames < 1 or args.text_tokens < 0:
         raise OptionError(f"--frames must be at least 1 and --text-tokens at least 0, got {frames}, {args.text_tokens}")
+    if frames > _MOST or args.text_tokens > _MOST:
+        raise OptionError(f"--frames and --text-tokens must be at most {_MOST}")
     if args.layer is None and args.layer_retention_ratio is not None:
         raise OptionError("--layer-retention-ratio needs --layer")
     inside: dict[str, Any] = {"num_layers": shape.num_layers, "layer": args.layer, "layer_retention_ratio": 1.0}
@@ -100,12 +103,10 @@ def _shape_of(path_or_id: str, frames: int | None, offline: bool) -> Shape:
     from tango.commands.common import quiet
     from tango.models import loading
     from tango.models.base import family
-    from tango.models.hub import resolve_folder
+    from tango.models.hub import CONFIG_FILES, resolve_folder
 
     quiet()
-    config, adapter = loading.read_config(
-        resolve_folder(path_or_id, local_files_only=offline, patterns=["config.json"])
-    )
+    config, adapter = loading.read_config(resolve_folder(path_or_id, local_files_only=offline, patterns=CONFIG_FILES))
     frames = adapter.usual_num_frames(config) if frames is None else max(frames, 1)
     placeholders = adapter.num_video_tokens(config, frames)
     shape = Shape(

@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 import tango
 from tango.bench import endtoend, random_model
-from tango.bench.common import number, positive, threads
+from tango.bench.common import number, positive, thread_count, threads
 from tango.bench.endtoend import Candidate, first_line
-from tango.commands.common import quiet
+from tango.commands.common import parsing, quiet, words
 from tango.errors import OptionError, TangoError
 from tango.evaluation import Efficiency, MethodConfig, environment
 from tango.evaluation.efficiency import TTFT
-from tango.files import write_bytes, write_json
+from tango.files import make_folder, write_bytes, write_json
 from tango.models import adapter_class
 from tango.models.loading import available_attention, check_attention, choose_device
 from tango.profiling import StageTimer
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--video", help="video file (made-up frames, which nobody has to read)")
     add("--video-backend", default="auto", help="auto, pyav, torchcodec or decord (auto)")
     add("--num-frames", type=positive, help="frames of the video (the model's usual number)")
-    add("--question", default=QUESTION, help=f"what is asked ({QUESTION})")
+    add("--question", type=words, default=QUESTION, help=f"what is asked ({QUESTION})")
     add(
         "--methods",
         default="none,tango",
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--repeats", type=positive, default=5, help="measured rounds, after one that warms up (5)")
     add("--max-new-tokens", type=positive, default=32, help="tokens to generate, always all of them (32)")
-    add("--threads", type=positive, help="threads of torch on the CPU (torch's choice)")
+    add("--threads", type=thread_count, help="threads of torch on the CPU (torch's choice)")
     add("--markdown", action="store_true", help="print tables in Markdown")
     add("--output", type=Path, metavar="FILE.json", help="write everything as JSON, anew after every round")
     add("--plot", type=Path, metavar="FILE.png", help="draw stacked bars of the time to the first token (needs Pillow)")
@@ -100,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
     for path in (args.output, args.plot):
         if path is not None and path.is_dir():
             raise TangoError(f"expected a file to write to, {path} is a folder")
+        if path is not None:
+            make_folder(path.parent)
     if args.plot is not None and find_spec("PIL") is None:
         raise TangoError("--plot needs Pillow; install it, or write --output and plot that elsewhere with --record")
     record = _measured(args) if args.record is None else _recorded(args.record)
@@ -126,13 +128,21 @@ def _refuse_what_does_nothing(args: argparse.Namespace) -> None:
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    try:
+    with parsing(path):
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TangoError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(record, dict) or record.get("benchmark") != "profile":
+    if not isinstance(record, dict) or record.get("benchmark") != "profile" or not _is_whole(record):
         raise TangoError(f"{path} was not written by tango profile --output")
     return record
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether a record can be shown: its tables are made for a trial."""
+    try:
+        format_text(record)
+        format_markdown(record)
+        return all(isinstance(row["label"], str) and "error" in row for row in record["rows"]) and bool(record["rows"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return False
 
 
 def candidates_from(args: argparse.Namespace) -> list[Candidate]:

@@ -24,7 +24,14 @@ def add_results_arguments(parser: argparse.ArgumentParser) -> None:
         "--results", type=Path, nargs="+", required=True, metavar="PATH",
         help="output folders of VLMEvalKit and lmms-eval, or files of JSON lines; see tango/report/readers.py",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of the draws behind the confidence intervals (0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the draws behind the confidence intervals (0)")
+
+
+def seed(text: str) -> int:
+    """Argument type: a whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text[:50]!r}")
+    return int(text)
 
 
 def add_experiments_argument(parser: argparse.ArgumentParser) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 
 from tango.errors import TangoError
 from tango.evaluation.questions import Answer
-from tango.files import write_json
+from tango.files import write_json, writing
 
 log = logging.getLogger(__name__)
+
+_KEPT = "all answers before this one are kept; make room, and the same run goes on from there"
 
 
 class Journal:
@@ -47,19 +49,25 @@ class Journal:
         return self._answers.get(key)
 
     def add(self, key: str, answer: Answer) -> None:
-        """Put an answer on the disk; it has arrived there when this returns."""
+        """Put an answer on the disk; it has arrived there when this returns.
+
+        Raises:
+            WriteError: it cannot be written, as on a full disk; the answers before it are kept.
+        """
         record = {"key": key, **asdict(answer)}
         del record["cached"]
         self._write(json.dumps(record).encode() + b"\n")
 
     def close(self) -> None:
         """Close the file. Doing it twice is harmless."""
-        self._file.close()
+        with writing(self._file.name, _KEPT):
+            self._file.close()
 
     def _write(self, line: bytes) -> None:
-        self._file.write(line)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._file.name, _KEPT):
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def _read(self) -> dict[str, Answer]:
         found: dict[str, Answer] = {}

@@ -85,7 +85,7 @@ def layer_pruner_class(name: str) -> type[LayerPruner]:
     return cls
 
 
-def build_pruner(name: str, **options: Any) -> Pruner:
+def build_pruner(name: str, /, **options: Any) -> Pruner:
     """Build a method before the LLM from its name and options, which are the fields of its class.
 
     Raises:
@@ -97,7 +97,7 @@ def build_pruner(name: str, **options: Any) -> Pruner:
     return cls(**options)
 
 
-def build_layer_pruner(name: str, **options: Any) -> LayerPruner:
+def build_layer_pruner(name: str, /, **options: Any) -> LayerPruner:
     """Build a layer pruner from its name and options, which are the fields of its class.
 
     Raises:

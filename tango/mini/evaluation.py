@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from tango.answering import generate_output, prepare
 from tango.containers import Video
 from tango.errors import TangoError
+from tango.files import write_bytes, writing
 from tango.mini.benchmark import benchmark_clip, clip_file
 from tango.mini.questions import KINDS, Question, is_right
 from tango.mini.train_vision import see
@@ -26,6 +26,7 @@ from tango.pruning import pruning_of
 from tango.video import read_video
 
 Control = Literal["none", "blank", "other"]
+_KEPT = "all clips before this one are kept; make room, and the same command goes on from there"
 
 
 def ask_model(model: Any, processor: Any, video: Video, question: Question) -> dict[str, Any]:
@@ -88,19 +89,19 @@ class Results:
 
     def __init__(self, file: Path, setting: dict[str, Any]):
         self.file, self.records = file, list[dict[str, Any]]()
-        lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []  # the rest of a cut line
-        if lines:
-            theirs = json.loads(lines[0])
-            if theirs != setting:
-                raise TangoError(f"{file} holds results of another run ({lines[0]}); name another file or remove it")
-            self.records = [json.loads(line) for line in lines[1:]]
-        partial = file.with_name(f".{file.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in (setting, *self.records)), encoding="utf-8")
-        os.replace(partial, file)
+        try:
+            lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []  # the rest of a cut line
+            theirs, *self.records = map(json.loads, lines or [json.dumps(setting)])
+            different = theirs != setting or not all(isinstance(record["clip"], int) for record in self.records)
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise TangoError(f"cannot go on with {file}: {error}; name another file or remove it") from error
+        if different:
+            raise TangoError(f"{file} holds results of another run ({lines[0]}); name another file or remove it")
+        write_bytes(file, "".join(json.dumps(line) + "\n" for line in (setting, *self.records)).encode())
 
     def add(self, record: dict[str, Any]) -> None:
         """Append the record of a clip."""
-        with self.file.open("a", encoding="utf-8") as lines:
+        with writing(self.file, _KEPT), self.file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
         self.records.append(record)
 

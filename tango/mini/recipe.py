@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from tango.errors import TangoError
+from tango.files import writing
 
 # First number of every clip's seed. No clip is in both sets: different seeds draw different clips.
 TRAINING, BENCHMARK = 1, 2
@@ -73,10 +75,20 @@ def set_lr(optimizer: torch.optim.Optimizer, step: int, steps: int, peak: float,
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a state; a crash leaves the old file or the new one, never half of one."""
+    """Write a state; a crash leaves the old file or the new one, never half of one.
+
+    Raises:
+        WriteError: the disk is full or the file cannot be written; the old state is kept.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with writing(path, "the state before this one is kept; started again, the training goes on from there"):
+        try:
+            torch.save(state, partial)
+            os.replace(partial, path)
+        except RuntimeError as error:  # torch's word for every failed write
+            raise OSError(errno.ENOSPC, f"the file cannot be written, the disk may be full ({error})") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

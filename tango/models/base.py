@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
+from tango.models.checkpoint import load_tokenizer
 from tango.models.pooling_head import PoolingHead
 from tango.models.processor import Processor, chat_template
+from tango.models.weights import read_model
 from tango.profiling import StageTimer
 from tango.splice import ShortPrompt
 
@@ -74,10 +76,14 @@ class Adapter(ABC):
 
     @classmethod
     def load_model(cls, folder: Path, config: Any, **options: Any) -> Any:
-        """The stock model of a checkpoint; `options` are those of `from_pretrained`."""
+        """The stock model of a checkpoint; `options` are those of `from_pretrained`.
+
+        Raises:
+            CheckpointError: the weights are not those of the model that the config describes.
+        """
         from transformers import AutoModelForImageTextToText
 
-        return AutoModelForImageTextToText.from_pretrained(folder, config=config, **options)
+        return read_model(AutoModelForImageTextToText, folder, config, **options)
 
     @classmethod
     def make_processor(cls, folder: Path, config: Any, tokenizer: Any = None) -> Any:
@@ -86,10 +92,8 @@ class Adapter(ABC):
         Args:
             tokenizer: None: the one in the folder.
         """
-        from transformers import AutoTokenizer
-
         return Processor(
-            tokenizer or AutoTokenizer.from_pretrained(folder),
+            tokenizer or load_tokenizer(folder),
             image_size=config.vision_config.image_size,
             num_video_tokens=lambda num_frames: cls.num_video_tokens(config, num_frames),
             default_num_frames=cls.usual_num_frames(config),

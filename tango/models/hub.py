@@ -9,6 +9,7 @@ from tango.errors import TangoError
 
 # What a checkpoint needs, and nothing that could run code.
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+CONFIG_FILES = ["config.json", "adapter_config.json"]  # enough to tell what a checkpoint is
 
 
 def resolve_folder(
@@ -23,10 +24,13 @@ def resolve_folder(
     Raises:
         TangoError: it is neither a folder nor a hub id that can be had.
     """
-    folder = mini.folder() if str(path_or_id) == mini.NAME else Path(path_or_id).expanduser()
-    if folder.is_dir():
-        return folder
     name = str(path_or_id)
+    try:
+        folder = mini.folder() if name == mini.NAME else Path(path_or_id).expanduser()
+        if folder.is_dir():
+            return folder
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, or a home that nobody has
+        raise TangoError(f"no checkpoint at {name[:200]!r}: {error}") from error
     if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise TangoError(f"no checkpoint at {name!r}: expected a folder with config.json, or a hub id owner/name")
     from huggingface_hub import snapshot_download

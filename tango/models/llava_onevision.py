@@ -53,9 +53,10 @@ class LlavaOnevisionAdapter(Adapter):
         self.position_rule = positions
         config = model.config
         layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
-        if not isinstance(layer, int) or strategy != "full":
+        depth = config.vision_config.num_hidden_layers
+        if type(layer) is not int or strategy != "full" or not (-depth <= layer < 0 or 0 < layer <= depth):
             raise UnsupportedModelError(
-                "the llava_onevision adapter handles one vision_feature_layer with strategy 'full', "
+                f"the llava_onevision adapter handles one vision_feature_layer of {depth} with strategy 'full', "
                 f"got {layer!r} with {strategy!r}"
             )
         self.patches = config.vision_config.image_size // config.vision_config.patch_size  # per side

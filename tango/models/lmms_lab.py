@@ -11,8 +11,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tango.errors import TangoError, UnsupportedModelError
+from tango.errors import CheckpointError, UnsupportedModelError
+from tango.models import checkpoint
 from tango.models.processor import CHATML
+from tango.models.weights import read_model
 
 # The tower that the originals hard-code: so400m without its last block, so that the last hidden state is the one used.
 SIGLIP_SO400M = {
@@ -32,7 +34,6 @@ KEY_MAPPING = {
     r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
     r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
 }
-_HARMLESS = re.compile(r"\.inv_freq$")  # buffers that older files hold and nobody reads
 _PLACEHOLDERS = ("<image>", "<video>")
 
 
@@ -40,7 +41,7 @@ def is_lmms_lab(folder: Path) -> bool:
     """Whether a checkpoint's `config.json` is of this layout. A file that cannot be read is not."""
     try:
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return (
         isinstance(fields, dict)
@@ -57,17 +58,15 @@ def read_config(folder: Path) -> Any:
 
     Raises:
         UnsupportedModelError: the model is built in a way that the LLaVA-OneVision class cannot express.
-        TangoError: a field has a value that it cannot have.
+        CheckpointError: a field has a value that it cannot have.
     """
-    from huggingface_hub.errors import StrictDataclassError
-
     file = folder / "config.json"
-    fields = json.loads(file.read_text(encoding="utf-8"))
-    _check(fields)
-    try:
-        return _config(fields)
-    except (AttributeError, TypeError, ValueError, StrictDataclassError) as error:
-        raise TangoError(f"cannot read {file}: {' '.join(str(error).split())}") from error
+    fields = checkpoint.check_config_file(folder)
+    with checkpoint.reading(file):
+        _check(fields)
+        config = _config(fields)
+    checkpoint.check_config(file, config)
+    return config
 
 
 def _config(fields: dict[str, Any]) -> Any:
@@ -126,21 +125,12 @@ def load_model(folder: Path, config: Any, **options: Any) -> Any:
     """Read the weights; `options` are those of `from_pretrained`.
 
     Raises:
-        TangoError: weights are missing, left over or of another shape than the config says.
+        CheckpointError: weights are missing, left over or of another shape than the config says.
     """
     from transformers import LlavaOnevisionForConditionalGeneration
 
-    # Weights of another shape must get past transformers, which would not name them.
-    options |= {"key_mapping": KEY_MAPPING, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, config=config, **options)
-    wrong = {
-        "missing": info["missing_keys"],
-        "unexpected": [key for key in info["unexpected_keys"] if not _HARMLESS.search(key)],
-        "of another shape than config.json says": [key for key, *_shapes in info["mismatched_keys"]],
-    }
-    for what, keys in wrong.items():
-        if keys:
-            raise TangoError(f"cannot load {folder}: {len(keys)} weights are {what}: {', '.join(sorted(keys)[:3])} ...")
+    options |= {"key_mapping": KEY_MAPPING, "strict": True}
+    model = read_model(LlavaOnevisionForConditionalGeneration, folder, config, **options)
     model.__dict__.pop("_weight_conversions", None)  # save_pretrained would bring the old names back
     return model
 
@@ -149,17 +139,15 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
     """The checkpoint's tokenizer with the two placeholder tokens; their ids are noted in `config`.
 
     Raises:
-        TangoError: the embedding has no rows left for the placeholders.
+        CheckpointError: the embedding has no rows left for the placeholders.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
+    tokenizer = checkpoint.load_tokenizer(folder, config=config)
     tokenizer.add_tokens(list(_PLACEHOLDERS), special_tokens=True)
     tokenizer.padding_side = "left"
     tokenizer.chat_template = CHATML  # the file's own, if any, knows text alone
     image, video = tokenizer.convert_tokens_to_ids(list(_PLACEHOLDERS))
     if max(image, video) >= config.text_config.vocab_size:
-        raise TangoError(
+        raise CheckpointError(
             f"cannot load {folder}: its tokenizer has {len(tokenizer)} tokens with {' and '.join(_PLACEHOLDERS)}, "
             f"more than the {config.text_config.vocab_size} rows of the embedding"
         )

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from tango.errors import TangoError, UnknownNameError
+from tango.errors import CheckpointError, TangoError, UnknownNameError
 from tango.models import lmms_lab
 from tango.models.base import Adapter, adapter_class, pooling_head_of
-from tango.models.hub import resolve_folder
+from tango.models.checkpoint import check_config, check_config_file, reading
+from tango.models.hub import CONFIG_FILES, resolve_folder
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
+from tango.models.weights import check_finite
 
 _DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -48,7 +49,9 @@ def load(
     Returns:
         The model in evaluation mode, with the head as its plain attribute `pooling_head`, and a `Processor`.
     Raises:
-        TangoError: there is no such checkpoint, or it cannot be read; UnsupportedModelError: no adapter for its type.
+        TangoError: there is no such checkpoint; UnsupportedModelError: no adapter for its type.
+        CheckpointError: its files are damaged, incomplete or not its model's; the message names them. Nothing is ever
+            filled in with random numbers, and neither code nor pickled weights of a checkpoint are run.
     """
     name = str(dtype).removeprefix("torch.")
     if name not in _DTYPES:
@@ -62,18 +65,17 @@ def load(
     attention = available_attention(attn_implementation, device)
     if attention is not None:
         options["attn_implementation"] = attention
-    try:
-        if lmms_lab.is_lmms_lab(folder):
-            tokenizer = lmms_lab.load_tokenizer(folder, config)  # first: it decides the ids of the placeholders
-            model = lmms_lab.load_model(folder, config, dtype=chosen, **options)
-            processor = adapter.make_processor(folder, config, tokenizer)
-        else:
+    if lmms_lab.is_lmms_lab(folder):
+        tokenizer = lmms_lab.load_tokenizer(folder, config)  # first: it decides the ids of the placeholders
+        processor = _make_processor(adapter, folder, config, tokenizer)
+        model = lmms_lab.load_model(folder, config, dtype=chosen, **options)
+    else:
+        processor = _make_processor(adapter, folder, config)  # first: mistakes show before minutes of loading
+        with reading(path_or_id):
             model = adapter.load_model(folder, config, dtype=chosen, **options)
-            processor = adapter.make_processor(folder, config)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise TangoError(f"cannot load {path_or_id}: {' '.join(str(error).split())}") from error
     if "device_map" not in options:
         model = model.to(device)
+    check_finite(folder, model)
     _attach_pooling_head(model, adapter.tower(model), folder, siglip, local_files_only=local_files_only)
     if (head := pooling_head_of(model)) is not None:  # else every call would copy it to the device
         model.__dict__["pooling_head"] = head.to(model.device)
@@ -86,7 +88,7 @@ def default_num_frames(path_or_id: str | Path, *, local_files_only: bool = False
     Raises:
         TangoError: there is no such checkpoint; UnsupportedModelError: no adapter for its type.
     """
-    folder = resolve_folder(path_or_id, local_files_only=local_files_only, patterns=["config.json"])
+    folder = resolve_folder(path_or_id, local_files_only=local_files_only, patterns=CONFIG_FILES)
     config, adapter = read_config(folder)
     return adapter.usual_num_frames(config)
 
@@ -95,17 +97,42 @@ def read_config(folder: Path) -> tuple[Any, type[Adapter]]:
     """The transformers config of a checkpoint in either layout, and the adapter of its family.
 
     Raises:
-        TangoError: there is no config that can be read; UnsupportedModelError: no adapter for its type.
+        CheckpointError: there is no config that can be used; UnsupportedModelError: no adapter for its type.
     """
     from transformers import AutoConfig
 
-    if not (folder / "config.json").is_file():
-        raise TangoError(f"{folder} is no checkpoint: it has no config.json")
-    try:
-        config = lmms_lab.read_config(folder) if lmms_lab.is_lmms_lab(folder) else AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise TangoError(f"cannot read {folder / 'config.json'}: {' '.join(str(error).split())}") from error
+    check_config_file(folder)
+    if lmms_lab.is_lmms_lab(folder):
+        config = lmms_lab.read_config(folder)
+    else:
+        with reading(folder / "config.json"):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        adapter_class(config)  # what is of another family may well have other fields
+        check_config(folder / "config.json", config)
     return config, adapter_class(config)
+
+
+def _make_processor(adapter: type[Adapter], folder: Path, config: Any, tokenizer: Any = None) -> Any:
+    """The processor of a checkpoint, tried on a conversation as `tango.prepare` makes them.
+
+    Raises:
+        CheckpointError: its tokenizer is another model's, or its chat template cannot be rendered.
+    """
+    with reading(f"the processor of {folder}"):
+        processor = adapter.make_processor(folder, config, tokenizer)
+    tokenizer, rows = processor.tokenizer, config.get_text_config().vocab_size
+    found, expected = tokenizer.convert_tokens_to_ids(processor.video_token), config.video_token_id
+    if found != expected or len(tokenizer) > rows:
+        raise CheckpointError(
+            f"the tokenizer of {folder} is not its model's: it has {len(tokenizer)} tokens for {rows} rows of the "
+            f"embedding, and {processor.video_token} is {found}, where config.json says {expected}"
+        )
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError(f"the tokenizer of {folder} has no padding token; name one in tokenizer_config.json")
+    content = [{"type": "video"}, {"type": "text", "text": "What happens?"}]
+    with reading(f"the chat template of {folder}"):
+        processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return processor
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -120,6 +147,11 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         raise TangoError(f"unknown device {str(device)!r}; expected cpu, cuda, cuda:1 ...") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise TangoError(f"no device {chosen}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
+    try:
+        torch.empty(1, device=chosen)
+    except Exception as error:  # of any kind, from backends that are not there
+        reason = " ".join(str(error).split())[:200]
+        raise TangoError(f"the device {chosen} cannot be used: {reason}; expected cpu, cuda, cuda:1 ...") from error
     return chosen
 
 

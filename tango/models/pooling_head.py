@@ -5,7 +5,6 @@ LLaVA checkpoints drop this head, so it comes from the SigLIP checkpoint that th
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from tango.errors import UnsupportedModelError
+from tango.errors import CheckpointError, UnsupportedModelError
+from tango.models.checkpoint import check_weight_files, read_json, reading, some
 from tango.models.hub import resolve_files
 from tango.ops.attention import fold_probe, probe_attention
 from tango.shapes import Float
@@ -77,14 +77,18 @@ class PoolingHead:
 
         Raises:
             TangoError: there is no such checkpoint, or the hub cannot be reached.
+            CheckpointError: its files are damaged, or a part of the head is missing.
             UnsupportedModelError: the checkpoint holds no pooling head.
         """
         config_file, *weight_files = resolve_files(path_or_id, local_files_only=local_files_only)
-        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config = read_json(config_file)
         config = config.get("vision_config", config)
+        if not isinstance(config, dict):
+            raise CheckpointError(f"cannot read {config_file}: vision_config must be an object, got {config!r}")
+        check_weight_files(config_file.parent)
         tensors: dict[str, Tensor] = {}
         for file in weight_files:
-            with safe_open(file, "pt") as weights:
+            with reading(file), safe_open(file, "pt") as weights:
                 for key in weights.keys():  # noqa: SIM118 (a safetensors handle is not a dictionary)
                     name = next((key.removeprefix(p) for p in _PREFIXES if p and key.startswith(p)), key)
                     if name.startswith(("head.", "post_layernorm.")):
@@ -94,13 +98,20 @@ class PoolingHead:
                 f"{path_or_id} holds no SigLIP attention-pooling head (vision_model.head.*); expected a full SigLIP "
                 f"checkpoint such as {DEFAULT_SIGLIP}"
             )
-        return cls.from_tensors(
-            tensors, num_heads=config.get("num_attention_heads", 12), eps=config.get("layer_norm_eps", 1e-6)
-        )
+        num_heads, eps = config.get("num_attention_heads", 12), config.get("layer_norm_eps", 1e-6)
+        try:
+            return cls.from_tensors(tensors, num_heads=num_heads, eps=eps)
+        except CheckpointError as error:
+            raise CheckpointError(f"cannot load the pooling head of {path_or_id}: {error}") from error
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], *, num_heads: int, eps: float) -> PoolingHead:
-        """Build the head from `head.*` and `post_layernorm.*` tensors named as in transformers."""
+        """Build the head from `head.*` and `post_layernorm.*` tensors named as in transformers.
+
+        Raises:
+            CheckpointError: one is missing, of a wrong shape or not finite, or the width is no multiple of `num_heads`.
+        """
+        _check(tensors, num_heads, eps)
         weight, bias = tensors["head.attention.in_proj_weight"], tensors["head.attention.in_proj_bias"]
         P = weight.shape[1]
 
@@ -115,4 +126,30 @@ class PoolingHead:
             mlp_norm=pair("head.layernorm"),
             mlp=(*pair("head.mlp.fc1"), *pair("head.mlp.fc2")),
             eps=eps,
+        )
+
+
+def _check(tensors: dict[str, Tensor], num_heads: Any, eps: Any) -> None:
+    P = tensors["head.probe"].numel() if "head.probe" in tensors else 0
+    inner = len(tensors["head.mlp.fc1.bias"]) if "head.mlp.fc1.bias" in tensors else 0
+    attention, layers = "head.attention", ("post_layernorm", "head.layernorm")
+    expected: dict[str, tuple[int, ...]] = {
+        f"{attention}.in_proj_weight": (3 * P, P), f"{attention}.in_proj_bias": (3 * P,),
+        f"{attention}.out_proj.weight": (P, P), f"{attention}.out_proj.bias": (P,),
+        "head.mlp.fc1.weight": (inner, P), "head.mlp.fc1.bias": (inner,),
+        "head.mlp.fc2.weight": (P, inner), "head.mlp.fc2.bias": (P,),
+        **{f"{layer}.{part}": (P,) for layer in layers for part in ("weight", "bias")},
+    }  # fmt: skip
+    missing = [name for name in ("head.probe", *expected) if name not in tensors]
+    if missing:
+        raise CheckpointError(f"{len(missing)} of its weights are missing: {some(missing)}")
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape:
+            raise CheckpointError(f"{name} is of shape {tuple(tensors[name].shape)}, expected {shape}")
+    infinite = [name for name in ("head.probe", *expected) if not tensors[name].isfinite().all()]
+    if infinite:
+        raise CheckpointError(f"{len(infinite)} of its weights are NaN or infinite: {some(infinite)}")
+    if type(num_heads) is not int or num_heads < 1 or P % num_heads or not isinstance(eps, float):
+        raise CheckpointError(
+            f"num_attention_heads must divide the width {P} and layer_norm_eps be a number, got {num_heads!r}, {eps!r}"
         )

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BatchFeature
 
+from tango.models.checkpoint import load_tokenizer
 from tango.models.mrope import seconds_per_step
 from tango.models.processor import ChatProcessor, Videos, chat_template
 from tango.ops.blocks import blocks
@@ -122,8 +123,6 @@ class QwenProcessor(ChatProcessor):
         cls, folder: Path, config: Any, tokenizer: Any = None, *, default_num_frames: int = 32
     ) -> QwenProcessor:
         """The processor of a checkpoint: pixel statistics from its preprocessor file, sizes from the model's config."""
-        from transformers import AutoTokenizer
-
         files = [folder / name for name in ("video_preprocessor_config.json", "preprocessor_config.json")]
         settings: dict[str, Any] = next(
             (json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()), {}
@@ -139,7 +138,7 @@ class QwenProcessor(ChatProcessor):
             min_pixels=128 * side**2,
         )
         return cls(
-            tokenizer or AutoTokenizer.from_pretrained(folder),
+            tokenizer or load_tokenizer(folder),
             model_type=config.model_type,
             patches=patches,
             default_num_frames=default_num_frames,

@@ -129,7 +129,7 @@ def read_experiment(folder: Path, table: int) -> Experiment:
             f"{path} does not exist; the experiments are in the repository's configs/experiments: work in a clone, or "
             "name that folder with --experiments"
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TangoError(f"cannot read {path}: {type(error).__name__} {' '.join(str(error).split())}") from error
     if unknown := [name for name in experiment.benchmarks if benchmark(name).name != name]:
         raise TangoError(f"{path}: benchmarks go by the paper's names, got {', '.join(unknown)}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from tango import mini
 from tango.bench.common import positive
-from tango.commands.common import add_method_arguments, add_model_arguments, load_model, method_from
+from tango.commands.common import add_method_arguments, add_model_arguments, frame_count, load_model, method_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_method_arguments(parser)
     parser.add_argument("--clips", type=Path, help="folder of the benchmark's clips, written if missing (temporary)")
     parser.add_argument("--num-clips", type=positive, default=200, help="how many of them to ask about (200)")
-    parser.add_argument("--num-frames", type=positive, help="frames to sample (the model's usual number)")
+    parser.add_argument("--num-frames", type=frame_count, help="frames to sample (the model's usual number)")
     parser.add_argument(
         "--control", choices=("none", "blank", "other"), default="none",
         help="show a grey video, or another clip, in place of the one asked about (none)",

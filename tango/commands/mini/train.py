@@ -6,16 +6,21 @@ import argparse
 import time
 from pathlib import Path
 
+from tango.bench.common import positive, thread_count
+from tango.errors import OptionError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `tango mini train`."""
     parser.add_argument("output", type=Path, help="folder of the checkpoint; it must not exist yet")
     parser.add_argument("--work", type=Path, help="folder of the training's state (OUTPUT.work)")
     parser.add_argument("--seed", type=int, default=0, help="decides weights and training clips (0)")
-    parser.add_argument("--vision-steps", type=int, help="steps of the first stage (those of the published weights)")
-    parser.add_argument("--language-steps", type=int, help="steps of the second stage (likewise)")
+    parser.add_argument(
+        "--vision-steps", type=positive, help="steps of the first stage (those of the published weights)"
+    )
+    parser.add_argument("--language-steps", type=positive, help="steps of the second stage (likewise)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
+    parser.add_argument("--threads", type=thread_count, help="CPU threads (torch's choice)")
     parser.add_argument("--workers", type=int, default=1, help="processes that render clips (1)")
 
 
@@ -26,8 +31,12 @@ def run(args: argparse.Namespace) -> int:
     from tango.commands.common import quiet
     from tango.mini.recipe import Recipe
     from tango.mini.train import train as run_training
+    from tango.models.loading import choose_device
 
     quiet()
+    device = choose_device(args.device)
+    if not 0 <= args.seed < 2**63 or args.workers < 0:
+        raise OptionError(f"--seed and --workers must be at least 0, got {args.seed} and {args.workers}")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     given = {"vision_steps": args.vision_steps, "language_steps": args.language_steps}
@@ -37,5 +46,5 @@ def run(args: argparse.Namespace) -> int:
     def log(line: str) -> None:
         print(time.strftime("%H:%M:%S"), line, flush=True)
 
-    run_training(args.output, work, recipe, device=args.device, workers=args.workers, log=log)
+    run_training(args.output, work, recipe, device=str(device), workers=args.workers, log=log)
     return 0

@@ -1,0 +1,119 @@
+"""A model from a checkpoint, refused unless every weight is the checkpoint's own.
+
+transformers fills what it does not find with random numbers and goes on: the model answers, and the answers are noise.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tango.errors import CheckpointError
+from tango.models.checkpoint import check_weight_files, read_json, reading, some
+
+# What older files hold and nobody reads: buffers, and the head of a SigLIP, which LLaVA's tower does without.
+_HARMLESS = re.compile(r"\.inv_freq$|\.position_ids$|(^|\.)vision_tower\.(vision_model\.)?head\.")
+
+_AFFORDABLE = 500_000_000  # parameters; more are not filled with random numbers only to be refused
+
+
+def read_model(cls: Any, folder: Path, config: Any, *, strict: bool = False, **options: Any) -> Any:
+    """`cls.from_pretrained`, from safetensors alone, without code from the checkpoint.
+
+    Args:
+        strict: refuse every weight that the model has no place for; else one of a part that the model lacks (a head of
+            another task) is a warning.
+        options: those of `from_pretrained`.
+    Raises:
+        CheckpointError: weights are missing, named otherwise, left over or of another shape than `config` says; or they
+            cannot be read at all.
+    """
+    numbers = check_weight_files(folder)
+    if (folder / "generation_config.json").is_file():
+        read_json(folder / "generation_config.json")
+    if options.get("quantization_config") is None and getattr(config, "quantization_config", None) is None:
+        _check_size(folder, config, numbers)
+    # Weights of another shape must get past transformers, which would not name them.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with reading(folder):
+        model, info = cls.from_pretrained(
+            folder, config=config, use_safetensors=True, trust_remote_code=False, **options
+        )
+    left_over = sorted(key for key in info["unexpected_keys"] if not _HARMLESS.search(key))
+    parts = {_unnumbered(name) for name, _ in model.named_modules()} - {"", "model"}
+    ours = left_over if strict else [key for key in left_over if _belongs(key, parts)]
+    _refuse(folder, "missing", info["missing_keys"], _instead(left_over))
+    _refuse(folder, "of another shape than config.json says", map(_shapes, info["mismatched_keys"]))
+    if getattr(model, "hf_quantizer", None) is None:  # else numbers of the quantization stand beside the weights
+        _refuse(folder, "unexpected", ours, "; config.json describes fewer layers or parts than the weights have")
+    if left_over:
+        warnings.warn(f"{len(left_over)} weights of {folder} are not used: {some(left_over)}", stacklevel=3)
+    return model
+
+
+def check_finite(folder: Path, model: Any) -> None:
+    """Refuse weights that are NaN or infinite. Reads every weight once, on the device that it is on.
+
+    Raises:
+        CheckpointError: there are some.
+    """
+    wrong = [name for name, parameter in model.named_parameters() if not _is_finite(parameter)]
+    dtype = str(model.dtype).removeprefix("torch.")
+    _refuse(folder, "NaN or infinite", wrong, f"; the checkpoint is broken, or its numbers are too large for {dtype}")
+
+
+def _is_finite(parameter: torch.Tensor) -> bool:
+    if not parameter.is_floating_point() or parameter.itemsize < 2 or parameter.device.type == "meta":
+        return True
+    wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    return bool(parameter.detach().sum(dtype=wide).isfinite())  # a sum keeps what is not finite, and needs no memory
+
+
+def _check_size(folder: Path, config: Any, numbers: int) -> None:
+    """Refuse a config of a far larger model before memory is taken for it: smaller faults are named afterwards.
+
+    Raises:
+        CheckpointError: it has more than twice the parameters that the files hold, and gigabytes of them.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    with reading(folder), torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    described = sum(parameter.numel() for parameter in model.parameters())
+    if described > 2 * numbers + _AFFORDABLE:
+        raise CheckpointError(
+            f"cannot load {folder}: config.json describes a model of {described} parameters, but the weights hold "
+            f"{numbers}; most are missing, or config.json is of another model"
+        )
+
+
+def _refuse(folder: Path, what: str, keys: Iterable[str], why: str = "") -> None:
+    names = sorted(keys)
+    if names:
+        raise CheckpointError(f"cannot load {folder}: {len(names)} weights are {what}: {some(names)}{why}")
+
+
+def _instead(left_over: list[str]) -> str:
+    if not left_over:
+        return "; download the checkpoint again"
+    return f"; {len(left_over)} others have names that the model does not know: {some(left_over)}"
+
+
+def _shapes(mismatch: tuple[str, Iterable[int], Iterable[int]]) -> str:
+    name, found, expected = mismatch
+    return f"{name} ({'x'.join(map(str, found))}, not {'x'.join(map(str, expected))})"
+
+
+def _belongs(key: str, parts: set[str]) -> bool:
+    """Whether a weight is of a part that the model has: one more layer of its list, or one more tensor of a module."""
+    pieces = _unnumbered(key).split(".")
+    return any(".".join(pieces[:end]) in parts for end in range(1, len(pieces)))
+
+
+def _unnumbered(name: str) -> str:
+    return re.sub(r"\d+", "0", name)
