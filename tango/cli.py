@@ -46,6 +46,7 @@ _MINI = (
 _BENCHMARKS = (
     ("pruner", "tango.bench.pruner", "time the pruner alone, stage by stage"),
     ("methods", "tango.bench.methods", "time all methods on the same tokens"),
+    ("reliability", "tango.bench.reliability.command", "try damaged files, kills, batches and hostile inputs"),
 )
 
 
@@ -59,7 +60,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         _add(commands, name, module, summary, named=argv[:1] == [name])
     for group, about, members in (
         ("mini", "the small trained model and its benchmark", _MINI),
-        ("bench", "measure speed", _BENCHMARKS),
+        ("bench", "measure speed and reliability", _BENCHMARKS),
     ):
         added = commands.add_parser(group, help=about).add_subparsers(required=True, metavar="WHAT")
         for name, module, summary in members:
