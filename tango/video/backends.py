@@ -6,7 +6,7 @@ import os
 
 from tango.errors import VideoReadError
 from tango.sampling import one_line, sample_indices
-from tango.video.index import Index, index_frames
+from tango.video.index import SEEKABLE, Index, index_frames
 from tango.video.pixels import is_mirrored
 from tango.video.reader import read_pyav
 from tango.video.source import Clip, Limits, opened
@@ -54,8 +54,9 @@ def read_decord(path: str, num_frames: int, limits: Limits) -> Clip:
     if "mpegts" in containers:
         raise VideoReadError(path, "decord reads other frames of MPEG-TS than those asked for; use backend='auto'")
     is_mov = "mov" in containers  # whose edit lists decord ignores, as documented
-    if not is_mov and index.times and index.times[0] < 0:
-        raise VideoReadError(path, "decord reads other frames where times are negative; use backend='auto'")
+    has_odd_times = index.times[0] < 0 if index.times else bool(containers & SEEKABLE)
+    if not is_mov and has_odd_times:
+        raise VideoReadError(path, "decord reads other frames where times are negative or missing; use backend='auto'")
     in_order = index.has_open_groups or not index.keyframes
     clip = Clip(**run_worker(path, num_frames, limits.timeout_s, in_order=in_order))
     if clip.num_source_frames != index.num_frames and not is_mov:

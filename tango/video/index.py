@@ -12,7 +12,7 @@ from tango.sampling import one_line
 from tango.video.source import Source, opened
 
 # Those whose packets carry true presentation times. The others (AVI, raw streams) give decoding times or none.
-_SEEKABLE = {"matroska", "mov", "mpegts", "flv"}
+SEEKABLE = {"matroska", "mov", "mpegts", "flv"}
 _MAX_PACKETS = 5_000_000  # a day at 60 frames a second is as many; each takes some 200 bytes here
 
 
@@ -51,7 +51,7 @@ def index_frames(source: Source) -> Index:
     if _jumps_back(packets):  # then order of time is not the order of display
         times = None
     keyframes = []
-    is_seekable = times is by_pts and _SEEKABLE & set(source.container.format.name.split(","))
+    is_seekable = times is by_pts and SEEKABLE & set(source.container.format.name.split(","))
     if is_seekable and not source.decoder_errors(references=False):
         # Demuxers seek by decoding time where they know it; it is never after the presentation time.
         keys = [p for p in packets if p.is_keyframe]
