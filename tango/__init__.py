@@ -44,6 +44,7 @@ _HOME = {
     "UnsupportedModelError": "tango.errors",
     "MissingSignalError": "tango.errors",
     "BudgetError": "tango.errors",
+    "PromptError": "tango.errors",
     "VideoReadError": "tango.errors",
 }
 __all__ = sorted([*_HOME, "__version__"])
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         BudgetError,
         MissingSignalError,
         OptionError,
+        PromptError,
         TangoError,
         UnknownNameError,
         UnsupportedModelError,

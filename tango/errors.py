@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class TangoError(Exception):
-    """Base of every error that Tango raises for a user's mistake (as opposed to a defect of Tango)."""
+    """Base of every error that Tango raises for a user's mistake (as opposed to a defect of Tango).
+
+    Errors come through pickle and copy with their text and attributes, so that they reach the parent of a pool's worker.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Python would call the class with the finished text, which is not what its __init__ takes.
+        return _restored, (type(self), self.args, vars(self))
+
+
+def _restored(cls: type[TangoError], args: tuple[Any, ...], attributes: dict[str, Any]) -> TangoError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class UnknownNameError(TangoError, ValueError):
@@ -36,11 +51,15 @@ class BudgetError(TangoError, ValueError):
     """A retention ratio or token count cannot be met."""
 
 
+class PromptError(TangoError, ValueError):
+    """A conversation cannot become a prompt: a text holds a reserved token, or placeholders and media do not match."""
+
+
 class VideoReadError(TangoError, OSError):
-    """A video file cannot be read.
+    """A video, or an image beside it, cannot be read.
 
     Attributes:
-        path: the file as the user named it.
+        path: the file as the user named it; what else was handed over in angle brackets, such as "<bytes>".
         reason: why, in one line.
     """
 
