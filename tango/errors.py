@@ -10,7 +10,7 @@ from typing import Any
 class TangoError(Exception):
     """Base of every error that Tango raises for a user's mistake (as opposed to a defect of Tango).
 
-    Errors come through pickle and copy with their text and attributes, so that they reach the parent of a pool's worker.
+    Errors come through pickle and copy with their text and attributes: they reach the parent of a pool's worker.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:

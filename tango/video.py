@@ -10,12 +10,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tango.errors import UnknownNameError, VideoReadError
 from tango.sampling import one_line, sample_indices
+from tango.sources import is_file, read_source, refuse_fps
 
 if TYPE_CHECKING:  # at run time torch and PyAV load on first use: the decord worker imports this module without them
     import av
@@ -35,9 +37,15 @@ _BINARY = set(range(32)) - set(b"\t\n\r\f\x1b")  # bytes that no text file has
 
 
 def read_video(
-    path: str | os.PathLike[str], *, num_frames: int, backend: str = "auto", timeout_s: float = 120.0
+    video: Any, *, num_frames: int, backend: str = "auto", timeout_s: float = 120.0, fps: float | None = None
 ) -> Video:
     """Read `num_frames` frames, spread evenly over the file from its first displayed frame to its last.
+
+    The video may be a path or `file://` address; the contents of a file, as bytes or a binary file object (read from
+    its beginning where it can seek, left where it was, not closed); a folder of frames; or frames: a list of Pillow
+    images, of paths of images or of uint8 arrays (h, w, 3), or an array or tensor (T, h, w, 3). Frames of a folder are
+    its images in natural order of their names (frame_2 before frame_10), other and hidden files do not count, and those
+    not taken are not opened.
 
     Frames come upright (a rotation stored in the file is applied) and exactly as a decoder that starts at the
     beginning shows them. A frame that cannot be had is an error, never a shorter or repeated answer; frames repeat
@@ -48,17 +56,23 @@ def read_video(
         backend: "auto" and "pyav" are the same exact reader. "torchcodec" and "decord" are used only when named. decord
             ignores edit lists: on clips cut without recoding it returns other frames, as the paper's release does.
         timeout_s: give up after this long. decord is killed then; torchcodec cannot be interrupted.
+        fps: frames a second of what has no times of its own, a folder and frames; None: 3, as MVBench's folders have.
 
     Raises:
         VideoReadError: the file is missing, damaged or no video, or the backend cannot be used.
         UnknownNameError: there is no such backend.
+        OptionError: `fps` is not positive, or given for a file, which has its own.
         ValueError: `num_frames` is below 1.
     Source: the sampling is that of the paper's release (arXiv:2604.09547), which reads with decord.
     """
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     check_backend(backend)
-    path = os.fsdecode(path)
+    if not is_file(video):
+        read_file = partial(read_video, num_frames=num_frames, backend=backend, timeout_s=timeout_s)
+        return read_source(video, num_frames=num_frames, fps=fps, timeout_s=timeout_s, read_file=read_file)
+    refuse_fps(fps)
+    path = os.fsdecode(video)
     _check_file(path)
     clip = _BACKENDS[backend](path, num_frames, timeout_s)
 

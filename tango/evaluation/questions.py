@@ -8,14 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tango.sources import fingerprint
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """One sample: a conversation with videos, and how to answer it.
 
     `messages` are as for a chat template: `{"role": "system" | "user", "content": parts}` with parts
-    `{"type": "video", "video": path}` and `{"type": "text", "text": str}`; content may be a plain string, too. Images
-    are no parts that can be answered here; such a question gets an answer that says so.
+    `{"type": "video", "video": video}` and `{"type": "text", "text": str}`; content may be a plain string, too. A video
+    is whatever `tango.read_video` takes. Images are no parts that can be answered here; such a question gets an answer
+    that says so.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -27,8 +30,8 @@ class Question:
 
     @property
     def key(self) -> str:
-        """SHA-256 over all that determines the answer; files count by their path, as it was given."""
-        return hashlib.sha256(json.dumps(vars(self), sort_keys=True, default=_plain).encode()).hexdigest()
+        """SHA-256 over all that determines the answer; files count by their path, as given, all else by contents."""
+        return hashlib.sha256(json.dumps(vars(self), sort_keys=True, default=fingerprint).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +50,3 @@ class Answer:
     elapsed_ms: float = 0.0  # by the clock on the wall, since the answer before it
     peak_bytes: int = 0  # most memory in use so far: the GPU's, or the process's own on a CPU
     cached: bool = False  # from the journal, not computed in this run
-
-
-def _plain(value: Any) -> Any:
-    """Values that JSON has no form for: mappings as dictionaries, anything else by its text, such as a path's."""
-    return dict(value) if isinstance(value, Mapping) else str(value)
