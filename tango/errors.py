@@ -66,3 +66,7 @@ class VideoReadError(TangoError, OSError):
     def __init__(self, path: object, reason: str):
         super().__init__(f"cannot read video {str(path)!r}: {reason}")
         self.path, self.reason = str(path), reason
+
+
+class MissingPartError(TangoError, AttributeError):
+    """A part of another library's interface that Tango does not have; the message names what to use."""
