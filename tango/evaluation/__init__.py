@@ -24,6 +24,7 @@ _HOME = {
     "MethodConfig": "tango.evaluation.config",
     "Question": "tango.evaluation.questions",
     "environment": "tango.evaluation.records",
+    "frames_as_video": "tango.evaluation.questions",
     "write_json": "tango.files",
 }
 __all__ = sorted(_HOME)
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from tango.evaluation.config import MethodConfig
     from tango.evaluation.efficiency import Efficiency
     from tango.evaluation.journal import Journal
-    from tango.evaluation.questions import Answer, Question
+    from tango.evaluation.questions import Answer, Question, frames_as_video
     from tango.evaluation.records import environment
     from tango.files import write_json
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from tango.sources import fingerprint
@@ -50,3 +51,14 @@ class Answer:
     elapsed_ms: float = 0.0  # by the clock on the wall, since the answer before it
     peak_bytes: int = 0  # most memory in use so far: the GPU's, or the process's own on a CPU
     cached: bool = False  # from the journal, not computed in this run
+
+
+def frames_as_video(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The parts of a message with every run of two or more images as one video, whose frames they are."""
+    found: list[dict[str, Any]] = []
+    for is_image, run in groupby(parts, key=lambda part: part["type"] == "image"):
+        members = [dict(part) for part in run]
+        if is_image and len(members) > 1:
+            members = [{"type": "video", "video": [part["image"] for part in members]}]
+        found += members
+    return found

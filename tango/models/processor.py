@@ -224,6 +224,8 @@ class Processor(ChatProcessor):
         )
         self.image_size, self.num_video_tokens, self._make_stock = image_size, num_video_tokens, make_stock
 
+    media_input_names = ("pixel_values_videos", "video_timestamps_s", "pixel_values", "image_sizes", "batch_num_images")
+
     def _build_stock(self) -> Any:
         return super()._build_stock() if self._make_stock is None else self._make_stock(self.tokenizer)
 

@@ -25,8 +25,16 @@ from tango.models.messages import (
 )
 from tango.sources import load_video
 
-# What goes to the tokenizer, not to the chat template; transformers takes both here, too.
-_OF_THE_TOKENIZER = ("padding", "padding_side", "truncation", "max_length", "add_special_tokens")
+# What goes to `__call__`, not to the chat template; transformers takes both in one place, too.
+_OF_THE_CALL = (
+    "video_timestamps",
+    "vision_marks",
+    "padding",
+    "padding_side",
+    "truncation",
+    "max_length",
+    "add_special_tokens",
+)
 
 
 class ChatProtocol:
@@ -47,7 +55,7 @@ class ChatProtocol:
     image_token: str | None = None
     default_num_frames: int
     time_instruction: TimeInstruction = "none"
-    media_input_names: Sequence[str] = ("pixel_values_videos",)
+    media_input_names: Sequence[str]
 
     def __getattr__(self, name: str) -> Any:
         from transformers import ProcessorMixin
@@ -96,7 +104,7 @@ class ChatProtocol:
             raise OptionError("no masks of the assistant's tokens and no sound here; use AutoProcessor for them")
         if return_tensors not in ("pt", "auto", None):
             raise OptionError(f"return_tensors must be 'pt', got {return_tensors!r}")
-        reading = {name: options.pop(name) for name in (*_OF_READING, *_OF_THE_TOKENIZER) if name in options}
+        reading = {name: options.pop(name) for name in (*_OF_READING, *_OF_THE_CALL) if name in options}
         reading |= processor_kwargs or {}
         options.pop("sanitize_control_tokens", None)  # a reserved token is an error in any case
         render = partial(self._render, chat_template=chat_template, add_generation_prompt=add_generation_prompt)
@@ -108,15 +116,13 @@ class ChatProtocol:
             prompts = [render(turns, **options) for turns in batch]
             return prompts if is_batch else prompts[0]
         reader = Reading(self, **{name: reading.pop(name) for name in _OF_READING if name in reading})
-        timestamps = bool(reading.pop("video_timestamps", False))
         batch = [reader.read(turns) for turns in batch]
         images = [media(turns, "image") for turns in batch]
         inputs = self(  # type: ignore[operator]
             text=[render(turns, **options) for turns in batch],
             videos=[video for turns in batch for video in media(turns, "video")] or None,
             images=images if any(images) else None,
-            video_timestamps=timestamps,
-            **reading,
+            **{"video_timestamps": False, **reading},
         )
         return inputs if return_dict else inputs["input_ids"]
 

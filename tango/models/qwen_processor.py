@@ -109,6 +109,11 @@ class QwenProcessor(ChatProcessor):
             its own, `<|vision_end|>`, as transformers 5.17 and later write it. "flat": without the outer pair.
     """
 
+    media_input_names = (
+        "pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "video_timestamps_s", "pixel_values",
+        "image_grid_thw", "mm_token_type_ids",
+    )  # fmt: skip
+
     def __init__(
         self,
         tokenizer: Any,

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from tango.models.protocol import WrappedProcessor
 from tests import clips, tiny, tiny_qwen
 
 FAMILIES = ("llava_onevision", *tiny_qwen.FAMILIES)
-SIDE = 128  # a multiple of every family's merge unit that is near enough to every limit, so that nothing is resized
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +91,12 @@ def by_stock(processor: Any, conversation: list[dict[str, Any]], num_frames: int
         )
     prompt = processor.apply_chat_template(conversation, add_generation_prompt=True)
     frames = [video.frames.permute(0, 3, 1, 2) for video in videos] or None
-    arguments = {"text": [prompt], "videos": frames, "images": images or None, "do_sample_frames": False}
+    arguments = {"text": [prompt], "videos": frames, "images": [images] if images else None, "do_sample_frames": False}
     return stock(**arguments, **options, return_tensors="pt")["input_ids"]
 
 
 PINPOINTS = [[tiny.IMAGE_SIZE, tiny.IMAGE_SIZE]]
+SIGLIP = SimpleNamespace(mean=(0.5, 0.5, 0.5))
 
 
 @pytest.mark.parametrize("kind", ["video", "image and video", "two videos", "two images"])
@@ -118,7 +119,7 @@ def test_inputs_go_into_the_stock_and_into_the_pruned_model(loaded: tuple[Any, A
     new = model.generate(**inputs, max_new_tokens=3, do_sample=False)[:, inputs["input_ids"].shape[1] :]
     assert processor.post_process_image_text_to_text(new) == processor.batch_decode(new, skip_special_tokens=True)
     timed = processor.apply_chat_template(conversation, **TOKENIZED, num_frames=4, video_timestamps=True)
-    with tango.prune(model, "tango", retention_ratio=0.5) as pruning:
+    with tango.prune(model, "uniform", retention_ratio=0.5) as pruning:
         assert model.generate(**timed, max_new_tokens=2).shape[0] == 1
     assert pruning.stats.tokens_after < pruning.stats.tokens_before
     prepared = tango.prepare(processor, file, "What is it?", num_frames=4)
@@ -162,7 +163,7 @@ def test_what_is_saved_loads_again(loaded: tuple[Any, Any], file: Path, tmp_path
     stock = AutoProcessor.from_pretrained(tmp_path)
     assert type(stock) is type(processor.stock())
     assert stock.chat_template == processor.chat_template
-    assert stock.video_processor.image_mean == [0.5] * 3 or hasattr(processor, "patches")
+    assert list(stock.video_processor.image_mean) == list(getattr(processor, "patches", SIGLIP).mean)
 
 
 def test_copies_and_pickles(loaded: tuple[Any, Any], file: Path) -> None:
@@ -207,7 +208,6 @@ def test_training_saves_the_processor(tmp_path: Path) -> None:
 class TestWrappedStockProcessor:
     def test_it_reads_videos_and_tells_their_times(self, file: Path) -> None:
         _, own = tango.load("tango-mini")
-        own.stock().save_pretrained
         wrapped = WrappedProcessor(own.stock())
         inputs = wrapped.apply_chat_template(messages(str(file)), **TOKENIZED, num_frames=4, video_timestamps=True)
         expected = own.apply_chat_template(messages(str(file)), **TOKENIZED, num_frames=4, video_timestamps=True)
