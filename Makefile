@@ -1,5 +1,5 @@
 # Shortcuts for development; scripts/ works without make.
-.PHONY: check test format quickstart mini bench
+.PHONY: check test format lock newest quickstart mini bench
 
 check:
 	ruff check .
@@ -12,6 +12,12 @@ test:
 format:
 	ruff check --fix .
 	ruff format .
+
+lock:
+	bash scripts/lock.sh
+
+newest:
+	bash scripts/newest.sh
 
 quickstart:
 	bash scripts/quickstart.sh

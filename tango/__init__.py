@@ -46,6 +46,7 @@ _HOME = {
     "BudgetError": "tango.errors",
     "PromptError": "tango.errors",
     "VideoReadError": "tango.errors",
+    "DamagedVideoWarning": "tango.errors",
 }
 __all__ = sorted([*_HOME, "__version__"])
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, Video, VisualTokens
     from tango.errors import (
         BudgetError,
+        DamagedVideoWarning,
         MissingSignalError,
         OptionError,
         PromptError,

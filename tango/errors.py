@@ -70,3 +70,7 @@ class VideoReadError(TangoError, OSError):
 
 class MissingPartError(TangoError, AttributeError):
     """A part of another library's interface that Tango does not have; the message names what to use."""
+
+
+class DamagedVideoWarning(UserWarning):
+    """FFmpeg complained of a video, yet gave all its frames: what players show, perhaps not what was filmed."""

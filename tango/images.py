@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,22 @@ if TYPE_CHECKING:
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 # What is opened, by its contents. Not all that Pillow knows: EPS, for one, would start another program.
 _FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 89_478_485  # of one image; where Pillow begins to warn of decompression bombs
+
+
+class Sizes(NamedTuple):
+    """How large images may be; see `tango.read_video`."""
+
+    max_frame_pixels: int = 40_000_000
+    max_bytes: int = 4 << 30  # of all frames together
+
+    def check(self, width: int, height: int, count: int = 1) -> None:
+        """Refuse before memory is taken."""
+        if width * height > self.max_frame_pixels:
+            got = f"has {width} x {height} = {width * height} pixels, at most {self.max_frame_pixels} fit"
+            raise _Refused(f"{got}; raise max_frame_pixels of read_video, or make it smaller")
+        if (size := count * width * height * 3) > self.max_bytes:
+            got = f"has {width} x {height} pixels: {count} such frames take {size} bytes, at most {self.max_bytes} fit"
+            raise _Refused(f"{got}; raise max_bytes of read_video, or take fewer frames")
 
 
 def read_image(image: Any) -> Image:
@@ -31,18 +46,22 @@ def read_image(image: Any) -> Image:
     """
     from PIL import Image as images
 
-    return images.fromarray(frame_pixels("<image>" if not _named(image) else str(image), None, image))
+    return images.fromarray(frame_pixels("<image>" if not _named(image) else str(image), None, image, sizes=Sizes()))
 
 
-def frame_pixels(path: str, index: int | None, item: Any) -> np.ndarray:
+def frame_pixels(path: str, index: int | None, item: Any, *, sizes: Sizes, count: int = 1) -> np.ndarray:
     """One frame as uint8 (h, w, 3), turned as its EXIF orientation says.
+
+    Args:
+        count: so many of its size are wanted.
 
     Raises:
         VideoReadError: about `path`, naming the frame.
     """
-    with _about(path, index, item), _opened(item) as image:
+    with _about(path, index, item), _opened(item, sizes) as image:
         if image is None:
             return _checked_array(item)
+        sizes.check(*image.size, count)
         from PIL import ImageOps
 
         upright = ImageOps.exif_transpose(image)
@@ -53,7 +72,7 @@ def frame_pixels(path: str, index: int | None, item: Any) -> np.ndarray:
         return np.array(upright.convert("RGB"))
 
 
-def check_frames(path: str, items: Sequence[Any]) -> None:
+def check_frames(path: str, items: Sequence[Any], sizes: Sizes) -> None:
     """Look at every frame of a list without decoding it.
 
     Raises:
@@ -61,7 +80,7 @@ def check_frames(path: str, items: Sequence[Any]) -> None:
     """
     first: tuple[int, int] | None = None
     for index, item in enumerate(items):
-        with _about(path, index, item), _opened(item) as image:
+        with _about(path, index, item), _opened(item, sizes) as image:
             size = _checked_array(item).shape[:2] if image is None else _upright_size(image)
             if first is not None and size != first:
                 raise _Refused(f"has {_shown(size)} pixels, the first {_shown(first)}; make them one size")
@@ -110,10 +129,10 @@ def _about(path: str, index: int | None, item: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(item: Any) -> Iterator[Image | None]:
+def _opened(item: Any, sizes: Sizes) -> Iterator[Image | None]:
     """The Pillow image that an item is or names; None for an array."""
     if hasattr(item, "convert"):
-        yield _checked_image(item)
+        yield _checked_image(item, sizes)
     elif _named(item) or isinstance(item, (bytes, bytearray, memoryview)):
         from PIL import Image as images
 
@@ -122,15 +141,13 @@ def _opened(item: Any) -> Iterator[Image | None]:
         images.init()
         file = local_path(os.fsdecode(item)) if _named(item) else io.BytesIO(item)
         with images.open(file, formats=[name for name in _FORMATS if name in images.OPEN]) as image:
-            yield _checked_image(image)
+            yield _checked_image(image, sizes)
     else:
         yield None
 
 
-def _checked_image(image: Image) -> Image:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise _Refused(f"has {width} x {height} pixels, expected at most {MAX_PIXELS} in all; make it smaller")
+def _checked_image(image: Image, sizes: Sizes) -> Image:
+    sizes.check(*image.size)
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise _Refused("has several pictures, expected one; convert it to a video file, or save one of them")
     return image

@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 
 from tango.errors import OptionError, VideoReadError
-from tango.images import ENDINGS, check_frames, frame_pixels, stack_frames
+from tango.images import ENDINGS, Sizes, check_frames, frame_pixels, stack_frames
 from tango.sampling import one_line, sample_indices
 
 if TYPE_CHECKING:  # at run time torch loads on first use
@@ -44,7 +44,13 @@ def has_times(source: object) -> bool:
 
 
 def read_source(
-    source: Any, *, num_frames: int, fps: float | None, timeout_s: float, read_file: Callable[[str], Video]
+    source: Any,
+    *,
+    num_frames: int,
+    fps: float | None,
+    timeout_s: float,
+    sizes: Sizes,
+    read_file: Callable[[str], Video],
 ) -> Video:
     """Read what is no plain file; see `tango.read_video`.
 
@@ -56,7 +62,7 @@ def read_source(
         if not os.path.isdir(path):
             path = local_path(path)
         if os.path.isdir(path):
-            return _read_folder(path, name, num_frames, FOLDER_FPS if fps is None else fps)
+            return _read_folder(path, name, num_frames, FOLDER_FPS if fps is None else fps, sizes)
         refuse_fps(fps)
         with _Named(name, path):
             return read_file(path)
@@ -69,7 +75,7 @@ def read_source(
         return replace(
             video, frames=video.frames[chosen], timestamps_s=video.timestamps_s[chosen], frame_indices=places
         )
-    frames, indices, count = take_frames(source, num_frames)
+    frames, indices, count = take_frames(source, num_frames, sizes)
     return _video(frames, indices, count, FOLDER_FPS if fps is None else fps, _label(source))
 
 
@@ -146,7 +152,7 @@ def fingerprint(source: Any) -> Any:
     return digest.hexdigest()
 
 
-def take_frames(source: Any, num_frames: int | None) -> tuple[Tensor, np.ndarray, int]:
+def take_frames(source: Any, num_frames: int | None, sizes: Sizes | None = None) -> tuple[Tensor, np.ndarray, int]:
     """Frames in memory, or of a list: (T, h, w, 3) uint8, their places, and how many there are.
 
     Raises:
@@ -169,13 +175,11 @@ def take_frames(source: Any, num_frames: int | None) -> tuple[Tensor, np.ndarray
         raise VideoReadError(label, f"it is of type {type(source).__name__}; expected {_FORMS}; convert it")
     if not source:
         raise VideoReadError(label, "the list is empty, expected frames; name a video or its frames")
-    check_frames(label, source)
+    sizes = sizes or Sizes()
+    check_frames(label, source, sizes)
     indices = sample_indices(len(source), len(source) if num_frames is None else num_frames)
-    return (
-        torch.from_numpy(stack_frames(label, lambda i: frame_pixels(label, i, source[i]), indices)),
-        indices,
-        len(source),
-    )
+    pixels = stack_frames(label, lambda i: frame_pixels(label, i, source[i], sizes=sizes, count=len(indices)), indices)
+    return torch.from_numpy(pixels), indices, len(source)
 
 
 def refuse_fps(fps: float | None) -> None:
@@ -201,7 +205,7 @@ class _Named:
             raise VideoReadError(self.name, error.reason.replace(self.path, self.name)) from error
 
 
-def _read_folder(path: str, name: str, num_frames: int, fps: float) -> Video:
+def _read_folder(path: str, name: str, num_frames: int, fps: float, sizes: Sizes) -> Video:
     import torch
 
     try:
@@ -213,7 +217,11 @@ def _read_folder(path: str, name: str, num_frames: int, fps: float) -> Video:
         holds = "is empty" if not entries else f"holds no images but, for example, {sorted(entries)[0]!r}"
         raise VideoReadError(name, f"it is a directory, and it {holds}; name a video file or a folder of frames")
     indices = sample_indices(len(files), num_frames)
-    pixels = stack_frames(name, lambda i: frame_pixels(name, i, os.path.join(path, files[i])), indices)
+
+    def frame(i: int) -> np.ndarray:
+        return frame_pixels(name, i, os.path.join(path, files[i]), sizes=sizes, count=num_frames)
+
+    pixels = stack_frames(name, frame, indices)
     return _video(torch.from_numpy(pixels), indices, len(files), fps, path)
 
 

@@ -199,7 +199,7 @@ class TestFigure:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         path = tmp_path / "a.png"
         assert main(["figure", "accuracy", "--results", str(outputs), "--output", str(path)]) == 2
-        assert 'pip install "tango-video[viz]"' in capsys.readouterr().err
+        assert 'pip install "matplotlib>=3.8"' in capsys.readouterr().err
         assert len(self.rows(path.with_suffix(".csv"))) == 5
         assert not path.exists()
 

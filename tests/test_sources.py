@@ -255,7 +255,11 @@ def test_images_come_upright(orientation: int, drawn: np.ndarray, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((10_000, 9_000), "has 10000 x 9000 pixels"), ((20_000, 10_000), "decompression bomb")]
+    ("size", "expected"),
+    [
+        ((10_000, 9_000), "= 90000000 pixels, at most 40000000 fit"),
+        ((20_000, 10_000), "decompression bomb"),
+    ],
 )
 def test_images_that_are_too_large(size: tuple[int, int], expected: str, tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
@@ -269,6 +273,14 @@ def test_images_that_are_too_large(size: tuple[int, int], expected: str, tmp_pat
         said = reason([path])
     assert "frame 0 ('bomb.png')" in said
     assert expected in said
+
+
+def test_sizes_are_limited_as_those_of_a_file(folder: Path) -> None:
+    paths = sorted(folder.glob("frame_*.png"))
+    for form in (folder, paths):
+        assert "raise max_frame_pixels" in reason(form, max_frame_pixels=64 * 48 - 1)
+        assert "2 such frames take 18432 bytes, at most 18431 fit" in reason(form, max_bytes=2 * 64 * 48 * 3 - 1)
+        read_video(form, num_frames=2, max_frame_pixels=64 * 48, max_bytes=2 * 64 * 48 * 3)
 
 
 def test_images_that_are_several(tmp_path: Path, drawn: np.ndarray) -> None:

@@ -17,10 +17,11 @@ import av
 import numpy as np
 import pytest
 
-from tango import _decord_worker, video
+import tango
+from tango import _decord_worker
 from tango.errors import UnknownNameError, VideoReadError
 from tango.sampling import sample_indices
-from tango.video import read_video
+from tango.video import read_video, reader
 from tests import clips
 
 # Containers that tell when each frame is shown: here a pass over everything would be a waste.
@@ -51,7 +52,7 @@ def reason_not_to_read(path: object, **options: object) -> str:
     assert error.path == str(path)
     assert str(error) == f"cannot read video {str(path)!r}: {error.reason}"
     assert "\n" not in str(error)
-    assert re.search("[;:] .*(check|copy|convert|name|install|use|raise|download)", error.reason), "no way out"
+    assert re.search("[;:] .*(check|copy|lfs pull|convert|name|install|use|raise|download)", error.reason), "no way out"
     return error.reason
 
 
@@ -80,15 +81,15 @@ def test_frames_are_those_of_sequential_decoding(name: str, clip: Clip) -> None:
 
 @pytest.mark.parametrize("name", FAST)
 def test_sound_files_are_read_by_seeking(name: str, clip: Clip, monkeypatch: Patch) -> None:
-    monkeypatch.delattr(video, "_frames_in_order")  # so that the fall-back to decoding everything is an error
+    monkeypatch.delattr(reader, "_frames_in_order")  # so that the fall-back to decoding everything is an error
     read_video(clip(name), num_frames=7)
 
 
 def test_seeking_decodes_a_small_part(tmp_path: Path, monkeypatch: Patch) -> None:
     path = clips.write_clip(tmp_path / "long.mp4", num_frames=300, gop=50, b_frames=0)
     decoded = []
-    decode_from = video._decode_from
-    monkeypatch.setattr(video, "_decode_from", lambda *a: (decoded.append(f) or f for f in decode_from(*a)))
+    decode_from = reader._decode_from
+    monkeypatch.setattr(reader, "_decode_from", lambda *a: (decoded.append(f) or f for f in decode_from(*a)))
     read = read_video(path, num_frames=3)
     assert [clips.read_number(frame) for frame in read.frames.numpy()] == [0, 149, 299]
     assert len(decoded) == 1 + 50 + 50
@@ -175,7 +176,8 @@ BYTES = {
     "photo.png": (b"\x89PNG\r\n\x1a\n" + bytes(99), "image"),
     "photo.mp4": (b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(99), "image"),
     "photo.heic": (b"\0\0\0\x18ftypheic" + bytes(99), "image"),
-    "moving.gif": (b"GIF89a" + bytes(99), "image"),
+    "moving.gif": (b"GIF89a" + bytes(99), "damaged"),
+    "pointer.mp4": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 49\n", "git lfs pull"),
     "wide.m3u8": ("#EXTM3U\n".encode("utf-16") + bytes(99), "no known kind of video"),
 }
 
@@ -269,7 +271,7 @@ def test_time_limit(clip: Clip) -> None:
 
 def run_python(code: str, *arguments: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
     """Run code in a process of its own, so that a hang or a crash in native code fails one test only."""
-    paths = [str(Path(video.__file__).parents[1]), str(Path(__file__).parent)]
+    paths = [str(Path(tango.__file__).parents[1]), str(Path(__file__).parent)]
     code = f"import sys; sys.path[:0] = {paths}\n{code}"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=timeout_s, check=True

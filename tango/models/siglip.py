@@ -24,7 +24,8 @@ def run_tower(tower: Any, depth: int, pixels: Float[Tensor, "T 3 h w"], *, atten
 
     One hidden state exists at a time. The tower keeps whatever attention implementation it has.
     """
-    hidden = tower.embeddings(pixels)
+    # The patch convolution leaves its channels in front; every residual sum and norm would run over strided memory.
+    hidden = tower.embeddings(pixels).contiguous()
     for block in tower.encoder.layers[: depth - 1]:
         hidden = block(hidden, None)
     last = tower.encoder.layers[depth - 1]

@@ -93,7 +93,7 @@ def plot(series: Sequence[Point], *, title: str, form: str) -> bytes:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise TangoError('plots need matplotlib: pip install "tango-video[viz]"; the numbers need none') from error
+        raise TangoError('plots need matplotlib: pip install "matplotlib>=3.8"; the numbers need none') from error
     with matplotlib.rc_context({"svg.hashsalt": "tango", "svg.fonttype": "path"}):
         figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
         axes = figure.subplots()

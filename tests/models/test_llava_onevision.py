@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import tango
 from tango.containers import Signal
 from tango.models.base import adapter_class
 from tango.models.llava_onevision import LlavaOnevisionAdapter
+from tango.models.siglip import run_tower
 from tango.profiling import StageTimer
 from tests import tiny
 
@@ -34,6 +36,31 @@ def test_features_equal_the_stock_video_features(model):
     ours = torch.stack([video.features.flatten(0, 1) for video in videos])
     stock = stock.view(2, -1, ours.shape[-1])[:, : ours.shape[1]]  # newer releases add the newline
     torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)  # pooling before the last linear layer rounds apart
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_pooling_a_view_gives_the_bits_of_pooling_a_copy(model, dtype):
+    x = torch.randn(3, 64, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
+    adapter = LlavaOnevisionAdapter(model)
+    copy = x.unflatten(1, (adapter.patches, adapter.patches)).permute(0, 3, 1, 2).contiguous()
+    expected = F.interpolate(copy, size=adapter.grid, mode="bilinear").permute(0, 2, 3, 1).flatten(1, 2)
+    assert torch.equal(adapter.pool(x), expected)
+    assert adapter.pool(x).is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_tower_runs_over_whole_rows_and_gives_the_stock_values(dtype):
+    model = tiny.llava_onevision().to(dtype)
+    tower, pixels, strides = model.model.vision_tower, tiny.clip(1).to(dtype), []
+    for block in tower.encoder.layers:
+        block.register_forward_pre_hook(lambda _, args: strides.append(args[0].is_contiguous()))
+    with torch.no_grad():
+        hidden = run_tower(tower, 2, pixels, attention=False, keys=False).hidden
+        ours, strides[:] = list(strides), []
+        stock = tower(pixels, output_hidden_states=True).hidden_states[2]
+    assert ours == [True, True]
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2  # a convolution's output laid out otherwise may round apart
+    torch.testing.assert_close(hidden, stock, rtol=tolerance, atol=tolerance)
 
 
 def test_attn_equals_eager_attention(model):
