@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+_ORIENTATION = 0x112  # number of an EXIF tag
 _CHECKPOINT = (".json", ".safetensors", ".jinja", ".txt", ".model")
 _SETTLED_NS = 2_000_000_000  # a file that changed later than this ago may change again without its times showing it
 # Parts of the package that change no answer.
@@ -65,7 +66,8 @@ def of_content(source: Any) -> str:
     if hasattr(source, "frames") and hasattr(source, "timestamps_s"):  # a tango.Video
         return _joined("video", map(of_content, (source.frames, source.timestamps_s)))
     if hasattr(source, "tobytes") and hasattr(source, "mode"):  # a PIL image
-        return _joined("image", [source.mode, str(source.size), source.tobytes()])
+        turned = source.getexif().get(_ORIENTATION)  # which reading applies
+        return _joined("image", [source.mode, str(source.size), str(turned), source.convert("RGBA").tobytes()])
     if hasattr(source, "untyped_storage"):  # a tensor
         import torch
 

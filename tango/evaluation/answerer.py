@@ -23,7 +23,8 @@ from tango.evaluation.readahead import read_ahead
 from tango.evaluation.records import environment, identity, peak_bytes
 from tango.models import load
 from tango.models.base import pooling_head_of
-from tango.models.processor import TimeInstruction
+from tango.models.messages import TimeInstruction
+from tango.models.qwen_processor import VisionMarks, check_marks
 from tango.pruning import Pruning, prune
 from tango.video import check_backend
 
@@ -49,7 +50,7 @@ class Answerer:
         workers: threads that read and preprocess videos ahead of the model; 0: none.
         max_ahead: prepared questions that may wait in memory.
         min_pixels, max_pixels: limits of a frame's size for Qwen-VL.
-        time_instruction: as in `tango.prepare`.
+        time_instruction, vision_marks: as in `tango.prepare`.
     Raises:
         TangoError: what `tango.load` and `tango.prune` raise; an unknown name or an impossible number; the journal is
             of another configuration.
@@ -75,19 +76,17 @@ class Answerer:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         time_instruction: TimeInstruction | None = None,
+        vision_marks: VisionMarks | None = None,
     ):
         least = {"batch_size": (batch_size, 1), "num_frames": (num_frames, 1), "max_ahead": (max_ahead, 1)}
-        for name, (got, low) in {**least, "workers": (workers, 0)}.items():
-            if got is not None and got < low:
-                raise OptionError(f"{name} must be at least {low}, got {got}")
+        _check_numbers({**least, "workers": (workers, 0)})
         check_backend(video_backend)
-        if time_instruction not in (None, *get_args(TimeInstruction)):
-            raise UnknownNameError("time instruction", str(time_instruction), get_args(TimeInstruction))
+        _check_prompt(time_instruction, vision_marks)
         self.method = method or MethodConfig()
         self.batch_size, self.workers, self.max_ahead = batch_size, workers, max(max_ahead, batch_size)
         places: dict[str, Any] = {"siglip": siglip, "local_files_only": local_files_only, "device": device}
         self.model, self.processor = load(pretrained, dtype=dtype, attn_implementation=attn_implementation, **places)
-        _limit_pixels(self.processor, min_pixels, max_pixels)
+        _fit_processor(self.processor, min_pixels, max_pixels, vision_marks)
         with ExitStack() as stack:  # undone if a later step fails
             self.pruning = stack.enter_context(applied(self.method, self.model))
             self._prepare = Preparer(
@@ -95,6 +94,7 @@ class Answerer:
                 num_frames=num_frames or self.processor.default_num_frames,
                 video_backend=video_backend,
                 time_instruction=time_instruction,
+                vision_marks=vision_marks,
                 video_input=self.pruning.adapter.video_input,
                 dtype=self.model.dtype,
             )
@@ -126,6 +126,7 @@ class Answerer:
             "attn_implementation": self.model.config._attn_implementation,
             "video_backend": self._prepare.video_backend,
             "time_instruction": self._prepare.time_instruction or self.processor.time_instruction,
+            "vision_marks": self._prepare.vision_marks or getattr(self.processor, "vision_marks", None),
         }
 
     def __enter__(self) -> Answerer:
@@ -233,10 +234,26 @@ def applied(method: MethodConfig, model: Any) -> Pruning:
     return pruning if isinstance(pruning, Pruning) else prune(model, "uniform", retention_ratio=1.0)
 
 
-def _limit_pixels(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
+def _fit_processor(
+    processor: Any, min_pixels: int | None, max_pixels: int | None, vision_marks: VisionMarks | None
+) -> None:
+    if vision_marks is not None and not hasattr(processor, "vision_marks"):
+        raise OptionError(f"vision_marks={vision_marks!r} is for Qwen3-VL; leave it out for this model")
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     limits = {name: value for name, value in limits.items() if value is not None}
     if limits and not hasattr(processor, "patches"):
         raise OptionError(f"{' and '.join(limits)} are for Qwen-VL; frames of this model have one size")
     if limits:
         processor.patches = replace(processor.patches, **limits)
+
+
+def _check_numbers(least: dict[str, tuple[int | None, int]]) -> None:
+    for name, (got, low) in least.items():
+        if got is not None and got < low:
+            raise OptionError(f"{name} must be at least {low}, got {got}")
+
+
+def _check_prompt(time_instruction: str | None, vision_marks: str | None) -> None:
+    if time_instruction not in (None, *get_args(TimeInstruction)):
+        raise UnknownNameError("time instruction", str(time_instruction), get_args(TimeInstruction))
+    check_marks(vision_marks)
