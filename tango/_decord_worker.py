@@ -7,19 +7,23 @@ pickle), or prints the reason in one line and exits with 1.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tango.errors import VideoReadError
+from tango.errors import DamagedVideoWarning, VideoReadError
 from tango.processes import end_with_parent
 from tango.sampling import one_line, sample_indices
 
+# A line of FFmpeg's, but for those on missing references, which are right behind the start of an open group.
+_ERROR = rb"^\[\w+ @ 0x[0-9a-f]+\] (?!mmco|co located|[Rr]eference)(.+)"
 _COMMAND = (sys.executable, "-m", "tango._decord_worker")
 
 
@@ -35,16 +39,17 @@ def run_worker(path: str, num_frames: int, timeout_s: float, *, in_order: bool) 
     if find_spec("decord") is None:
         raise VideoReadError(path, "decord is not installed; run: pip install decord, or use backend='auto'")
     with tempfile.TemporaryDirectory(prefix="tango-decord-") as folder:
-        output = os.path.join(folder, "clip.npz")
+        output, chatter = os.path.join(folder, "clip.npz"), Path(folder, "chatter")
         try:
-            done = subprocess.run(
-                [*_COMMAND, os.path.abspath(path), str(num_frames), str(int(in_order)), output],
-                cwd=Path(__file__).resolve().parents[1],  # so `-m` finds this very package, and nothing of the user's
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # pages of FFmpeg's and decord's chatter
-                timeout=timeout_s,
-            )
+            with chatter.open("wb") as stderr:
+                done = subprocess.run(
+                    [*_COMMAND, os.path.abspath(path), str(num_frames), str(int(in_order)), output],
+                    cwd=Path(__file__).resolve().parents[1],  # so `-m` finds this package, and nothing of the user's
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    timeout=timeout_s,
+                )
         except subprocess.TimeoutExpired as error:
             raise VideoReadError(
                 path, f"decord took over {timeout_s:g} s and was killed; use backend='auto'"
@@ -52,6 +57,10 @@ def run_worker(path: str, num_frames: int, timeout_s: float, *, in_order: bool) 
         if done.returncode != 0:
             said = done.stdout.decode(errors="replace").strip() or f"its process ended with {done.returncode}"
             raise VideoReadError(path, f"decord failed ({one_line(said)}); use backend='auto'")
+        if errors := re.findall(_ERROR, chatter.read_bytes()[: 1 << 20], re.MULTILINE):
+            first = one_line(errors[0].decode(errors="replace"))
+            said = f"decord reads it, but reports {len(errors)} errors, the first: {first}"
+            warnings.warn(f"{path}: {said}; check that it plays, copy it again", DamagedVideoWarning, stacklevel=2)
         with np.load(output, allow_pickle=False) as arrays:
             return {name: value if value.ndim else value.item() for name, value in arrays.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import av
@@ -92,6 +93,42 @@ def test_what_ffmpeg_only_complains_of_comes_with_a_warning(folder: Path, monkey
     monkeypatch.setattr(Source, "decoder_errors", lambda *_, **__: ["ignoring overflow\n"])
     with pytest.warns(DamagedVideoWarning, match=r"raw\.h264.*ignoring overflow; check that it plays"):
         assert read_video(path, num_frames=4).num_source_frames == NUM_FRAMES
+
+
+def put_noise(path: Path, *, packet: int) -> None:
+    """Overwrite a third of a coded picture."""
+    with av.open(str(path)) as container:
+        coded = [bytes(p) for p in container.demux(video=0) if p.size][packet]
+    data = bytearray(path.read_bytes())
+    at = data.index(coded[-64:]) + 64 - len(coded) // 2
+    data[at : at + len(coded) // 3] = random.Random(0).randbytes(len(coded) // 3)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("backend", ["auto", "decord"])
+@pytest.mark.parametrize("name", ["mjpeg.avi", "ffv1.mkv"])
+def test_pictures_that_are_not_the_same_twice_are_refused(name: str, backend: str, tmp_path: Path) -> None:
+    """Decoders of single or lossless pictures leave what they cannot decode as their memory was."""
+    if backend == "decord" and find_spec("decord") is None:
+        pytest.skip("decord is not installed")
+    options = {"level": "3", "slicecrc": "1"} if name == "ffv1.mkv" else {}
+    pix_fmt = "yuvj420p" if name == "mjpeg.avi" else "yuv420p"
+    path = clips.write_clip(tmp_path / name, num_frames=20, codec=name[:-4], pix_fmt=pix_fmt, gop=1, options=options)
+    assert read_video(path, num_frames=20, backend=backend).num_source_frames == 20
+    put_noise(path, packet=10)
+    with pytest.raises(VideoReadError, match="pictures are damaged"):
+        read_video(path, num_frames=20, backend=backend)
+
+
+@pytest.mark.skipif(find_spec("decord") is None, reason="decord is not installed")
+def test_what_decord_complains_of_comes_with_a_warning(tmp_path: Path) -> None:
+    path = clips.write_clip(tmp_path / "clip.avi", codec="mpeg4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_video(path, num_frames=4, backend="decord")
+    put_noise(path, packet=13)  # which has no keyframe
+    with pytest.warns(DamagedVideoWarning, match=r"clip\.avi: decord reads it, but reports"):
+        read_video(path, num_frames=4, backend="decord")
 
 
 def test_ffmpegs_log_is_left_as_it_was(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

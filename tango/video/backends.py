@@ -8,7 +8,7 @@ from tango.errors import VideoReadError
 from tango.sampling import one_line, sample_indices
 from tango.video.index import SEEKABLE, Index, index_frames
 from tango.video.pixels import is_mirrored
-from tango.video.reader import read_pyav
+from tango.video.reader import check_pictures, hides_no_damage, read_pyav
 from tango.video.source import Clip, Limits, opened
 
 
@@ -57,6 +57,9 @@ def read_decord(path: str, num_frames: int, limits: Limits) -> Clip:
     has_odd_times = index.times[0] < 0 if index.times else bool(containers & SEEKABLE)
     if not is_mov and has_odd_times:
         raise VideoReadError(path, "decord reads other frames where times are negative or missing; use backend='auto'")
+    with opened(path, limits) as source:
+        if hides_no_damage(source.stream.codec_context.codec):  # of which decord says nothing
+            check_pictures(source, index)
     in_order = index.has_open_groups or not index.keyframes
     clip = Clip(**run_worker(path, num_frames, limits.timeout_s, in_order=in_order))
     if clip.num_source_frames != index.num_frames and not is_mov:

@@ -111,12 +111,26 @@ def _frames_in_order(source: Source, index: Index, indices: np.ndarray) -> Itera
     if count != index.num_frames:
         reason = f"{count} frames can be decoded of the {index.num_frames} it lists"
         raise VideoReadError(source.path, f"{reason}; copy it again or convert it")
-    if errors and source.stream.codec_context.name == "mjpeg":  # leaves what its memory held where it cannot decode
+    if errors and hides_no_damage(source.stream.codec_context.codec):
         reason = f"pictures are damaged ({one_line(errors[0])})"
         raise VideoReadError(source.path, f"{reason}; download or copy the file again")
     if errors:
         said = f"FFmpeg reads it, but reports {len(errors)} errors, the first: {one_line(errors[0])}"
         warnings.warn(f"{source.path}: {said}; check that it plays, copy it again", DamagedVideoWarning, stacklevel=2)
+
+
+def check_pictures(source: Source, index: Index) -> None:
+    """Decode everything, for the errors alone."""
+    for _ in _frames_in_order(source, index, np.empty(0, dtype=int)):
+        pass
+
+
+def hides_no_damage(codec: av.codec.Codec) -> bool:
+    """Whether a decoder leaves what it cannot decode as its memory happened to be: other pixels from time to time.
+
+    Decoders of codecs with motion fill it from other frames, in the same way always.
+    """
+    return codec.intra_only or (codec.lossless and not codec.lossy)
 
 
 def _gather(source: Source, indices: np.ndarray, wanted: Iterable[tuple[int, av.VideoFrame]]) -> np.ndarray:

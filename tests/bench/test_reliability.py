@@ -100,14 +100,6 @@ class TestFiles:
             assert damaged[0] == damaged[1] != data
             assert damaged[0][:64] == data[:64]
 
-    def test_pictures_that_motion_jpeg_leaves_unfinished_are_refused(self, folder: Path) -> None:
-        """FFmpeg's decoder leaves in them what its memory held: other pixels from time to time."""
-        data = bytearray(corpus.make("mjpeg.avi", folder).read_bytes())
-        data[len(data) // 2 : len(data) // 2 + 512] = bytes(512)
-        (folder / "hole.avi").write_bytes(data)
-        with pytest.raises(TangoError, match="damaged"):
-            files.read(folder / "hole.avi", 20, "pyav")
-
     def test_verdicts(self) -> None:
         truth = Reading(3, ("a", "b", "c"))
         clean, complained = Reading(2, ("a", "b")), Reading(2, ("a", "b"), ("h264: error",))

@@ -151,6 +151,7 @@ def _transposed(frame: np.ndarray) -> np.ndarray:
 
 
 _E = Entry
+_CRC = {"level": "3", "slicecrc": "1"}  # without checksums nothing tells of damage in FFV1
 _HIDDEN = {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good"}  # frames that are never shown
 _INTRA: dict[str, Any] = {"gop": 1, "num_frames": 20}
 CORPUS: dict[str, Entry] = {
@@ -210,7 +211,7 @@ CORPUS: dict[str, Entry] = {
     "prores.mov": _E(codec="prores_ks", pix_fmt="yuv422p10le", **_INTRA),
     "prores_4444.mov": _E(codec="prores_ks", pix_fmt="yuv444p10le", **_INTRA),
     "dnxhd.mov": _E(codec="dnxhd", pix_fmt="yuv422p", size=(1280, 720), num_frames=6, options={"b": "90M"}),
-    "ffv1.mkv": _E(codec="ffv1", **_INTRA), "ffv1.avi": _E(codec="ffv1", **_INTRA),
+    "ffv1.mkv": _E(codec="ffv1", options=_CRC, **_INTRA), "ffv1.avi": _E(codec="ffv1", options=_CRC, **_INTRA),
     "huffyuv.avi": _E(codec="huffyuv", pix_fmt="yuv422p", **_INTRA), "utvideo.avi": _E(codec="utvideo", **_INTRA),
     "mjpeg.avi": _E(codec="mjpeg", pix_fmt="yuvj420p", **_INTRA),
     "mjpeg.mov": _E(codec="mjpeg", pix_fmt="yuvj420p", **_INTRA),
