@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -15,6 +16,7 @@ from tango.calls import Call
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.models.checkpoint import load_tokenizer
+from tango.models import stock
 from tango.models.pooling_head import PoolingHead
 from tango.models.processor import Processor, chat_template
 from tango.models.weights import read_model
@@ -97,9 +99,10 @@ class Adapter(ABC):
         return Processor(
             tokenizer or load_tokenizer(folder),
             image_size=config.vision_config.image_size,
-            num_video_tokens=lambda num_frames: cls.num_video_tokens(config, num_frames),
+            num_video_tokens=partial(cls.num_video_tokens, config),
             default_num_frames=cls.usual_num_frames(config),
             chat_template=chat_template(folder),
+            make_stock=partial(stock.llava_onevision, config=config, images=stock.image_settings(folder)),
         )
 
     @classmethod
