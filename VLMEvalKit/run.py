@@ -2,7 +2,11 @@
 
 import sys
 
-from tango_vlmeval.launcher import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from tango_vlmeval.launcher import main
+
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("run.py: interrupted; the same command again goes on from here", file=sys.stderr)
+        sys.exit(130)

@@ -67,11 +67,15 @@ shared=(--config "$CONFIG" --work-dir "$OUTPUT")
 # shellcheck disable=SC2206
 shared+=(${EXTRA:-} "$@")
 
+# What is started here ends with this script, whatever ends it (SIGKILL, too), where setpriv can see to that.
+tied=()
+! setpriv --pdeathsig KILL true 2>/dev/null || tied=(setpriv --pdeathsig KILL)
+
 failed=()
 evaluate() {
     local code=0
     echo "== $*" >&2
-    "${launch[@]}" run.py "${shared[@]}" "$@" || code=$?
+    "${tied[@]}" "${launch[@]}" run.py "${shared[@]}" "$@" || code=$?
     [ "$code" -ne 2 ] || exit 2
     [ "$code" -eq 0 ] || failed+=("$*")
 }

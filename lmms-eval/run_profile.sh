@@ -52,12 +52,16 @@ if [ "$NUM_PROCESSES" -gt 1 ]; then
 fi
 read -ra extra <<<"${LAUNCH_ARGS:-}"
 
+# What is started here ends with this script, whatever ends it (SIGKILL, too), where setpriv can see to that.
+tied=()
+! setpriv --pdeathsig KILL true 2>/dev/null || tied=(setpriv --pdeathsig KILL)
+
 run() { # method, ratio or nothing
     local folder=$OUTPUT/$1${2:+-$2} before
     mkdir -p "$folder"
     before=$(find "$folder" -name '*_results.json')
     echo "== $MODEL, $1${2:+ at $2}: $folder"
-    WRAPPER=$1 TANGO_RETENTION_RATIO=${2:-} "${launch[@]}" "${extra[@]}" -m lmms_eval --model "$MODEL" \
+    WRAPPER=$1 TANGO_RETENTION_RATIO=${2:-} "${tied[@]}" "${launch[@]}" "${extra[@]}" -m lmms_eval --model "$MODEL" \
         --model_args "$arguments" --tasks "${TASKS:-videomme}" --batch_size "${BATCH_SIZE:-1}" \
         ${LIMIT:+--limit "$LIMIT"} --log_samples --log_samples_suffix "$MODEL" --output_path "$folder"
     if [ "$(find "$folder" -name '*_results.json')" = "$before" ]; then # lmms-eval exits with 0 after many an error

@@ -54,9 +54,13 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PRO
 export LMUData=${LMUData:-$PWD/outputs/LMUData}
 mkdir -p "$output" "$LMUData"
 
+# What is started here ends with this script, whatever ends it (SIGKILL, too), where setpriv can see to that.
+tied=()
+! setpriv --pdeathsig KILL true 2>/dev/null || tied=(setpriv --pdeathsig KILL)
+
 evaluate() { # the toolkit's own messages go into a file; what is left are the progress bars and errors
     local code=0
-    (cd VLMEvalKit && "${launch[@]}" run.py --config run_config/tango_mini.json --pretrained "$pretrained" \
+    (cd VLMEvalKit && exec "${tied[@]}" "${launch[@]}" run.py --config run_config/tango_mini.json --pretrained "$pretrained" \
         --work-dir "$output" --data-option "num_clips=$clips" --batch-size 10 "$@") >>"$output/run.log" || code=$?
     [ "$code" -eq 0 ] || { echo "failed; the toolkit's messages are in $output/run.log" >&2; exit "$code"; }
 }

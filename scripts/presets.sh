@@ -32,10 +32,14 @@ export PYTHON=${PYTHON:-python} CONFIG=${CONFIG:-run_config/tango_mini.json} RAT
 export DATASETS=${DATASETS:-TangoMini} OUTPUT=${OUTPUT:-outputs/presets}
 case $OUTPUT in /*) ;; *) OUTPUT=$here/$OUTPUT ;; esac
 
+# What is started here ends with this script, whatever ends it (SIGKILL, too), where setpriv can see to that.
+tied=()
+! setpriv --pdeathsig KILL true 2>/dev/null || tied=(setpriv --pdeathsig KILL)
+
 failed=0
 evaluate() {
     local code=0
-    METHODS=$1 bash VLMEvalKit/run_eval.sh "${@:2}" || code=$?
+    METHODS=$1 "${tied[@]}" bash VLMEvalKit/run_eval.sh "${@:2}" || code=$?
     [ "$code" -ne 2 ] || exit 2 # a mistake in the settings
     [ "$code" -eq 0 ] || failed=1
 }

@@ -62,12 +62,16 @@ rows=(experiments "$TABLE" --model "$MODEL" --runs)
 [ -z "${RATIOS:-}" ] || rows+=(--ratios $RATIOS)
 runs=$(tango "${rows[@]}") || exit 2
 
+# What is started here ends with this script, whatever ends it (SIGKILL, too), where setpriv can see to that.
+tied=()
+! setpriv --pdeathsig KILL true 2>/dev/null || tied=(setpriv --pdeathsig KILL)
+
 failed=()
 while [ "${RUN:-1}" != 0 ] && read -r -u 3 method ratio flags; do
     code=0
     # shellcheck disable=SC2086 # several flags
     METHODS=$method RATIOS=$ratio MODEL=${CHECKPOINT:-} CONFIG=$CONFIG DATASETS=${DATASETS:-} OUTPUT=$OUTPUT \
-        PRUNED_LAYER='' bash VLMEvalKit/run_eval.sh $flags "$@" || code=$?
+        PRUNED_LAYER='' "${tied[@]}" bash VLMEvalKit/run_eval.sh $flags "$@" || code=$?
     [ "$code" -eq 0 ] || failed+=("$method $ratio $flags (exit code $code)")
 done 3<<<"$runs"
 [ "${NODE_RANK:-0}" -eq 0 ] || exit 0

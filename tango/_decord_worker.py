@@ -1,7 +1,7 @@
 """decord in a process of its own: it can hang or die inside native code, and then only killing helps.
 
-`run_worker` starts `python -m tango._decord_worker VIDEO NUM_FRAMES OUTPUT.npz`, which writes plain arrays (no pickle),
-or prints the reason in one line and exits with 1.
+`run_worker` starts `python -m tango._decord_worker VIDEO NUM_FRAMES IN_ORDER OUTPUT.npz`, which writes plain arrays (no
+pickle), or prints the reason in one line and exits with 1.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from typing import Any
 import numpy as np
 
 from tango.errors import VideoReadError
+from tango.processes import end_with_parent
 from tango.sampling import one_line, sample_indices
 
 _COMMAND = (sys.executable, "-m", "tango._decord_worker")
 
 
-def run_worker(path: str, num_frames: int, timeout_s: float) -> dict[str, Any]:
+def run_worker(path: str, num_frames: int, timeout_s: float, *, in_order: bool) -> dict[str, Any]:
     """Read a video with decord: arrays and numbers by name. The worker is killed after `timeout_s`.
+
+    Args:
+        in_order: decode everything from the start; decord's seeks land on other frames in some files.
 
     Raises:
         VideoReadError: decord is missing, fails, dies or hangs.
@@ -34,7 +38,7 @@ def run_worker(path: str, num_frames: int, timeout_s: float) -> dict[str, Any]:
         output = os.path.join(folder, "clip.npz")
         try:
             done = subprocess.run(
-                [*_COMMAND, os.path.abspath(path), str(num_frames), output],
+                [*_COMMAND, os.path.abspath(path), str(num_frames), str(int(in_order)), output],
                 cwd=Path(__file__).resolve().parents[1],  # so `-m` finds this very package, and nothing of the user's
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -52,7 +56,7 @@ def run_worker(path: str, num_frames: int, timeout_s: float) -> dict[str, Any]:
             return {name: value if value.ndim else value.item() for name, value in arrays.items()}
 
 
-def main(path: str, num_frames: int, output: str) -> None:
+def main(path: str, num_frames: int, in_order: bool, output: str) -> None:
     """Sample `num_frames` frames of `path` into `output`, numbered and timed as decord sees them."""
     import decord  # pyright: ignore[reportMissingImports]
 
@@ -63,7 +67,14 @@ def main(path: str, num_frames: int, output: str) -> None:
     starts_s, end_s = spans_s[:, 0] - spans_s[0, 0], spans_s[-1, 1] - spans_s[0, 0]
     if np.any(np.diff(starts_s) <= 0):  # nonsense from containers without presentation times: use the average rate
         starts_s, end_s = np.arange(count) / reader.get_avg_fps(), count / reader.get_avg_fps()
-    frames = reader.get_batch(indices).asnumpy()
+    if in_order:
+        wanted = set(indices.tolist())
+        read = {
+            i: frame.asnumpy() for i, frame in zip(range(count), iter(reader.next, None), strict=False) if i in wanted
+        }
+        frames = np.stack([read[i] for i in indices.tolist()])
+    else:
+        frames = reader.get_batch(indices).asnumpy()
     np.savez(
         output,
         frames=frames,
@@ -75,8 +86,9 @@ def main(path: str, num_frames: int, output: str) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     try:
-        main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+        main(sys.argv[1], int(sys.argv[2]), bool(int(sys.argv[3])), sys.argv[4])
     except Exception as error:  # whatever decord raises; the parent turns this line into a VideoReadError
         print(" ".join(str(error).split())[:200] or type(error).__name__)
         sys.exit(1)

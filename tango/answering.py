@@ -4,51 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tango.containers import Video
+from tango.errors import OptionError
 from tango.models.base import stock_is_right
-from tango.models.processor import TimeInstruction, describe_time
+from tango.models.messages import TimeInstruction
+from tango.models.protocol import ChatProtocol, Reading, WrappedProcessor
+from tango.models.qwen_processor import VisionMarks, check_marks
 from tango.pruning import prune, pruning_of
-from tango.video import read_video
 
 
 def prepare(
     processor: Any,
-    video: str | Path | Video | Tensor,
+    video: Any,
     question: str,
     *,
     num_frames: int | None = None,
     backend: str = "auto",
+    fps: float | None = None,
     time_instruction: TimeInstruction | None = None,
+    vision_marks: VisionMarks | None = None,
 ) -> Any:
     """Make the inputs for `model.generate` from one video and one question.
 
     Works with the processor of `tango.load` and with a stock transformers processor.
 
     Args:
-        video: a file, a `Video`, or frames (T, h, w, 3) in uint8 (then without timestamps).
-        num_frames: frames to sample; None: the model's usual number (32 for LLaVA-OneVision, 64 for LLaVA-Video).
+        video: a `Video`, or anything that `tango.read_video` takes. Frames in memory and lists have no timestamps.
+        question: what to ask. Tokens that mean something to the model (`<|im_end|>`, `<image>`) are refused in it.
+        num_frames: frames to take; None: the model's usual number (32 for LLaVA-OneVision, 64 for LLaVA-Video) of a
+            file or a folder, and all frames in memory or of a list. A `Video` is taken as it is.
+        fps: frames a second of a folder (None: 3), of a list or of frames in memory, which get timestamps by it.
         time_instruction: what stands before the question: "frames" says how long the video is and when its frames are
             shown; "release" the same with a slip of the paper's release, the frames' height as their number; "none"
             nothing. None: as the model was trained, "frames" for LLaVA-Video (if `video` has timestamps), else "none".
+        vision_marks: how Qwen3-VL's prompt marks frames: "nested" as transformers does, or "flat", without the pair of
+            marks around the whole video. None: what the processor says, which is "nested".
     Returns:
         `input_ids`, `attention_mask`, `pixel_values_videos` and, where known, `video_timestamps_s`.
     Raises:
-        VideoReadError: the file cannot be read.
-        UnknownNameError: there is no such time instruction.
-        ValueError: a time instruction is asked for, but the video has no timestamps.
+        VideoReadError: the video cannot be read.
+        UnknownNameError: there is no such time instruction or way of marking.
+        PromptError: the question holds a token that is reserved, or a time instruction is asked for, but the video has
+            no timestamps.
+        OptionError: an option that this model or this video does not have.
     """
-    if isinstance(video, (str, Path)):
-        if num_frames is None:
-            num_frames = int(getattr(processor, "default_num_frames", 32))
-        video = read_video(video, num_frames=num_frames, backend=backend)
     content = [{"type": "video", "video": video}, {"type": "text", "text": question}]
-    return prepare_chat(processor, [{"role": "user", "content": content}], time_instruction=time_instruction)
+    return prepare_chat(
+        processor,
+        [{"role": "user", "content": content}],
+        num_frames=num_frames,
+        backend=backend,
+        fps=fps,
+        time_instruction=time_instruction,
+        vision_marks=vision_marks,
+    )
 
 
 def prepare_chat(
@@ -56,77 +69,66 @@ def prepare_chat(
     messages: Sequence[Mapping[str, Any]],
     *,
     prefill: str = "",
+    num_frames: int | None = None,
+    backend: str = "auto",
+    fps: float | None = None,
     time_instruction: TimeInstruction | None = None,
+    vision_marks: VisionMarks | None = None,
 ) -> Any:
     """Make the inputs for `model.generate` from a conversation; as `prepare`, for any number of videos and turns.
 
     Args:
-        messages: as for a chat template; parts of type "video" hold under "video" a `Video`, or frames.
+        messages: as for a chat template; parts of type "video" hold under "video" (or "path", "url") a video in any
+            form, parts of type "image" an image.
         prefill: the first words of the answer, which the model continues.
     """
-    kind = time_instruction or getattr(processor, "time_instruction", None) or "none"
-    turns = [{**message, "content": _with_times(message["content"], kind, time_instruction)} for message in messages]
-    parts = [part for turn in turns if not isinstance(turn["content"], str) for part in turn["content"]]
-    videos = [part["video"] for part in parts if part["type"] == "video"]
-    prompt = processor.apply_chat_template([_without_videos(turn) for turn in turns], add_generation_prompt=True)
-    prompt += prefill
-    if hasattr(processor, "num_video_tokens"):
-        return processor(text=prompt, videos=videos or None)
-    frames = [(video.frames if isinstance(video, Video) else video).permute(0, 3, 1, 2) for video in videos]
-    inputs = processor(text=prompt, videos=frames or None, return_tensors="pt", do_sample_frames=False)
-    if videos and all(isinstance(video, Video) for video in videos):
-        inputs["video_timestamps_s"] = [video.timestamps_s for video in videos]
-    return inputs
+    if not isinstance(processor, ChatProtocol):
+        processor = WrappedProcessor(processor)
+    reading = Reading(processor, num_frames=num_frames, fps=fps, backend=backend, time_instruction=time_instruction)
+    return processor.prepare_turns(messages, reading, prefill=prefill, **_marks(processor, vision_marks))
 
 
-def _with_times(content: Any, kind: TimeInstruction, asked: TimeInstruction | None) -> Any:
-    """Describe the time of every video in front of the text that follows it."""
-    if isinstance(content, str):
-        return content
-    parts: list[dict[str, Any]] = []
-    waiting = ""
-    for part in content:
-        if part["type"] == "video":
-            if isinstance(part["video"], Video):
-                waiting += describe_time(part["video"], kind)
-            elif asked not in (None, "none"):
-                raise ValueError(f"time_instruction={asked!r} needs a file or a Video, got frames without timestamps")
-        elif part["type"] == "text" and waiting:
-            part, waiting = {**part, "text": waiting + part["text"]}, ""
-        parts.append(part)
-    return [*parts, {"type": "text", "text": waiting}] if waiting else parts
-
-
-def _without_videos(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """A turn for the chat template, which needs to know where videos stand, not what is in them."""
-    if isinstance(turn["content"], str):
-        return dict(turn)
-    plain = [{"type": "video"} if part["type"] == "video" else part for part in turn["content"]]
-    return {**turn, "content": plain}
+def _marks(processor: Any, vision_marks: VisionMarks | None) -> dict[str, Any]:
+    if vision_marks is None:
+        return {}
+    check_marks(vision_marks)
+    if not hasattr(processor, "vision_marks"):
+        raise OptionError(
+            f"vision_marks={vision_marks!r} is for Qwen3-VL with the processor of tango.load; leave it out"
+        )
+    return {"vision_marks": vision_marks}
 
 
 def answer(
     model: Any,
     processor: Any,
-    video: str | Path | Video | Tensor,
+    video: Any,
     question: str,
     *,
     num_frames: int | None = None,
     max_new_tokens: int = 128,
     backend: str = "auto",
+    fps: float | None = None,
     time_instruction: TimeInstruction | None = None,
+    vision_marks: VisionMarks | None = None,
     **generate_options: Any,
 ) -> str:
     """Ask a question about a video; greedy decoding unless `generate_options` say otherwise.
 
+    The other arguments are those of `tango.prepare`, and so are the errors.
+
     With `tango.prune` active the video is pruned; without, this is stock generation with all tokens (for LLaVA-Video,
     which stock code gets wrong, Tango's own with all tokens kept).
-
-    Raises:
-        VideoReadError: the file cannot be read.
     """
     inputs = prepare(
-        processor, video, question, num_frames=num_frames, backend=backend, time_instruction=time_instruction
+        processor,
+        video,
+        question,
+        num_frames=num_frames,
+        backend=backend,
+        fps=fps,
+        time_instruction=time_instruction,
+        vision_marks=vision_marks,
     )
     return generate_text(model, processor, inputs, max_new_tokens=max_new_tokens, **generate_options)
 

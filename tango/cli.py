@@ -34,6 +34,7 @@ _COMMANDS = (
     ("runs", "tango.commands.runs", "list recorded results: accuracy, tokens kept, difference to all tokens"),
     ("figure", "tango.commands.figure", "plot accuracy against visual tokens, from recorded results"),
     ("convert", "tango.commands.convert", "write an lmms-lab checkpoint in the layout of transformers"),
+    ("doctor", "tango.commands.doctor", "check this installation: versions, readers, GPU, toolkits, a small answer"),
     ("quickstart", "tango.quickstart", "try everything on a tiny model and a generated clip"),
 )
 _MINI = (
@@ -45,6 +46,7 @@ _MINI = (
 _BENCHMARKS = (
     ("pruner", "tango.bench.pruner", "time the pruner alone, stage by stage"),
     ("methods", "tango.bench.methods", "time all methods on the same tokens"),
+    ("reliability", "tango.bench.reliability.command", "try damaged files, kills, batches and hostile inputs"),
 )
 
 
@@ -58,7 +60,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         _add(commands, name, module, summary, named=argv[:1] == [name])
     for group, about, members in (
         ("mini", "the small trained model and its benchmark", _MINI),
-        ("bench", "measure speed", _BENCHMARKS),
+        ("bench", "measure speed and reliability", _BENCHMARKS),
     ):
         added = commands.add_parser(group, help=about).add_subparsers(required=True, metavar="WHAT")
         for name, module, summary in members:
@@ -79,8 +81,8 @@ def _add(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Exit codes: 0 done; 1 a defect of Tango, with its traceback; 2 a mistake of the user's, in one line on stderr; 130
-    interrupted (see `tango.interrupts`); 141 nobody reads the output any more.
+    Exit codes: 0 done; 1 a defect of Tango, with its traceback, or a fault that `doctor` found; 2 a mistake of the
+    user's, in one line on stderr; 130 interrupted (see `tango.interrupts`); 141 nobody reads the output any more.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tango.errors import TangoError, UnsupportedModelError
-from tango.models.base import adapter_class
+from tango.models.unwrapping import unwrap
 
 _MARK = "tower_is_compiled"  # attribute of a model
 
@@ -50,7 +50,7 @@ def compile_tower(
         UnsupportedModelError: no adapter for this model, or one that does not know how.
         TangoError: its tower is compiled already.
     """
-    adapter = adapter_class(getattr(model, "config", None))
+    model, adapter = unwrap(model)
     parts = adapter.compilable(model)
     if not parts:
         raise UnsupportedModelError(f"the {adapter.title} adapter does not say what to compile of its tower")

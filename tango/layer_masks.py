@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tango.calls import cache_of
 from tango.errors import UnsupportedModelError
 
 
@@ -48,7 +49,7 @@ def short_mask(
     Raises:
         UnsupportedModelError: the mask is no tensor.
     """
-    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    mask, cache = kwargs.get("attention_mask"), cache_of(kwargs)
     size = 0 if cache is None else getattr(cache.layers[0], "max_cache_len", 0)
     if mask is None:
         if kept.real is None:
@@ -87,7 +88,7 @@ def noncausal_mask(kwargs: dict[str, Any], attended: Tensor, rows: int, length: 
         if length > S:
             raise UnsupportedModelError("noncausal_layer does not work with flash attention and candidate tokens")
         return {"is_causal": False}
-    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    mask, cache = kwargs.get("attention_mask"), cache_of(kwargs)
     if mask is None:
         size = length if cache is None else getattr(cache.layers[0], "max_cache_len", length)
         mask = _causal_mask(rows, length, size, 0, attended.device, flash=flash)

@@ -11,7 +11,6 @@ Stock decoders stay as they are; hooks do the work while one `generate` or `forw
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tango.calls import Call, cache_of
 from tango.containers import LayerTokens
 from tango.errors import UnsupportedModelError
 from tango.layer_masks import Kept, noncausal_mask, short_mask
@@ -72,13 +72,14 @@ def layer_pruning(
     attention_mask: Tensor,
     places: tuple[Tensor, Tensor] | None = None,
     queries: Tensor | None = None,
+    call: Call | None = None,
 ) -> Iterator[LayerRecord]:
     """Prune at the inputs of the layers `layer_pruner.layers` during one `generate` or `forward` call.
 
     Works with and without a cache, dynamic or static, for beams, several samples per prompt and assisted decoding.
     Without a cache every step selects anew, and arrives at the same tokens because only the prompt is looked at.
-    Calls from other threads are left alone; nothing stays behind. Captured hidden states of the later layers are
-    short, and a cache returned by `forward` fits later calls only if no row was padded.
+    Passes that are not the call's own are left alone; nothing stays behind. Captured hidden states of the later layers
+    are short, and a cache returned by `forward` fits later calls only if no row was padded.
 
     Args:
         decoder: a text model with `layers` and `norm`; see `Adapter.decoder`.
@@ -87,6 +88,7 @@ def layer_pruning(
         places: frame and place in the frame of every visual token, in order, (number of them,) each; None: all are of
             one frame.
         queries: column of each prompt's last token, (B,), if labels follow it; None: the last column.
+        call: whose passes are pruned; None: all of this thread.
     Raises:
         BudgetError: the decoder has no such layer.
         UnsupportedModelError: chunked prefill, gradient checkpointing, or masks of an unknown form (on the call).
@@ -94,7 +96,8 @@ def layer_pruning(
     for layer in layer_pruner.layers:
         check_layer(layer, len(decoder.layers))  # type: ignore[arg-type]
     attended = attention_mask.bool()
-    run = _Run(decoder, layer_pruner, attended, _prompts(is_visual.bool(), attended, places, queries))
+    prompts = _prompts(is_visual.bool(), attended, places, queries)
+    run = _Run(decoder, layer_pruner, attended, prompts, call or Call())
     with ExitStack() as stack:
         for handle in run.hook():
             stack.callback(handle.remove)
@@ -158,12 +161,12 @@ class _Run:
     B prompts of S columns make `rows` = B * repeats sequences of `length` >= S tokens; S' columns of a prompt stay.
     """
 
-    def __init__(self, decoder: Any, pruner: LayerPruner, attended: Tensor, prompts: list[_Prompt]):
+    def __init__(self, decoder: Any, pruner: LayerPruner, attended: Tensor, prompts: list[_Prompt], call: Call):
         self.decoder, self.pruner, self.attended, self.prompts = decoder, pruner, attended, prompts
         self.flash = "flash" in str(decoder.config._attn_implementation)
         self.record = LayerRecord(method=pruner.name, num_layers=len(decoder.layers))
         self.record.entered = tuple(len(prompt.visual) for prompt in prompts)
-        self.owner = threading.get_ident()
+        self.call = call
         self.cache: Any = None  # of the prompt that has passed
         self.prompt_call = False
         self.rows = self.length = 0
@@ -187,12 +190,12 @@ class _Run:
         yield self.decoder.norm.register_forward_hook(self._guard(self._spread))
 
     def _guard(self, hook: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args: hook(*args) if threading.get_ident() == self.owner else None
+        return lambda *args: hook(*args) if self.call.own else None
 
     def _begin(self, decoder: Any, _args: tuple, kwargs: dict[str, Any]) -> None:
         """At the decoder's door: is this the prompt, or decoding after it?"""
         inputs = kwargs["input_ids"] if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         self.rows, self.length = inputs.shape[:2]
         self.prompt_call = cache is None or cache is not self.cache
         if not self.prompt_call:

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from tango.calls import Call, cache_of, remember_prompt
 from tango.profiling import StageTimer
+from tango.splice import ShortPrompt
 
 
 class Overlay:
-    """While entered, the prompt's positions get `prompt` (B, S, D) instead of the embeddings of their ids.
+    """While entered, the prompt's positions get the embeddings of `short` instead of those of their ids.
 
-    `generate` accepts embeddings too, but then goes wrong with assisted decoding and chunked prefill. Calls from other
-    threads are left alone. With a cache the hooks leave once the prompt has passed, so decoding runs without them.
-    The time until then is the stage "prefill", and `prefill_end` the mark that decoding starts from.
+    `generate` accepts embeddings too, but then goes wrong with assisted decoding and chunked prefill. Passes that are
+    not the call's own are left alone. With a cache the hooks leave once the prompt has passed, so decoding runs without
+    them. The time until then is the stage "prefill", and `prefill_end` the mark that decoding starts from.
     """
 
-    def __init__(self, model: Any, prompt: Tensor, timer: StageTimer):
+    def __init__(self, model: Any, short: ShortPrompt, timer: StageTimer, call: Call, video_input: str):
         self.prefill_end: Any = None
-        self._model, self._prompt, self._timer = model, prompt, timer
-        self._owner = threading.get_ident()
-        self._start: Any = None  # of the call that is running, if it counts as prefill
+        self._model, self._short, self._timer, self._call = model, short, timer, call
+        self._video_input = video_input  # a pass that brings a video of its own is another call's
+        self._start: Any = None  # of the pass that is running, if it counts as prefill
         self._cached = False
         self._passed = False
 
@@ -39,25 +40,29 @@ class Overlay:
             handle.remove()
 
     def _before(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if threading.get_ident() != self._owner or kwargs.get("input_ids") is None:
+        if not self._call.own or kwargs.get("input_ids") is None or kwargs.get(self._video_input) is not None:
             return None
-        ids, cache = kwargs["input_ids"], kwargs.get("past_key_values")
+        ids, cache, prompt = kwargs["input_ids"], cache_of(kwargs), self._short.inputs_embeds
         past = 0 if cache is None else int(cache.get_seq_length())
-        S = self._prompt.shape[1]
+        S = prompt.shape[1]
+        self._call.passed = True
         if past >= S:
             return None
         if not self._passed:
             self._start = self._timer.mark()
+            remember_prompt(cache, self._short.input_ids)
         count = min(S - past, ids.shape[1])
         self._cached, self._passed = cache is not None, past + count >= S
-        repeats = len(ids) // len(self._prompt)  # beams, or several samples per prompt
-        embeds = model.get_input_embeddings()(ids)
-        prompt = self._prompt[:, past : past + count].repeat_interleave(repeats, dim=0).to(embeds)
-        rest = {name: value for name, value in kwargs.items() if name != "input_ids"}
-        return args, {**rest, "inputs_embeds": torch.cat([prompt, embeds[:, count:]], dim=1)}
+        repeats = len(ids) // len(prompt)  # beams, or several samples per prompt
+        embeds = prompt[:, past : past + count].repeat_interleave(repeats, dim=0)
+        if count < ids.shape[1]:
+            rest = model.get_input_embeddings()(ids[:, count:])
+            embeds = torch.cat([embeds.to(rest), rest], dim=1)
+        others = {name: value for name, value in kwargs.items() if name != "input_ids"}
+        return args, {**others, "inputs_embeds": embeds}
 
     def _after(self, _model: nn.Module, _args: tuple, _output: Any) -> None:
-        if threading.get_ident() != self._owner or self._start is None:
+        if not self._call.own or self._start is None:
             return
         self.prefill_end = self._timer.mark()
         self._timer.add("prefill", self._start, self.prefill_end)

@@ -7,20 +7,20 @@ While the short prompt passes through the model, a transient hook replaces its p
 
 from __future__ import annotations
 
-import copy
-import functools
 import inspect
-import warnings
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tango.containers import VisualTokens
-from tango.errors import OptionError, TangoError
+from tango.callers import CallersPrompt
+from tango.calls import Call, cache_of, remember_prompt, remembered_prompt
+from tango.containers import PrunedTokens, VisualTokens
+from tango.errors import OptionError, TangoError, UnsupportedModelError
 from tango.layer_prune import last_prompt_columns, layer_pruning
 from tango.methods import (
     KeepAllPruner,
@@ -32,12 +32,17 @@ from tango.methods import (
     build_pruner_for_mean,
     method_class,
 )
-from tango.models.base import Adapter, SaliencyKind, adapter_class
+from tango.models.base import Adapter, EncodedVideos, SaliencyKind
+from tango.models.unwrapping import unwrap
+from tango.ops.checks import refuse_unless
 from tango.ops.flops import check_layer
 from tango.overlay import Overlay
+from tango.owned import PlaceholderGuard, replace_method
 from tango.profiling import StageTimer
 from tango.splice import ShortPrompt, shorten
 from tango.stats import PruningStats, VideoStats
+
+_MARK = "tango_pruning"  # attribute of a pruned model
 
 
 class Prepared(NamedTuple):
@@ -46,22 +51,24 @@ class Prepared(NamedTuple):
     short: ShortPrompt
     # Of every visual token that stays, newlines included: frame, and place in the frame; None: nobody prunes later.
     places: tuple[Tensor, Tensor] | None
-    timer: StageTimer
+    stats: PruningStats
     scope: AbstractContextManager[Any]
 
 
 class Pruning:
-    """Handle of a pruned model. `with` or `remove()` restores the model exactly as it was.
-
-    `stats` describes the last call with video; None before the first.
-    """
+    """Handle of a pruned model. `with` or `remove()` restores the model exactly as it was."""
 
     def __init__(self, model: Any, pruner: Pruner, adapter: Adapter, layer_pruner: LayerPruner | None = None):
         self.model, self.pruner, self.adapter, self.layer_pruner = model, pruner, adapter, layer_pruner
-        self.stats: PruningStats | None = None
+        self._own = threading.local()  # of every thread: `stats`, and the `call` that is running
         self._stack = ExitStack()
         self._removed = False
         self._install()
+
+    @property
+    def stats(self) -> PruningStats | None:
+        """What the last call with video did, of those that the asking thread made; None before the first."""
+        return getattr(self._own, "stats", None)
 
     def __enter__(self) -> Pruning:
         if self._removed:
@@ -71,38 +78,87 @@ class Pruning:
     def __exit__(self, *_exc: object) -> None:
         self.remove()
 
+    def __reduce_ex__(self, _protocol: Any) -> Any:  # of copy.deepcopy, pickle and torch.save
+        raise TangoError("a pruned model cannot be copied or pickled; remove() the pruning first")
+
     def remove(self) -> None:
         """Undo the pruning. Doing it twice is harmless."""
         self._removed = True
         self._stack.close()
 
     def _install(self) -> None:
-        """Wrap `generate` and `forward` of this one instance; nn.Module calls the instance's own `forward`."""
-        stock_generate, stock_forward = self.model.generate, self.model.forward
-        video_input = self.adapter.video_input
+        """Replace methods of this one instance; nn.Module calls the instance's own `forward`."""
+        model = self.model
+        stock = {name: getattr(model, name) for name in ("generate", "forward", "_get_logits_processor")}
+        generate_names, forward_names = (list(inspect.signature(stock[n]).parameters) for n in ("generate", "forward"))
 
         def generate(*args: Any, **kwargs: Any) -> Any:
             kwargs.update(zip(generate_names, args, strict=False))
-            if kwargs.get(video_input) is None:
-                return stock_generate(**kwargs)
-            return self._generate(stock_generate, kwargs)
+            if self._removed:
+                return stock["generate"](**kwargs)
+            with self._running() as call:
+                return self._generate(stock["generate"], kwargs, call)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             kwargs.update(zip(forward_names, args, strict=False))
-            if kwargs.get(video_input) is None:
-                return stock_forward(**kwargs)
-            return self._forward(stock_forward, kwargs)
+            if self._removed or kwargs.get(self.adapter.video_input) is None:
+                if kwargs.get("position_ids") is None and not self._removed:  # stock `generate` always gives them
+                    self._check_step(kwargs)
+                return stock["forward"](**kwargs)
+            return prune_and_forward(kwargs)
 
-        generate_names, forward_names = (list(inspect.signature(f).parameters) for f in (stock_generate, stock_forward))
-        for name, stock, call in (("generate", stock_generate, generate), ("forward", stock_forward, forward)):
-            wrapper = _Wrapper(self, stock, call)
-            self._stack.callback(functools.partial(_restore, self.model, name, wrapper, self.model.__dict__.get(name)))
-            self.model.__dict__[name] = wrapper
+        @torch.compiler.disable  # what hooks and threads do cannot be traced
+        def prune_and_forward(kwargs: dict[str, Any]) -> Any:
+            with self._running() as call:
+                return self._forward(stock["forward"], kwargs, call)
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]) -> Prepared:
+        def make_processors(**kwargs: Any) -> Any:
+            call = self._call()
+            prompt = None if call is None else call.prompt
+            return (
+                stock["_get_logits_processor"](**kwargs)
+                if prompt is None
+                else prompt.processors(stock["_get_logits_processor"], kwargs)
+            )
+
+        calls = {"generate": generate, "forward": forward, "_get_logits_processor": make_processors}
+        for name, call in {**calls, "_replicate_for_data_parallel": _refuse_replicas}.items():
+            self._stack.callback(replace_method(model, name, call))
+        guard = PlaceholderGuard(self.adapter.video_token_id, self._may_read_placeholders)
+        self._stack.callback(model.get_input_embeddings().register_forward_pre_hook(guard).remove)
+        vars(model)[_MARK] = self
+        self._stack.callback(vars(model).pop, _MARK, None)
+
+    def _call(self) -> Call | None:
+        """The call that this thread is in, if what runs now belongs to it."""
+        call = getattr(self._own, "call", None)
+        return call if call is not None and call.own else None
+
+    @contextmanager
+    def _running(self) -> Iterator[Call]:
+        """A new call of this thread; the one that it is made from, if any, stands aside."""
+        outer: Call | None = getattr(self._own, "call", None)
+        self._own.call = Call()
+        try:
+            with nullcontext() if outer is None else outer.aside():
+                yield self._own.call
+        finally:
+            self._own.call = outer
+
+    def _may_read_placeholders(self) -> bool:
+        """Only as candidates that assisted decoding takes from the prompt."""
+        call = self._call()
+        return self._removed or (call is not None and call.passed)
+
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any], call: Call | None = None
+    ) -> Prepared:
         """Encode and prune all videos of a batch and shorten its prompt; `stats` then describe it.
 
         `generate` and `forward` of a pruned model do this by themselves.
+
+        Raises:
+            NotFiniteError: what a video was made into holds NaN or infinity, whatever the method.
         """
         adapter, timer = self.adapter, StageTimer(input_ids.device)
         encoded = adapter.encode_videos(inputs, self.pruner.wants, timer)
@@ -124,22 +180,27 @@ class Pruning:
                 pad_token_id=_pad_token_id(self.model),
             )
         rows = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        before, after = _lengths(rows, short.attention_mask, _finite(encoded, pruned))
         kept = zip(encoded.videos, pruned, strict=True)
-        self.stats = PruningStats(
+        self._own.stats = PruningStats(
             method=self.method,
             retention_ratio=self.pruner.retention_ratio,
             videos=tuple(_video_stats(video, len(p.indices)) for video, p in kept),
             entering_before=len(stays),
             entering_after=len(features),
-            prompt_before=tuple(rows.sum(1).tolist()),
-            prompt_after=tuple(short.attention_mask.sum(1).tolist()),
+            prompt_before=before,
+            prompt_after=after,
             timer=timer,
         )
         frames = [(len(video.features), own) for video, (_, own) in zip(encoded.videos, laid_out, strict=True)]
         places = None if self.layer_pruner is None else _places(frames)
-        return Prepared(short, places, timer, adapter.prefill_scope(encoded, pruned, images, short))
+        scope = adapter.prefill_scope(encoded, pruned, images, short, call or Call())
+        return Prepared(short, places, self._own.stats, scope)
 
-    def _generate(self, stock: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+    def _generate(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> Any:
+        if kwargs.get(self.adapter.video_input) is None:
+            self._check_cache(cache_of(kwargs), None)
+            return stock(**kwargs)
         for name in ("inputs_embeds", "mm_encoder_outputs"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name} and {self.adapter.video_input} cannot both be given to a pruned model")
@@ -149,31 +210,45 @@ class Pruning:
             raise ValueError(f"{self.adapter.video_input} needs input_ids beside it")
         mask = kwargs.pop("attention_mask", None)
         with torch.no_grad():
-            short, places, timer, scope = self.encode(ids, mask, kwargs)
+            short, places, stats, scope = self.encode(ids, mask, kwargs, call)
+        self._check_cache(cache_of(kwargs), short)
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         kwargs.pop("position_ids", None)  # they describe the long prompt
         if short.retains_positions:  # else generate counts by itself
             kwargs["position_ids"] = short.position_ids
             if short.position_ids.dim() == 2:
-                _check_cache(self.model, kwargs)
-        _adjust_lengths(self.model, kwargs, ids.shape[1] - short.input_ids.shape[1])
-        with scope, self._in_decoder(short, places), Overlay(self.model, short.inputs_embeds, timer) as overlay:
+                _check_positions(self.model, kwargs)
+        call.prompt = CallersPrompt(ids, short.input_ids.shape[1], call)
+        call.prompt.adapt(kwargs, self.model.generation_config)
+        overlay = Overlay(self.model, short, stats.timer, call, self.adapter.video_input)
+        with scope, self._in_decoder(short, places, stats, call), overlay:
             output = stock(input_ids=short.input_ids, attention_mask=short.attention_mask, **kwargs)
+        if not call.passed:
+            raise TangoError("generate did not run the model that was pruned, so the video was not seen")
         if overlay.prefill_end is not None:
-            timer.add("decoding", overlay.prefill_end)
-        return _with_prompt(output, ids, short.input_ids.shape[1])
+            stats.timer.add("decoding", overlay.prefill_end)
+        return call.prompt.before(output)
 
-    def _forward(self, stock: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+    def _forward(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> Any:
         """Direct calls, `model(pixel_values_videos=..., labels=...)`: ids and videos become short embeddings."""
         if kwargs.get("input_ids") is None:
-            raise ValueError(f"{self.adapter.video_input} needs input_ids beside it")
-        short, places, _, scope = self.encode(kwargs.pop("input_ids"), kwargs.pop("attention_mask", None), kwargs)
+            raise TangoError(
+                f"{self.adapter.video_input} needs input_ids beside it, not embeddings; adapters that put "
+                "learnt tokens before the prompt cannot be used on a pruned model"
+            )
+        ids, mask = kwargs.pop("input_ids"), kwargs.pop("attention_mask", None)
+        short, places, stats, scope = self.encode(ids, mask, kwargs, call)
+        self._check_cache(cache_of(kwargs), short)
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         if kwargs.get("labels") is not None:
             kwargs["labels"] = short.gather_labels(kwargs["labels"])
         kwargs["position_ids"] = short.position_ids
-        with scope, self._in_decoder(short, places, kwargs.get("labels")):
-            return stock(inputs_embeds=short.inputs_embeds, attention_mask=short.attention_mask, **kwargs)
+        wanted = kwargs.pop("logits_to_keep", 0)
+        with scope, self._in_decoder(short, places, stats, call, kwargs.get("labels")):
+            output = stock(inputs_embeds=short.inputs_embeds, attention_mask=short.attention_mask, **kwargs)
+        if isinstance(output, Mapping):
+            remember_prompt(cache_of(output), short.input_ids)
+        return _with_long_logits(output, short, wanted, labelled=kwargs.get("labels") is not None)
 
     @property
     def method(self) -> str:
@@ -183,19 +258,53 @@ class Pruning:
 
     @contextmanager
     def _in_decoder(
-        self, short: ShortPrompt, places: tuple[Tensor, Tensor] | None, labels: Tensor | None = None
+        self,
+        short: ShortPrompt,
+        places: tuple[Tensor, Tensor] | None,
+        stats: PruningStats,
+        call: Call,
+        labels: Tensor | None = None,
     ) -> Iterator[None]:
         """While the short prompt passes: prune at a layer, if asked to, and complete `stats`."""
         if self.layer_pruner is None:
             yield
+        else:
+            queries = None if labels is None else last_prompt_columns(short.is_video, labels)
+            prompt: dict[str, Any] = {"is_visual": short.is_video, "attention_mask": short.attention_mask}
+            with layer_pruning(
+                self.adapter.decoder, self.layer_pruner, **prompt, places=places, queries=queries, call=call
+            ) as record:
+                yield
+            if any(record.entered):
+                stats = replace(stats, layer=record.stats(stats.tokens_after / stats.tokens_before))
+        self._own.stats = stats  # other calls may have been made from within
+
+    def _check_cache(self, cache: Any, short: ShortPrompt | None) -> None:
+        """A cache with a pruned prompt can only be continued by a prompt that begins with that very one."""
+        held = None if cache is None else remembered_prompt(cache, self.adapter.video_token_id)
+        if held is None or (
+            short is not None and torch.equal(held, short.input_ids[:, : held.shape[1]].to(held.device))
+        ):
             return
-        queries = None if labels is None else last_prompt_columns(short.is_video, labels)
-        prompt: dict[str, Any] = {"is_visual": short.is_video, "attention_mask": short.attention_mask, "places": places}
-        with layer_pruning(self.adapter.decoder, self.layer_pruner, **prompt, queries=queries) as record:
-            yield
-        if self.stats is not None and any(record.entered):
-            share = self.stats.tokens_after / self.stats.tokens_before
-            self.stats = replace(self.stats, layer=record.stats(share))
+        raise TangoError(
+            f"the cache (past_key_values) holds a pruned prompt of {held.shape[1]} tokens, which these input_ids do "
+            "not begin with; leave out the cache, or give the conversation with its video again beside it"
+        )
+
+    def _check_step(self, kwargs: dict[str, Any]) -> None:
+        """A step after a direct call with video: stock code must be able to count its positions by itself."""
+        cache = cache_of(kwargs)
+        held = None if cache is None else remembered_prompt(cache, self.adapter.video_token_id)
+        if held is None:
+            return
+        mask, new = kwargs.get("attention_mask"), kwargs.get("input_ids")
+        if self.adapter.positions_are_kept:
+            problem = "kept tokens retain their positions, which stock code does not know, so position_ids are needed"
+        elif mask is not None and new is not None and mask.shape[-1] != int(cache.get_seq_length()) + new.shape[1]:
+            problem = f"attention_mask has {mask.shape[-1]} columns, as many as before pruning"
+        else:
+            return
+        raise TangoError(f"the cache holds a pruned prompt of {held.shape[1]} tokens; {problem}. Use generate")
 
 
 def prune(
@@ -212,13 +321,16 @@ def prune(
 
     Use it as a context manager, or call `remove()` on the result. Text and images pass through unpruned; the model's
     weights and class are not touched, and afterwards no hook or attribute is left behind.
-    Streamers and logits processors see the short prompt. A cache that a pruned call returns holds the short prompt, so
-    it cannot be continued with the long `sequences`; and where kept tokens retain their positions (Qwen-VL, and
-    `positions="kept"`) a model cannot be decoded step by step from the cache of a direct call, because stock code does
-    not know them: use `generate`.
+    Logits processors, stopping criteria and streamers see the prompt that the caller gave, and logits of direct calls
+    have its length. A cache that a pruned call returns holds the short prompt: `generate` goes on from it when the
+    video is given again beside it, and refuses it otherwise; where kept tokens retain their positions (Qwen-VL, and
+    `positions="kept"`) steps after a direct call need `position_ids`. While a model is pruned, placeholders that reach
+    its LLM in another way, such as through a part of the model, are refused.
 
     Args:
-        model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`.
+        model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`; also inside what
+            `torch.compile` returns, a PEFT model with adapters in the layers, or DistributedDataParallel. They may be
+            put around it afterwards, too. Direct calls with video of a compiled model run as if it were not compiled.
         method: a name from `available_methods()`, or a pruner that is built already. For a method inside the LLM all
             tokens enter it, and `retention_ratio` means the average over its layers; a built one is taken as it is.
         layer_pruner: prune again at the input of a decoder layer; built, or a name from `available_layer_pruners()`.
@@ -232,7 +344,7 @@ def prune(
         **options: fields of the method, such as `retention_ratio=0.1`.
     Raises:
         UnknownNameError, OptionError: no such method or option, or none for this model.
-        UnsupportedModelError: no adapter for this model, or none for pruning inside its decoder.
+        UnsupportedModelError: no adapter for this model, or none for pruning inside its decoder; or another wrapper.
         MissingSignalError: the model cannot supply what the method needs.
         BudgetError: a ratio is out of range or cannot be reached.
         TangoError: the model is pruned already.
@@ -241,7 +353,7 @@ def prune(
         given = [*options, *(["mean_retention_ratio"] if mean_retention_ratio is not None else [])]
         raise TangoError(f"{method.name} is built already; its options cannot be changed: {', '.join(given)}")
     adapter_options: dict[str, Any] = {} if positions is None else {"positions": positions}
-    family = adapter_class(getattr(model, "config", None))
+    model, family = unwrap(model)
     if unknown := adapter_options.keys() - inspect.signature(family).parameters.keys():
         raise OptionError(f"{family.__name__} has no option {', '.join(sorted(unknown))}")
     adapter = family(model, saliency=saliency, **adapter_options)
@@ -280,33 +392,16 @@ def _choose(
 
 
 def pruning_of(model: Any) -> Pruning | None:
-    """The pruning that is active on a model, if any."""
-    return getattr(getattr(model, "generate", None), "pruning", None)
+    """The pruning that is active on a model, if any; a wrapper that `prune` sees through has that of its model."""
+    try:
+        model, _ = unwrap(model)
+    except UnsupportedModelError:
+        return None
+    return vars(model).get(_MARK)
 
 
-class _Wrapper:
-    """Stands in for a method of one model. It must not travel: a copy would still run the original."""
-
-    def __init__(self, pruning: Pruning, stock: Callable[..., Any], call: Callable[..., Any]):
-        functools.update_wrapper(self, stock)
-        self.pruning, self._call = pruning, call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
-
-    def __reduce_ex__(self, _protocol: Any) -> Any:  # of copy.deepcopy, pickle and torch.save
-        raise TangoError("a pruned model cannot be copied or pickled; remove() the pruning first")
-
-
-def _restore(model: nn.Module, name: str, wrapper: _Wrapper, before: Any) -> None:
-    if model.__dict__.get(name) is not wrapper:
-        warnings.warn(
-            f"{name} was replaced after pruning began and is left as it is; the model may still prune", stacklevel=2
-        )
-    elif before is None:
-        del model.__dict__[name]
-    else:
-        model.__dict__[name] = before
+def _refuse_replicas() -> None:
+    raise TangoError("DataParallel copies the model for every call; a pruned one needs DistributedDataParallel instead")
 
 
 def _video_stats(video: VisualTokens, kept: int) -> VideoStats:
@@ -329,6 +424,37 @@ def _places(laid_out: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat(frames), torch.cat(cells)
 
 
+def _finite(encoded: EncodedVideos, pruned: list[PrunedTokens]) -> list[Tensor]:
+    """Of every video whether all that the LLM will see of it is a number, on its device."""
+    deeper = encoded.extras or [[]] * len(pruned)
+    parts = [[tokens.features, *layers] for tokens, layers in zip(pruned, deeper, strict=True)]
+    return [torch.stack([torch.stack(x.detach().aminmax()) for x in part]).isfinite().all() for part in parts]
+
+
+def _lengths(rows: Tensor, short: Tensor, finite: list[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Prompt lengths before and after pruning. One read of the device brings them, and whether videos are finite."""
+    flags = torch.stack([flag.to(rows.device) for flag in finite])
+    numbers = torch.cat([rows.bool().sum(1), short.sum(1), flags]).tolist()
+    B = len(rows)
+    for video, flag in enumerate(numbers[2 * B :]):
+        refuse_unless(bool(flag), f"features of video {video}")
+    return tuple(numbers[:B]), tuple(numbers[B : 2 * B])
+
+
+def _with_long_logits(output: Any, short: ShortPrompt, wanted: int | Tensor, *, labelled: bool) -> Any:
+    """Logits at the length of the caller's ids, so that losses and metrics of the caller's fit them."""
+
+    def long(logits: Tensor) -> Tensor:
+        rows = short.spread(logits)
+        return rows[:, wanted] if isinstance(wanted, Tensor) else rows[:, -wanted:] if wanted else rows
+
+    if isinstance(output, tuple):  # return_dict=False
+        return tuple(long(x) if i == int(labelled) else x for i, x in enumerate(output))
+    if isinstance(getattr(output, "logits", None), Tensor):  # some kernels compute a loss without them
+        output.logits = long(output.logits)
+    return output
+
+
 def _pad_token_id(model: Any) -> int:
     """Any id will do: padding is masked. Prefer the model's own."""
     for source in (model.generation_config, model.config):
@@ -340,7 +466,7 @@ def _pad_token_id(model: Any) -> int:
     return 0
 
 
-def _check_cache(model: Any, kwargs: Mapping[str, Any]) -> None:
+def _check_positions(model: Any, kwargs: Mapping[str, Any]) -> None:
     """Without a cache, and with flash attention in later chunks of a prefill, transformers takes gaps between positions
     for borders of several packed prompts."""
     config = kwargs.get("generation_config") or model.generation_config
@@ -349,31 +475,3 @@ def _check_cache(model: Any, kwargs: Mapping[str, Any]) -> None:
     chunked = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
     if chunked and "flash" in str(model.config.get_text_config()._attn_implementation):
         raise OptionError("positions='kept' and flash attention need the prefill in one piece, not in chunks")
-
-
-def _adjust_lengths(model: Any, kwargs: dict[str, Any], saved: int) -> None:
-    """Lengths count the caller's prompt, those of stopping criteria too; make them count the short one."""
-    criteria = [copy.copy(criterion) for criterion in kwargs.get("stopping_criteria") or ()]
-    for criterion in criteria:
-        if isinstance(getattr(criterion, "max_length", None), int):
-            criterion.max_length -= saved
-    if criteria:
-        kwargs["stopping_criteria"] = type(kwargs["stopping_criteria"])(criteria)
-    config = kwargs.get("generation_config") or model.generation_config
-    for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        if kwargs.get(new) is not None or getattr(config, new, None) is not None:
-            continue
-        value = kwargs.get(total) if kwargs.get(total) is not None else getattr(config, total, None)
-        if value:
-            kwargs[total] = max(value - saved, 0)
-
-
-def _with_prompt(output: Any, prompt: Tensor, short_length: int) -> Any:
-    """Put the caller's own prompt in front of the new tokens, as stock `generate` would."""
-    sequences = output if isinstance(output, Tensor) else output.sequences
-    repeated = prompt.to(sequences.device).repeat_interleave(len(sequences) // len(prompt), dim=0)
-    sequences = torch.cat([repeated, sequences[:, short_length:]], dim=1)
-    if isinstance(output, Tensor):
-        return sequences
-    output.sequences = sequences
-    return output

@@ -35,6 +35,17 @@ class ShortPrompt:
         predictable = self.attention_mask.cumsum(dim=1) > 1
         return labels.gather(1, self.kept).masked_fill(~predictable, ignore)
 
+    def spread(self, rows: Float[Tensor, "B S V"]) -> Float[Tensor, "B L V"]:
+        """Bring rows of this prompt, such as logits, to the length of the source.
+
+        A column that left has the row of the last kept one before it, from which the token after it is predicted.
+        """
+        S = self.attention_mask.shape[1]
+        stays = torch.zeros(len(self.kept), self.source_length, dtype=torch.long, device=self.kept.device)
+        stays.scatter_(1, self.kept, self.attention_mask)
+        columns = (stays.cumsum(dim=1) - stays.sum(dim=1, keepdim=True) + S - 1).clamp_min(0)
+        return rows.gather(1, columns.to(rows.device)[..., None].expand(-1, -1, rows.shape[-1]))
+
 
 def shorten(
     input_ids: Int[Tensor, "B L"],
@@ -67,8 +78,8 @@ def shorten(
     kept = keep.byte().sort(dim=1, stable=True).indices[:, -S:]
     mask = (torch.arange(S, device=input_ids.device) >= S - lengths[:, None]).long()
     ids = input_ids.gather(1, kept).masked_fill(mask == 0, pad_token_id)
-    embeds = embed(ids)
     is_video = ids == video_token_id
+    embeds = embed(ids.masked_fill(is_video, pad_token_id))  # what a placeholder would embed to is nobody's business
     embeds = embeds.masked_scatter(is_video[..., None], video_features.to(embeds))
     if images is not None:
         image_token_id, image_features = images

@@ -1,4 +1,8 @@
-"""Writers of real video files for the tests: every frame carries its own number, readable after lossy coding."""
+"""Writers of real video files for the tests: every frame carries its own number, readable after lossy coding.
+
+An encoder may code the same frames otherwise the next time (x264 does on some processors): compare what is read from
+one file, never the files or pixels of two.
+"""
 
 from __future__ import annotations
 

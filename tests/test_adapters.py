@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,18 @@ def test_is_short_and_says_what_it_is(name: str):
     text = FILES[name].read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 400
     assert ast.get_docstring(ast.parse(text))
+
+
+@pytest.mark.parametrize("other", [None, "", "raise ImportError('a control system')"], ids=["none", "other", "broken"])
+@pytest.mark.parametrize("package", ["lmms-eval/tango_lmms_eval", "VLMEvalKit/tango_vlmeval"])
+def test_says_in_one_line_that_tango_video_is_missing(tmp_path: Path, package: str, other: str | None):
+    """Also where the other package called `tango` is there, whatever it does when it is imported."""
+    folder, name = package.split("/")
+    if other is not None:
+        (tmp_path / "tango.py").write_text(other)
+    code = f"import sys; sys.path[:0] = [{str(ROOT / folder)!r}, {str(tmp_path)!r}]; import {name}"
+    run = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"{name} needs tango-video, which is not installed")
+    assert run.stderr.count("\n") == 1
+    assert "pip install -r requirements.txt" in run.stderr

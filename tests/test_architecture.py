@@ -135,8 +135,8 @@ class TestPublicNames:
 
 @pytest.mark.parametrize("name", FILES)
 class TestEveryFile:
-    def test_has_at_most_400_lines(self, name: str) -> None:
-        assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 400
+    def test_has_at_most_500_lines(self, name: str) -> None:
+        assert len(FILES[name].read_text(encoding="utf-8").splitlines()) <= 500
 
     def test_has_functions_of_at_most_60_lines(self, name: str) -> None:
         functions = [node for node in ast.walk(tree(name)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]

@@ -18,7 +18,8 @@ ROOT = Path(tango.__file__).parent
 NEW = 6
 GREEDY = {"do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW}
 FAMILIES = ("llava_onevision", "llava_video", *tiny_qwen.FAMILIES)
-WRAPPER = {"pruning.__call__": 1, "pruning.forward": 1}  # the instance's `forward`, which looks for a video
+# The instance's `forward`, which looks for a video, and the guard of the embeddings, which lets single tokens pass.
+WRAPPER = {"owned.method": 1, "pruning.forward": 1, "owned.__call__": 1}
 
 
 def build(name: str) -> tuple[Any, dict[str, Any]]:
@@ -56,7 +57,7 @@ def calls_per_step(model: Any, inputs: dict[str, Any]) -> list[dict[str, int]]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_decoding_step_calls_the_wrapper_alone(name: str) -> None:
+def test_a_decoding_step_calls_the_wrapper_and_the_guard_alone(name: str) -> None:
     model, inputs = build(name)
     with tango.prune(model, "tango", retention_ratio=0.4):
         prompt, leaving, *steps = calls_per_step(model, inputs)

@@ -365,6 +365,25 @@ def test_decord_times_where_the_container_has_none(clip: Clip) -> None:
 
 
 @needs_decord
+@pytest.mark.parametrize("name", ["plain.ts", "open_gop.ts", "negative.mkv"])
+def test_decord_is_refused_where_it_reads_other_frames(name: str, clip: Clip, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name.startswith("negative"):
+        options = {"avoid_negative_ts": "disabled"}
+        clips.write_clip(path, pts_ms=[40 * i - 600 for i in range(40)], container_options=options)
+    else:
+        path = clip(name)
+    assert "decord reads other frames" in reason_not_to_read(path, backend="decord")
+
+
+@needs_decord
+@pytest.mark.parametrize("name", ["open_gop.mp4", "b_frames.avi", "mpeg4.avi", "mpeg2.mpg"])
+def test_decord_gets_the_right_frames_where_its_seeks_fail(name: str, clip: Clip) -> None:
+    read = read_video(clip(name), num_frames=7, backend="decord")
+    assert [clips.read_number(frame) for frame in read.frames.numpy()] == list(sample_indices(40, 7))
+
+
+@needs_decord
 def test_decord_says_in_one_line_why_it_fails(clip: Clip, capfd: pytest.CaptureFixture[str]) -> None:
     assert "decord failed" in reason_not_to_read(clip("raw.h264"), backend="decord")
     assert capfd.readouterr() == ("", "")

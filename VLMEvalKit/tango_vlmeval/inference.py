@@ -94,6 +94,7 @@ def infer(toolkit: Any, model: Tango, dataset: Any, out_file: str, **options: An
     positions = list(range(len(dataset.data)))[rank::world_size]
     dump({}, out_file)  # also for a process without a question, which the toolkit forgets
     model.nframe = dataset.nframe
+    model.shows_frames = True
     ahead = ReadAhead(model, dataset, positions)
     dataset.build_prompt = ahead.build_prompt
     if isinstance(dataset, LongVideoBench):

@@ -7,7 +7,8 @@ import sys
 from itertools import pairwise
 
 from tango import TangoError
-from tango_vlmeval.settings import is_first_process, parser, resolve
+from tango.evaluation import check_journal, end_with_launcher, identity
+from tango_vlmeval.settings import Run, is_first_process, parser, resolve
 
 
 def main() -> int:
@@ -16,6 +17,7 @@ def main() -> int:
     Returns:
         0; 1 if a data set failed; 2 if the settings cannot be right.
     """
+    end_with_launcher(os.environ)
     flags, rest = parser().parse_known_args()
     if flags.help:
         return _help()
@@ -30,6 +32,11 @@ def main() -> int:
 
     from tango_vlmeval import patches, summary
 
+    try:
+        check_journals(run)
+    except TangoError as error:
+        print(f"run.py: error: {error}", file=sys.stderr)
+        return 2
     runner.load_env()
     # Whatever is finished is taken over in any case; with --reuse the toolkit says so.
     files = ["--config", flags.config, "--work-dir", str(run.work_dir), "--reuse"]
@@ -44,6 +51,21 @@ def main() -> int:
     for problem in problems:
         print(f"run.py: failed: {problem}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def check_journals(run: Run) -> None:
+    """See that the weights, code and libraries are those that made the results in the folders: finished data sets are
+    taken over without a look at the model.
+
+    Raises:
+        TangoError: they are others.
+    """
+    for name, model in run.models.items():
+        journal = run.work_dir / name / "journal"
+        if journal.is_dir():
+            given = model.arguments
+            chosen = {name: given[name] for name in ("video_backend", "local_files_only") if name in given}
+            check_journal(journal, identity(given["pretrained"], **chosen))
 
 
 def _judge(rest: list[str]) -> list[str]:

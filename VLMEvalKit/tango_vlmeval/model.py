@@ -10,7 +10,7 @@ from typing import Any
 
 from vlmeval.vlm.base import BaseModel
 
-from tango.evaluation import Answer, Answerer, MethodConfig, Question
+from tango.evaluation import Answer, Answerer, MethodConfig, Question, frames_as_video
 
 # Predictions where there is no answer. An empty one would count as right in MVBench, and any word might be part of an
 # option; the toolkit takes a lone Z for "none of the options", before it looks for words and with a judge, too.
@@ -55,6 +55,7 @@ class Tango(BaseModel):
         self._options = {"method": method, "journal": journal, "rank": rank, **arguments}
         self._max_new_tokens = max_new_tokens
         self._video_first = video_first
+        self.shows_frames = False  # whether several images are the frames of a video: of a video data set they are
         self.ready: tuple[Message, Answer] | None = None  # the next message, if it was answered ahead
 
     @cached_property
@@ -81,6 +82,8 @@ class Tango(BaseModel):
                 parts[-1]["text"] += value
             elif value:
                 parts.append({"type": "text", "text": value})
+        if self.shows_frames:
+            parts = frames_as_video(parts)
         if self._video_first:
             text = "".join(part["text"] for part in parts if part["type"] == "text")
             parts = [part for part in parts if part["type"] != "text"] + [{"type": "text", "text": text}]

@@ -51,6 +51,7 @@ ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "attn_implementation": str,
     "video_backend": str,
     "time_instruction": str,
+    "vision_marks": str,
     "batch_size": _integer,
     "workers": _integer,
     "max_ahead": _integer,

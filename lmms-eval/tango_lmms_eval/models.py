@@ -25,6 +25,7 @@ from tango_lmms_eval.settings import read_settings
 
 # Scored as wrong, also by MVBench, whose mean leaves empty answers out. (LongVideoBench draws a letter for either.)
 NO_ANSWER = "[no answer]"
+MOST_FAILED = 0.5  # with more questions than this share without an answer a run has failed
 
 
 class TangoModel(lmms):
@@ -72,9 +73,14 @@ class TangoModel(lmms):
             with Answerer(rank=self.rank, **arguments) as answerer:
                 questions = map(self.question, real)
                 answers = list(answerer.answers(questions, progress=self.rank == 0, total=len(real)))
-                everybodys = self._gather(answerer.efficiency().to_dict())
+                found = {"efficiency": answerer.efficiency().to_dict(), "failed": _failed(real, answers)}
+                parts = self._gather(found)
+                efficiency = Efficiency.merge([part["efficiency"] for part in parts])
+                failed = [question for part in parts for question in part["failed"]]
                 if self.rank == 0:
-                    output.write(answerer.config, Efficiency.merge(everybodys))
+                    output.write(answerer.config, efficiency, failed)
+                if len(failed) > efficiency.samples * MOST_FAILED:
+                    self._give_up(efficiency.samples, failed)
         results = map(_result, answers)
         return [GenerationResult("") if _is_padding(request) else next(results) for request in requests]
 
@@ -89,6 +95,15 @@ class TangoModel(lmms):
         except (SystemExit, OSError) as error:
             messages = simple_messages(context, [str(error)])
         return build(messages, generation, self.default_max_new_tokens)
+
+    def _give_up(self, asked: int, failed: list[dict[str, Any]]) -> NoReturn:
+        """End all processes: scores of such a run would say nothing. The answers that there are stay in the journal."""
+        if self.rank == 0:
+            why = f"{len(failed)} of {asked} questions failed, more than half; the first: {failed[0]['error']}"
+            print(f"error: {' '.join(why.split())}", file=sys.stderr, flush=True)
+        if self._together:
+            dist.barrier()  # the first process to exit takes the others with it
+        raise SystemExit(1)
 
     def _parts(self, request: Instance) -> tuple[str, dict[str, Any], Callable[[Any], list[Any]], tuple[Any, ...]]:
         """Text, generation settings, how a document becomes messages, and which document it is."""
@@ -121,6 +136,9 @@ class TangoModel(lmms):
             if same_everywhere and self._together:
                 dist.barrier()  # the first process to exit takes the others with it, before they have said why
             raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted; the same command again goes on from here", file=sys.stderr, flush=True)
+            raise SystemExit(130) from None
         except Exception:
             traceback.print_exc()
             raise SystemExit(1) from None
@@ -163,6 +181,16 @@ class Qwen25VLChat(ChatModel):
 def _is_padding(request: Instance) -> bool:
     """A process with less to do than the others is given requests whose answers nobody looks at."""
     return bool((request.metadata or {}).get("__padding_only__"))
+
+
+def _failed(requests: list[Instance], answers: list[Answer]) -> list[dict[str, Any]]:
+    """Which questions got no answer, and why."""
+    found = []
+    for request, answer in zip(requests, answers, strict=True):
+        if answer.error is not None:
+            doc_id, task, _split = request.args[-3:]
+            found.append({"task": task, "doc_id": doc_id, "error": answer.error})
+    return found
 
 
 def _result(answer: Answer) -> GenerationResult:

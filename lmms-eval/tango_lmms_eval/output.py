@@ -63,8 +63,12 @@ class Output:
             journal = folder / "journals" / settings.name
         return cls(folder, journal, time.replace(":", "-"))
 
-    def write(self, config: dict[str, Any], efficiency: Efficiency) -> None:
-        """Print the table, write it beside the results, and give lmms-eval its numbers."""
+    def write(self, config: dict[str, Any], efficiency: Efficiency, failed: list[dict[str, Any]]) -> None:
+        """Print the table, write it beside the results, and give lmms-eval its numbers.
+
+        Args:
+            failed: task, document and error of every question without an answer.
+        """
         rows, means = efficiency.rows(), efficiency.means()
         print(efficiency.table(), flush=True)
         if efficiency.failures:
@@ -76,7 +80,8 @@ class Output:
             )
         if self.folder is not None:
             path = self.folder / f"{self.time}_efficiency.json"
-            write_json(path, {"config": config, "environment": environment(), **efficiency.to_dict()})
+            measured = {**efficiency.to_dict(), "failed_questions": failed}
+            write_json(path, {"config": config, "environment": environment(), **measured})
             logger.info(f"Efficiency written to {path}")
         seconds = rows["Total_runtime (s)"] or 0.0
         log_metrics(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from tango import OptionError
-from tango.evaluation import Question
+from tango.evaluation import Question, frames_as_video
 
 # lmms-eval's default for tasks that name no stop. It would cut answers after their first paragraph; its own classes for
 # these models ignore it, too.
@@ -14,12 +15,12 @@ _UNASKED_STOP = "\n\n"
 
 
 def media_part(visual: Any) -> dict[str, Any]:
-    """One video file or image as a part of a message.
+    """One video (a file, or a folder of frames) or image as a part of a message.
 
     Raises:
         OptionError: it is something else.
     """
-    if isinstance(visual, str):
+    if isinstance(visual, (str, os.PathLike)) or len(getattr(visual, "shape", ())) == 4:  # frames (T, h, w, 3)
         return {"type": "video", "video": visual}
     if hasattr(visual, "convert"):  # a PIL image
         return {"type": "image", "image": visual}
@@ -27,13 +28,13 @@ def media_part(visual: Any) -> dict[str, Any]:
 
 
 def simple_messages(context: str, visuals: list[Any] | None) -> list[dict[str, Any]]:
-    """One user turn: what there is to see, then the text."""
-    parts = [media_part(visual) for visual in visuals or []]
+    """One user turn: what there is to see, then the text. Several images are the frames of one video."""
+    parts = frames_as_video([media_part(visual) for visual in visuals or []])
     return [{"role": "user", "content": [*parts, {"type": "text", "text": context}]}]
 
 
 def chat_messages(messages: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """lmms-eval's own form of a chat (`url` for whatever is shown) as ours.
+    """lmms-eval's own form of a chat (`url` for whatever is shown) as ours; several images are frames of one video.
 
     Raises:
         OptionError: a part is neither text, video nor image, or a video is to be shown in part only.
@@ -48,7 +49,7 @@ def chat_messages(messages: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 raise OptionError(f"this model sees whole videos and images, but the task gives it {dict(part)}")
             else:
                 content.append({"type": part["type"], part["type"]: part["url"]})
-        turns.append({"role": message["role"], "content": content})
+        turns.append({"role": message["role"], "content": frames_as_video(content)})
     return turns
 
 

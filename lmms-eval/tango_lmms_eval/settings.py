@@ -46,6 +46,7 @@ ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "video_decode_backend": ("video_backend", str, "auto, pyav, decord or torchcodec"),
     "time_instruction": ("time_instruction", str, "none, frames or release"),
     "add_time_instruction": ("time_instruction", _time_instruction, "true or false"),
+    "vision_marks": ("vision_marks", str, "nested or flat"),
     "min_pixels": ("min_pixels", _integer, "a whole number"),
     "max_pixels": ("max_pixels", _integer, "a whole number"),
     "local_files_only": ("local_files_only", _boolean, "true or false"),

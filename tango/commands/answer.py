@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", type=words, help="what to ask")
     add_model_arguments(parser)
     add_method_arguments(parser)
+    parser.add_argument("--time-instruction", help="LLaVA-Video: frames, release or none (as the model was trained)")
+    parser.add_argument("--vision-marks", help="Qwen3-VL: nested, as transformers' prompt, or flat (nested)")
     parser.add_argument("--max-new-tokens", type=positive, default=128, help="longest answer, in tokens (128)")
     parser.add_argument("--json", action="store_true", help="print one JSON object: answer, token counts, stage times")
 
@@ -39,7 +41,13 @@ def run(args: argparse.Namespace) -> int:
         video = tango.read_video(args.video, num_frames=frames, backend=args.video_backend)
     model, processor = load_model(args)
     with timer.stage("preprocess"):
-        inputs = tango.prepare(processor, video, args.question)
+        inputs = tango.prepare(
+            processor,
+            video,
+            args.question,
+            time_instruction=args.time_instruction,
+            vision_marks=args.vision_marks,
+        )
     with method.apply(model) as pruning:
         text = generate_text(model, processor, inputs, max_new_tokens=args.max_new_tokens)
     stats = pruning.stats if pruning is not None else None

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tango.commands.results import add_results_arguments, label, read
+from tango.commands.results import add_results_arguments, label, read, warn_of_failures
 from tango.errors import OptionError, TangoError
 from tango.files import write_bytes
 from tango.report.curves import csv_text, plot, points
@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     series, left_out = points(runs, label, args.benchmarks, seed=args.seed)
     for note in (*results.notes, *notes, *left_out):
         print(f"tango: note: {note}", file=sys.stderr)
+    warn_of_failures(runs)
     partial = " (partial runs)" if any(point.partial for point in series) else ""
     table = args.output.with_suffix(".csv")
     write_bytes(table, csv_text(series).encode())

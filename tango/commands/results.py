@@ -1,10 +1,11 @@
-"""What `tango table`, `tango figure` and `tango experiments` share."""
+"""What `tango runs`, `tango table`, `tango figure` and `tango experiments` share."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import tango
 from tango.errors import TangoError
 from tango.evaluation import MethodConfig
 from tango.report.readers import read_results
-from tango.report.results import Results
+from tango.report.results import Results, Run
 
 EXPERIMENTS = Path(tango.__file__).parents[1] / "configs" / "experiments"
 
@@ -49,10 +50,17 @@ def read(args: argparse.Namespace) -> Results:
     return replace(results, runs=tuple(replace(run, method=_complete(run.method)) for run in results.runs))
 
 
+def warn_of_failures(runs: Iterable[Run]) -> None:
+    """Say on stderr where questions failed."""
+    for run in runs:
+        if run.failures is not None:
+            print(f"tango: warning: {run.failures}", file=sys.stderr)
+
+
 def _complete(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         return MethodConfig(**recorded).to_dict()
-    except (TangoError, TypeError):
+    except (TangoError, TypeError, ValueError):
         return recorded
 
 
@@ -65,6 +73,6 @@ def label(method: Mapping[str, Any]) -> str:
     """A configuration's name without its retention ratio."""
     try:
         named = MethodConfig(**method).label
-    except (TangoError, TypeError):
+    except (TangoError, TypeError, ValueError):
         return str(method["method"])
     return re.sub(r"-[rm](\d|\.|e-)+(?=-|$)", "", named, count=1)

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from tango.commands.results import add_results_arguments, label, read
+from tango.commands.results import add_results_arguments, label, read, warn_of_failures
 from tango.report.overview import lines, markdown
 from tango.report.results import choose
 
@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     runs, notes = choose(results.runs)
     for note in (*results.notes, *notes):
         print(f"tango: note: {note}", file=sys.stderr)
+    warn_of_failures(runs)
     found = lines(runs, label, against=args.against, seed=args.seed)
     print(json.dumps([line.to_dict() for line in found], indent=1) if args.json else markdown(found))
     return 0

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tango.commands.results import add_experiments_argument, add_results_arguments, read, resolve
+from tango.commands.results import add_experiments_argument, add_results_arguments, read, resolve, warn_of_failures
 from tango.errors import OptionError, TangoError
 from tango.files import write_bytes
 from tango.report.experiments import read_experiment
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         raise TangoError(f"--output must be {expected}; {args.output} is there and is not")
     experiments = [read_experiment(args.experiments, number) for number in (TABLES if args.all else [args.table])]
     results = read(args)
+    warn_of_failures(results.runs)
     texts = {}
     for experiment in experiments:
         if args.benchmarks:

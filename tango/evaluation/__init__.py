@@ -23,7 +23,11 @@ _HOME = {
     "Journal": "tango.evaluation.journal",
     "MethodConfig": "tango.evaluation.config",
     "Question": "tango.evaluation.questions",
+    "check_journal": "tango.evaluation.journal",
+    "end_with_launcher": "tango.processes",
     "environment": "tango.evaluation.records",
+    "identity": "tango.evaluation.records",
+    "frames_as_video": "tango.evaluation.questions",
     "write_json": "tango.files",
 }
 __all__ = sorted(_HOME)
@@ -32,10 +36,11 @@ if TYPE_CHECKING:
     from tango.evaluation.answerer import Answerer
     from tango.evaluation.config import MethodConfig
     from tango.evaluation.efficiency import Efficiency
-    from tango.evaluation.journal import Journal
-    from tango.evaluation.questions import Answer, Question
-    from tango.evaluation.records import environment
+    from tango.evaluation.journal import Journal, check_journal
+    from tango.evaluation.questions import Answer, Question, frames_as_video
+    from tango.evaluation.records import environment, identity
     from tango.files import write_json
+    from tango.processes import end_with_launcher
 
 
 def __getattr__(name: str) -> object:

@@ -20,14 +20,16 @@ from tango.evaluation.journal import Journal
 from tango.evaluation.preparation import PreparedQuestion, Preparer
 from tango.evaluation.questions import Answer, Question
 from tango.evaluation.readahead import read_ahead
-from tango.evaluation.records import environment, peak_bytes, versions
+from tango.evaluation.records import environment, identity, peak_bytes
 from tango.models import load
-from tango.models.processor import TimeInstruction
+from tango.models.base import pooling_head_of
+from tango.models.messages import TimeInstruction
+from tango.models.qwen_processor import VisionMarks, check_marks
 from tango.pruning import Pruning, prune
 from tango.video import check_backend
 
 _Outcome = PreparedQuestion | Answer | Exception
-_Pair = tuple[Question, _Outcome]
+_Pair = tuple[str | None, _Outcome]  # under which key the answer is journalled, if it is
 
 
 class Answerer:
@@ -41,12 +43,14 @@ class Answerer:
         method: None: all tokens.
         batch_size: up to so many questions that follow each other are generated together.
         num_frames: frames of each video; None: the model's usual number.
-        journal: folder that keeps every answer; the same call after a crash goes on where it ended.
+        journal: folder that keeps every answer; the same call after a crash goes on where it ended. Answers count for
+            the same question about the same content of the same videos; other weights, settings, code or versions of
+            libraries are refused. Videos and weights are read for that, at about 1 GB/s.
         rank: number of this process among those that share the journal.
         workers: threads that read and preprocess videos ahead of the model; 0: none.
         max_ahead: prepared questions that may wait in memory.
         min_pixels, max_pixels: limits of a frame's size for Qwen-VL.
-        time_instruction: as in `tango.prepare`.
+        time_instruction, vision_marks: as in `tango.prepare`.
     Raises:
         TangoError: what `tango.load` and `tango.prune` raise; an unknown name or an impossible number; the journal is
             of another configuration.
@@ -72,19 +76,17 @@ class Answerer:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         time_instruction: TimeInstruction | None = None,
+        vision_marks: VisionMarks | None = None,
     ):
         least = {"batch_size": (batch_size, 1), "num_frames": (num_frames, 1), "max_ahead": (max_ahead, 1)}
-        for name, (got, low) in {**least, "workers": (workers, 0)}.items():
-            if got is not None and got < low:
-                raise OptionError(f"{name} must be at least {low}, got {got}")
+        _check_numbers({**least, "workers": (workers, 0)})
         check_backend(video_backend)
-        if time_instruction not in (None, *get_args(TimeInstruction)):
-            raise UnknownNameError("time instruction", str(time_instruction), get_args(TimeInstruction))
+        _check_prompt(time_instruction, vision_marks)
         self.method = method or MethodConfig()
         self.batch_size, self.workers, self.max_ahead = batch_size, workers, max(max_ahead, batch_size)
         places: dict[str, Any] = {"siglip": siglip, "local_files_only": local_files_only, "device": device}
         self.model, self.processor = load(pretrained, dtype=dtype, attn_implementation=attn_implementation, **places)
-        _limit_pixels(self.processor, min_pixels, max_pixels)
+        _fit_processor(self.processor, min_pixels, max_pixels, vision_marks)
         with ExitStack() as stack:  # undone if a later step fails
             self.pruning = stack.enter_context(applied(self.method, self.model))
             self._prepare = Preparer(
@@ -92,6 +94,7 @@ class Answerer:
                 num_frames=num_frames or self.processor.default_num_frames,
                 video_backend=video_backend,
                 time_instruction=time_instruction,
+                vision_marks=vision_marks,
                 video_input=self.pruning.adapter.video_input,
                 dtype=self.model.dtype,
             )
@@ -105,7 +108,10 @@ class Answerer:
             }
             self._journal: Journal | None = None
             if journal is not None:
-                self._journal = Journal(journal, {**self.config, "versions": versions()}, rank=rank)
+                head = pooling_head_of(self.model)
+                behind = identity(str(pretrained), video_backend=video_backend, local_files_only=True)  # it is here now
+                behind["content"]["pooling_head"] = None if head is None else head.digest
+                self._journal = Journal(journal, {**self.config, **behind}, rank=rank)
                 stack.callback(self._journal.close)
             self._stack = stack.pop_all()
         self.config |= {"batch_size": batch_size, "device": str(self.model.device), "environment": environment()}
@@ -120,6 +126,7 @@ class Answerer:
             "attn_implementation": self.model.config._attn_implementation,
             "video_backend": self._prepare.video_backend,
             "time_instruction": self._prepare.time_instruction or self.processor.time_instruction,
+            "vision_marks": self._prepare.vision_marks or getattr(self.processor, "vision_marks", None),
         }
 
     def __enter__(self) -> Answerer:
@@ -155,18 +162,18 @@ class Answerer:
 
         if total is None and isinstance(questions, Sized):
             total = len(questions)
-        outcomes = read_ahead(questions, self._look_up, workers=self.workers, max_ahead=self.max_ahead)
-        with closing(outcomes), tqdm(total=total, unit="sample", disable=not progress, file=sys.stderr) as bar:
+        found = read_ahead(questions, self._look_up, workers=self.workers, max_ahead=self.max_ahead)
+        with closing(found), tqdm(total=total, unit="sample", disable=not progress, file=sys.stderr) as bar:
             last = time.perf_counter()
-            for group in self._groups(outcomes):
+            for group in self._groups(_raised(pair) for _, pair in found):
                 answers = self._answer_group([outcome for _, outcome in group])
                 now = time.perf_counter()
                 share_ms, last = 1e3 * (now - last) / len(group), now
-                for i, (question, _) in enumerate(group):
+                for i, (key, _) in enumerate(group):
                     if not answers[i].cached:
                         answers[i] = replace(answers[i], elapsed_ms=share_ms, peak_bytes=peak_bytes(self.model.device))
-                        if self._journal is not None:
-                            self._journal.add(question.key, answers[i])
+                        if self._journal is not None and key is not None:
+                            self._journal.add(key, answers[i])
                 for answer in answers:
                     self._efficiency.add(answer)
                     bar.update()
@@ -176,9 +183,20 @@ class Answerer:
         """The table over all answers given so far."""
         return self._efficiency
 
-    def _look_up(self, question: Question) -> PreparedQuestion | Answer:
-        recorded = None if self._journal is None else self._journal.get(question.key)
-        return self._prepare(question) if recorded is None else recorded
+    def _look_up(self, question: Question) -> _Pair:
+        key = None
+        try:
+            if self._journal is None:
+                return None, self._prepare(question)
+            key = question.key
+            if (recorded := self._journal.get(key)) is not None:
+                return key, recorded
+            prepared = self._prepare(question)
+            if question.key != key:  # the answer would be on record for what the video was before
+                raise OSError("a video of this question changed while it was read; ask again once it is complete")
+            return key, prepared
+        except Exception as error:
+            return key, error
 
     def _groups(self, outcomes: Iterable[_Pair]) -> Iterator[list[_Pair]]:
         """Neighbours that are generated together; answers of the journal and errors stand alone."""
@@ -204,16 +222,38 @@ class Answerer:
         return answers_of(self.pruning, self.processor, prepared)
 
 
+def _raised(pair: _Pair | Exception) -> _Pair:
+    if isinstance(pair, Exception):
+        raise pair
+    return pair
+
+
 def applied(method: MethodConfig, model: Any) -> Pruning:
     """The pruning of a method. "none" goes the same way with all tokens kept, so that its stages are measured alike."""
     pruning = method.apply(model)
     return pruning if isinstance(pruning, Pruning) else prune(model, "uniform", retention_ratio=1.0)
 
 
-def _limit_pixels(processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
+def _fit_processor(
+    processor: Any, min_pixels: int | None, max_pixels: int | None, vision_marks: VisionMarks | None
+) -> None:
+    if vision_marks is not None and not hasattr(processor, "vision_marks"):
+        raise OptionError(f"vision_marks={vision_marks!r} is for Qwen3-VL; leave it out for this model")
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     limits = {name: value for name, value in limits.items() if value is not None}
     if limits and not hasattr(processor, "patches"):
         raise OptionError(f"{' and '.join(limits)} are for Qwen-VL; frames of this model have one size")
     if limits:
         processor.patches = replace(processor.patches, **limits)
+
+
+def _check_numbers(least: dict[str, tuple[int | None, int]]) -> None:
+    for name, (got, low) in least.items():
+        if got is not None and got < low:
+            raise OptionError(f"{name} must be at least {low}, got {got}")
+
+
+def _check_prompt(time_instruction: str | None, vision_marks: str | None) -> None:
+    if time_instruction not in (None, *get_args(TimeInstruction)):
+        raise UnknownNameError("time instruction", str(time_instruction), get_args(TimeInstruction))
+    check_marks(vision_marks)

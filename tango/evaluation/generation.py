@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tango.answering import generate_ids
-from tango.errors import TangoError, VideoReadError
+from tango.errors import PromptError, TangoError, VideoReadError
 from tango.evaluation.preparation import PreparedQuestion, collate
 from tango.evaluation.questions import Answer
 from tango.pruning import Pruning
@@ -52,7 +52,7 @@ def failure(error: Exception, *, quiet: bool = False) -> Answer:
     Raises:
         Exception: the error itself if others would meet it, too: a wrong configuration, a GPU that is lost, a defect.
     """
-    is_configuration = isinstance(error, TangoError) and not isinstance(error, VideoReadError)
+    is_configuration = isinstance(error, TangoError) and not isinstance(error, (VideoReadError, PromptError))
     is_lost = isinstance(error, getattr(torch, "AcceleratorError", ()))
     if is_configuration or is_lost or not isinstance(error, _OF_A_QUESTION):
         raise error

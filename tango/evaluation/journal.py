@@ -26,7 +26,7 @@ class Journal:
     left unfinished is skipped. Answers with an error are on record, but not given out: the question is tried again.
 
     Args:
-        config: what the answers depend on. Under "versions" are those of libraries; a change there is a warning.
+        config: all that the answers depend on beside their questions, versions of libraries included.
     Raises:
         TangoError: the folder holds answers that were made with another configuration.
     """
@@ -86,23 +86,61 @@ class Journal:
 
     def _check_config(self, config: dict[str, Any]) -> None:
         """Hold the folder's configuration against this one; write it where there is none."""
-        path = self.folder / "config.json"
-        if not path.is_file():
-            write_json(path, config)
+        if not _config_file(self.folder).is_file():
+            write_json(_config_file(self.folder), config)
             return
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            recorded = dict(before.pop("versions", {}))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise TangoError(f"{path} is no configuration of a journal: {error}; use another folder") from error
-        now = dict(config)
-        versions = now.pop("versions", {})
-        if versions != recorded:
-            log.warning("%s was begun with versions %s, now they are %s", self.folder, recorded, versions)
-        different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if different:
-            got, expected = ({name: side.get(name) for name in different} for side in (now, before))
-            raise TangoError(
-                f"the journal {self.folder} holds answers of another configuration: got {got}, there {expected}. "
-                "Use another folder, or remove this one to start over"
-            )
+        _compare(self.folder, config, _read_config(self.folder))
+
+
+def check_journal(folder: Path, part: Mapping[str, Any]) -> None:
+    """Hold a part of a configuration against the journal in a folder, before anything is loaded.
+
+    Raises:
+        TangoError: there is a journal, and it has other values.
+    """
+    if _config_file(folder).is_file():
+        recorded = _read_config(folder)
+        _compare(folder, dict(part), {name: _same_names(part[name], recorded.get(name)) for name in part})
+
+
+def _config_file(folder: Path) -> Path:
+    return folder / "config.json"
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = _config_file(folder)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError(f"expected an object, got {type(config).__name__}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise TangoError(f"{path} is no configuration of a journal: {error}; use another folder") from error
+    return config
+
+
+def _same_names(part: Any, recorded: Any) -> Any:
+    """Of what is recorded, what `part` has, too."""
+    if isinstance(part, Mapping) and isinstance(recorded, Mapping):
+        return {name: recorded.get(name) for name in part}
+    return recorded
+
+
+def _compare(folder: Path, now: dict[str, Any], before: dict[str, Any]) -> None:
+    got, there = _differences(now, before)
+    if got or there:
+        raise TangoError(
+            f"the journal {folder} holds answers of another configuration: got {got}, there {there}. "
+            "Use another folder, or remove this one to start over"
+        )
+
+
+def _differences(now: dict[str, Any], before: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What differs of two nested configurations, on either side; None does not differ from nothing."""
+    got, there = {}, {}
+    for name in {**before, **now}:
+        new, old = now.get(name), before.get(name)
+        if isinstance(new, dict) and isinstance(old, dict):
+            new, old = _differences(new, old)
+        if new != old:
+            got[name], there[name] = new, old
+    return got, there

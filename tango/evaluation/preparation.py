@@ -13,9 +13,10 @@ from torch import Tensor
 from tango.answering import prepare_chat
 from tango.errors import OptionError
 from tango.evaluation.questions import Question
-from tango.models.processor import TimeInstruction
+from tango.models.messages import TimeInstruction
+from tango.models.qwen_processor import VisionMarks
 from tango.profiling import StageTimer
-from tango.video import read_video
+from tango.sources import load_video
 
 _PER_TOKEN = {"attention_mask": 0, "mm_token_type_ids": 0}  # name -> what stands where a row is filled up
 
@@ -39,6 +40,7 @@ class Preparer:
     num_frames: int
     video_backend: str
     time_instruction: TimeInstruction | None
+    vision_marks: VisionMarks | None
     video_input: str  # name of the pixels, which are cast ahead of the model
     dtype: torch.dtype
 
@@ -51,6 +53,7 @@ class Preparer:
 
         Raises:
             VideoReadError: a video cannot be read.
+            PromptError: a text holds a token that is reserved.
             OptionError: an option of `generate` is unknown.
             ValueError: the conversation has parts that are neither video nor text.
         """
@@ -60,7 +63,11 @@ class Preparer:
             messages = [self._with_videos(message, num_frames) for message in question.messages]
         with timer.stage("preprocess"):
             inputs = prepare_chat(
-                self.processor, messages, prefill=question.prefill, time_instruction=self.time_instruction
+                self.processor,
+                messages,
+                prefill=question.prefill,
+                time_instruction=self.time_instruction,
+                vision_marks=self.vision_marks,
             )
             if inputs.get(self.video_input) is not None:  # half the memory while it waits; the model casts alike
                 inputs[self.video_input] = _cast(inputs[self.video_input], self.dtype)
@@ -78,7 +85,8 @@ class Preparer:
 
     def _with_video(self, part: Mapping[str, Any], num_frames: int) -> dict[str, Any]:
         if part["type"] == "video":
-            return {**part, "video": read_video(part["video"], num_frames=num_frames, backend=self.video_backend)}
+            video = load_video(part["video"], num_frames=num_frames, usual=self.num_frames, backend=self.video_backend)
+            return {**part, "video": video}
         if part["type"] != "text":
             raise ValueError(f"parts must be of type video or text, got {part['type']!r}; images cannot be asked about")
         return dict(part)

@@ -6,7 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
+
+from tango.fingerprints import of_content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,8 +17,9 @@ class Question:
     """One sample: a conversation with videos, and how to answer it.
 
     `messages` are as for a chat template: `{"role": "system" | "user", "content": parts}` with parts
-    `{"type": "video", "video": path}` and `{"type": "text", "text": str}`; content may be a plain string, too. Images
-    are no parts that can be answered here; such a question gets an answer that says so.
+    `{"type": "video", "video": video}` and `{"type": "text", "text": str}`; content may be a plain string, too. A video
+    is whatever `tango.read_video` takes. Images are no parts that can be answered here; such a question gets an answer
+    that says so.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -27,8 +31,9 @@ class Question:
 
     @property
     def key(self) -> str:
-        """SHA-256 over all that determines the answer; files count by their path, as it was given."""
-        return hashlib.sha256(json.dumps(vars(self), sort_keys=True, default=_plain).encode()).hexdigest()
+        """SHA-256 over all that determines the answer. It reads the videos, which count by content, not by path."""
+        asked = {**vars(self), "messages": [_by_content(message) for message in self.messages]}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True, default=_plain).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,28 @@ class Answer:
     cached: bool = False  # from the journal, not computed in this run
 
 
+def _by_content(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message with a fingerprint in place of everything that is shown."""
+    if isinstance(message["content"], str):
+        return dict(message)
+    content = [
+        {**part, **{kind: of_content(part[kind]) for kind in ("video", "image") if kind in part}}
+        for part in message["content"]
+    ]
+    return {**message, "content": content}
+
+
 def _plain(value: Any) -> Any:
     """Values that JSON has no form for: mappings as dictionaries, anything else by its text, such as a path's."""
     return dict(value) if isinstance(value, Mapping) else str(value)
+
+
+def frames_as_video(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The parts of a message with every run of two or more images as one video, whose frames they are."""
+    found: list[dict[str, Any]] = []
+    for is_image, run in groupby(parts, key=lambda part: part["type"] == "image"):
+        members = [dict(part) for part in run]
+        if is_image and len(members) > 1:
+            members = [{"type": "video", "video": [part["image"] for part in members]}]
+        found += members
+    return found

@@ -10,21 +10,45 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tango.fingerprints import of_checkpoint, of_code
+
 if TYPE_CHECKING:
     import torch
 
+_READERS = ("av", "decord", "torchcodec")
+
 
 def versions() -> dict[str, str]:
-    """Versions of what changes answers: tango, torch, transformers, PyAV, Python."""
+    """Versions of tango, Python, torch, transformers, tokenizers and the packages that read videos, where installed."""
     from tango import __version__
 
     found = {"tango": __version__, "python": platform.python_version()}
-    for package in ("torch", "transformers", "av"):
+    for package in ("torch", "transformers", "tokenizers", *_READERS):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
     return found
+
+
+def identity(pretrained: str, *, video_backend: str = "auto", local_files_only: bool = False) -> dict[str, Any]:
+    """What stands behind the names of a configuration, and decides what an answer is: weights, code, libraries.
+
+    Raises:
+        TangoError: there is no such checkpoint.
+    """
+    from tango.models.hub import resolve_folder
+
+    folder = resolve_folder(pretrained, local_files_only=local_files_only)
+    content = {"checkpoint": of_checkpoint(folder), "code": of_code()}
+    return {"content": content, "versions": versions_behind(video_backend)}
+
+
+def versions_behind(video_backend: str) -> dict[str, str]:
+    """Versions that answers depend on: not Python's, nor those of readers of videos that are not used."""
+    reader = video_backend if video_backend in _READERS else "av"
+    unused = {"python", *_READERS} - {reader}
+    return {name: found for name, found in versions().items() if name not in unused}
 
 
 def environment() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tango.answering import generate_output, prepare
 from tango.containers import Video
 from tango.errors import TangoError
 from tango.files import write_bytes, writing
+from tango.fingerprints import of_content
 from tango.mini.benchmark import benchmark_clip, clip_file
 from tango.mini.questions import KINDS, Question, is_right
 from tango.mini.train_vision import see
@@ -73,7 +74,7 @@ def evaluate(
         if control == "blank":
             video.frames.fill_(127)
         answers = [ask_model(model, processor, video, question) for question in questions]
-        record: dict[str, Any] = {"clip": index, "questions": answers}
+        record: dict[str, Any] = {"clip": index, "file": of_content(file), "questions": answers}
         pruning = pruning_of(model)
         if pruning is not None and pruning.stats is not None:
             record["tokens_before"], record["tokens_after"] = pruning.stats.tokens_before, pruning.stats.tokens_after
@@ -92,12 +93,26 @@ class Results:
         try:
             lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []  # the rest of a cut line
             theirs, *self.records = map(json.loads, lines or [json.dumps(setting)])
-            different = theirs != setting or not all(isinstance(record["clip"], int) for record in self.records)
+            different = theirs != json.loads(json.dumps(setting))  # which has tuples as lists
+            different |= not all(isinstance(record["clip"], int) for record in self.records)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise TangoError(f"cannot go on with {file}: {error}; name another file or remove it") from error
         if different:
             raise TangoError(f"{file} holds results of another run ({lines[0]}); name another file or remove it")
         write_bytes(file, "".join(json.dumps(line) + "\n" for line in (setting, *self.records)).encode())
+
+    def check_clips(self, clips: Path, control: Control) -> None:
+        """Hold the clips in a folder against those that the results are about; missing ones are written.
+
+        Raises:
+            TangoError: one is another clip now.
+        """
+        for record in self.records:
+            file = clip_file(clips, record["clip"] + (control == "other"))
+            if record.get("file") != of_content(file):
+                raise TangoError(
+                    f"{file} is not the clip that {self.file} has answers about; name another file or remove it"
+                )
 
     def add(self, record: dict[str, Any]) -> None:
         """Append the record of a clip."""

@@ -1,57 +1,89 @@
-"""Clips as real video files: H.264 in mp4, with the clip's irregular frame times."""
+"""Clips as real video files: losslessly coded H.264 in mp4, with the clip's irregular frame times.
+
+What a lossy encoder makes of a frame depends on its version, on the processor and, with x264 on some processors, on
+chance. A lossless one may choose other bytes, but they decode to the same pixels, in every decoder. The only loss is
+the conversion to Y'CbCr at half colour resolution, which is done here in whole numbers.
+"""
 
 from __future__ import annotations
 
 import os
 from fractions import Fraction
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tango.errors import TangoError
 from tango.mini.scenes import SIZE, Clip, render_frame
 
-_QUALITY = {"crf": "18", "preset": "veryfast"}
+# BT.601 with limited range, which the stream's tags say and readers that heed no tags assume. In 1 / 65536.
+_TO_YUV = np.array([[16829, 33039, 6416], [-9714, -19071, 28784], [28784, -24103, -4681]], np.int32)
+_TO_RGB = np.array([[76309, 0, 104597], [76309, -25675, -53279], [76309, 132201, 0]], np.int32)
+_OPTIONS = {"qp": "0", "preset": "veryfast", "x264-params": "colormatrix=smpte170m:range=tv"}
 
 
-def _encode(target: Any, frames: np.ndarray, times_s: np.ndarray) -> None:
+def to_yuv(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """RGB frames (T, H, W, 3) as planes of Y, Cb and Cr below each other, (T, 3 H / 2, W), the last two at half size.
+
+    H is a multiple of 4, W of 2. Example: `to_yuv(np.zeros((1, 4, 4, 3), np.uint8))[0]` holds 16 in its first four rows
+    and 128 below.
+    """
+    T, H, W, _ = frames.shape
+    rgb = frames.astype(np.int32)
+    luma = (rgb @ _TO_YUV[0] + (16 << 16) + (1 << 15)) >> 16
+    of_four = rgb.reshape(T, H // 2, 2, W // 2, 2, 3).sum((2, 4))
+    chroma = (of_four @ _TO_YUV[1:].T + (128 << 18) + (1 << 17)) >> 18  # (T, H / 2, W / 2, 2)
+    planes = [luma, *(chroma[..., i].reshape(T, H // 4, W) for i in range(2))]
+    return np.concatenate(planes, axis=1).astype(np.uint8)
+
+
+def to_rgb(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The way back from `to_yuv`: (T, 3 H / 2, W) -> (T, H, W, 3)."""
+    T, rows, W = planes.shape
+    H = 2 * rows // 3
+    luma, small = planes[:, :H, :, None].astype(np.int32) - 16, planes[:, H:].astype(np.int32) - 128
+    chroma = np.moveaxis(small.reshape(T, 2, H // 2, W // 2), 1, -1).repeat(2, axis=1).repeat(2, axis=2)
+    rgb = (np.concatenate([luma, chroma], axis=-1) @ _TO_RGB.T + (1 << 15)) >> 16
+    return rgb.clip(0, 255).astype(np.uint8)
+
+
+def as_read(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Frames (T, H, W, 3) as they come back from a file, to within a reader's rounding; the same on every machine."""
+    return to_rgb(to_yuv(frames))
+
+
+def _encode(target: Path, frames: NDArray[np.uint8], times_s: NDArray[np.float64]) -> None:
     import av
 
-    with av.open(target, "w", format="mp4") as container:
-        has_x264 = "libx264" in av.codecs_available
-        stream = container.add_stream("libx264" if has_x264 else "mpeg4", rate=30, options=_QUALITY if has_x264 else {})
-        stream.width = stream.height = SIZE
+    if "libx264" not in av.codecs_available:
+        raise TangoError("this PyAV was built without x264, which writes the clips; install PyAV's own: pip install av")
+    with av.open(str(target), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=30, options=_OPTIONS)
+        stream.width, stream.height = frames.shape[2], frames.shape[1]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
         stream.codec_context.thread_count = 1
-        for pixels, time_s in zip(frames, times_s, strict=True):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        for planes, time_s in zip(to_yuv(frames), times_s, strict=True):
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             frame.pts, frame.time_base = round(1000 * time_s), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
 def write_clip(path: Path, clip: Clip, *, blank: bool = False) -> None:
-    """Render a clip, or grey frames in its place, and write it as mp4; the file appears only when it is complete."""
+    """Render a clip, or grey frames in its place, and write it as mp4; the file appears only when it is complete.
+
+    Raises:
+        TangoError: this PyAV has no encoder for it.
+    """
     if blank:
         frames = np.full((clip.num_frames, SIZE, SIZE, 3), 127, dtype=np.uint8)
     else:
         frames = np.stack([render_frame(clip, k)[0] for k in range(clip.num_frames)])
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        _encode(str(partial), frames, clip.times_s)
+        _encode(partial, frames, clip.times_s)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def through_codec(frames: np.ndarray, times_s: np.ndarray) -> np.ndarray:
-    """Frames (T, SIZE, SIZE, 3) as they look after encoding and decoding."""
-    import av
-
-    file = BytesIO()
-    _encode(file, frames, times_s)
-    file.seek(0)
-    with av.open(file) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])

@@ -11,6 +11,8 @@ from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from tango.shapes import Float
 
+_BLOCK = 16  # tokens
+
 
 def packed_forward(
     decoder: Any,
@@ -60,6 +62,8 @@ def _attend(
     weights = torch.cat([over_prefix, over_own], dim=-1).softmax(-1)
     mixed = (weights[..., :N].flatten(2, 3) @ v[:, :, :N]) + (weights[..., N:] @ own_v).flatten(2, 3)
     if not questions_only:
-        causal = F.scaled_dot_product_attention(q[:, :, :N], k[:, :, :N], v[:, :, :N], is_causal=True)
+        # In whole blocks: at other lengths PyTorch's result for a CPU depends on where in memory its input lies.
+        q, k, v = (F.pad(t[:, :, :N], (0, 0, 0, -N % _BLOCK)) for t in (q, k, v))
+        causal = F.scaled_dot_product_attention(q, k, v, is_causal=True)[:, :, :N]
         mixed = torch.cat([causal, mixed], dim=2)
     return attention.o_proj(mixed.transpose(1, 2).flatten(2))

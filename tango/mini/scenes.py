@@ -293,7 +293,7 @@ def render_frame(clip: Clip, frame: int) -> tuple[np.ndarray, np.ndarray]:
         where = (covered, slice(None)) if axis == 0 else (slice(None), covered)
         picture[where], owner[where] = grey, 0
     amplitude, rate, phase = scene.light
-    picture *= 1 + amplitude * np.sin(rate * time_s + phase)
+    picture *= np.float32(1 + amplitude * np.sin(rate * time_s + phase))
     rng = np.random.default_rng((*clip.seed, frame + 1))  # not 0: a trailing 0 changes no seed
     for at, row, column in clip.bursts:
         if at == frame:
@@ -318,7 +318,7 @@ def _paint(picture: np.ndarray, owner: np.ndarray, thing: Thing, number: int, ti
     reach = int(radius * 1.3) + 2
     top, left = max(0, int(row) - reach), max(0, int(column) - reach)
     part = (slice(top, min(SIZE, int(row) + reach + 1)), slice(left, min(SIZE, int(column) + reach + 1)))
-    y, x = np.mgrid[part].astype(np.float32)
+    y, x = np.mgrid[part]
     y, x = (y - row) / radius, (x - column) / radius
     sin, cos = np.sin(turn * wave), np.cos(turn * wave)
     y, x = (cos * y - sin * x) * (1 + stretch * wave), (sin * y + cos * x) / (1 + stretch * wave)

@@ -31,8 +31,10 @@ def train(
 ) -> Any:
     """Train a model and write it to `output` as a transformers checkpoint in float16.
 
-    What happens is decided by the recipe alone; on the same machine and versions it repeats bit for bit, also when it
-    is interrupted and started again.
+    What happens is decided by the recipe alone, also when it is interrupted and started again: the first weights, the
+    clips and their pixels, and the order in which they come. Two runs differ by the rounding of their arithmetic and by
+    what grows out of it. On a CPU, with one number of threads and the same versions, there is none that we know of;
+    processors, numbers of threads, versions and GPUs round differently.
 
     Args:
         work: folder of the training's state; a run that finds one there continues it.

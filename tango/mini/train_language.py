@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from tango.mini.files import through_codec
+from tango.mini.files import as_read
 from tango.mini.model import IDS, NUM_FRAMES
 from tango.mini.packed import packed_forward
 from tango.mini.questions import COLOR_NAMES, KINDS, Question, ask
@@ -43,7 +43,7 @@ def training_clip(recipe: Recipe, num_frames: int, index: int) -> Clip:
 
 
 class _Frames(Dataset[Tensor]):
-    """The sampled frames of training clips, after the codec: (T, SIZE, SIZE, 3)."""
+    """The sampled frames of training clips, as a file shows them: (T, SIZE, SIZE, 3)."""
 
     def __init__(self, recipe: Recipe, num_frames: int):
         self.recipe, self.num_frames = recipe, num_frames
@@ -52,7 +52,7 @@ class _Frames(Dataset[Tensor]):
         clip = training_clip(self.recipe, self.num_frames, index)
         indices = sample_indices(clip.num_frames, self.num_frames)
         frames = np.stack([render_frame(clip, int(k))[0] for k in indices])
-        return torch.from_numpy(through_codec(frames, clip.times_s[indices]))
+        return torch.from_numpy(as_read(frames))
 
 
 def encode_clips(

@@ -6,14 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 
+from tango.calls import Call
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.models.checkpoint import load_tokenizer
+from tango.models import stock
 from tango.models.pooling_head import PoolingHead
 from tango.models.processor import Processor, chat_template
 from tango.models.weights import read_model
@@ -40,10 +43,10 @@ A = TypeVar("A", bound="type[Adapter]")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedVideos:
-    """All videos of a batch. `extras` is the adapter's own: what it needs again after pruning."""
+    """All videos of a batch. `extras`: of each, features (T*N, D) for deeper layers of the LLM, if it has such."""
 
     videos: list[VisualTokens]
-    extras: Any = None
+    extras: list[list[Tensor]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +66,7 @@ class Adapter(ABC):
     """
 
     title: ClassVar[str]  # the family as people write it
+    model_class: ClassVar[str]  # name of the stock class that generates, which a model is an instance of
     signals: ClassVar[Signal] = Signal.NONE  # what models of this family can supply; one of them may still lack some
     consumed: ClassVar[frozenset[str]]  # inputs that this adapter uses up before the LLM runs
     default_num_frames: ClassVar[int]  # frames that the model usually sees
@@ -95,9 +99,10 @@ class Adapter(ABC):
         return Processor(
             tokenizer or load_tokenizer(folder),
             image_size=config.vision_config.image_size,
-            num_video_tokens=lambda num_frames: cls.num_video_tokens(config, num_frames),
+            num_video_tokens=partial(cls.num_video_tokens, config),
             default_num_frames=cls.usual_num_frames(config),
             chat_template=chat_template(folder),
+            make_stock=partial(stock.llava_onevision, config=config, images=stock.image_settings(folder)),
         )
 
     @classmethod
@@ -144,6 +149,11 @@ class Adapter(ABC):
         return decoder
 
     @property
+    def positions_are_kept(self) -> bool:
+        """Whether `positions` gives any, which stock code cannot count by itself."""
+        return True
+
+    @property
     @abstractmethod
     def video_token_id(self) -> int:
         """Id of the placeholder that stands for one visual token in the prompt."""
@@ -181,10 +191,16 @@ class Adapter(ABC):
         return None
 
     def prefill_scope(
-        self, encoded: EncodedVideos, pruned: list[PrunedTokens], images: EncodedImages | None, short: ShortPrompt
+        self,
+        encoded: EncodedVideos,
+        pruned: list[PrunedTokens],
+        images: EncodedImages | None,
+        short: ShortPrompt,
+        call: Call,
     ) -> AbstractContextManager[Any]:
-        """What must hold while the short prompt passes through the model, such as features for deeper layers."""
-        del encoded, pruned, images, short
+        """What must hold while the short prompt of a call passes through the model, such as features for deeper
+        layers."""
+        del encoded, pruned, images, short, call
         return nullcontext()
 
 

@@ -34,6 +34,7 @@ class LlavaOnevisionAdapter(Adapter):
     """
 
     title: ClassVar[str] = "LLaVA-OneVision"
+    model_class: ClassVar[str] = "LlavaOnevisionForConditionalGeneration"
     signals: ClassVar[Signal] = Signal.SALIENCY | Signal.FRAME_EMBEDS | Signal.TIMESTAMPS | Signal.KEYS
     consumed: ClassVar[frozenset[str]] = frozenset(
         {
@@ -76,6 +77,10 @@ class LlavaOnevisionAdapter(Adapter):
     @property
     def video_token_id(self) -> int:
         return self.model.config.video_token_id
+
+    @property
+    def positions_are_kept(self) -> bool:
+        return self.position_rule == "kept"
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tango.errors import CheckpointError, UnsupportedModelError
+from tango.fingerprints import of_content
 from tango.models.checkpoint import check_weight_files, read_json, reading, some
 from tango.models.hub import resolve_files
 from tango.ops.attention import fold_probe, probe_attention
@@ -39,6 +40,7 @@ class PoolingHead:
     mlp_norm: tuple[Tensor, Tensor]
     mlp: tuple[Tensor, Tensor, Tensor, Tensor]
     eps: float
+    digest: str  # of the weights as they were read
 
     @property
     def width(self) -> int:
@@ -52,9 +54,9 @@ class PoolingHead:
         moved: dict[str, Any] = {
             name: value.to(device) if isinstance(value, Tensor) else tuple(t.to(device) for t in value)
             for name, value in vars(self).items()
-            if name != "eps"
+            if name not in ("eps", "digest")
         }
-        return PoolingHead(eps=self.eps, **moved)
+        return PoolingHead(eps=self.eps, digest=self.digest, **moved)
 
     def saliency(self, hidden: Float[Tensor, "T N P"]) -> Float[Tensor, "T N"]:
         """Attention that each patch receives from the pooling query; each frame sums to 1."""
@@ -114,6 +116,7 @@ class PoolingHead:
         _check(tensors, num_heads, eps)
         weight, bias = tensors["head.attention.in_proj_weight"], tensors["head.attention.in_proj_bias"]
         P = weight.shape[1]
+        own = {name: tensor for name, tensor in tensors.items() if name.startswith(("head.", "post_layernorm."))}
 
         def pair(name: str) -> tuple[Tensor, Tensor]:
             return tensors[f"{name}.weight"], tensors[f"{name}.bias"]
@@ -126,6 +129,7 @@ class PoolingHead:
             mlp_norm=pair("head.layernorm"),
             mlp=(*pair("head.mlp.fc1"), *pair("head.mlp.fc2")),
             eps=eps,
+            digest=of_content([f"{num_heads} {eps}", own]),
         )
 
 

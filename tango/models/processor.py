@@ -7,9 +7,10 @@ statistics. Pixels here are those of the original code: bicubic resize with anti
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,24 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from tango.containers import Video
-from tango.errors import UnknownNameError
+from tango.errors import MissingPartError, OptionError, PromptError
+from tango.images import read_image
+from tango.models.messages import TimeInstruction, describe_time
+from tango.models.protocol import ChatProtocol
 from tango.ops.blocks import blocks
+from tango.sampling import one_line
 from tango.shapes import Float, UInt8
+from tango.sources import load_video
+
+__all__ = [
+    "CHATML",
+    "ChatProcessor",
+    "Processor",
+    "TimeInstruction",
+    "chat_template",
+    "describe_time",
+    "preprocess_frames",
+]
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
@@ -31,7 +47,8 @@ CHATML = (
 )
 
 
-Videos = Sequence[Video | Tensor] | Video | Tensor | None
+Videos = Any  # a video in any form, or a list of them; None: no video
+Matched = tuple[list[str], list[Tensor], list[Tensor] | None]
 
 
 def preprocess_frames(frames: UInt8[Tensor, "T h w 3"], size: int) -> Float[Tensor, "T 3 size size"]:
@@ -46,90 +63,134 @@ def preprocess_frames(frames: UInt8[Tensor, "T h w 3"], size: int) -> Float[Tens
     return pixels.mul_(1 / 127.5).sub_(1)
 
 
-TimeInstruction = Literal["none", "frames", "release"]
-
-
-def describe_time(video: Video, kind: TimeInstruction) -> str:
-    """What LLaVA-Video reads about a video before the question, with the line's end; "" for "none".
-
-    Args:
-        kind: "frames"; or "release", with a slip of the paper's release, which gives the frames' height as their
-            number.
-    Raises:
-        UnknownNameError: there is no such kind.
-    Source: the text, missing spaces included, is that of VLMEvalKit's LLaVA-Video.
-    """
-    if kind not in ("none", "frames", "release"):
-        raise UnknownNameError("time instruction", kind, ("none", "frames", "release"))
-    if kind == "none":
-        return ""
-    count = video.frames.shape[1] if kind == "release" else len(video.frames)
-    times = ",".join(f"{time:.2f}s" for time in video.timestamps_s.tolist())
-    return (
-        f"The video lasts for {video.duration_s:.2f} seconds,and {count} frames are uniformly sampled from it."
-        f"These frames are located at {times}.Please answer the following questions related to this video.\n"
-    )
-
-
 def chat_template(folder: Path) -> str | None:
     """The template that older processors keep in a file of their own; newer ones reach the tokenizer."""
     file = folder / "chat_template.json"
     return json.loads(file.read_text(encoding="utf-8"))["chat_template"] if file.is_file() else None
 
 
-class ChatProcessor:
-    """What the processors of all families share: a tokenizer, a chat template, and placeholders for videos.
+class ChatProcessor(ChatProtocol):
+    """What the processors of all families share: a tokenizer, a chat template, and placeholders for media.
 
     Prompts are padded on the left. The attribute `time_instruction` is what `tango.prepare` tells the model about the
     video's time (see `describe_time`).
     """
 
-    def __init__(self, tokenizer: Any, *, video_token: str, chat_template: str, default_num_frames: int):
-        self.tokenizer, self.video_token = tokenizer, video_token
+    image_token: str
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        video_token: str,
+        image_token: str,
+        chat_template: str,
+        default_num_frames: int,
+    ):
+        self.tokenizer, self.video_token, self.image_token = tokenizer, video_token, image_token
         self.chat_template, self.default_num_frames = chat_template, default_num_frames
         self.time_instruction: TimeInstruction = "none"
         self.tokenizer.padding_side = "left"
 
-    def match(self, text: str | Sequence[str], videos: Videos) -> tuple[list[str], list[Tensor], list[Tensor] | None]:
-        """Prompts, frames of every video, and their times if all videos have them.
+    def stock(self) -> Any:
+        """The transformers processor of the family, with the same tokenizer and sizes; it does the images.
 
         Raises:
-            ValueError: the numbers of placeholders and of videos differ.
+            MissingPartError: there is none, or torchvision, which it needs, is not installed.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        given = [] if videos is None else [videos] if isinstance(videos, (Video, Tensor)) else list(videos)
-        count = sum(t.count(self.video_token) for t in texts)
-        if count != len(given):
-            raise ValueError(f"the prompt has {count} {self.video_token}, but {len(given)} videos are given")
-        frames = [video.frames if isinstance(video, Video) else torch.as_tensor(video) for video in given]
-        for f in frames:
-            if f.dim() != 4 or f.shape[-1] != 3 or len(f) == 0 or f.dtype != torch.uint8:
-                raise ValueError(f"a video must be uint8 frames (T, h, w, 3), got {f.dtype} of shape {tuple(f.shape)}")
-        times = [video.timestamps_s for video in given if isinstance(video, Video)]
-        return texts, frames, times if given and len(times) == len(given) else None
+        try:
+            stock = self._build_stock()
+        except ImportError as error:
+            raise MissingPartError(f"transformers' processors need torchvision ({one_line(error)})") from error
+        stock.chat_template = self.chat_template
+        return stock
 
-    def tokenize(self, texts: list[str], placeholders: Sequence[str], options: dict[str, Any]) -> BatchFeature:
-        """Put every video's placeholders in place of its token, and tokenize."""
-        remaining = iter(placeholders)
-        expanded = []
-        for text in texts:
-            first, *rest = text.split(self.video_token)
-            expanded.append(first + "".join(next(remaining) + piece for piece in rest))
-        return BatchFeature(dict(self.tokenizer(expanded, **{"return_tensors": "pt", "padding": True, **options})))
+    def _build_stock(self) -> Any:
+        raise MissingPartError("this processor knows none of transformers; make it with tango.load")
 
-    def apply_chat_template(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """Render messages (parts of type "video" and "text") as a prompt."""
-        return self.tokenizer.apply_chat_template(
-            messages, chat_template=self.chat_template, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+    def match(self, text: Any, videos: Videos, num_frames: int | None = None) -> Matched:
+        """Prompts, frames of every video, and their times if all videos have them.
 
-    def decode(self, ids: Any, **options: Any) -> str:
-        """Text of one sequence of ids."""
-        return self.tokenizer.decode(ids, **options)
+        Args:
+            num_frames: as in `tango.prepare`.
+        Raises:
+            PromptError: the numbers of placeholders and of videos differ, or the text is none.
+            VideoReadError: a video cannot be read.
+        """
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts):
+            raise PromptError(
+                f"the text must be a prompt or a list of prompts, got {type(text).__name__}; "
+                "name the arguments: processor(text=..., videos=..., images=...)"
+            )
+        given = [] if videos is None else list(videos) if _are_several(videos) else [videos]
+        self._count(texts, self.video_token, len(given), "videos")
+        read = [load_video(video, num_frames=num_frames, usual=self.default_num_frames) for video in given]
+        frames = [video.frames if isinstance(video, Video) else video for video in read]
+        times = [video.timestamps_s for video in read if isinstance(video, Video)]
+        return list(texts), frames, times if given and len(times) == len(given) else None
 
-    def batch_decode(self, ids: Any, **options: Any) -> list[str]:
-        """Texts of a batch of ids."""
-        return self.tokenizer.batch_decode(ids, **options)
+    def image_inputs(self, texts: Sequence[str], images: Any) -> tuple[list[str], dict[str, Any]]:
+        """Text in place of every image's placeholder, and the inputs for the images, as the stock processor makes them.
+
+        Args:
+            images: in order, flat, or a list per prompt.
+        Raises:
+            PromptError: the numbers of placeholders and of images differ.
+            MissingPartError: images cannot be done here; see `stock`.
+        """
+        flat = [] if images is None else list(_flat(images))
+        self._count(texts, self.image_token, len(flat), "images")
+        if not flat:
+            return [], {}
+        stock, remaining = self.stock(), iter([read_image(image) for image in flat])
+        rows = [list(islice(remaining, text.count(self.image_token))) for text in texts]
+        inputs = stock.image_processor([row for row in rows if row], return_tensors="pt")
+        return [stock.replace_image_token(inputs, i) for i in range(len(flat))], dict(inputs)
+
+    def tokenize(self, texts: list[str], pieces: dict[str, list[str]], options: dict[str, Any]) -> BatchFeature:
+        """Put the piece of every video and image in place of its token, and tokenize.
+
+        Args:
+            pieces: token -> what to put in its places, in order.
+        """
+        for token, values in pieces.items():
+            remaining = iter(values)
+            texts = ["".join(self._filled(text, token, remaining)) for text in texts] if values else texts
+        options = {"padding": True, **options, "return_tensors": "pt"}
+        return BatchFeature(dict(self.tokenizer(texts, **options)))
+
+    @staticmethod
+    def _filled(text: str, token: str, remaining: Iterator[str]) -> Iterator[str]:
+        first, *rest = text.split(token)
+        yield first
+        for piece in rest:
+            yield next(remaining) + piece
+
+    @staticmethod
+    def _count(texts: Sequence[str], token: str | None, given: int, what: str) -> None:
+        count = sum(text.count(token) for text in texts) if token else 0
+        if count != given:
+            raise PromptError(f"the prompt has {count} {token}, but {given} {what} are given; each needs the other")
+
+
+def _are_several(videos: Any) -> bool:
+    """Whether a list holds videos; a list of images or of single frames is one video."""
+    if not isinstance(videos, (list, tuple)):
+        return False
+    return not videos or not all(_is_frame(item) for item in videos)
+
+
+def _is_frame(item: Any) -> bool:
+    return hasattr(item, "convert") or len(getattr(item, "shape", ())) == 3
+
+
+def _flat(images: Any) -> Iterator[Any]:
+    if not isinstance(images, (list, tuple)):
+        yield images
+        return
+    for image in images:
+        yield from _flat(image)
 
 
 class Processor(ChatProcessor):
@@ -140,6 +201,7 @@ class Processor(ChatProcessor):
 
     Args:
         num_video_tokens: frames -> placeholders that a video takes in an unpruned prompt.
+        make_stock: tokenizer -> transformers' own processor, for images and checkpoints.
     """
 
     def __init__(
@@ -150,26 +212,65 @@ class Processor(ChatProcessor):
         num_video_tokens: Callable[[int], int],
         default_num_frames: int,
         chat_template: str | None = None,
+        make_stock: Callable[[Any], Any] | None = None,
     ):
         template = chat_template or getattr(tokenizer, "chat_template", None) or CHATML
         super().__init__(
-            tokenizer, video_token="<video>", chat_template=template, default_num_frames=default_num_frames
+            tokenizer,
+            video_token="<video>",
+            image_token="<image>",
+            chat_template=template,
+            default_num_frames=default_num_frames,
         )
-        self.image_size, self.num_video_tokens = image_size, num_video_tokens
+        self.image_size, self.num_video_tokens, self._make_stock = image_size, num_video_tokens, make_stock
 
-    def __call__(self, text: str | Sequence[str], videos: Videos = None, **options: Any) -> BatchFeature:
+    media_input_names = ("pixel_values_videos", "video_timestamps_s", "pixel_values", "image_sizes", "batch_num_images")
+
+    def _build_stock(self) -> Any:
+        return super()._build_stock() if self._make_stock is None else self._make_stock(self.tokenizer)
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        videos: Videos = None,
+        images: Any = None,
+        *,
+        num_frames: int | None = None,
+        video_timestamps: bool = True,
+        **options: Any,
+    ) -> BatchFeature:
         """Tokenize prompts that contain one `<video>` per video, and preprocess the videos in that order.
 
+        A video has any form that `tango.read_video` takes; images stand in the prompts as `<image>`. `options` are the
+        tokenizer's.
+
         Raises:
-            ValueError: the numbers of `<video>` and of videos differ.
+            PromptError: the numbers of `<video>` and of videos, or of `<image>` and of images, differ.
+            VideoReadError: one of them cannot be read.
         """
-        texts, frames, times = self.match(text, videos)
+        check_options(options)
+        texts, frames, times = self.match(text, videos, num_frames)
+        pieces, extra = self.image_inputs(texts, images)
         placeholders = [self.video_token * self.num_video_tokens(len(f)) for f in frames]
-        inputs = self.tokenize(texts, placeholders, options)
+        inputs = self.tokenize(texts, {self.image_token: pieces, self.video_token: placeholders}, options)
+        inputs.update(extra)
         if frames:
             pixels = [preprocess_frames(f, self.image_size) for f in frames]
             same = len({len(p) for p in pixels}) == 1
             inputs["pixel_values_videos"] = torch.stack(pixels) if same else pixels
-        if times is not None:
+        if times is not None and video_timestamps:
             inputs["video_timestamps_s"] = times
         return inputs
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Drop what stock processors take and what is done here anyway; refuse what would not be done.
+
+    Raises:
+        OptionError: sound, or tensors of another kind.
+    """
+    if options.pop("audio", None) is not None:
+        raise OptionError("these models hear nothing; leave out audio")
+    kind = options.pop("return_tensors", "pt")
+    if kind not in ("pt", None):
+        raise OptionError(f"return_tensors must be 'pt', got {kind!r}")

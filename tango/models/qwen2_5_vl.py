@@ -214,6 +214,7 @@ class Qwen2VlAdapter(QwenVlAdapter):
     """Stock `Qwen2VLForConditionalGeneration`. Temporal positions count grid steps, whatever time they take."""
 
     title: ClassVar[str] = "Qwen2-VL"
+    model_class: ClassVar[str] = "Qwen2VLForConditionalGeneration"
     stock_is_right: ClassVar[bool] = False  # its positions are not
 
 
@@ -222,6 +223,7 @@ class Qwen2_5VlAdapter(QwenVlAdapter):
     """Stock `Qwen2_5_VLForConditionalGeneration`. Most tower blocks attend within windows, so the last is checked."""
 
     title: ClassVar[str] = "Qwen2.5-VL"
+    model_class: ClassVar[str] = "Qwen2_5_VLForConditionalGeneration"
     stock_is_right: ClassVar[bool] = False  # its positions are not
     positions_need_time: ClassVar[bool] = True
 

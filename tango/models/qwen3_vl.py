@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
@@ -10,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tango.calls import Call, cache_of
 from tango.containers import PrunedTokens
 from tango.models.base import EncodedImages, EncodedVideos, register_adapter
 from tango.models.mrope import vision_positions
@@ -26,6 +26,7 @@ class Qwen3VlAdapter(QwenVlAdapter):
     """
 
     title: ClassVar[str] = "Qwen3-VL"
+    model_class: ClassVar[str] = "Qwen3VLForConditionalGeneration"
 
     def deeper_features(self, output: Any) -> list[Tensor]:
         return [_flat(layer) for layer in output.deepstack_features]
@@ -36,9 +37,14 @@ class Qwen3VlAdapter(QwenVlAdapter):
         return [vision_positions((1, h, w)) for t, h, w in grids for _ in range(t)]
 
     def prefill_scope(
-        self, encoded: EncodedVideos, pruned: list[PrunedTokens], images: EncodedImages | None, short: ShortPrompt
+        self,
+        encoded: EncodedVideos,
+        pruned: list[PrunedTokens],
+        images: EncodedImages | None,
+        short: ShortPrompt,
+        call: Call,
     ) -> AbstractContextManager[Any]:
-        kept = [[layer[p.indices] for layer in video] for video, p in zip(encoded.extras, pruned, strict=True)]
+        kept = [[layer[p.indices] for layer in video] for video, p in zip(encoded.extras or [], pruned, strict=True)]
         is_image = (short.input_ids == self.image_token_id) & short.attention_mask.bool()
         layers = []
         for i, parts in enumerate(zip(*kept, strict=True)):
@@ -47,7 +53,7 @@ class Qwen3VlAdapter(QwenVlAdapter):
             if images is not None:
                 rows = rows.masked_scatter(is_image[..., None], images.extras[i].to(rows))
             layers.append(rows)
-        return hand_over_deepstack(self.model.model.language_model, short.is_video | is_image, layers)
+        return hand_over_deepstack(self.model.model.language_model, short.is_video | is_image, layers, call)
 
 
 def _flat(layer: Any) -> Tensor:
@@ -56,17 +62,17 @@ def _flat(layer: Any) -> Tensor:
 
 
 @contextmanager
-def hand_over_deepstack(language_model: nn.Module, visual: Tensor, layers: list[Tensor]) -> Iterator[None]:
+def hand_over_deepstack(language_model: nn.Module, visual: Tensor, layers: list[Tensor], call: Call) -> Iterator[None]:
     """While entered, the prompt's visual positions (B, S) get their rows of `layers`, (B, S, D) each.
 
-    Calls from other threads are left alone. With a cache the hook leaves once the prompt has passed.
+    Passes that are not the call's own are left alone. With a cache the hook leaves once the prompt has passed.
     """
-    owner, S = threading.get_ident(), visual.shape[1]
+    S = visual.shape[1]
 
     def add(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if threading.get_ident() != owner:
+        if not call.own:
             return None
-        embeds, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
+        embeds, cache = kwargs["inputs_embeds"], cache_of(kwargs)
         past = 0 if cache is None else int(cache.get_seq_length())
         if past >= S:
             return None

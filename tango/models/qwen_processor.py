@@ -6,13 +6,12 @@ told. Frames are resized to multiples of one merge unit with at most 448 x 448 p
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +19,19 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from tango.models.checkpoint import load_tokenizer
+from tango.errors import UnknownNameError
+from tango.models import stock
 from tango.models.mrope import seconds_per_step
-from tango.models.processor import ChatProcessor, Videos, chat_template
+from tango.models.processor import ChatProcessor, Videos, chat_template, check_options
 from tango.ops.blocks import blocks
 from tango.shapes import Float, UInt8
 
 MAX_PIXELS = 448 * 448
-VIDEO, START, END = "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
+IMAGE, VIDEO, START, END = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
+
+VisionMarks = Literal["nested", "flat"]
 
 _SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
@@ -102,7 +105,15 @@ class QwenProcessor(ChatProcessor):
 
     Args:
         model_type: "qwen2_vl", "qwen2_5_vl" or "qwen3_vl"; the last writes each frame's time into the prompt.
+    Attributes:
+        vision_marks: of Qwen3-VL alone. "nested": `<|vision_start|>`, each frame's time and the frame between marks of
+            its own, `<|vision_end|>`, as transformers 5.17 and later write it. "flat": without the outer pair.
     """
+
+    media_input_names = (
+        "pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "video_timestamps_s", "pixel_values",
+        "image_grid_thw", "mm_token_type_ids",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -112,21 +123,27 @@ class QwenProcessor(ChatProcessor):
         patches: Patches,
         default_num_frames: int = 32,
         chat_template: str | None = None,
+        image_settings: dict[str, Any] | None = None,
     ):
         own = _TURNS if model_type == "qwen3_vl" else _SYSTEM + _TURNS
         template = chat_template or getattr(tokenizer, "chat_template", None) or own
-        super().__init__(tokenizer, video_token=VIDEO, chat_template=template, default_num_frames=default_num_frames)
-        self.model_type, self.patches = model_type, patches
+        super().__init__(
+            tokenizer,
+            video_token=VIDEO,
+            image_token=IMAGE,
+            chat_template=template,
+            default_num_frames=default_num_frames,
+        )
+        self.model_type, self.patches, self._image_settings = model_type, patches, image_settings or {}
+        if model_type == "qwen3_vl":
+            self.vision_marks: VisionMarks = "nested"
 
     @classmethod
     def from_folder(
         cls, folder: Path, config: Any, tokenizer: Any = None, *, default_num_frames: int = 32
     ) -> QwenProcessor:
         """The processor of a checkpoint: pixel statistics from its preprocessor file, sizes from the model's config."""
-        files = [folder / name for name in ("video_preprocessor_config.json", "preprocessor_config.json")]
-        settings: dict[str, Any] = next(
-            (json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()), {}
-        )
+        settings = stock.video_settings(folder)
         vision, newest = config.vision_config, config.model_type == "qwen3_vl"
         side = vision.patch_size * vision.spatial_merge_size
         patches = Patches(
@@ -143,7 +160,11 @@ class QwenProcessor(ChatProcessor):
             patches=patches,
             default_num_frames=default_num_frames,
             chat_template=chat_template(folder),
+            image_settings=stock.image_settings(folder),
         )
+
+    def _build_stock(self) -> Any:
+        return stock.qwen(self.tokenizer, model_type=self.model_type, patches=self.patches, images=self._image_settings)
 
     def num_video_tokens(self, num_frames: int, height: int, width: int) -> int:
         """Placeholders that a video of this size takes in an unpruned prompt."""
@@ -151,30 +172,52 @@ class QwenProcessor(ChatProcessor):
         units = h * w // (self.patches.size * self.patches.merge) ** 2
         return math.ceil(num_frames / self.patches.temporal) * units
 
-    def __call__(self, text: str | Sequence[str], videos: Videos = None, **options: Any) -> BatchFeature:
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        videos: Videos = None,
+        images: Any = None,
+        *,
+        num_frames: int | None = None,
+        video_timestamps: bool = True,
+        vision_marks: VisionMarks | None = None,
+        **options: Any,
+    ) -> BatchFeature:
         """Tokenize prompts that contain one `<|video_pad|>` per video, and preprocess the videos in that order.
 
+        A video has any form that `tango.read_video` takes; images stand in the prompts as `<|image_pad|>`.
+
+        Args:
+            vision_marks: in place of the attribute, for Qwen3-VL.
         Raises:
-            ValueError: the numbers of `<|video_pad|>` and of videos differ.
+            PromptError: the numbers of `<|video_pad|>` and of videos, or of `<|image_pad|>` and of images, differ.
+            VideoReadError: one of them cannot be read; UnknownNameError: there are no such marks.
         """
-        texts, frames, times = self.match(text, videos)
+        check_options(options)
+        texts, frames, times = self.match(text, videos, num_frames)
+        pieces, extra = self.image_inputs(texts, images)
         cut = [self.patches.cut(f) for f in frames]
         grids = [grid for _, grid in cut]
-        if self.model_type == "qwen3_vl":  # the placeholders bring marks of their own, around every frame
-            texts = [t.replace(START + VIDEO + END, VIDEO) for t in texts]
+        if self.model_type == "qwen3_vl":
+            marks = self.vision_marks if vision_marks is None else vision_marks
+            check_marks(marks)
+            if marks == "flat":  # the placeholders bring marks of their own, around every frame
+                texts = [t.replace(START + VIDEO + END, VIDEO) for t in texts]
             if frames and times is None:
                 warnings.warn("frames without times: the prompt counts them as half a second apart", stacklevel=2)
         placeholders = [
             self._placeholders(grid, None if times is None else times[i], len(frames[i]))
             for i, grid in enumerate(grids)
         ]
-        inputs = self.tokenize(texts, placeholders, options)
+        inputs = self.tokenize(texts, {IMAGE: pieces, VIDEO: placeholders}, options)
         inputs["mm_token_type_ids"] = self._kinds(inputs["input_ids"])
+        inputs.update(extra)
         if frames:
             inputs["pixel_values_videos"] = torch.cat([patches for patches, _ in cut])
             inputs["video_grid_thw"] = torch.tensor(grids)
         if times is not None:
-            inputs["video_timestamps_s"] = times
+            if video_timestamps:
+                inputs["video_timestamps_s"] = times
             if self.model_type == "qwen2_5_vl":
                 steps = [grid[0] for grid in grids]
                 seconds = seconds_per_step({"video_timestamps_s": times}, steps, self.patches.temporal, warn=False)
@@ -193,5 +236,11 @@ class QwenProcessor(ChatProcessor):
 
     def _kinds(self, input_ids: Any) -> Any:
         """0 for text, 1 for image and 2 for video placeholders; stock models compute positions from it."""
-        image, video = (self.tokenizer.convert_tokens_to_ids(token) for token in ("<|image_pad|>", VIDEO))
+        image, video = (self.tokenizer.convert_tokens_to_ids(token) for token in (IMAGE, VIDEO))
         return (input_ids == image).int() + 2 * (input_ids == video).int()
+
+
+def check_marks(name: str | None) -> None:
+    """Raise UnknownNameError unless Qwen3-VL's frames can be marked like this; None: as the processor says."""
+    if name is not None and name not in get_args(VisionMarks):
+        raise UnknownNameError("vision marks", str(name), get_args(VisionMarks))

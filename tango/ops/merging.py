@@ -61,7 +61,8 @@ def merge_over_frames(
     frame = torch.arange(num_averaged, device=x.device) - (spans.cumsum(0) - spans)[slot]
     rows, share = anchors[slot] + frame * stride, (w[:, 0] / spans)[slot, None]
     for block in blocks(num_averaged, x.shape[1] * 4, x.device):
-        merged = merged.index_add_(0, slot[block], x.index_select(0, rows[block]) * share[block])
+        parts = x.index_select(0, rows[block]) * share[block]
+        merged = merged.index_add_(0, slot[block], parts.float())
     return merged.to(x.dtype)
 
 

@@ -21,7 +21,7 @@ class Line:
     benchmark: str
     method: str
     retention_ratio: float | None
-    tokens_percent: float
+    tokens_percent: float | None  # None: every question failed, so nothing was kept or dropped
     accuracy: float
     interval: tuple[float, float] | None
     against: str  # what `minus` is the difference to
@@ -30,6 +30,7 @@ class Line:
     num_questions: int
     num_clips: int
     num_expected: int | None
+    num_failed: int | None  # questions without an answer, counted as wrong; None: not recorded
     groups: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def lines(
                 benchmark=run.benchmark.name,
                 method=label(run.method),
                 retention_ratio=_ratio(run.method),
-                tokens_percent=100 * share_kept(run),
+                tokens_percent=None if run.num_failed == len(run.questions) else 100 * share_kept(run),
                 accuracy=estimates[None].value,
                 interval=estimates[None].interval(),
                 against=against or "all tokens",
@@ -79,6 +80,7 @@ def lines(
                 num_questions=estimates[None].num_questions,
                 num_clips=estimates[None].num_clips,
                 num_expected=run.num_expected,
+                num_failed=run.num_failed,
                 groups={str(name): estimate.value for name, estimate in estimates.items() if name is not None},
             )
         )
@@ -89,7 +91,7 @@ def markdown(found: Sequence[Line]) -> str:
     """The lines as a Markdown table."""
     header = (
         "model", "benchmark", "method", "ratio", "tokens kept, %", "accuracy, % [95 %]",
-        f"minus {found[0].against if found else 'all tokens'} [95 %]", "questions", "clips",
+        f"minus {found[0].against if found else 'all tokens'} [95 %]", "questions", "clips", "failed",
     )  # fmt: skip
     rows = [header]
     for line in found:
@@ -98,17 +100,20 @@ def markdown(found: Sequence[Line]) -> str:
         accuracy = f"{line.accuracy:.1f}{_bracket(line.interval, '.1f')}"
         minus = "-" if line.minus is None else f"{line.minus:+.1f}"
         minus += _bracket(line.minus_interval, "+.1f")
-        kept, questions = f"{line.tokens_percent:.1f}", f"{line.num_questions}{whole}"
-        rows.append(
-            (line.model, line.benchmark, line.method, ratio, kept, accuracy, minus, questions, str(line.num_clips))
-        )
+        kept = "-" if line.tokens_percent is None else f"{line.tokens_percent:.1f}"
+        counts = f"{line.num_questions}{whole}", f"{line.num_clips}", _or_dash(line.num_failed)
+        rows.append((line.model, line.benchmark, line.method, ratio, kept, accuracy, minus, *counts))
     return markdown_table(rows)
+
+
+def _or_dash(count: int | None) -> str:
+    return "-" if count is None else str(count)
 
 
 def _ratio(method: Mapping[str, Any]) -> float | None:
     if (mean := method.get("mean_retention_ratio")) is not None:
         return float(mean)
-    ratio = method["options"].get("retention_ratio")
+    ratio = method.get("options", {}).get("retention_ratio")
     return None if ratio is None else float(ratio)
 
 

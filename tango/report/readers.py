@@ -3,27 +3,33 @@
     results = read_results([Path("VLMEvalKit/outputs"), Path("logs"), Path("mine.jsonl")])
 
 Three things are read: folders of VLMEvalKit with Tango's models, folders of lmms-eval with Tango's models, and JSON
-lines, one judged question each, in files called `*records.jsonl` (any name if the file itself is given):
-
-    {"model": "LLaVA-OneVision-7B", "method": {"method": "tango", "options": {"retention_ratio": 0.1}},
-     "benchmark": "Video-MME", "question_id": "001-1", "video_id": "fFjv93ACGo8", "correct": true}
-
-`method` has the fields of `tango.evaluation.MethodConfig`. A line may also have `group` (such as Video-MME's duration),
-`num_questions` (of the whole benchmark), `num_frames`, `date` (ISO 8601, of the run), and visual tokens:
-`tokens_before` without pruning, and `tokens_after`, what is left of them in the mean over the LLM's layers.
+lines, one judged question each, in files called `*records.jsonl` (any name if the file itself is given); their fields
+are those of `tango.report.records`.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tango.errors import TangoError
 from tango.report.benchmarks import benchmark
-from tango.report.results import Judged, Results, Run, number_or_none, read_json, read_json_lines, unreadable
+from tango.report.records import read_records
+from tango.report.results import (
+    Judged,
+    Results,
+    Run,
+    checked_method,
+    count_or_none,
+    judged,
+    number_or_none,
+    read_json,
+    read_json_lines,
+    shown,
+    unreadable,
+)
 from tango.report.xlsx import read_xlsx
 
 _SUMMARY, _ARGUMENTS = "tango_summary.json", "tango_args.json"
@@ -54,7 +60,7 @@ def read_results(paths: Iterable[Path]) -> Results:
     for path in paths:
         if not path.exists():
             raise TangoError(f"no results: {path} does not exist")
-        found, remarks = read_file(path) if path.is_file() else read_folder(path)
+        found, remarks = Found(read_records(path), []) if path.is_file() else read_folder(path)
         if not found and not remarks:
             raise TangoError(
                 f"no results in {path}: expected folders with tango_summary.json (VLMEvalKit), files called "
@@ -82,7 +88,7 @@ def read_folder(folder: Path) -> Found:
         if not any(journals.parent.glob("*_results.json")):
             found.notes.append(f"{journals.parent} is unfinished: lmms-eval has not written its results there")
     for file in sorted(folder.rglob("*records.jsonl")):
-        _add(found, read_file(file))
+        found.runs.extend(read_records(file))
     return found
 
 
@@ -100,7 +106,7 @@ def read_vlmevalkit(folder: Path) -> Found:
     try:
         name, settings = summary["model"], summary["settings"]
         model = name.rpartition(f"-{settings['method']['method']}")[0] or name
-        data = read_json(folder / _ARGUMENTS)["settings"]["data"] if (folder / _ARGUMENTS).is_file() else {}
+        data = _data_entries(folder / _ARGUMENTS)
         for key, entry in summary["datasets"].items():
             described = data.get(key, {})
             known = benchmark(described.get("dataset", key))
@@ -119,7 +125,7 @@ def read_vlmevalkit(folder: Path) -> Found:
                 Run(
                     source=folder,
                     model=model,
-                    method=settings["method"],
+                    method=checked_method(settings["method"]),
                     benchmark=known,
                     questions=tuple(questions),
                     num_expected=known.num_questions,
@@ -128,11 +134,22 @@ def read_vlmevalkit(folder: Path) -> Found:
                     date=summary.get("environment", {}).get("date", ""),
                     tokens_before=number_or_none(means.get("visual_tokens_before")),
                     tokens_after=number_or_none(means.get("mean_visual_tokens")),
+                    num_failed=count_or_none(entry.get("num_failures")),
                 )
             )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unreadable(folder / _SUMMARY, f"{type(error).__name__} {error}") from error
     return found
+
+
+def _data_entries(path: Path) -> dict[str, dict[str, Any]]:
+    """The data sets' entries in the settings that a run was started with, if they are there."""
+    if not path.is_file():
+        return {}
+    try:
+        return {key: dict(entry) for key, entry in read_json(path)["settings"]["data"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise unreadable(path, f"{type(error).__name__} {error}") from error
 
 
 def _scores(folder: Path, stem: str, name: str) -> list[Judged] | None:
@@ -169,7 +186,7 @@ def _scores(folder: Path, stem: str, name: str) -> list[Judged] | None:
 def _is_one(score: Any) -> bool:
     try:
         return float(score) == 1
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
@@ -192,13 +209,33 @@ def read_lmms_eval(folder: Path) -> Found:
             continue
         path = folder / f"{time}_results.json"
         try:
-            found.runs.extend(_lmms_runs(folder, time, read_json(path), read_json(efficiency[0])))
-        except (KeyError, TypeError, AttributeError) as error:
+            measured = _checked_efficiency(efficiency[0])
+            found.runs.extend(_lmms_runs(folder, time, read_json(path), measured, found.notes))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise unreadable(path, f"{type(error).__name__} {error}") from error
     return found
 
 
-def _lmms_runs(folder: Path, time: str, results: Mapping[str, Any], efficiency: Mapping[str, Any]) -> Iterator[Run]:
+def _checked_efficiency(path: Path) -> Mapping[str, Any]:
+    """What Tango's models left, if it has what is read of it."""
+    record = read_json(path)
+    try:
+        checked_method(record["config"]["method"])
+        parts = record["means"], record.get("environment", {}), record.get("sums", {})
+        if not all(isinstance(part, Mapping) for part in parts):
+            raise TypeError("means, environment and sums must be objects")
+        tasks = [question["task"] for question in record.get("failed_questions", [])]
+        for text in (record["config"]["pretrained"], *tasks):
+            if not isinstance(text, str):
+                raise TypeError(f"checkpoints and tasks must be text, got {shown(text)}")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise unreadable(path, f"{type(error).__name__} {error}") from error
+    return record
+
+
+def _lmms_runs(
+    folder: Path, time: str, results: Mapping[str, Any], efficiency: Mapping[str, Any], notes: list[str]
+) -> Iterator[Run]:
     """One run for each benchmark; the tasks of MVBench are one."""
     config, means = efficiency["config"], efficiency["means"]
     by_benchmark: dict[str, list[Judged]] = {}
@@ -206,27 +243,48 @@ def _lmms_runs(folder: Path, time: str, results: Mapping[str, Any], efficiency: 
     for path in sorted(folder.glob(f"{time}_samples_*.jsonl")):
         task = path.stem.removeprefix(f"{time}_samples_")
         known = benchmark(task)
-        try:
-            judged = [_sample(task, known.name, sample) for sample in read_json_lines(path)]
-        except KeyError as error:
-            raise unreadable(path, f"a line has no {error}") from error
-        by_benchmark.setdefault(known.name, []).extend(judged)
+        for number, sample in read_json_lines(path):
+            try:
+                by_benchmark.setdefault(known.name, []).append(_sample(task, known.name, sample))
+            except KeyError as error:
+                raise unreadable(path, f"line {number} has no {error}") from error
+            except (TypeError, AttributeError) as error:
+                raise unreadable(path, f"line {number}: {error}") from error
         originals[known.name] = originals.get(known.name, 0) + results["n-samples"][task]["original"]
-    for name, judged in by_benchmark.items():
+    failed = _failed_by_benchmark(folder / f"{time}_results.json", efficiency, list(by_benchmark), notes)
+    for name, asked in by_benchmark.items():
         known = benchmark(name)
         yield Run(
             source=folder / f"{time}_results.json",
             model=Path(config["pretrained"]).name,
             method=config["method"],
             benchmark=known,
-            questions=tuple(judged),
+            questions=tuple(asked),
             num_expected=known.num_questions or originals[name],
             num_frames=config.get("num_frames"),
             limited=results["config"].get("limit") is not None,
-            date=efficiency.get("environment", {}).get("date", ""),
+            date=str(efficiency.get("environment", {}).get("date", "")),
             tokens_before=number_or_none(means.get("visual_tokens_before")),
             tokens_after=number_or_none(means.get("mean_visual_tokens")),
+            num_failed=failed.get(name),
         )
+
+
+def _failed_by_benchmark(
+    source: Path, efficiency: Mapping[str, Any], names: list[str], notes: list[str]
+) -> dict[str, int]:
+    """How many questions failed, by benchmark; a note where only the sum over all of them is known."""
+    if (questions := efficiency.get("failed_questions")) is not None:
+        of = [benchmark(question["task"]).name for question in questions]
+        return {name: of.count(name) for name in names}
+    sums = efficiency.get("sums", {})
+    total = count_or_none(sums.get("failures"))
+    if total is None:
+        return {}
+    if len(names) == 1 or total == 0:
+        return dict.fromkeys(names, total)
+    notes.append(f"{source}: {total} of {sums.get('samples')} questions failed and count as wrong ({', '.join(names)})")
+    return {}
 
 
 def _sample(task: str, name: str, sample: Mapping[str, Any]) -> Judged:
@@ -234,67 +292,20 @@ def _sample(task: str, name: str, sample: Mapping[str, Any]) -> Judged:
     question_id = f"{task}/{sample['doc_id']}"
     if name == "Video-MME":
         scored = sample["videomme_perception_score"]
-        return Judged(question_id, scored["score"] == 1, scored["videoID"], scored["duration"])
+        return judged(question_id, scored["score"] == 1, scored["videoID"], scored["duration"])
     if name == "LongVideoBench":
         scored = sample["lvb_acc"]
         right = scored["parsed_pred"] == scored["answer"]
-        return Judged(question_id, right, scored["id"].rpartition("_")[0], str(scored["duration_group"]))
+        return judged(question_id, right, scored["id"].rpartition("_")[0], scored["duration_group"])
     if name == "MLVU":
         scored = sample["mlvu_percetion_score"]  # spelt like this
-        return Judged(question_id, scored["pred_answer"] == scored["answer"], None, scored["task_type"])
+        return judged(question_id, scored["pred_answer"] == scored["answer"], None, scored["task_type"])
     if name == "MVBench":
-        return Judged(question_id, sample["mvbench_accuracy"]["score"] == 1, None, task)
+        return judged(question_id, sample["mvbench_accuracy"]["score"] == 1, None, task)
     scored = next((value for value in sample.values() if isinstance(value, dict) and "score" in value), None)
     if scored is None:
         raise KeyError("score")
-    return Judged(question_id, scored["score"] == 1, scored.get("videoID"), scored.get("task_category"))
-
-
-def read_file(path: Path) -> Found:
-    """JSON lines, one judged question each; `tango.report.results` has their fields."""
-    parts: dict[str, list[dict[str, Any]]] = {}
-    for record in read_json_lines(path):
-        parts.setdefault(json.dumps([record.get(name) for name in ("model", "method", "benchmark")]), []).append(record)
-    found = Found([], [])
-    for records in parts.values():
-        try:
-            found.runs.append(_records_run(path, records))
-        except KeyError as error:
-            raise unreadable(path, f"a line has no {error}") from error
-    return found
-
-
-def _records_run(path: Path, records: list[dict[str, Any]]) -> Run:
-    first = records[0]
-    known = benchmark(first["benchmark"])
-    for record in records:
-        if not isinstance(record["correct"], bool):
-            raise unreadable(path, f"correct must be true or false, got {record['correct']!r}")
-    return Run(
-        source=path,
-        model=first["model"],
-        method=first["method"],
-        benchmark=known,
-        questions=tuple(
-            Judged(
-                str(record["question_id"]),
-                record["correct"],
-                str(record["video_id"]),
-                None if record.get("group") is None else str(record["group"]),
-            )
-            for record in records
-        ),
-        num_expected=first.get("num_questions", known.num_questions),
-        num_frames=first.get("num_frames"),
-        date=max(record.get("date", "") for record in records),
-        tokens_before=_mean_of(records, "tokens_before"),
-        tokens_after=_mean_of(records, "tokens_after"),
-    )
-
-
-def _mean_of(records: list[dict[str, Any]], name: str) -> float | None:
-    counts = [record[name] for record in records if name in record]
-    return sum(counts) / len(counts) if counts else None
+    return judged(question_id, scored["score"] == 1, scored.get("videoID"), scored.get("task_category"))
 
 
 def _check_once(run: Run) -> None:

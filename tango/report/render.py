@@ -61,7 +61,7 @@ def csv_text(table: Table) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["table", "model", "section", "method", "retention_ratio", "column", "ours", "low", "high", "num_questions",
-         "num_clips", "partial", "paper", "difference", "against", "against_low", "against_high",
+         "num_clips", "num_failed", "partial", "paper", "difference", "against", "against_low", "against_high",
          "against_num_questions"]
     )  # fmt: skip
     for row in table.rows:
@@ -69,7 +69,9 @@ def csv_text(table: Table) -> str:
         start.append(row.row.settings.get("retention_ratio", 1.0))
         for column, cell in row.cells.items():
             low, high = _interval(cell.ours)
-            counts = [None, None] if cell.ours is None else [cell.ours.num_questions, cell.ours.num_clips]
+            counts: list[int | None] = [None, None, None]
+            if cell.ours is not None:
+                counts = [cell.ours.num_questions, cell.ours.num_clips, cell.num_failed]
             compared = [None if cell.against is None else cell.against.value, *_interval(cell.against)]
             compared.append(None if cell.against is None else cell.against.num_questions)
             ours = None if cell.ours is None else cell.ours.value
@@ -96,7 +98,7 @@ def _lines(table: Table, row: TableRow) -> Iterator[list[str]]:
 def _ours(cell: Cell) -> str:
     if cell.ours is None:
         return "-"
-    mark = "*" if cell.partial else ""
+    mark = ("*" if cell.partial else "") + ("!" if cell.num_failed else "")
     return f"{cell.ours.value:.1f}{mark}{_bracket(cell.ours, '.1f')} n={cell.ours.num_questions}"
 
 

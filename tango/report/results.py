@@ -38,11 +38,21 @@ class Run:
     date: str = ""
     tokens_before: float | None = None  # visual tokens of a question, in the mean
     tokens_after: float | None = None  # of these, what is left in the mean over the LLM's layers; None: not recorded
+    num_failed: int | None = None  # questions without an answer, which count as wrong; None: not recorded
 
     @property
     def partial(self) -> bool:
         """Whether this is less than the whole benchmark, so that its accuracy is that of a part."""
         return self.limited or (self.num_expected is not None and len(self.questions) < self.num_expected)
+
+    @property
+    def failures(self) -> str | None:
+        """What is to be said where questions failed; None if none did, or it is not known."""
+        if not self.num_failed:
+            return None
+        count = f"{self.num_failed} of {len(self.questions)} questions failed and count as wrong"
+        most = "; this accuracy says little about the model" if self.num_failed > len(self.questions) / 2 else ""
+        return f"{self.source} ({self.benchmark.name}): {count}{most}"
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -97,30 +107,36 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(path, _why(error)) from error
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one per line.
+def read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of a file with one per line, each with the number of its line; blank lines do not count.
 
     Raises:
         TangoError: it cannot be read, or a line is not an object.
     """
     records = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a text may have other signs that end a line
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError("expected an object")
-        except ValueError as error:
-            raise unreadable(path, f"line {number}: {error}") from error
-        records.append(record)
+        except (ValueError, RecursionError) as error:
+            raise unreadable(path, f"line {number}: {_why(error)}") from error
+        records.append((number, record))
     return records
+
+
+def _why(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def unreadable(path: Path, reason: object) -> TangoError:
@@ -131,3 +147,44 @@ def unreadable(path: Path, reason: object) -> TangoError:
 def number_or_none(value: Any) -> float | None:
     """A finite number, or None."""
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def count_or_none(value: Any) -> int | None:
+    """A whole number from 0 on, or None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def checked_method(value: Any) -> Mapping[str, Any]:
+    """A recorded configuration of a method, if it is one.
+
+    Raises:
+        TypeError: it is none; the message says what was got.
+    """
+    if not isinstance(value, Mapping) or not isinstance(value.get("method"), str):
+        raise TypeError(f'method must be an object such as {{"method": "tango", "options": {{}}}}, got {shown(value)}')
+    for name in ("options", "layer_options"):
+        if not isinstance(value.get(name, {}), Mapping):
+            raise TypeError(f"{name} of a method must be an object, got {shown(value[name])}")
+    for ratio in (value.get("mean_retention_ratio"), value.get("options", {}).get("retention_ratio")):
+        if ratio is not None and (isinstance(ratio, bool) or number_or_none(ratio) is None):
+            raise TypeError(f"a method's retention ratio must be a number, got {shown(ratio)}")
+    return value
+
+
+def judged(question_id: str, correct: bool, video_id: Any, group: Any) -> Judged:
+    """A question from what a file says; numbers become text.
+
+    Raises:
+        TypeError: the clip or the group is neither text nor a number.
+    """
+    for name, value in (("the clip", video_id), ("the group", group)):
+        if value is not None and not isinstance(value, (str, int, float)):
+            raise TypeError(f"{name} must be text or a number, got {shown(value)}")
+    named = [None if value is None else str(value) for value in (video_id, group)]
+    return Judged(question_id, correct, *named)
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it: its start."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -24,6 +24,7 @@ class Cell:
     partial: bool  # from a part of a benchmark
     published: float | None  # by the paper
     comparable: bool  # to the paper's number: the same model on whole benchmarks, or a ratio
+    num_failed: int = 0  # questions without an answer, counted as wrong, as far as it is recorded
     against: Estimate | None = None  # ours minus the reference's, on the questions that both were asked
 
     @property
@@ -92,6 +93,7 @@ def build(
             whole = "" if run.num_expected is None else f"/{run.num_expected}"
             parts.setdefault(run.source, []).append(f"{run.benchmark.name} {len(run.questions)}{whole}")
     notes += [f"partial, marked *: {source}: {', '.join(names)} questions" for source, names in parts.items()]
+    notes += [f"marked !: {run.failures}" for run in used if run.failures is not None]
     if unclear := sorted({run.benchmark.name for run in used if any(q.video_id is None for q in run.questions)}):
         notes.append(f"which clip a question is about is not recorded for {', '.join(unclear)}; each counts as its own")
     if other := sorted({str(run.source) for run in chosen if run.key not in filled.used}):
@@ -147,6 +149,7 @@ class _Filling:
         if len(present) < len(names):
             return Cell(None, False, published, same_model)
         partial = any(run.partial for run in present)
+        failed = sum(run.num_failed or 0 for run in present)
         group = column.partition("/")[2] or None
         estimates = [self.of(run).get(group) for run in present]
         known = [estimate for estimate in estimates if estimate is not None]
@@ -157,10 +160,11 @@ class _Filling:
             if not all(name in full and _ids(full[name]) == _ids(runs[name]) for name in names):
                 return Cell(None, False, published, True)
             all_tokens = average([self.of(full[name])[None] for name in names])
-            return Cell(ratio(mean, all_tokens) if all_tokens.value else None, partial, published, True)
+            failed += sum(full[name].num_failed or 0 for name in names if full[name] is not runs[name])
+            return Cell(ratio(mean, all_tokens) if all_tokens.value else None, partial, published, True, failed)
         against = [differences[name][group] for name in names if group in differences.get(name, {})]
         compared = average(against) if len(against) == len(names) else None
-        return Cell(mean, partial, published, same_model, compared)
+        return Cell(mean, partial, published, same_model, failed, compared)
 
     def of(self, run: Run) -> dict[str | None, Estimate]:
         """Accuracies of a run, computed once."""

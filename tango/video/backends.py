@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import os
+
 from tango.errors import VideoReadError
 from tango.sampling import one_line, sample_indices
+from tango.video.index import SEEKABLE, Index, index_frames
+from tango.video.pixels import is_mirrored
 from tango.video.reader import read_pyav
 from tango.video.source import Clip, Limits, opened
 
 
-def read_torchcodec(path: str, num_frames: int, limits: Limits) -> Clip:
-    with opened(path, limits) as source:  # so that no playlist is followed and no image read
+def _checked(path: str, num_frames: int, limits: Limits) -> tuple[Index, set[str]]:
+    """Return what the default reader knows of a file, and its container's names, after the default reader's checks.
+
+    Other decoders would follow playlists, open addresses, read images, take any memory and overlook mirroring.
+    """
+    with opened(path, limits) as source:
         limits.check(path, num_frames, source.stream.width, source.stream.height)
+        index = index_frames(source)
+        containers = set(source.container.format.name.split(","))
+    with opened(path, limits) as source:
+        first = next((frame for packet in source.packets() for frame in packet.decode()), None)
+        if first is not None and is_mirrored(first):
+            raise VideoReadError(path, "this backend does not show mirrored video as players do; use backend='auto'")
+    return index, containers
+
+
+def read_torchcodec(path: str, num_frames: int, limits: Limits) -> Clip:
+    """Read with torchcodec, if a build of it fits."""
+    _checked(path, num_frames, limits)
     try:
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
-        decoder = VideoDecoder(path, seek_mode="exact", dimension_order="NHWC")
+        decoder = VideoDecoder(os.path.abspath(path), seek_mode="exact", dimension_order="NHWC")
         decoder.get_frame_at(0)  # a build that loads can still fail to decode
         indices = sample_indices(len(decoder), num_frames)
         batch = decoder.get_frames_at(indices.tolist())
@@ -27,11 +47,22 @@ def read_torchcodec(path: str, num_frames: int, limits: Limits) -> Clip:
 
 
 def read_decord(path: str, num_frames: int, limits: Limits) -> Clip:
+    """Read with decord where its frames are those asked for: it seeks to wrong places in some files."""
     from tango._decord_worker import run_worker
 
-    with opened(path, limits) as source:  # so that no playlist is followed and no image read
-        limits.check(path, num_frames, source.stream.width, source.stream.height)
-    return Clip(**run_worker(path, num_frames, limits.timeout_s))
+    index, containers = _checked(path, num_frames, limits)
+    if "mpegts" in containers:
+        raise VideoReadError(path, "decord reads other frames of MPEG-TS than those asked for; use backend='auto'")
+    is_mov = "mov" in containers  # whose edit lists decord ignores, as documented
+    has_odd_times = index.times[0] < 0 if index.times else bool(containers & SEEKABLE)
+    if not is_mov and has_odd_times:
+        raise VideoReadError(path, "decord reads other frames where times are negative or missing; use backend='auto'")
+    in_order = index.has_open_groups or not index.keyframes
+    clip = Clip(**run_worker(path, num_frames, limits.timeout_s, in_order=in_order))
+    if clip.num_source_frames != index.num_frames and not is_mov:
+        counts = f"decord sees {clip.num_source_frames} frames, but it has {index.num_frames}"
+        raise VideoReadError(path, f"{counts}; use backend='auto'")
+    return clip
 
 
 BACKENDS = {"auto": read_pyav, "pyav": read_pyav, "torchcodec": read_torchcodec, "decord": read_decord}

@@ -37,6 +37,8 @@ def check_file(path: str) -> None:
         raise VideoReadError(path, "it is text (a playlist, a web page?), expected a video file; name the video itself")
     if (stated := _stated_size(head)) > info.st_size:
         raise VideoReadError(path, f"it is cut short: {info.st_size} of {stated} bytes; download or copy it again")
+    if _ends_within_a_packet(path, head, info.st_size):
+        raise VideoReadError(path, "it is cut short: its last packet is not complete; download or copy it again")
 
 
 def _stated_size(head: bytes) -> int:
@@ -53,3 +55,17 @@ def _stated_size(head: bytes) -> int:
     largest = (1 << 7 * num_bytes) - 1
     size = int.from_bytes(head[at : at + num_bytes], "big") & largest
     return 0 if size == largest else at + num_bytes + size  # all ones: recorded live, size unknown
+
+
+def _ends_within_a_packet(path: str, head: bytes, size: int) -> bool:
+    """Say whether an MPEG-TS or Ogg file ends in the middle of what it is made of; their demuxers do not mind."""
+    for period, sync in ((188, 0), (192, 4)):  # MPEG-TS; the same with a time before each packet (Blu-ray, cameras)
+        if head[sync::period].startswith(b"G" * 8):
+            return size % period > 0
+    if not head.startswith(b"OggS"):
+        return False
+    with open(path, "rb") as file:
+        file.seek(max(0, size - (1 << 17)))
+        tail = file.read()
+    page = tail[tail.rfind(b"OggS") :]  # at most 65307 bytes (RFC 3533)
+    return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from tango.sampling import one_line
 from tango.video.source import Source, opened
 
 # Those whose packets carry true presentation times. The others (AVI, raw streams) give decoding times or none.
-_SEEKABLE = {"matroska", "mov", "mpegts", "flv"}
+SEEKABLE = {"matroska", "mov", "mpegts", "flv"}
 _MAX_PACKETS = 5_000_000  # a day at 60 frames a second is as many; each takes some 200 bytes here
 
 
@@ -32,6 +33,7 @@ class Index(NamedTuple):
     times: list[int] | None  # in display order; None where the container has none
     keyframes: list[tuple[int, int]]  # (pts, where to seek), in display order; empty where seeking is unsafe
     starts_open: bool  # with frames that no decoder can show, as what they refer to was cut off
+    has_open_groups: bool  # frames are shown before the keyframe that comes before them
     last_duration: int
 
 
@@ -46,22 +48,25 @@ def index_frames(source: Source) -> Index:
     by_pts = sorted({p.pts for p in shown if p.pts is not None})
     by_dts = sorted({p.dts for p in shown if p.dts is not None})  # in this order as good, up to a constant
     times = next((t for t in (by_pts, by_dts) if len(t) == len(shown)), None)
+    if _jumps_back(packets):  # then order of time is not the order of display
+        times = None
     keyframes = []
-    is_seekable = times is by_pts and _SEEKABLE & set(source.container.format.name.split(","))
+    is_seekable = times is by_pts and SEEKABLE & set(source.container.format.name.split(","))
     if is_seekable and not source.decoder_errors(references=False):
         # Demuxers seek by decoding time where they know it; it is never after the presentation time.
         keys = [p for p in packets if p.is_keyframe]
         keyframes = sorted((p.pts, p.pts if p.dts is None else p.dts) for p in keys if p.pts is not None)
     last = max(shown, key=lambda p: p.pts or 0)
-    return Index(len(shown), times, keyframes, packets is not whole, last.duration)
+    return Index(len(shown), times, keyframes, packets is not whole, _has_open_groups(packets), last.duration)
 
 
 def _read_packets(source: Source) -> list[Packet]:
     packets: list[Packet] = []
+    corrupt: list[int] = []
     has_key = False
     for p in source.packets():
         if p.is_corrupt:
-            raise VideoReadError(source.path, f"packet {len(packets)} is damaged or cut short; copy the file again")
+            corrupt.append(len(packets))
         if errors := source.container_errors():
             reason = f"its container is damaged at packet {len(packets)} (FFmpeg: {one_line(errors[0])})"
             raise VideoReadError(source.path, f"{reason}; download or copy it again")
@@ -73,12 +78,35 @@ def _read_packets(source: Source) -> list[Packet]:
         if p.is_keyframe and not has_key:
             has_key = True
             source.forget()  # parsers complain of what lacks its keyframe, as in streams cut anywhere
+    for i in corrupt:
+        if not _jumps_back(packets[i : i + 4]):  # where streams were joined, their counters do not fit: no damage
+            raise VideoReadError(source.path, f"packet {i} is damaged or cut short; copy the file again")
     return packets
+
+
+def _jumps_back(packets: list[Packet]) -> bool:
+    """Say whether decoding times decrease anywhere, as in MPEG-TS files that were joined by appending."""
+    times = [p.dts for p in packets if p.dts is not None]
+    return any(later < earlier for earlier, later in pairwise(times))
+
+
+def _has_open_groups(packets: list[Packet]) -> bool:
+    key_pts = None
+    for p in packets:
+        if p.pts is None:
+            continue
+        if p.is_keyframe:
+            key_pts = p.pts
+        elif key_pts is not None and p.pts < key_pts:
+            return True
+    return False
 
 
 def _check_complete(source: Source, num_packets: int) -> None:
     """Refuse a file with fewer packets than its header states."""
     stated = source.stream.frames
+    if source.container.format.name == "mxf":  # states how long it is, in frames
+        stated = source.stream.duration or 0
     if num_packets >= stated or source.container.format.name == "avi":  # AVI states time slots, not frames
         return
     with opened(source.path, source.limits, ignore_editlist="1") as whole:  # an edit list may leave packets out

@@ -33,12 +33,23 @@ class Converter:
             ValueError: the file says that its picture is tilted by less than a right angle.
         """
         rgb = self._reformatter.reformat(frame, format="rgb24", **_colours(frame)).to_ndarray()
-        side_data: Any = frame.side_data  # PyAV's stubs take it for a mapping
-        for data in side_data:
-            if data.type.name == "DISPLAYMATRIX":
-                matrix = np.frombuffer(data, "=i4").tolist()
-                return _upright(rgb, *(float(matrix[i]) for i in (0, 1, 3, 4)))
-        return rgb
+        return _upright(rgb, *_display_matrix(frame))
+
+
+def is_mirrored(frame: av.VideoFrame) -> bool:
+    """Say whether players mirror the picture, besides turning it."""
+    a, b, c, d = _display_matrix(frame)
+    return a * d - b * c < 0
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[float, ...]:
+    """Return a, b, c, d: a coded (x, y) is shown at (a x + c y, b x + d y), y down."""
+    side_data: Any = frame.side_data  # PyAV's stubs take it for a mapping
+    for data in side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            matrix = np.frombuffer(data, "=i4").tolist()
+            return tuple(float(matrix[i]) for i in (0, 1, 3, 4))
+    return 1.0, 0.0, 0.0, 1.0
 
 
 def _colours(frame: av.VideoFrame) -> dict[str, Any]:
@@ -59,7 +70,7 @@ def _colours(frame: av.VideoFrame) -> dict[str, Any]:
 
 
 def _upright(pixels: np.ndarray, a: float, b: float, c: float, d: float) -> np.ndarray:
-    """Turn and mirror pixels as the display matrix says: a coded (x, y) is shown at (a x + c y, b x + d y), y down."""
+    """Turn and mirror pixels as the display matrix says."""
     if not math.hypot(a, c) * math.hypot(b, d):
         return pixels  # no matrix at all
     tilt = math.degrees(math.atan2(b, a)) % 90

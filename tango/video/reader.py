@@ -111,6 +111,9 @@ def _frames_in_order(source: Source, index: Index, indices: np.ndarray) -> Itera
     if count != index.num_frames:
         reason = f"{count} frames can be decoded of the {index.num_frames} it lists"
         raise VideoReadError(source.path, f"{reason}; copy it again or convert it")
+    if errors and source.stream.codec_context.name == "mjpeg":  # leaves what its memory held where it cannot decode
+        reason = f"pictures are damaged ({one_line(errors[0])})"
+        raise VideoReadError(source.path, f"{reason}; download or copy the file again")
     if errors:
         said = f"FFmpeg reads it, but reports {len(errors)} errors, the first: {one_line(errors[0])}"
         warnings.warn(f"{source.path}: {said}; check that it plays, copy it again", DamagedVideoWarning, stacklevel=2)

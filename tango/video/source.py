@@ -109,14 +109,12 @@ def opened(path: str, limits: Limits, **options: str) -> Iterator[Source]:
     # "file:" and the lists keep FFmpeg from reading the name as an address and from following what the file points to.
     url = f"file:{os.path.abspath(path)}"
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file", **options}
-    major = int(av.__version__.split(".")[0])
-    # Before PyAV 19 a title that is not UTF-8 would be an error.
-    settings: dict[str, Any] = {"metadata_errors": "replace"} if major < 19 else {}
-    if major >= 18:  # the first frames are decoded on opening; older ones write beyond their memory if told any option
-        settings["options"] = {"max_pixels": str(limits.max_frame_pixels)}
+    # Before PyAV 19 a title that is not UTF-8 would be an error. No options for decoders: given any,
+    # PyAV 15 writes beyond its memory where a container, such as FLV, shows its streams late.
+    lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     with complaints() as said:
         try:
-            with av.open(url, container_options=options, **settings) as container:
+            with av.open(url, container_options=options, **lenient) as container:
                 yield Source(
                     path=path, container=container, stream=_main_stream(path, container), limits=limits, said=said
                 )
@@ -142,6 +140,4 @@ def _why_it_fails(error: Any, said: list[tuple[int, str, str]]) -> str:
     way_out = "check that it plays, copy it again or convert it"
     if any("not on whitelist" in message for _, _, message in said):
         return "it is no known kind of video (a playlist, a rare container?); convert it to .mp4"
-    if any(message.startswith("Picture size") for _, _, message in said):
-        return "its frames have more pixels than max_frame_pixels; raise it, or convert it to a smaller size"
     return f"it is damaged or no known kind of video ({error.strerror}); {way_out}"

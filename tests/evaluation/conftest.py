@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,9 +32,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ask(video: Path, text: str = "What happens?", **options) -> Question:
+def ask(video: Any, text: str = "What happens?", **options) -> Question:
     """A question about one clip."""
-    content = [{"type": "video", "video": str(video)}, {"type": "text", "text": text}]
+    content = [
+        {"type": "video", "video": str(video) if isinstance(video, Path) else video},
+        {"type": "text", "text": text},
+    ]
     options = {"num_frames": FRAMES, "max_new_tokens": 6, **options}
     return Question(messages=[{"role": "user", "content": content}], **options)
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import tango
 from tango.answering import generate_ids
 from tango.errors import MissingSignalError, OptionError, TangoError, UnknownNameError
 from tango.evaluation import Answer, Answerer, MethodConfig, Question
 from tango.profiling import STAGES
+from tango.video import read_video
 from tests.evaluation.conftest import FRAMES, ask
 
 PRUNED = MethodConfig(method="tango", options={"retention_ratio": 0.3}, saliency="attn")
@@ -165,6 +167,33 @@ class TestConversations:
             "ValueError: parts must be of type video or text, got 'image'; images cannot be asked about"
         )
         assert fine.error is None
+
+    def test_a_reserved_token_is_an_error_of_its_question(self, files):
+        bad = ask(files / "0.mp4", "Is <video> a tag?")
+        with Answerer(str(files / "llava-ov")) as answerer:
+            refused, fine = answerer.answers([bad, ask(files / "0.mp4")])
+        assert refused.error.startswith("PromptError: the text of message 0 (user) holds '<video>'")
+        assert fine.error is None
+
+    def test_frames_in_place_of_a_file(self, files, tmp_path):
+        video = read_video(files / "0.mp4", num_frames=FRAMES)
+        images = [Image.fromarray(frame) for frame in video.frames.numpy()]
+        for i, image in enumerate(images):
+            image.save(tmp_path / f"{i}.png")
+        paths = [str(tmp_path / f"{i}.png") for i in range(FRAMES)]
+        forms = [str(tmp_path), images, paths, video.frames.numpy(), video]
+        asked = [ask(form) for form in forms]
+        assert len({question.key for question in asked}) == len(forms)
+        assert ask([*images[1:], images[0]]).key != asked[1].key
+        assert ask([image.copy() for image in images]).key == asked[1].key
+        uniform = MethodConfig(method="uniform", options={"retention_ratio": 0.5})
+        with Answerer(str(files / "llava-ov"), method=uniform, workers=0) as answerer:
+            answers = list(answerer.answers(asked))
+            prepared = [answerer._prepare(question).inputs for question in asked]
+        assert [answer.error for answer in answers] == [None] * len(forms)
+        assert all(torch.equal(one["pixel_values_videos"], prepared[0]["pixel_values_videos"]) for one in prepared)
+        assert prepared[0]["video_timestamps_s"][0].tolist() == [i / 3 for i in range(FRAMES)]
+        assert ["video_timestamps_s" in one for one in prepared] == [True, False, False, False, True]
 
     def test_texts_are_cut_at_stop_strings(self, files):
         with Answerer(str(files / "llava-ov")) as answerer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from tango.errors import TangoError
 from tango.evaluation import Answer, Journal
+from tango.evaluation.journal import check_journal
 
 CONFIG = {"method": {"method": "tango", "options": {"alpha": 2.0}}, "num_frames": 8, "versions": {"torch": "2.6"}}
 ANSWER = Answer(
@@ -99,14 +99,25 @@ def test_another_configuration_is_refused(opened, tmp_path):
         opened(tmp_path, {name: value for name, value in CONFIG.items() if name != "num_frames"})
 
 
-def test_other_versions_are_a_warning(opened, tmp_path, caplog):
-    opened(tmp_path, CONFIG).add("k", ANSWER)
-    with caplog.at_level(logging.WARNING):
-        assert opened(tmp_path, {**CONFIG, "versions": {"torch": "2.7"}}).get("k") is not None
-    assert "begun with versions {'torch': '2.6'}, now they are {'torch': '2.7'}" in caplog.text
+def test_what_differs_is_named_and_nothing_else(opened, tmp_path):
+    opened(tmp_path, CONFIG)
+    with pytest.raises(TangoError) as error:
+        opened(tmp_path, {**CONFIG, "versions": {"torch": "2.7"}})
+    assert "got {'versions': {'torch': '2.7'}}, there {'versions': {'torch': '2.6'}}. Use" in str(error.value)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"versions": 3}'])
+def test_a_part_can_be_checked_before_there_is_a_model(opened, tmp_path):
+    part = {"versions": {"torch": "2.6"}}
+    check_journal(tmp_path / "none", part)
+    opened(tmp_path, {**CONFIG, "versions": {"torch": "2.6", "av": "15.1"}})
+    check_journal(tmp_path, part)
+    with pytest.raises(TangoError, match="another configuration"):
+        check_journal(tmp_path, {"versions": {"torch": "2.7"}})
+    with pytest.raises(TangoError, match="another configuration"):  # of a time when this was not written down
+        check_journal(tmp_path, {**part, "content": {"checkpoint": "0"}})
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "3", "[" * 100_000])
 def test_a_damaged_configuration_is_an_error(opened, tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(TangoError, match="no configuration of a journal"):

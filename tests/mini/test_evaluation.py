@@ -148,4 +148,6 @@ def test_the_command_writes_results_and_a_table(checkpoint, tmp_path, capsys):
 def test_the_clips_command_writes_clips_and_questions(tmp_path, capsys):
     assert main(["mini", "clips", str(tmp_path / "clips"), "--num-clips", "2"]) == 0
     assert {f.name for f in (tmp_path / "clips").iterdir()} == {"clip_0000.mp4", "clip_0001.mp4", "questions.jsonl"}
-    assert "questions.jsonl" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "questions.jsonl" in captured.out
+    assert "2/2" in captured.err  # how far it is, also where stderr is no terminal

@@ -1,10 +1,13 @@
-"""Training in miniature: it repeats, it can be interrupted anywhere, and it learns something."""
+"""Training in miniature: the recipe decides it, and it can be interrupted anywhere."""
 
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,8 +16,8 @@ from tango.errors import TangoError
 from tango.mini.model import make_model
 from tango.mini.recipe import Recipe
 from tango.mini.train import train
-from tango.mini.train_language import _plan, start_language
-from tango.mini.train_vision import make_probes
+from tango.mini.train_language import _plan, _questions, language_loss, start_language, training_clip
+from tango.mini.train_vision import make_probes, see
 
 TINY = Recipe(
     vision_steps=5,
@@ -42,14 +45,34 @@ def run(folder, recipe=TINY, *, until: str | None = None):
     return train(folder / "model", folder / "work", recipe, workers=0, every_s=0, log=log)
 
 
+def apart(some, other, start) -> float:
+    """How far two runs' weights lie apart, as a share of what training moved them; of both stages the larger."""
+    shares = []
+    for part in ("vision_tower", "language_model"):
+        names = [name for name in start if part in name]
+        between, moved = (
+            torch.cat([(some[name] - weights[name]).flatten() for name in names]).norm() for weights in (other, start)
+        )
+        shares.append(float(between / moved))
+    return max(shares)
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Weights before each stage's first step; those of the language model depend on the first stage."""
+    model = make_model(TINY.seed, **TINY.sizes).state_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        trained = run(Path(folder), replace(TINY, language_steps=0)).state_dict()
+    return {name: trained[name] if "language_model" in name else model[name] for name in model}
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    run(folder)
-    return load_file(folder / "model" / "model.safetensors")
+    return run(tmp_path_factory.mktemp("whole")).state_dict()
 
 
-def test_a_run_repeats_bit_for_bit_also_when_interrupted(uninterrupted, tmp_path, monkeypatch):
+def test_an_interrupted_run_comes_to_the_same_weights(uninterrupted, start, tmp_path, monkeypatch):
+    """To within rounding, which processors differ in. A step too few or too many, or in other order, is above 10 %."""
     import tango.mini.train_language as language
     import tango.mini.train_vision as vision
 
@@ -68,25 +91,39 @@ def test_a_run_repeats_bit_for_bit_also_when_interrupted(uninterrupted, tmp_path
         monkeypatch.setattr(module, "save_state", original)
         state = torch.load(tmp_path / "work" / f"{module.__name__.split('_')[1]}.pt", weights_only=True)
         assert state["step"] == after
-    with pytest.raises(Interrupted):
-        run(tmp_path, until="^done")
-    run_again = load_file(tmp_path / "model" / "model.safetensors")
-    assert run_again.keys() == uninterrupted.keys()
-    assert all(torch.equal(run_again[name], uninterrupted[name]) for name in run_again)
+    again = run(tmp_path)
+    assert apart(again.state_dict(), uninterrupted, start) < 0.01
+    written = load_file(tmp_path / "model" / "model.safetensors")
+    assert {len(written), len(uninterrupted)} == {len(again.state_dict())}
 
 
-def test_an_interruption_between_two_files_of_tokens_loses_nothing(uninterrupted, tmp_path):
+def test_an_interruption_between_two_files_of_tokens_loses_nothing(uninterrupted, start, tmp_path):
     with pytest.raises(Interrupted):
         run(tmp_path, until="encode 6")
-    run(tmp_path)
-    again = load_file(tmp_path / "model" / "model.safetensors")
-    assert all(torch.equal(again[name], uninterrupted[name]) for name in again)
+    assert apart(run(tmp_path).state_dict(), uninterrupted, start) < 0.01
 
 
-def test_another_seed_gives_another_model(uninterrupted, tmp_path):
-    run(tmp_path, replace(TINY, seed=1))
-    other = load_file(tmp_path / "model" / "model.safetensors")
-    assert [name for name in other if torch.equal(other[name], uninterrupted[name]) and other[name].std() > 0] == []
+def test_a_step_less_or_another_seed_is_another_model(uninterrupted, start, tmp_path):
+    shorter = run(tmp_path / "shorter", replace(TINY, language_steps=TINY.language_steps - 1)).state_dict()
+    assert apart(uninterrupted, shorter, start) > 0.1
+    other = run(tmp_path / "other", replace(TINY, seed=1)).state_dict()
+    assert [n for n in other if torch.equal(other[n], uninterrupted[n]) and other[n].std() > 0] == []
+
+
+def test_training_does_not_depend_on_where_tensors_lie_in_memory():
+    """The same loss and gradients when every weight lies four bytes further; to within what rounding can do."""
+    frames = torch.randint(0, 256, (2, 112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    clips, gradients = [training_clip(TINY, 8, i) for i in range(2)], []
+    for offset in (0, 1):
+        model = make_model(0, **TINY.sizes)
+        for weight in model.parameters():
+            place = torch.empty(weight.numel() + offset)[offset:].view(weight.shape)
+            weight.data = place.copy_(weight.data)
+        tokens = see(model, frames)[0].flatten(0, 1).expand(2, -1, -1)
+        questions = [_questions(clip, 4, np.random.default_rng(0)) for clip in clips]
+        language_loss(model, tokens, torch.ones(2), questions)[0].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6 * float(gradients[0].abs().max()))
 
 
 def test_the_folders_of_others_are_left_alone(tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 
 import tango
 from tango.containers import Video
+from tango.errors import OptionError, UnknownNameError
 from tango.models.qwen_processor import CLIP_MEAN, CLIP_STD, Patches, QwenProcessor
 from tests import tiny_qwen
 
@@ -157,10 +158,22 @@ def test_qwen3_writes_the_time_before_each_frame(text):
     make = processor("qwen3_vl")
     inputs = make(text=text, videos=video(3, 64, 64, seconds=1.0))
     frame = "<|vision_start|>" + "<|video_pad|>" * 4 + "<|vision_end|>"
-    assert make.decode(inputs["input_ids"][0]) == f"<0.5 seconds>{frame}<2.0 seconds>{frame}?"
+    before, after = text.split("<|video_pad|>")  # the outer marks stay, as in transformers
+    assert make.decode(inputs["input_ids"][0]) == f"{before}<0.5 seconds>{frame}<2.0 seconds>{frame}{after}"
     with pytest.warns(UserWarning, match="half a second apart"):
         inputs = make(text=text, videos=frames(4, 64, 64))
-    assert make.decode(inputs["input_ids"][0]) == f"<0.2 seconds>{frame}<1.2 seconds>{frame}?"
+    assert make.decode(inputs["input_ids"][0]) == f"{before}<0.2 seconds>{frame}<1.2 seconds>{frame}{after}"
+    inputs = make(text=text, videos=video(3, 64, 64, seconds=1.0), vision_marks="flat")
+    assert make.decode(inputs["input_ids"][0]) == f"<0.5 seconds>{frame}<2.0 seconds>{frame}?"
+    make.vision_marks = "flat"
+    assert torch.equal(make(text=text, videos=video(3, 64, 64, seconds=1.0))["input_ids"], inputs["input_ids"])
+    with pytest.raises(UnknownNameError, match=r"unknown vision marks 'outer'. Known: flat, nested"):
+        make(text=text, videos=video(3, 64, 64), vision_marks="outer")
+
+
+def test_only_qwen3_marks_frames():
+    with pytest.raises(OptionError, match="vision_marks='flat' is for Qwen3-VL"):
+        tango.prepare(processor("qwen2_5_vl"), video(), "What?", vision_marks="flat")
 
 
 def test_placeholders_and_videos_must_match():
@@ -207,7 +220,7 @@ def test_statistics_and_template_of_the_checkpoint_win(checkpoint, tmp_path):
     assert make.patches.mean == ((0.5,) * 3 if newest else CLIP_MEAN)
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Hi?"}]}]
     system = "" if newest else "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    assert make.apply_chat_template(messages) == (
+    assert make.apply_chat_template(messages, add_generation_prompt=True) == (
         f"{system}<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>Hi?<|im_end|>\n<|im_start|>assistant\n"
     )
     for file in checkpoint.iterdir():

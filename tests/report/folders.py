@@ -58,6 +58,7 @@ def write_vlmevalkit(
     date: str = "2026-01-01T00:00:00+00:00",
     tokens: tuple[float, float] = (6272.0, 640.0),
     num_frames: int = 32,
+    failed: Mapping[str, int] | None = None,
 ) -> Path:
     """A folder as `tango_vlmeval` leaves it, with its tables of scores as TSV (as with PRED_FORMAT=tsv)."""
     method = MethodConfig.from_settings(settings)
@@ -76,7 +77,7 @@ def write_vlmevalkit(
             "accuracy_percent": 100 * sum(right) / len(right),
             "num_correct": sum(right),
             "num_questions": len(right),
-            "num_failures": 0,
+            "num_failures": (failed or {}).get(key, 0),
             "efficiency": {"means": {"visual_tokens_before": tokens[0], "mean_visual_tokens": tokens[1]}},
         }
     for key, message in (errors or {}).items():
@@ -98,8 +99,11 @@ def write_lmms_eval(
     time: str = "20260101_120000",
     efficiency_time: str = "20260101_120001",
     limit: int | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A folder as lmms-eval and `tango_lmms_eval` leave it. `samples`: by task, what a line holds beside its number."""
+    """A folder as lmms-eval and `tango_lmms_eval` leave it. `samples`: by task, what a line holds beside its number;
+    `more`: what the efficiency file holds beside its configuration.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for task, lines in samples.items():
         text = "".join(json.dumps({"doc_id": i, **line}) + "\n" for i, line in enumerate(lines))
@@ -108,7 +112,7 @@ def write_lmms_eval(
     write_json(folder / f"{time}_results.json", {"results": {}, "n-samples": counts, "config": {"limit": limit}})
     config = {"pretrained": model, "method": MethodConfig.from_settings(settings).to_dict()}
     means = {"visual_tokens_before": 6272.0, "mean_visual_tokens": 640.0}
-    record = {"config": config, "environment": {"date": f"{time[:4]}-01-01"}, "means": means}
+    record = {"config": config, "environment": {"date": f"{time[:4]}-01-01"}, "means": means, **(more or {})}
     write_json(folder / f"{efficiency_time}_efficiency.json", record)
     return folder
 

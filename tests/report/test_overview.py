@@ -44,7 +44,7 @@ def test_the_table_is_markdown(outputs, capsys):
     row = next(row for row in rows if "Video-MME | tango |" in row)
     assert row.startswith("| LLaVA-OneVision-7B | Video-MME | tango | 0.1 | 10.2 | 66.7 [")
     assert "| -16.7 [" in row
-    assert row.endswith("] | 12 | 4 |")
+    assert row.endswith("] | 12 | 4 | 0 |")
 
 
 def test_another_run_is_the_reference(outputs, capsys):
@@ -78,4 +78,4 @@ def test_an_unknown_reference_is_refused(outputs, capsys):
 def test_a_part_of_a_benchmark_says_so(tmp_path, capsys):
     write_vlmevalkit(tmp_path, {"method": "none"}, {"Video-MME": [True] * 6}, limit=6)
     assert main(["runs", "--results", str(tmp_path)]) == 0
-    assert "| 6 of 12 | 2 |" in capsys.readouterr().out
+    assert "| 6 of 12 | 2 | 0 |" in capsys.readouterr().out

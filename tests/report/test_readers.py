@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from tango.cli import main
 from tango.errors import TangoError
 from tango.report.readers import read_results
 from tango.report.results import Run, choose
-from tango.report.xlsx import read_xlsx
+from tango.report.xlsx import MAX_BYTES, read_xlsx
 from tests.report.folders import everything, verdicts, write_lmms_eval, write_vlmevalkit
 
 RECORDED = Path(__file__).parents[1] / "data" / "results"
@@ -124,6 +126,8 @@ class TestVlmevalkit:
             ("tango_summary.json", b'{"model": "m"}', "KeyError 'settings'"),
             ("tango_summary.json", b"\xff\xfe", "decode"),
             ("*_score.tsv", b"index\tvideo\tscore\n0\tv\t1\n", "no column 'prefix'"),
+            ("tango_summary.json", b"[" * 100_000, "it is nested too deeply"),
+            ("tango_args.json", b"3", "TypeError"),
             ("*_score.tsv", b"index\tprefix\tvideo\n0\tp\tv\n", "no column 'score'"),
             ("*_score.tsv", b"\xff\xfe", "decode"),
         ],
@@ -213,9 +217,26 @@ class TestLmmsEval:
             ("*_results.json", "{}", "KeyError 'n-samples'"),
             ("*_samples_videomme.jsonl", '{"doc_id": 0', "line 1: Expecting"),
             ("*_samples_videomme.jsonl", "[]", "line 1: expected an object"),
-            ("*_samples_videomme.jsonl", '{"doc_id": 0}', "a line has no 'videomme_perception_score'"),
+            ("*_samples_videomme.jsonl", '{"doc_id": 0}', "line 1 has no 'videomme_perception_score'"),
+            ("*_samples_videomme.jsonl", '{"doc_id": 0, "videomme_perception_score": 1}', "line 1: "),
+            (
+                "*_samples_videomme.jsonl",
+                '\n{"doc_id": 0, "videomme_perception_score": {"score": 1, "videoID": [], "duration": "short"}}',
+                r"line 2: the clip must be text or a number, got \[\]",
+            ),
+            ("*_samples_videomme.jsonl", '{"a":' * 100_000, "line 1: it is nested too deeply"),
             ("*_efficiency.json", "", "Expecting value"),
+            ("*_efficiency.json", "[" * 100_000, "it is nested too deeply"),
+            ("*_efficiency.json", "[]", "TypeError"),
+            ("*_efficiency.json", '{"config": {"method": "tango"}}', "method must be an object"),
+            (
+                "*_efficiency.json",
+                '{"config": {"method": {"method": "none"}, "pretrained": 5}, "means": {}}',
+                "checkpoints and tasks must be text, got 5",
+            ),
+            ("*_efficiency.json", '{"config": {"method": {"method": "none"}}, "means": 1}', "must be objects"),
         ],
+        ids=lambda value: value[:30],
     )
     def test_unreadable_files_are_named(self, tmp_path: Path, pattern: str, content: str, message: str) -> None:
         shutil.copytree(RECORDED / "lmms_eval", tmp_path / "logs")
@@ -260,20 +281,89 @@ class TestJsonLines:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"correct": 1}, "correct must be true or false, got 1"),
+            ({"correct": 1}, "line 2: correct must be true or false, got 1"),
+            ({"model": None}, "line 2: model must be text, got None"),
+            ({"model": {"a": 1}}, "line 2: model must be text, got {'a': 1}"),
+            ({"benchmark": 5}, "line 2: benchmark must be text, got 5"),
+            ({"method": "tango"}, "line 2: method must be an object, got 'tango'"),
+            ({"method": {}}, "line 2: method must be an object such as .*, got {}"),
+            ({"method": {"method": ["tango"]}}, "line 2: method must be an object such as"),
+            (
+                {"method": {"method": "tango", "options": [1]}},
+                r"line 2: options of a method must be an object, got \[1\]",
+            ),
+            (
+                {"method": {"method": "tango", "options": {"retention_ratio": "a tenth"}}},
+                "line 2: a method's retention ratio must be a number, got 'a tenth'",
+            ),
+            (
+                {"method": {"method": "tango", "mean_retention_ratio": [0.1]}},
+                r"line 2: a method's retention ratio must be a number, got \[0.1\]",
+            ),
+            ({"question_id": [1]}, "line 2: question_id must be text or a number"),
+            ({"video_id": None}, "line 2: video_id must be text or a number, got None"),
+            ({"video_id": {}}, "line 2: video_id must be text or a number, got {}"),
+            ({"group": ["a"]}, "line 2: group must be text or a number"),
+            ({"date": 2026}, "line 2: date must be text, got 2026"),
+            ({"num_questions": "many"}, "line 2: num_questions must be a whole number, got 'many'"),
+            ({"num_frames": -1}, "line 2: num_frames must be a whole number, got -1"),
+            ({"tokens_before": "784"}, "line 2: tokens_before must be a number, got '784'"),
+            ({"tokens_after": float("inf")}, "line 2: tokens_after must be a number, got inf"),
+            ({"failed": 0}, "line 2: failed must be true or false, got 0"),
             ({"question_id": 1}, "question 1 .* is there twice"),
         ],
     )
     def test_mistakes(self, tmp_path: Path, change: dict[str, Any], message: str) -> None:
         path = self.write(tmp_path / "mine.jsonl", {"question_id": 1}, change)
-        with pytest.raises(TangoError, match=message):
+        with pytest.raises(TangoError, match=message) as error:
             read_results([path])
+        assert str(error.value).startswith(f"cannot read {path}: ")
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ('{"model": ', "line 2: Expecting value"),
+            ("[1]", "line 2: expected an object"),
+            ('{"a":' * 100_000, "line 2: it is nested too deeply"),
+            ("[" * 100_000, "line 2: it is nested too deeply"),
+            ("9" * 5000, "line 2: "),
+        ],
+        ids=lambda value: value[:20],
+    )
+    @pytest.mark.parametrize("command", ["runs", "table"])
+    def test_broken_lines_end_a_command_in_one_line(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, message: str, command: str
+    ) -> None:
+        path = self.write(tmp_path / "mine.jsonl", {})
+        path.write_text(path.read_text() + line + "\n")
+        assert main([command, *(["1"] if command == "table" else []), "--results", str(path)]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith(f"tango: error: cannot read {path}: {message}")
+        assert err.count("\n") == 1
+
+    def test_methods_that_cannot_be_built_any_more_stay_as_they_are(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        methods = [
+            {"method": "forgotten"}, {"method": "tango", "options": {"colour": 1}}, {"method": "tango", "colour": 1},
+            {"method": "tango", "options": {"retention_ratio": 7}}, {"method": "tango", "options": {"alpha": {}}},
+            {"method": "tango", "options": {"segmentation": []}}, {"method": "none", "layer_pruner": [1]},
+        ]  # fmt: skip
+        path = self.write(tmp_path / "mine.jsonl", *({"method": method} for method in methods))
+        assert main(["runs", "--results", str(path)]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 2 + len(methods)
+
+    def test_texts_with_other_line_ends_are_one_line(self, tmp_path: Path) -> None:
+        record = {**self.LINE, "model": "a\u2028b\x85c\x0cd", "note": "\u2029"}
+        (tmp_path / "mine.jsonl").write_text(json.dumps(record, ensure_ascii=False) + "\n\n", encoding="utf-8")
+        assert read_results([tmp_path / "mine.jsonl"]).runs[0].model == record["model"]
 
     @pytest.mark.parametrize("name", ["model", "method", "benchmark", "question_id", "video_id", "correct"])
     def test_fields_that_are_missing(self, tmp_path: Path, name: str) -> None:
         path = tmp_path / "mine.jsonl"
         path.write_text(json.dumps({key: value for key, value in self.LINE.items() if key != name}))
-        with pytest.raises(TangoError, match=f"a line has no '{name}'"):
+        with pytest.raises(TangoError, match=f"mine.jsonl: line 1: it has no '{name}'"):
             read_results([path])
 
 
@@ -352,6 +442,49 @@ class TestXlsx:
         with pytest.raises(TangoError, match="not a readable Excel file") as error:
             read_results([tmp_path])
         assert str(path) in str(error.value)
+
+    @pytest.mark.parametrize("stated", [None, 100])
+    def test_a_file_that_unpacks_to_too_much_is_refused_before_it_has(
+        self, tmp_path: Path, stated: int | None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A tenth of a megabyte, a thousand times as much unpacked; one says so, the other states a small size."""
+        write_vlmevalkit(tmp_path, TANGO, {"MVBench": verdicts("10")})
+        path = next(tmp_path.rglob("*_score.tsv"))
+        path.unlink()
+        path = path.with_suffix(".xlsx")
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            with archive.open("xl/worksheets/sheet1.xml", "w") as sheet:
+                for _ in range(100):
+                    sheet.write(b"<row><c/></row>" * 70_000)
+            if stated is not None:
+                archive.infolist()[0].file_size = stated
+        assert path.stat().st_size < 1e6
+        tracemalloc.start()
+        assert main(["runs", "--results", str(tmp_path)]) == 2
+        assert tracemalloc.get_traced_memory()[1] < 3 * MAX_BYTES
+        tracemalloc.stop()
+        err = capsys.readouterr().err
+        assert err.startswith(f"tango: error: cannot read {path}: ")
+        assert ("unpacks to more than 64 MiB" in err) is (stated is None)
+
+    @pytest.mark.parametrize("damage", ["packing", "password", "stream"])
+    def test_other_damages(self, tmp_path: Path, damage: str) -> None:
+        path = tmp_path / "t.xlsx"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("xl/worksheets/sheet1.xml", self.SHEET)
+        data = bytearray(path.read_bytes())
+        local, central = 0, data.index(b"PK\1\2")
+        if damage == "packing":
+            data[local + 8] = data[central + 10] = 99
+        elif damage == "password":
+            data[local + 6] |= 1
+            data[central + 8] |= 1
+        else:
+            start = 30 + len("xl/worksheets/sheet1.xml")
+            data[start : start + 20] = b"\xff" * 20
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="not a readable Excel file"):
+            read_xlsx(path)
 
     @pytest.mark.parametrize("sheet", ["<worksheet>", "<worksheet/>", SHEET.replace("<v>1</v>", "<v>7</v>", 1)])
     def test_sheets_that_are_none(self, tmp_path: Path, sheet: str) -> None:

@@ -131,7 +131,7 @@ def run(arguments: list[str], root: Path, output: Path, **changes: str) -> Run:
 
 
 def run_until(arguments: list[str], root: Path, reached: Callable[[], bool], **changes: str) -> None:
-    """Start a command and, as soon as `reached` says so, kill all its processes as the kernel would."""
+    """Start a command and, as soon as `reached` says so, kill it as the kernel would; its processes end with it."""
     started = subprocess.Popen(
         arguments, cwd=root, env=environ(root, **changes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -140,12 +140,29 @@ def run_until(arguments: list[str], root: Path, reached: Callable[[], bool], **c
             time.sleep(0.01)
         assert started.poll() is None, f"the command ended by itself, with code {started.returncode}"
     finally:
-        family = descendants(started.pid) if started.poll() is None else []
-        started.kill()  # first, or it would end the others in an orderly way
-        for process in family:
-            with contextlib.suppress(ProcessLookupError):
+        kill_alone(started)
+
+
+def kill_alone(launcher: subprocess.Popen[Any]) -> None:
+    """Kill a launcher and nothing else; all that it started must end by itself."""
+    family = descendants(launcher.pid) if launcher.poll() is None else []
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 300  # of what hangs
+    while any(map(is_running, family)):
+        if time.monotonic() > deadline:
+            for process in filter(is_running, family):
                 os.kill(process, signal.SIGKILL)
-        started.wait()
+            raise AssertionError("processes went on without their launcher")
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def descendants(pid: int) -> list[int]:

@@ -137,6 +137,15 @@ def test_only_videos_and_images_can_be_shown(questions: ModuleType):
         questions.media_part({"array": [0.0], "sampling_rate": 16000})
 
 
+def test_several_images_are_the_frames_of_one_video(questions: ModuleType):
+    frames = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(3)]
+    text = {"type": "text", "text": "What?"}
+    assert questions.simple_messages("What?", frames)[0]["content"] == [{"type": "video", "video": frames}, text]
+    chat = [{"role": "user", "content": [*({"type": "image", "url": frame} for frame in frames), text]}]
+    assert questions.chat_messages(chat)[0]["content"] == [{"type": "video", "video": frames}, text]
+    assert questions.simple_messages("What?", frames[:1])[0]["content"] == [{"type": "image", "image": frames[0]}, text]
+
+
 class Task:
     """As much of a task as requests carry along."""
 

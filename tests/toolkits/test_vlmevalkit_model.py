@@ -92,13 +92,13 @@ MESSAGE = [
 
 
 class TestQuestions:
-    def question(self, message: list[dict[str, Any]], **options: Any) -> Any:
+    def question(self, message: list[dict[str, Any]], *, shows_frames: bool = True, **options: Any) -> Any:
         from tango_vlmeval.model import Tango
 
         from tango.evaluation import MethodConfig
 
         model = Tango(method=MethodConfig(), journal=Path("unused"), rank=0, max_new_tokens=7, **options)
-        model.nframe = 8
+        model.nframe, model.shows_frames = 8, shows_frames
         question = model.question(message)
         assert (question.num_frames, question.max_new_tokens, question.prefill) == (8, 7, "")
         (turn,) = question.messages
@@ -117,6 +117,17 @@ class TestQuestions:
             {"type": "video", "video": "a.mp4"},
             {"type": "text", "text": "Watch. What?\nBest option:("},
         ]
+
+    def test_images_of_a_video_data_set_are_the_frames_of_one_video(self) -> None:
+        images = [{"type": "image", "value": f"{i}.jpg"} for i in range(2)]
+        message = [MESSAGE[0], *images, MESSAGE[2]]
+        assert self.question(message) == [
+            {"type": "text", "text": "Watch. "},
+            {"type": "video", "video": ["0.jpg", "1.jpg"]},
+            {"type": "text", "text": "What?"},
+        ]
+        elsewhere = self.question(message, shows_frames=False)
+        assert [part["type"] for part in elsewhere] == ["text", "image", "image", "text"]
 
     def test_an_empty_text_is_no_part(self) -> None:
         message = [{"type": "text", "value": ""}, {"type": "video", "value": "a.mp4"}, {"type": "text", "value": "Q"}]

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     from tango.mini.benchmark import clip_file, write_questions
 
     args.folder.mkdir(parents=True, exist_ok=True)
-    for index in tqdm(range(args.num_clips), unit="clip", disable=None):
+    for index in tqdm(range(args.num_clips), desc="clips", unit="clip"):
         clip_file(args.folder, index)
     print(write_questions(args.folder, args.num_clips))
     return 0

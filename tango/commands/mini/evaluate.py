@@ -12,6 +12,7 @@ from typing import Any
 from tango import mini
 from tango.bench.common import positive
 from tango.commands.common import add_method_arguments, add_model_arguments, frame_count, load_model, method_from
+from tango.evaluation.records import identity
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,11 +37,20 @@ def run(args: argparse.Namespace) -> int:
     from tango.mini import evaluation
 
     method = method_from(args)
-    setting = {"model": args.model, "control": args.control, "num_frames": args.num_frames, **method.to_dict()}
+    asked_for = {"model": args.model, "control": args.control, "num_frames": args.num_frames, **method.to_dict()}
     with ExitStack() as stack:
         folder = args.clips or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        results = None if args.output is None else evaluation.Results(args.output, setting)
+        results = None
+        if args.output is not None:
+            behind = identity(args.model, local_files_only=args.offline)
+            if args.siglip:
+                behind["siglip"] = identity(args.siglip, local_files_only=args.offline)["content"]["checkpoint"]
+            how = {"dtype": args.dtype, "attn_implementation": args.attn_implementation}
+            setting = {**asked_for, **how, **behind}
+            results = evaluation.Results(args.output, setting)
+            if args.clips:
+                results.check_clips(args.clips, args.control)
         records = [] if results is None else list(results.records)
         done = {record["clip"] for record in records}
         remaining = [index for index in range(args.num_clips) if index not in done]
@@ -53,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             if results is not None:
                 results.add(record)
     summary = evaluation.summarise([record for record in records if record["clip"] < args.num_clips])
-    print(json.dumps({**setting, **summary}) if args.json else _table(setting, summary))
+    print(json.dumps({**asked_for, **summary}) if args.json else _table(setting, summary))
     return 0
 
 

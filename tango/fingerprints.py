@@ -1,0 +1,139 @@
+"""What something holds, as one text: equal for equal content, whatever its name, its place and its times.
+
+Every byte counts: size and date are the same where a clip was replaced by another one that was copied with its times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+_ORIENTATION = 0x112  # number of an EXIF tag
+_CHECKPOINT = (".json", ".safetensors", ".jinja", ".txt", ".model")
+_SETTLED_NS = 2_000_000_000  # a file that changed later than this ago may change again without its times showing it
+# Parts of the package that change no answer.
+_BESIDE_THE_ANSWERS = {"bench", "cli.py", "commands", "examples", "quickstart.py", "report"}
+
+
+def of_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content, at about 1 GB/s. A file that has not been touched since is not read again.
+
+    A file in the hub's cache is taken at the SHA-256 that it is named by.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    real = Path(path).resolve(strict=True)
+    if real.parent.name == "blobs" and len(real.name) == 64:
+        return real.name
+    info = os.stat(real)
+    if time.time_ns() - info.st_ctime_ns < _SETTLED_NS:
+        return _hashed(str(real))
+    # The time of the last change, unlike that of the last modification, cannot be set or copied along.
+    return _remembered(str(real), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+
+
+def of_content(source: Any) -> str:
+    """That of whatever can be shown as a video: a file, a folder of frames, bytes, an open file, frames in memory.
+
+    What cannot be read, such as a path that is not there, and all else goes by its text.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _of_path(os.fsdecode(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _joined("bytes", [bytes(source)])
+    if isinstance(source, (list, tuple)):
+        return _joined("list", map(of_content, source))
+    if isinstance(source, Mapping):
+        return _joined(
+            "mapping", (part for name, value in sorted(source.items()) for part in (name, of_content(value)))
+        )
+    if hasattr(source, "read") and hasattr(source, "seek"):
+        place = source.tell()
+        source.seek(0)
+        try:
+            return of_content(source.read())
+        finally:
+            source.seek(place)
+    if hasattr(source, "frames") and hasattr(source, "timestamps_s"):  # a tango.Video
+        return _joined("video", map(of_content, (source.frames, source.timestamps_s)))
+    if hasattr(source, "tobytes") and hasattr(source, "mode"):  # a PIL image
+        turned = source.getexif().get(_ORIENTATION)  # which reading applies
+        return _joined("image", [source.mode, str(source.size), str(turned), source.convert("RGBA").tobytes()])
+    if hasattr(source, "untyped_storage"):  # a tensor
+        import torch
+
+        flat = source.detach().cpu().reshape(-1).view(torch.uint8)
+        return _joined("tensor", [str(source.dtype), str(tuple(source.shape)), flat.numpy().tobytes()])
+    if hasattr(source, "tobytes") and hasattr(source, "dtype"):  # a NumPy array
+        return _joined("array", [str(source.dtype), str(source.shape), source.tobytes()])
+    return _joined("text", [str(source)])
+
+
+def of_checkpoint(folder: Path) -> str:
+    """That of all that `tango.load` may read from a checkpoint's folder: weights, configuration, tokenizer, head.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    inside = [path for place in (folder, folder / "siglip") if place.is_dir() for path in place.iterdir()]
+    files = sorted(path for path in inside if path.suffix in _CHECKPOINT and path.is_file())
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(of_file, files))
+    names = (path.relative_to(folder).as_posix() for path in files)
+    return _joined("checkpoint", (part for pair in zip(names, found, strict=True) for part in pair))
+
+
+@lru_cache(maxsize=1)
+def of_code() -> str:
+    """That of Tango's own source, as far as answers may depend on it: two states of a clone have one version."""
+    root = Path(__file__).parent
+    paths = (path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] not in _BESIDE_THE_ANSWERS)
+    return _joined("code", (part for path in paths for part in (path.relative_to(root).as_posix(), path.read_bytes())))
+
+
+def _of_path(text: str) -> str:
+    if text.startswith("file://"):
+        text = url2pathname(urlsplit(text).path)
+    path = Path(text).expanduser()
+    try:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            pairs = ((file.relative_to(path).as_posix(), of_file(file)) for file in files)
+            return _joined("folder", (part for pair in pairs for part in pair))
+        if path.is_file():  # no pipe and no device: those have no end
+            return of_file(path)
+    except (OSError, ValueError):  # ValueError: a null byte in the path
+        pass
+    return _joined("unreadable", [text])
+
+
+@lru_cache(maxsize=4096)
+def _remembered(path: str, *_state: int) -> str:
+    return _hashed(path)
+
+
+def _hashed(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _joined(kind: str, parts: Iterable[str | bytes]) -> str:
+    """Of several parts: their lengths go in, too, so that none can pass for the end of another."""
+    digest = hashlib.sha256(kind.encode())
+    for part in parts:
+        data = part.encode(errors="surrogateescape") if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()

@@ -1,0 +1,55 @@
+"""From what a caller holds to the stock model whose methods will be called."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch.nn.parallel import DistributedDataParallel
+
+from tango.errors import UnsupportedModelError
+from tango.models.base import Adapter, adapter_class, family, supported_model_types
+
+
+def unwrap(model: Any) -> tuple[Any, type[Adapter]]:
+    """The supported model inside a wrapper, and its adapter.
+
+    Wrappers known to end up in that very model's `generate` and `forward`: what `torch.compile` returns, PEFT models
+    whose adapters sit in the layers (LoRA and the like), and DistributedDataParallel; also one inside another.
+
+    Raises:
+        UnsupportedModelError: another wrapper, a part of a model, or a model that no adapter handles.
+    """
+    while (inner := _inside(model)) is not None:
+        model = inner
+    found, config = type(model).__name__, getattr(model, "config", None)
+    if family(config) not in supported_model_types():
+        raise UnsupportedModelError(
+            f"no adapter for {found} (model type {family(config)!r}). Supported: {', '.join(supported_model_types())}; "
+            "if it wraps such a model, give that one instead, and wrap it afterwards"
+        )
+    adapter = adapter_class(config)
+    if adapter.model_class not in (cls.__name__ for cls in type(model).__mro__):
+        raise UnsupportedModelError(
+            f"expected a {adapter.model_class}, got {found}; if it wraps such a model, or is a part of one, give that "
+            "model instead, and wrap it afterwards"
+        )
+    return model, adapter
+
+
+def _inside(model: Any) -> Any:
+    """What a known wrapper holds; None if it is none."""
+    compiler, peft = sys.modules.get("torch._dynamo.eval_frame"), sys.modules.get("peft")  # else it cannot be theirs
+    if compiler is not None and isinstance(model, compiler.OptimizedModule):
+        return model._orig_mod
+    if isinstance(model, DistributedDataParallel):
+        return model.module
+    if peft is None or not isinstance(model, (peft.PeftModel, peft.PeftMixedModel)):
+        return None
+    if learnt := [name for name, config in model.peft_config.items() if getattr(config, "is_prompt_learning", False)]:
+        raise UnsupportedModelError(
+            f"the adapter {learnt[0]!r} of this {type(model).__name__} puts learnt tokens before the prompt, which "
+            "cannot be pruned along; use one that changes layers (LoRA), or prune the base model, "
+            "model.get_base_model(), without it"
+        )
+    return model.base_model.model

@@ -1,0 +1,71 @@
+"""What pruning changes of one model: methods of the instance, and a guard at the door of the LLM."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from tango.errors import TangoError
+
+
+def replace_method(model: nn.Module, name: str, call: Callable[..., Any]) -> Callable[[], None]:
+    """Let an instance's method be `call`, which gets the arguments alone; returns what undoes it.
+
+    The instance holds a bound method, as it would have of its class: others take its function, wrap that and bind
+    the result again (mixed precision does), so the function does not say what it stands in for.
+    """
+    stock = getattr(model, name)
+
+    def method(_model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return call(*args, **kwargs)
+
+    functools.update_wrapper(method, stock)
+    vars(method).pop("__wrapped__")
+    signature = inspect.signature(stock)
+    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    method.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[first, *signature.parameters.values()]
+    )
+    before = {name: vars(model)[name]} if name in vars(model) else {}
+    vars(model)[name] = types.MethodType(method, model)
+
+    def undo() -> None:
+        if getattr(vars(model).get(name), "__func__", None) is not method:
+            warnings.warn(f"{name} was replaced after pruning began and is left as it is, unpruned", stacklevel=2)
+            return
+        del vars(model)[name]
+        vars(model).update(before)
+
+    return undo
+
+
+class PlaceholderGuard:
+    """A hook of the input embeddings: no pass may read placeholders of a video as if they were words.
+
+    Whatever goes around the methods that prune, such as a wrapper or a part of the model that is called by itself,
+    ends here. Steps of single tokens are not looked at, so decoding does not wait for the device.
+    """
+
+    def __init__(self, video_token_id: int, allowed: Callable[[], bool]):
+        self._video_token_id, self._allowed = video_token_id, allowed
+
+    def __call__(self, _embeddings: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and args[0].dim() > 1 and args[0].shape[1] > 1:
+            self._check(args[0])
+
+    def _check(self, ids: Tensor) -> None:
+        if not self._allowed() and bool((ids == self._video_token_id).any()):
+            raise TangoError(
+                "the model is pruned, but placeholders of a video reached its LLM without the pruned video: call "
+                "generate or forward of the very model that was pruned, with the video beside the prompt; what was "
+                "wrapped around it (adapters with learnt tokens, say) or called inside it does not prune"
+            )
+
+    def __deepcopy__(self, _memo: Any) -> PlaceholderGuard:
+        return self  # embeddings are copied, too, by adapters that train them
