@@ -315,7 +315,8 @@ class TestCommand:
 
         monkeypatch.setattr(command, "_check", lambda name: self.good if name == "R1" else interrupted)
         output = tmp_path / "table.json"
-        assert cli.main(["bench", "reliability", "--output", str(output)]) == 130
+        with pytest.raises(KeyboardInterrupt):
+            cli.main(["bench", "reliability", "--output", str(output)])
         report = json.loads(output.read_text())
         assert len(report["rows"]) == 1
         assert not report["complete"]
