@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
+
+from tango.sources import local_path
 
 _ORIENTATION = 0x112  # number of an EXIF tag
 _CHECKPOINT = (".json", ".safetensors", ".jinja", ".txt", ".model")
@@ -101,17 +101,15 @@ def of_code() -> str:
 
 
 def _of_path(text: str) -> str:
-    if text.startswith("file://"):
-        text = url2pathname(urlsplit(text).path)
-    path = Path(text).expanduser()
     try:
+        path = Path(local_path(text))
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file())
             pairs = ((file.relative_to(path).as_posix(), of_file(file)) for file in files)
             return _joined("folder", (part for pair in pairs for part in pair))
         if path.is_file():  # no pipe and no device: those have no end
             return of_file(path)
-    except (OSError, ValueError):  # ValueError: a null byte in the path
+    except (OSError, ValueError):  # an address of another kind; a null byte in the path
         pass
     return _joined("unreadable", [text])
 

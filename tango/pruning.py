@@ -146,9 +146,17 @@ class Pruning:
             self._own.call = outer
 
     def _may_read_placeholders(self) -> bool:
-        """Only as candidates that assisted decoding takes from the prompt."""
+        """Only as candidates that assisted decoding takes from the prompt; or where there are none, unlooked at."""
         call = self._call()
-        return self._removed or (call is not None and call.passed)
+        return self._removed or getattr(self._own, "shortening", False) or (call is not None and call.passed)
+
+    def _embed_short(self, ids: Tensor) -> Tensor:
+        """Embeddings of ids (B, S) without placeholders, so that nobody need wait for the device to see that."""
+        self._own.shortening = True
+        try:
+            return self.model.get_input_embeddings()(ids)
+        finally:
+            self._own.shortening = False
 
     def encode(
         self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any], call: Call | None = None
@@ -171,7 +179,7 @@ class Pruning:
             short = shorten(
                 input_ids,
                 attention_mask,
-                self.model.get_input_embeddings(),
+                self._embed_short,
                 video_token_id=adapter.video_token_id,
                 stays=stays,
                 video_features=features,

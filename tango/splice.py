@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tango.shapes import Bool, Float, Int
 
@@ -50,7 +51,7 @@ class ShortPrompt:
 def shorten(
     input_ids: Int[Tensor, "B L"],
     attention_mask: Int[Tensor, "B L"] | None,
-    embed: nn.Module,
+    embed: Callable[[Tensor], Tensor],
     *,
     video_token_id: int,
     stays: Bool[Tensor, "placeholders"],

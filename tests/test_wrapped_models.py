@@ -76,6 +76,7 @@ def test_peft(family, first, mixed):
     assert not torch.equal(logits(wrapped, full), expected[1])
 
 
+@pytest.mark.filterwarnings("ignore:Position ids are not supported")
 def test_learnt_tokens_before_the_prompt_are_refused():
     peft = pytest.importorskip("peft")
     model, inputs = build("llava_onevision")

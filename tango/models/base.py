@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tango.calls import Call
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
-from tango.models.checkpoint import load_tokenizer
 from tango.models import stock
+from tango.models.checkpoint import load_tokenizer
 from tango.models.pooling_head import PoolingHead
 from tango.models.processor import Processor, chat_template
 from tango.models.weights import read_model

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BatchFeature
 
-from tango.models.checkpoint import load_tokenizer
 from tango.errors import UnknownNameError
 from tango.models import stock
+from tango.models.checkpoint import load_tokenizer
 from tango.models.mrope import seconds_per_step
 from tango.models.processor import ChatProcessor, Videos, chat_template, check_options
 from tango.ops.blocks import blocks
