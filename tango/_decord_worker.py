@@ -23,7 +23,7 @@ from tango.processes import end_with_parent
 from tango.sampling import one_line, sample_indices
 
 # A line of FFmpeg's, but for those on missing references, which are right behind the start of an open group.
-_ERROR = rb"^\[\w+ @ 0x[0-9a-f]+\] (?!mmco|co located|[Rr]eference)(.+)"
+_ERROR = rb"^\[[\w,]+ @ 0x[0-9a-f]+\] (?!mmco|co located|[Rr]eference)(.+)"
 _COMMAND = (sys.executable, "-m", "tango._decord_worker")
 
 

@@ -87,7 +87,13 @@ def attempt(job: Callable[[], Any]) -> Outcome:
 
 
 def silence() -> None:
-    """Let this process print no more: native libraries write to its terminal, each in its own way."""
+    """Let this process print no more: native libraries write to its terminal, each in its own way.
+
+    And let tqdm do without the semaphores that it would leave behind when the process is killed.
+    """
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
     with open(os.devnull, "wb") as nowhere:
         for stream in (1, 2):
             os.dup2(nowhere.fileno(), stream)
