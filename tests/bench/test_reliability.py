@@ -118,6 +118,10 @@ class TestFiles:
         assert verdict(of(2, "ab"), truth, clean) == "shorter"
         assert verdict(of(1, "a"), truth, clean) == "silent"
         assert verdict(of(2, "ab"), truth, None) == "silent"
+        assert verdict(of(3, "aby"), truth, Reading(3, ("a", "b", "x"))) == "silent"
+        assert verdict(of(3, "aby"), truth, Reading(3, ("a", "b", "x")), own_decoder=True) == "unseen"
+        assert verdict(of(2, "ab"), truth, Reading(3, ("a", "b", "x")), own_decoder=True) == "silent"
+        assert verdict(of(3, "aby"), truth, Reading(3, ("a", "b", "x"), ("error",)), own_decoder=True) == "silent"
 
     def test_ffmpegs_complaints_are_heard(self, folder: Path) -> None:
         path = corpus.make("h264.mkv", folder)

@@ -101,13 +101,13 @@ def check_damaged(bench: Bench) -> Iterator[Row]:
             unlike = [name for name, *tries in zip(names, *rounds, strict=True) if len({_plain(o) for o in tries}) > 1]
             yield counted("R1", f"fuzzed, {backend}: other verdicts in {repeats} readings", len(names), unlike)
         judged = [
-            verdict(outcome, truths[name], theirs)
+            verdict(outcome, truths[name], theirs, own_decoder=backend == "decord")
             for (name, _), outcome, theirs in zip(fuzzed, rounds[0], as_ffmpeg, strict=True)
         ]
         yield from _verdict_rows(backend, names, judged)
 
 
-def verdict(outcome: Outcome, truth: Reading, as_ffmpeg: Reading | None) -> str:
+def verdict(outcome: Outcome, truth: Reading, as_ffmpeg: Reading | None, *, own_decoder: bool = False) -> str:
     """What the reading of one damaged file is worth.
 
     "refused"; "whole": as the sound file; "warned": as FFmpeg reads the damaged one, and said. Without a warning:
@@ -116,6 +116,7 @@ def verdict(outcome: Outcome, truth: Reading, as_ffmpeg: Reading | None) -> str:
 
     Args:
         as_ffmpeg: None: FFmpeg cannot open the file.
+        own_decoder: the reader brings another FFmpeg, which may make other pixels of the same damage.
     """
     if outcome.kind != "ok":
         return "refused"
@@ -124,8 +125,9 @@ def verdict(outcome: Outcome, truth: Reading, as_ffmpeg: Reading | None) -> str:
         return "whole"
     is_ffmpegs = as_ffmpeg is not None and got[:2] == sampled(as_ffmpeg, len(got.frames))
     if outcome.warned:
-        return "warned" if is_ffmpegs or as_ffmpeg is None else "not as FFmpeg"
-    if as_ffmpeg is None or as_ffmpeg.complaints or not is_ffmpegs:
+        return "warned" if is_ffmpegs or as_ffmpeg is None or own_decoder else "not as FFmpeg"
+    alike = is_ffmpegs or (own_decoder and as_ffmpeg is not None and got.total == as_ffmpeg.total)
+    if as_ffmpeg is None or as_ffmpeg.complaints or not alike:
         return "silent"
     return "unseen" if got.total == truth.total else "shorter"
 
