@@ -71,8 +71,11 @@ def of_content(source: Any) -> str:
     if hasattr(source, "untyped_storage"):  # a tensor
         import torch
 
+        about = [str(source.dtype), str(tuple(source.shape))]
+        if source.device.type == "meta":  # a shape without values
+            return _joined("tensor", about)
         flat = source.detach().cpu().reshape(-1).view(torch.uint8)
-        return _joined("tensor", [str(source.dtype), str(tuple(source.shape)), flat.numpy().tobytes()])
+        return _joined("tensor", [*about, flat.numpy().tobytes()])
     if hasattr(source, "tobytes") and hasattr(source, "dtype"):  # a NumPy array
         return _joined("array", [str(source.dtype), str(source.shape), source.tobytes()])
     return _joined("text", [str(source)])
