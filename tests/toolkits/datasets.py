@@ -138,6 +138,7 @@ def write_mlvu(home: Path, videos: list[bytes]) -> None:
         rows = []
         for k in range(2 if task in ("1_plotQA", "4_count", "5_order") else 0):
             _write(folder / "video" / task, f"ml{k}.mp4", videos[k])
-            row = {"video": f"ml{k}.mp4", "duration": 4.0, "question": f"Question {k}: what colour?"}
+            question = f"Question {k} of {task[2:]}: what colour?"  # an answer counts for every question alike
+            row = {"video": f"ml{k}.mp4", "duration": 4.0, "question": question}
             rows.append({**row, "candidates": COLOURS, "answer": COLOURS[k], "question_type": task[2:]})
         (folder / "json" / f"{task}.json").write_text(json.dumps(rows))
