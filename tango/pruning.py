@@ -256,7 +256,10 @@ class Pruning:
             output = stock(inputs_embeds=short.inputs_embeds, attention_mask=short.attention_mask, **kwargs)
         if isinstance(output, Mapping):
             remember_prompt(cache_of(output), short.input_ids)
-        return _with_long_logits(output, short, wanted, labelled=kwargs.get("labels") is not None)
+        labelled = kwargs.get("labels") is not None
+        if labelled and self.model.training and not isinstance(wanted, Tensor) and not wanted:
+            return output  # a training step has its loss, and is spared gigabytes of logits for columns that left
+        return _with_long_logits(output, short, wanted, labelled=labelled)
 
     @property
     def method(self) -> str:
@@ -330,7 +333,8 @@ def prune(
     Use it as a context manager, or call `remove()` on the result. Text and images pass through unpruned; the model's
     weights and class are not touched, and afterwards no hook or attribute is left behind.
     Logits processors, stopping criteria and streamers see the prompt that the caller gave, and logits of direct calls
-    have its length. A cache that a pruned call returns holds the short prompt: `generate` goes on from it when the
+    have its length (but those of the short prompt in training mode with labels, where the loss is done and they would
+    take gigabytes). A cache that a pruned call returns holds the short prompt: `generate` goes on from it when the
     video is given again beside it, and refuses it otherwise; where kept tokens retain their positions (Qwen-VL, and
     `positions="kept"`) steps after a direct call need `position_ids`. While a model is pruned, placeholders that reach
     its LLM in another way, such as through a part of the model, are refused.
@@ -450,7 +454,7 @@ def _lengths(rows: Tensor, short: Tensor, finite: list[Tensor]) -> tuple[tuple[i
 
 
 def _with_long_logits(output: Any, short: ShortPrompt, wanted: int | Tensor, *, labelled: bool) -> Any:
-    """Logits at the length of the caller's ids, so that losses and metrics of the caller's fit them."""
+    """Logits at the length of the caller's ids, so that the caller's losses and metrics fit them."""
 
     def long(logits: Tensor) -> Tensor:
         rows = short.spread(logits)

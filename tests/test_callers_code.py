@@ -308,6 +308,15 @@ def test_losses_of_the_callers_own_fit_the_logits(method):
     assert 0 <= found <= 1
 
 
+def test_a_training_step_that_has_its_loss_keeps_the_short_logits():
+    model, inputs = build()[0].train(), three_videos()
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == model.config.video_token_id, -100)
+    with tango.prune(model, "uniform", **RATIO) as pruning:
+        labelled, own = model(**inputs, labels=labels).logits, model(**inputs).logits
+        assert labelled.shape[1] == max(pruning.stats.prompt_after) < labels.shape[1]
+    assert own.shape[:2] == labels.shape  # for a loss of the caller's own
+
+
 def test_logits_of_columns_that_left_are_those_of_the_last_kept_one_before():
     model, inputs = build()
     with tango.prune(model, "uniform", **RATIO) as pruning, torch.no_grad():
