@@ -309,11 +309,11 @@ def test_plain_code_and_a_compiled_tower_are_rows_of_their_own(
     record = json.loads((tmp_path / "p.json").read_text())
     assert modes == [("reduce-overhead", "inductor")]
     assert record["config"]["compile"] == "reduce-overhead"
-    assert [(row["label"], row["plain"]) for row in record["rows"]] == [
-        ("none", False), ("tango-r0.25", False), ("tango-r0.25, plain code", True)
-    ]  # fmt: skip
+    assert [row["label"] for row in record["rows"]] == ["none", "tango-r0.25", "tango-r0.25-engineplain"]
     assert len({row["tokens"]["tokens_after"] for row in record["rows"][1:]}) == 1
-    assert "tower of 1, compiled: reduce-overhead), 2 frames" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "tower of 1, compiled: reduce-overhead), 2 frames" in printed.out
+    assert "tango-plain is deprecated; write tango:engine=plain" in printed.err
 
 
 def test_needs_no_more_than_torch_transformers_and_accelerate() -> None:
@@ -325,12 +325,12 @@ import sys
 for name in {absent}:
     sys.modules[name] = None
 from tango.cli import _parser, main
-status = main({[*QUICK, "--markdown", "--methods", "none,tango,tango-plain"]!r}) or main({alone!r})
+status = main({[*QUICK, "--markdown", "--methods", "none,tango,tango:engine=plain"]!r}) or main({alone!r})
 sys.exit(status or main({[*QUICK, "--plot", "p.png"]!r}))
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert "| tango-r0.1 | 4" in done.stdout
-    assert "| tango-r0.1, plain code | 4" in done.stdout
+    assert "| tango-r0.1-engineplain | 4" in done.stdout
     assert "tango, video data, T x 2x2 x 48" in done.stdout
     assert "--plot needs Pillow" in done.stderr
     assert done.returncode == 2

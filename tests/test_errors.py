@@ -31,7 +31,9 @@ def subclasses(cls: type[TangoError]) -> Iterator[type[TangoError]]:
 
 def every_error() -> list[type[TangoError]]:
     for module in pkgutil.walk_packages(tango.__path__, "tango."):
-        if not module.name.startswith("tango.kernels.") and not module.name.endswith("__main__"):  # those need Triton
+        if not module.name.startswith("tango.batched.kernels.") and not module.name.endswith(
+            "__main__"
+        ):  # those need Triton
             importlib.import_module(module.name)
     return sorted({c for c in subclasses(TangoError) if c.__module__.startswith("tango.")}, key=lambda c: c.__name__)
 

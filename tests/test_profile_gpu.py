@@ -48,7 +48,7 @@ def test_asks_for_the_right_things_and_passes_options_on(tmp_path: Path) -> None
         "results/bench_pruner_some_gpu_video.json", "results/bench_pruner_some_gpu_iid.json",
         "results/profile_some_gpu.json", "results/profile_some_gpu_compiled.json",
     ]  # fmt: skip
-    methods = [f"{name}{code}" for code in ("", ", plain code") for name in ("tango-r0.1", "tango-r0.15", "tango-r0.2")]
+    methods = [f"{name}{code}" for code in ("", "-engineplain") for name in ("tango-r0.1", "tango-r0.15", "tango-r0.2")]
     assert [one.label for one in profile.candidates_from(plain)] == [
         f"{method}, {tower} tower" for tower in ("sdpa", "eager") for method in ("none", *methods)
     ]

@@ -1,1 +1,1 @@
-"""Benchmarks, and the plain code that they compare against."""
+"""Benchmarks."""

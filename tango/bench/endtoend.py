@@ -14,7 +14,6 @@ import torch
 
 from tango.answering import generate_ids
 from tango.bench.common import synchronize
-from tango.bench.reference import PlainTangoPruner
 from tango.containers import Video
 from tango.evaluation import Answer, Efficiency, MethodConfig
 from tango.evaluation.answerer import applied
@@ -22,7 +21,7 @@ from tango.evaluation.records import peak_bytes
 from tango.llm_shapes import llm_widths
 from tango.models import adapter_class
 from tango.ops.flops import layer_flops
-from tango.pruning import Pruning, prune
+from tango.pruning import Pruning
 from tango.quickstart import draw_frames
 from tango.stats import PruningStats
 
@@ -37,22 +36,19 @@ class Candidate:
 
     method: MethodConfig
     tower_attention: str | None = None  # None: the tower's own
-    plain: bool = False  # the method is tango, as `tango.bench.reference` has it
     answers: list[Answer] = field(default_factory=list)
     stats: PruningStats | None = None  # of the last run
     error: str | None = None
 
     @property
     def label(self) -> str:
-        """A name for tables, such as "tango-r0.1" or "tango-r0.1, plain code, eager tower"."""
+        """A name for tables, such as "tango-r0.1" or "tango-r0.1, eager tower"."""
         tower = "" if self.tower_attention is None else f", {self.tower_attention} tower"
-        return f"{self.method.label}{', plain code' * self.plain}{tower}"
+        return f"{self.method.label}{tower}"
 
     def applied(self, model: Any) -> Pruning:
         """The pruning that is measured."""
-        if not self.plain:
-            return applied(self.method, model)
-        return prune(model, PlainTangoPruner(**self.method.options), saliency=self.method.saliency)
+        return applied(self.method, model)
 
 
 def measure(
@@ -196,7 +192,6 @@ def _summary(model: Any, candidate: Candidate, of_plain: _Runs, of_eager: _Runs,
         "label": candidate.label,
         "method": candidate.method.to_dict(),
         "tower_attention": candidate.tower_attention,
-        "plain": candidate.plain,
         "error": candidate.error,
         "runs": len(candidate.answers),
     }

@@ -1,26 +1,24 @@
 """Times a pruner on synthetic tokens: in total, by stage, in memory, by video length, and against plain code.
 
-Behind `tango bench pruner`. Pruners hold no timing code: the functions that a method calls are wrapped from outside,
-in runs of their own. MB are 10**6 bytes.
+Behind `tango bench pruner`. The plain code is the page itself, `engine="plain"`. MB are 10**6 bytes.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import dataclasses
 import functools
 import json
 import math
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
+from torch.profiler import ProfilerActivity, profile, record_function
 from tqdm import tqdm
 
 import tango
@@ -31,35 +29,21 @@ from tango.bench.common import (
     make_report,
     number,
     positive,
-    synchronize,
     threads,
     time_ms,
     tokens_from,
 )
-from tango.bench.reference import reference_prune
 from tango.containers import PrunedTokens, VisualTokens
 from tango.files import write_json
 from tango.methods import Pruner, available_pruners, build_pruner
 from tango.methods.tango import TangoPruner
-from tango.ops import clustering, reduction
 from tango.report.text import align
 
+# The ranges that methods mark for torch's profiler, as "tango::name"; time in a nested one counts for the inner stage.
 STAGES: tuple[str, ...] = (
     "similarity", "segmentation", "rotation", "selection", "products", "clustering", "merging", "other",
 )  # fmt: skip
-# Name in a method's module, or of a method of its class -> stage. Time in a nested one counts for the inner stage.
-_STAGE_OF = {
-    "adjacent_similarity": "similarity",
-    "_segment": "segmentation",  # with the copy of the similarities to the host
-    "strope_rotations": "rotation",
-    "gather_rotated": "rotation",
-    "mask_sinks": "selection",
-    "diverse_top_k": "selection",
-    "density_peaks_varlen": "clustering",
-    "gram": "products",  # those behind distances, where a whole matrix of them is held
-    "merge_into_anchors": "merging",
-    "merge_over_frames": "merging",
-}
+_PREFIX = "tango::"
 _LEAST_AGREEMENT = 0.99  # of the kept tokens; rounding may swap near-equal scores
 
 
@@ -125,8 +109,8 @@ def _row(args: argparse.Namespace, pruner: Pruner, num_frames: int, device: torc
     kept = pruner(tokens)  # also the warm-up
     reference = None
     if num_frames <= args.reference_up_to and isinstance(pruner, TangoPruner):
-        reference = functools.partial(reference_prune, tokens, pruner)
-    agreement = _agreement(kept, reference()[0]) if reference else {}
+        reference = functools.partial(dataclasses.replace(pruner, engine="plain"), tokens)
+    agreement = _agreement(kept, reference().indices) if reference else {}
     total_ms, reference_ms = [], []
     for _ in range(args.repeats):
         total_ms.append(time_ms(functools.partial(pruner, tokens), device))
@@ -168,68 +152,37 @@ def _comparison(total_ms: list[float], reference_ms: list[float]) -> dict[str, A
     }
 
 
-class _StageClock:
-    """Charges time to whichever stage is running, and to "other" in between."""
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._stage, self._since = "other", 0.0
-        self.elapsed_ms = dict.fromkeys(STAGES, 0.0)
-
-    def switch(self, stage: str) -> str:
-        """Stop the running stage and start `stage`; returns the one stopped."""
-        synchronize(self._device)
-        now = time.perf_counter()
-        self.elapsed_ms[self._stage] += (now - self._since) * 1e3
-        stopped, self._stage, self._since = self._stage, stage, now
-        return stopped
-
-    def wrap(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            outer = self.switch(stage)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.switch(outer)
-
-        return timed
-
-    def time(self, function: Callable[[], object]) -> dict[str, float]:
-        """Run the function; milliseconds by stage."""
-        synchronize(self._device)
-        self._since = time.perf_counter()
-        function()
-        self.switch("other")
-        return self.elapsed_ms
-
-
-@contextlib.contextmanager
-def _stages_wrapped(pruner: Pruner, clock: _StageClock) -> Iterator[int]:
-    """Wrap what this method calls for each stage, and put it back; yields how many functions were found."""
-    cls, found = type(pruner), 0
-    homes = [sys.modules[base.__module__] for base in cls.__mro__ if issubclass(base, Pruner)]
-    if any(hasattr(home, "reduce_rows") for home in homes):
-        homes += [reduction, clustering]  # where the method's own calls go on
-    with contextlib.ExitStack() as stack:
-        for home in dict.fromkeys([cls, *homes]):
-            for name, stage in _STAGE_OF.items():
-                if hasattr(home, name):
-                    stack.enter_context(mock.patch.object(home, name, clock.wrap(getattr(home, name), stage)))
-                    found += 1
-        yield found
-
-
 def _stages_ms(pruner: Pruner, tokens: VisualTokens, repeats: int, device: torch.device) -> dict[str, float] | None:
-    """Median milliseconds by stage, or None for a method without stages."""
+    """Median milliseconds by stage, on the device's own clock, or None for a method that marks no stages."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     runs = []
     for _ in range(repeats):
-        clock = _StageClock(device)
-        with _stages_wrapped(pruner, clock) as found:
-            if not found:
-                return None
-            runs.append(clock.time(functools.partial(pruner, tokens)))
-    return {f"{stage}_ms": statistics.median(run[stage] for run in runs) for stage in STAGES}
+        with profile(activities=activities) as recorded, record_function(f"{_PREFIX}other"):
+            pruner(tokens)
+        runs.append(_by_stage(recorded, device))
+    if set(runs[0]) <= {"other"}:
+        return None
+    return {f"{stage}_ms": statistics.median(run.get(stage, 0.0) for run in runs) for stage in STAGES}
+
+
+def _by_stage(recorded: profile, device: torch.device) -> dict[str, float]:
+    """Milliseconds within every stage and no stage inside it."""
+    totals: dict[str, float] = {}
+
+    def add(event: Any, stage: str | None) -> None:
+        own = event.name.removeprefix(_PREFIX) if event.name.startswith(_PREFIX) else None
+        if own is not None:
+            us = event.device_time_total if device.type == "cuda" else event.cpu_time_total
+            totals[own] = totals.get(own, 0.0) + us / 1e3
+            if stage is not None:
+                totals[stage] -= us / 1e3
+        for child in event.cpu_children:
+            add(child, own or stage)
+
+    for event in recorded.events() or ():
+        if event.cpu_parent is None and str(event.device_type).endswith("CPU"):
+            add(event, None)
+    return totals
 
 
 def growth_exponent(smaller: dict[str, Any], larger: dict[str, Any], key: str) -> float | None:

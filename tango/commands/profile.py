@@ -23,7 +23,7 @@ import tango
 from tango.bench import endtoend, random_model
 from tango.bench.common import number, positive, thread_count, threads
 from tango.bench.endtoend import Candidate, first_line
-from tango.commands.common import parsing, quiet, words
+from tango.commands.common import parse_option, parsing, quiet, words
 from tango.errors import OptionError, TangoError
 from tango.evaluation import Efficiency, MethodConfig, environment
 from tango.evaluation.efficiency import TTFT
@@ -35,7 +35,6 @@ from tango.report.text import align, markdown
 
 QUESTION = "What happens in this video?"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_PLAIN = "tango-plain"
 _NEEDS = {  # options that mean nothing without another one
     "siglip": "model",
     "offline": "model",
@@ -64,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         default="none,tango",
         metavar="NAMES",
-        help=f"with commas between; none: all tokens; {_PLAIN}: tango in plain code, as a yardstick (none,tango)",
+        help="with commas between; none: all tokens; name:option=value sets an option, such as tango:engine=plain, "
+        "the paper's page as it stands (none,tango)",
     )
     add("--ratios", default="0.1", metavar="RATIOS", help="fractions of visual tokens kept, with commas between (0.1)")
     add("--saliency", choices=("p-attn", "attn"), default="p-attn", help="source of saliency (p-attn)")
@@ -157,20 +157,24 @@ def candidates_from(args: argparse.Namespace) -> list[Candidate]:
             ratios.append(float(text))
         except ValueError as error:
             raise OptionError(f"--ratios needs numbers with commas between, got {args.ratios!r}") from error
-    methods: list[tuple[MethodConfig, bool]] = []
-    for name in _names(args.methods):
-        options = [{}] if name == "none" else [{"retention_ratio": ratio} for ratio in ratios]
-        plain, method = name == _PLAIN, "tango" if name == _PLAIN else name
-        methods += [(MethodConfig(method=method, options=own, saliency=args.saliency), plain) for own in options]
+    methods: list[MethodConfig] = []
+    for text in _names(args.methods):
+        if text == "tango-plain":
+            print("tango: warning: tango-plain is deprecated; write tango:engine=plain", file=sys.stderr)
+            text = "tango:engine=plain"
+        name, *given = text.split(":")
+        options = dict(map(parse_option, given))
+        methods += [
+            MethodConfig(method=name, options=own | options, saliency=args.saliency)
+            for own in ([{}] if name == "none" else [{"retention_ratio": ratio} for ratio in ratios])
+        ]
     towers: Sequence[str | None] = _names(args.tower_attn_implementation or "") or [None]
     for tower in towers:
         if tower is not None:
             check_attention(tower)
     if not methods:
         raise OptionError("--methods and --ratios must name at least one of each")
-    return [
-        Candidate(method=method, plain=plain, tower_attention=tower) for tower in towers for method, plain in methods
-    ]
+    return [Candidate(method=method, tower_attention=tower) for tower in towers for method in methods]
 
 
 def _names(text: str) -> list[str]:

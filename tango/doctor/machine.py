@@ -108,7 +108,7 @@ def kernels() -> Finding:
     """Whether Tango's Triton kernels are used, or why not."""
     import torch
 
-    from tango.kernels import kernels_run_on
+    from tango.batched.kernels import kernels_run_on
 
     if not torch.cuda.is_available():
         return Finding("kernels", "note", "not used: they need an NVIDIA GPU")

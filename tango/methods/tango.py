@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.profiler import record_function
 
+from tango.batched import Options, Segments, prune_segments
 from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
-from tango.kernels import kernels_allowed
+from tango.errors import OptionError
 from tango.methods.base import Limits, Pruner
 from tango.methods.registry import register
-from tango.ops.blocks import upload_together
+from tango.ops.assembly import assemble
+from tango.ops.budget import exact_count, exact_segment_budgets, segment_budgets
 from tango.ops.checks import check_finite_on_host
-from tango.ops.groups import competing_groups, lay_out, static_places
-from tango.ops.merging import merge_over_frames
-from tango.ops.reduction import clusters_of_tokens, reduce_rows
-from tango.ops.segmentation import adjacent_similarity, segment_by_cuts, segment_by_static_tokens
-from tango.ops.selection import mask_sinks
-from tango.ops.strope import Rotation, check_sections, gather_rotated, identity_rotations, strope_rotations
+from tango.ops.clustering import dpc_knn
+from tango.ops.merging import merge_into_anchors
+from tango.ops.segmentation import adjacent_similarity, segment_by_cuts, segment_by_static_tokens, static_places
+from tango.ops.selection import mask_sinks, top_k
+from tango.ops.similarity import unit_rows
+from tango.ops.strope import check_sections, strope
+from tango.shapes import Float, Int
 
-# Of rotated tokens worked on at once, unless a single segment has more. A GPU takes a whole video of 256 frames; a CPU,
-# what stays in its last cache.
-_GPU_BYTES, _CPU_BYTES = 1 << 30, 24 << 20
+_Segments = tuple[list[int], list[NDArray[np.bool_]]]
 
 
 @register("tango")
@@ -58,7 +58,10 @@ class TangoPruner(Pruner):
     rope_sections: tuple[int, int, int] | None = None  # None: near-equal even parts; 1196, 1194, 1194 of 3584
     merge_weight: float = 0.6  # least weight of the anchor in its cluster (release); 0: average pooling (paper)
     anchor_order: Literal["aligned", "release"] = "aligned"  # release: merged rows land by density order
-    kernels: bool = True  # Triton kernels on GPUs that they run on; False: PyTorch's operators everywhere
+    kernels: bool = (
+        True  # Triton kernels for averaging and rotating on GPUs that they run on; False: PyTorch's operators
+    )
+    engine: Literal["auto", "plain", "batched"] = "auto"  # plain: this page as it stands; batched: all segments at once
 
     needs: ClassVar[Signal] = Signal.SALIENCY
     limits: ClassVar[Limits] = {
@@ -78,6 +81,10 @@ class TangoPruner(Pruner):
         super().__post_init__()
         if self.rope_sections is not None:
             object.__setattr__(self, "rope_sections", tuple(self.rope_sections))
+        if self.engine == "batched" and (own := self._overridden()):
+            raise OptionError(
+                f"engine 'batched' does not call {own[0]} of {type(self).__name__}; expected auto or plain"
+            )
 
     @property
     def wants(self) -> Signal:
@@ -85,88 +92,152 @@ class TangoPruner(Pruner):
         return wants | Signal.FRAME_EMBEDS if self.segmentation == "fastvid" else wants
 
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
-        with kernels_allowed(self.kernels):
-            return self._prune(tokens)
-
-    def _prune(self, tokens: VisualTokens) -> PrunedTokens:
-        T, N, D = tokens.features.shape
-        x, device = tokens.features.flatten(0, 1), tokens.features.device
-        with torch.no_grad():
-            similarity, inverse_norms = adjacent_similarity(_at_least_two(tokens.features))
-            groups = competing_groups(
-                *self._segment(tokens, similarity), self.retention_ratio, self.context_ratio, exact=self.exact_budget
+        assert tokens.saliency is not None  # the caller checked `needs`
+        x, (T, N, _) = tokens.features, tokens.features.shape
+        saliency = mask_sinks(tokens.saliency.float(), tokens.sink_positions)
+        with record_function("tango::similarity"):
+            similarity, inverse_norms = adjacent_similarity(_at_least_two(x.detach()))
+        lengths, static = self._segment(tokens, similarity)
+        static, budgets = self._budgets(lengths, static)
+        if self.engine == "batched" or (self.engine == "auto" and not self._overridden()):
+            return prune_segments(
+                x, saliency, inverse_norms[:T], tokens.grid, Segments(lengths, static, budgets), self._options(tokens)
             )
-            layout = lay_out(groups, T, N, max_rows=(_CPU_BYTES if device.type == "cpu" else _GPU_BYTES) // (4 * D))
-            token, span, row, members, first_members = upload_together(
-                layout.tokens, layout.spans, layout.rows,
-                layout.members, layout.spans.cumsum() - layout.spans, device=device,
-            )  # fmt: skip
-            saliency = self._saliency(tokens, members, first_members) / span
-            rotations = self._rotations(tokens)
 
-            # One workspace for all batches: fresh memory costs more than the arithmetic done in it.
-            space = torch.empty(layout.largest_batch, D, device=device)
+        points = self.rotate(tokens)
+        index = torch.arange(T * N, device=x.device).view(T, N)
+        absorbed_by = torch.full_like(index, -1)  # the kept token that stands for each
+        indices, features, start = [], [], 0
+        for length, places, (num_static, num_others) in zip(lengths, static, budgets, strict=True):
+            still, moving = (torch.from_numpy(own).to(x.device) for own in (places, ~places))
+            frames, first = slice(start, start + length), slice(start, start + 1)
+            # Section 4.1: a static token is its mean over the segment, in the segment's first frame.
+            mean, score = x[frames, still].float().mean(0, keepdim=True), saliency[frames, still].mean(0, keepdim=True)
+            for where, own, rows, scores, budget in (
+                (first, still, mean, score, num_static),
+                (frames, moving, x[frames, moving], saliency[frames, moving], num_others),
+            ):
+                if budget:
+                    kept, merged, stands_for = self._reduce(rows, scores, points[where, own], budget)
+                    tokens_of_rows = index[where, own]
+                    indices.append(tokens_of_rows.flatten()[kept])
+                    features.append(merged.to(x.dtype))
+                    ids = torch.where(stands_for >= 0, tokens_of_rows.flatten()[stands_for], -1)
+                    absorbed_by[frames, own] = ids.view_as(tokens_of_rows)
+            start += length
+        return assemble(indices, features, absorbed_by.flatten())
 
-            def rotated(rows: Tensor) -> Tensor:
-                out = space[: len(rows)]
-                return gather_rotated(x, inverse_norms[:T].flatten(), token[rows], tokens.grid, rotations, out=out)
+    def _reduce(
+        self, x: Float[Tensor, "n L D"], saliency: Float[Tensor, "n L"], points: Float[Tensor, "n L D"], budget: int
+    ) -> tuple[Int[Tensor, "K"], Float[Tensor, "K D"], Int[Tensor, "n*L"]]:
+        """Keep `budget` of n frames of L tokens: which, their features, and which stands for each token (-1: none)."""
+        n, L, _ = x.shape
+        # Section 4.2: salient tokens, frame by frame.
+        per_frame = int(budget // n * (1.0 - self.context_ratio))
+        salient = torch.cat([t * L + self.select(saliency[t], points[t], per_frame) for t in range(n)])
+        # Section 4.3: the others of all frames are clustered, and each cluster is merged into its anchor.
+        x, points = x.flatten(0, 1), points.flatten(0, 1)
+        free = torch.ones(n * L, dtype=torch.bool, device=x.device).index_fill_(0, salient, False)
+        context, num_merged = free.nonzero()[:, 0], budget - len(salient)
+        stands_for = torch.full((n * L,), -1, device=x.device).index_copy_(0, salient, salient)
+        if not num_merged:
+            return salient, x[salient], stands_for
+        if num_merged < len(context):
+            centres, cluster = _with_own_centres(*self.cluster(points[context], num_merged))
+        else:
+            centres = cluster = torch.arange(len(context), device=x.device)
+        merged = merge_into_anchors(x[context], cluster, centres, weight=self.merge_weight)
+        if self.anchor_order == "release" and num_merged < len(context):
+            centres = centres[centres.argsort().argsort()]  # the i-th in the video's order lands at the i-th best
+        anchors = context[centres]
+        stands_for[context] = anchors[cluster]
+        return torch.cat([salient, anchors]), torch.cat([x[salient], merged]), stands_for
 
-            reduce = partial(
-                reduce_rows, gather=rotated, alpha=self.alpha, num_neighbors=self.num_neighbors,
-                by_density=self.anchor_order == "release",
-            )  # fmt: skip
-            kept = [reduce(batch, saliency[batch.rows]) for batch in layout.batches]
-            rows, anchors, absorbed_by = (torch.cat(parts) for parts in zip(*kept, strict=True))
-            indices, order = token[rows].sort()
-            cluster = clusters_of_tokens(rows[order], absorbed_by)[row]
-            anchors = anchors[order]
-        features = merge_over_frames(
-            x, cluster, token[anchors], span[anchors], weight=self.merge_weight, stride=N,
-            num_averaged=layout.num_averaged,
-        )  # fmt: skip
-        assignment = torch.where(cluster < len(indices), cluster, -1)
-        return PrunedTokens(features=features, indices=indices, assignment=assignment)
+    def select(self, saliency: Float[Tensor, "L"], points: Float[Tensor, "L D"], k: int) -> Int[Tensor, "k"]:
+        """Section 4.2, eq. 5: of a frame's floor(alpha k) most salient tokens, k that differ, the best of each cluster.
+
+        A subclass may choose k of L tokens otherwise; `points` tell tokens apart: unit rows after ST-RoPE.
+        """
+        candidates = top_k(saliency[None], min(int(self.alpha * k), len(saliency)))[0]  # best first
+        if len(candidates) <= k:
+            return candidates
+        _, cluster = _with_own_centres(*self.cluster(points[candidates], k))
+        rank = torch.arange(len(candidates), device=cluster.device)
+        return candidates[torch.full_like(rank[:k], len(rank)).scatter_reduce_(0, cluster, rank, "amin")]
+
+    def cluster(self, points: Float[Tensor, "M D"], k: int) -> tuple[Int[Tensor, "k"], Int[Tensor, "M"]]:
+        """Sections 4.2 and 4.3, eq. 4: the rows of k centres, best first, and which of the k each row belongs to.
+
+        A subclass may cluster by another rule.
+        """
+        return dpc_knn(points, k, k=self.num_neighbors)
+
+    @torch.no_grad()
+    def rotate(self, tokens: VisualTokens) -> Float[Tensor, "T N D"]:
+        """Section 4.3, eq. 6-8: what tells tokens apart, unit rows turned by time and place (ST-RoPE)."""
+        unit, times = unit_rows(tokens.features), self._times(tokens)
+        sections = check_sections(self.rope_sections, unit.shape[-1])
+        bases = {"base_time": self.base_time, "base_space": self.base_space}
+        return unit if times is None else strope(unit, times, tokens.grid, sections=sections, **bases)
+
+    def _times(self, tokens: VisualTokens) -> Tensor | None:
+        """What ST-RoPE counts time in."""
+        if self.rope == "frames":
+            return torch.arange(float(len(tokens.features)), device="cpu")
+        return tokens.timestamps_s if self.rope == "seconds" else None
 
     @torch.no_grad()
     def segments(self, tokens: VisualTokens) -> list[int]:
         """Frames per segment of a video, as `prune` cuts it."""
         return self._segment(tokens, adjacent_similarity(_at_least_two(tokens.features))[0])[0]
 
-    def _segment(self, tokens: VisualTokens, similarity: Tensor) -> tuple[list[int], list[NDArray[np.bool_]]]:
-        """Frames per segment, and of each on the host which places are averaged over its frames, (N,)."""
+    def _segment(self, tokens: VisualTokens, similarity: Float[Tensor, "E N"]) -> _Segments:
+        """Section 4.1, eq. 2-3: frames per segment, and of each which places are averaged over its frames, (N,)."""
         T, N, _ = tokens.features.shape
-        if self.segmentation == "fastvid":
-            embeds = tokens.frame_embeds
-            embeds = tokens.features.mean(1, dtype=torch.float32) if embeds is None else embeds
-            similarity = torch.cat([similarity, adjacent_similarity(_at_least_two(embeds[:, None]))[0]], dim=1)
-        if tokens.saliency is not None:
-            similarity = similarity + 0 * tokens.saliency.sum()  # NaN or infinity there shows in this table
-        table = similarity.cpu().numpy()  # the only host-device synchronisation
-        check_finite_on_host(table, "features or saliency")
-        table, threshold = table[: T - 1], self.resolved_segment_threshold
-        if self.segmentation == "fastvid":
-            lengths = segment_by_cuts(table[:, N], threshold)
-        else:
-            lengths = segment_by_static_tokens(table[:, :N], threshold)
-        return lengths, static_places(lengths, (table[:, :N] > self.resolved_static_threshold) & self.static_merging)
+        with torch.no_grad(), record_function("tango::segmentation"):
+            if self.segmentation == "fastvid":
+                embeds = tokens.frame_embeds
+                embeds = tokens.features.mean(1, dtype=torch.float32) if embeds is None else embeds
+                similarity = torch.cat([similarity, adjacent_similarity(_at_least_two(embeds[:, None]))[0]], dim=1)
+            if tokens.saliency is not None:
+                similarity = similarity + 0 * tokens.saliency.sum()  # NaN or infinity there shows in this table
+            table = similarity.cpu().numpy()  # the only host-device synchronisation
+            check_finite_on_host(table, "features or saliency")
+            table, threshold = table[: T - 1], self.resolved_segment_threshold
+            if self.segmentation == "fastvid":
+                lengths = segment_by_cuts(table[:, N], threshold)
+            else:
+                lengths = segment_by_static_tokens(table[:, :N], threshold)
+            is_static = (table[:, :N] > self.resolved_static_threshold) & self.static_merging
+            return lengths, static_places(lengths, is_static)
 
-    def _saliency(self, tokens: VisualTokens, members: Tensor, first_members: Tensor) -> Tensor:
-        """Of every row the sum over its members, whose list holds them row after row.
+    def _budgets(
+        self, lengths: list[int], static: list[NDArray[np.bool_]]
+    ) -> tuple[list[NDArray[np.bool_]], list[tuple[int, int]]]:
+        """What is averaged, and how many tokens each segment keeps: (static, others in all its frames)."""
+        N, num_tokens = len(static[0]), sum(lengths) * len(static[0])
+        saved = sum((length - 1) * int(places.sum()) for length, places in zip(lengths, static, strict=True))
+        if self.exact_budget and num_tokens - saved < exact_count(num_tokens, self.retention_ratio):
+            static = [np.zeros_like(places) for places in static]  # averaging would leave too few
+        budgets = exact_segment_budgets if self.exact_budget else segment_budgets
+        return static, budgets(lengths, [int(places.sum()) for places in static], N, self.retention_ratio)
 
-        They are added up in order on every device; `index_add_` on a GPU would round differently from run to run.
-        """
-        assert tokens.saliency is not None  # the caller checked `needs`
-        saliency = mask_sinks(tokens.saliency.float(), tokens.sink_positions).reshape(-1, 1)
-        return F.embedding_bag(members, saliency, first_members, mode="sum")[:, 0]
+    def _options(self, tokens: VisualTokens) -> Options:
+        """What the batched engine needs to know."""
+        return Options(
+            times=self._times(tokens), rope_sections=self.rope_sections, base_time=self.base_time,
+            base_space=self.base_space, context_ratio=self.context_ratio, alpha=self.alpha,
+            num_neighbors=self.num_neighbors, merge_weight=self.merge_weight,
+            by_density=self.anchor_order == "release", kernels=self.kernels,
+        )  # fmt: skip
 
-    def _rotations(self, tokens: VisualTokens) -> tuple[Rotation, Rotation, Rotation]:
-        (T, _, D), device = tokens.features.shape, tokens.features.device
-        sections = check_sections(self.rope_sections, D)
-        if self.rope == "none":
-            return identity_rotations(T, tokens.grid, sections, device=device)
-        times = tokens.timestamps_s if self.rope == "seconds" else torch.arange(float(T), device=device)
-        bases = {"base_time": self.base_time, "base_space": self.base_space}
-        return strope_rotations(times, tokens.grid, sections, **bases, device=device)
+    def _overridden(self) -> list[str]:
+        """Steps that a subclass has in its own way."""
+        return [
+            step
+            for step in ("select", "cluster", "rotate")
+            if getattr(type(self), step) is not getattr(TangoPruner, step)
+        ]
 
     @property
     def resolved_segment_threshold(self) -> float:
@@ -183,6 +254,11 @@ class TangoPruner(Pruner):
 def _at_least_two(x: Tensor) -> Tensor:
     """A single frame is compared with itself, so that its values are checked like all others."""
     return x if len(x) > 1 else x.expand(2, -1, -1)
+
+
+def _with_own_centres(centres: Int[Tensor, "k"], cluster: Int[Tensor, "M"]) -> tuple[Tensor, Tensor]:
+    """Whatever the rule, a centre is in its own cluster."""
+    return centres, cluster.index_copy(0, centres, torch.arange(len(centres), device=centres.device))
 
 
 @register("tango-paper")

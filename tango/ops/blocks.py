@@ -24,7 +24,7 @@ def blocks(count: int, bytes_each: int, device: torch.device, *, cpu_bytes: int 
 
 def upload(values: Tensor | Sequence[int] | NDArray[np.int64], device: torch.device) -> Tensor:
     """A tensor, or integers, from the host, without waiting for the device; what is there already stays."""
-    tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.long)
+    tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.long, device="cpu")
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

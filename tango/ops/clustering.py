@@ -1,9 +1,8 @@
 """Density-peaks clustering with k nearest neighbours (DPC-KNN), deterministic and in bounded memory.
 
-Squared distances are counted in ticks: whole multiples of 2**-18 of a set's largest squared norm, several times the
-error of the float32 product they come from. Rows that are equal then tie exactly, whatever the matrix library, and sums
-of a few distances are exact in any order. Every tie goes to the lower row. (That is for full float32 products, torch's
-default: on a GPU where the user's process allows TF32, near decisions may fall otherwise.)
+Squared distances are counted in ticks: whole multiples of 2**-18 of a power of four near a set's largest squared norm,
+several times the error of the float32 product they come from. Rows that are equal then tie exactly, whatever the matrix
+library, and sums of a few distances are exact in any order. Every tie goes to the lower row.
 """
 
 from __future__ import annotations
@@ -14,45 +13,42 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tango.ops.similarity import gram
-from tango.shapes import Bool, Float, Int
+from tango.ops.similarity import gram, products
+from tango.shapes import Float, Int
 
-_TICKS = 2.0**18
-# How many distances: a batch of sets is made up to; are held (1 GiB: all of one set up to 16384 rows); are looked at
-# together.
-_MAX_BATCH, _MAX_HELD, _MAX_BLOCK = 1 << 24, 1 << 28, 1 << 22
-_MAX_BATCH_GPU, _MAX_BLOCK_GPU = 1 << 27, 1 << 26
+TICK_LENGTH = 2.0**-9  # of rows of length 1: a tick is its square
+# How many distances are held (1 GiB, all of one set up to 16384 rows; on a GPU half of that), and looked at together:
+# as many as stay in a CPU's cache; on a GPU, which wants few launches, a quarter of the numbers that they are between.
+_MAX_HELD, _MAX_BLOCK = 1 << 28, 1 << 22
+MAX_HELD_GPU, _MIN_BLOCK_GPU, _MAX_BLOCK_GPU = 1 << 27, 1 << 23, 1 << 26
 
 
-def dpc_knn(x: Float[Tensor, "M D"], num_clusters: int, *, k: int = 7) -> Int[Tensor, "num_clusters"]:
+def dpc_knn(
+    points: Float[Tensor, "M D"], num_clusters: int, *, k: int = 7
+) -> tuple[Int[Tensor, "num_clusters"], Int[Tensor, "M"]]:
     """Pick cluster centres that are locally dense and far from anything denser.
 
     Distances are Euclidean, in float32. Ties break towards the lower row.
 
     Returns:
-        Rows of `x`, in increasing order.
+        Rows of `points` that are centres, best first; and for every row which of them is nearest, a centre's own being
+        itself.
     Raises:
         ValueError: `num_clusters` is outside 1..M, or `k` is below 1.
     Source: density peaks with k nearest neighbours, section 4.2, eq. 4 of arXiv:2604.09547.
-    Deviation: the release adds 1e-6 random noise to the density and returns centres by score.
+    Deviation: the release adds 1e-6 random noise to the density.
+    Example: `centres, assignment = dpc_knn(torch.randn(100, 64), 10)`
     """
-    centres, _ = density_peaks(x[None], num_clusters, k=k)
-    return centres[0].sort().values
+    (centres,), (nearest,) = density_peaks(points[None], num_clusters, k=k)
+    which = torch.empty_like(nearest).scatter_(0, centres, torch.arange(num_clusters, device=points.device))
+    return centres, which[nearest]
 
 
 def density_peaks(
-    x: Float[Tensor, "B M D"],
-    num_clusters: int,
-    *,
-    k: int = 7,
-    num_rows: Int[Tensor, "B"] | None = None,
-    clusters: Int[Tensor, "B"] | None = None,
+    x: Float[Tensor, "B M D"], num_clusters: int, *, k: int = 7
 ) -> tuple[Int[Tensor, "B C"], Int[Tensor, "B M"]]:
-    """Cluster B sets of rows at once; no set changes what becomes of another.
+    """Cluster B sets of rows as `dpc_knn` does one; no set changes what becomes of another.
 
-    Args:
-        num_rows: how many rows of each set count, those before its padding; None: all.
-        clusters: how many of `num_clusters` clusters each set gets; None: all. What is returned beyond means nothing.
     Returns:
         The centres of each set, highest score first; and for every row the row of its nearest centre (a centre's own
         is itself).
@@ -65,83 +61,90 @@ def density_peaks(
         raise ValueError(f"num_clusters must lie in 1..{M} (the number of rows), got {num_clusters}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    place = torch.arange(M, device=x.device)
-    padding = None if num_rows is None else place >= num_rows[:, None]
-    ticks = _Ticks(x, padding)
-    neighbours = min(k, M - 1)
-
-    nearest = torch.full((*x.shape[:2], neighbours + 1), torch.inf, device=x.device)  # each row itself is one more
-    for rows, _, block in ticks.blocks():
-        found = _smallest(block, min(neighbours + 1, block.shape[-1]))
-        if block.shape[-1] < M:
-            found = _smallest(torch.cat([nearest[:, rows], found], dim=-1), neighbours + 1)
-        nearest[:, rows] = found
-    if padding is None:
-        distance_sum = nearest.sum(-1)  # in ticks
-    else:  # a short set has fewer neighbours
-        distance_sum = nearest.nan_to_num_(nan=torch.nan, posinf=0).sum(-1).masked_fill_(padding, torch.inf)
-    order = distance_sum.sort(dim=-1, stable=True).indices  # densest first, padding last
-    rank = torch.empty_like(order).scatter_(1, order, place.expand_as(order))
-
-    delta = torch.full_like(distance_sum, torch.inf)
-    for rows, columns, block in ticks.blocks():
-        denser = rank[:, None, columns] < rank[:, rows, None]
-        least = delta[:, rows]
-        torch.minimum(least, torch.where(denser, block, torch.inf).amin(-1), out=least)
-    minus = -max(neighbours, 1) if num_rows is None else (1 - num_rows).clamp(-k, -1)[:, None]
-    score = (distance_sum * (ticks.tick / minus)).exp_().mul_(delta.clamp_min_(0).sqrt_())
-    if padding is not None:
-        score.masked_fill_(padding, -torch.inf)
+    x = x.float()
+    norms = torch.linalg.vector_norm(x, dim=-1)
+    length = norms.amax(-1, keepdim=True).clamp_min(2.0**-60).log2().round().exp2()  # (B, 1)
+    scale = 1 / (length * TICK_LENGTH)  # a power of two, so that nothing is rounded
+    ticks = Ticks(x * scale[:, :, None], (norms * scale).square())
+    distance_sum = ticks.sums_of_nearest(k)
+    order = distance_sum.sort(dim=-1, stable=True).indices  # densest first
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(M, device=x.device).expand_as(order))
+    density = (distance_sum / (-max(1, min(k, M - 1)) * scale.square())).exp_()
+    score = density.mul_(ticks.to_denser(rank).clamp_min_(0).sqrt_())
     score.scatter_(1, order[:, :1], torch.inf)  # eq. 4's second case: nothing is denser
     centres = score.sort(dim=-1, descending=True, stable=True).indices[:, :num_clusters]
-    if clusters is None:
-        return centres, ticks.nearest_of(centres)
-    chosen = place[:num_clusters] < clusters[:, None]
-    return centres, ticks.nearest_of(torch.where(chosen, centres, centres[:, :1]))
+    ordered = centres.sort(dim=-1).values
+    nearest = ordered.gather(1, ticks.which_is_nearest(ordered))
+    return centres, nearest.scatter_(1, ordered, ordered)
 
 
-def _smallest(x: Float[Tensor, "B R C"], count: int) -> Float[Tensor, "B R count"]:
-    return x.topk(count, dim=-1, largest=False, sorted=False).values
-
-
-def max_elements(device: torch.device) -> int:
-    """How many distances the sets of one batch may have together."""
-    return _MAX_BATCH if device.type == "cpu" else _MAX_BATCH_GPU
-
-
-class _Ticks:
-    """Squared distances in ticks between the rows of every set. Padding is infinitely far from everything.
+class Ticks:
+    """Squared distances between the rows of every set, in whole numbers.
 
     A matrix that fits is multiplied once and held; of another, every pass multiplies one half anew, block by block.
+
+    Args:
+        x: rows so long that 1 is a tick.
+        squares: their squared lengths; infinite ones make rows of padding, infinitely far from everything.
+        is_short: some sets have fewer rows than are asked for, the others being padding.
     """
 
-    def __init__(self, x: Float[Tensor, "B M D"], padding: Bool[Tensor, "B M"] | None):
+    def __init__(self, x: Float[Tensor, "B M D"], squares: Float[Tensor, "B M"], *, is_short: bool = False):
         B, M, _ = x.shape
-        self._x = x.float()
-        self._squares = torch.linalg.vector_norm(self._x, dim=-1).square()
-        largest = self._squares if padding is None else self._squares.masked_fill(padding, 0)
-        # One tick, as a squared length, (B, 1)
-        self.tick = largest.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / _TICKS
-        if padding is not None:
-            self._squares.masked_fill_(padding, torch.inf)
+        self._x, self._squares, self._is_short = x, squares, is_short
         on_cpu = x.device.type == "cpu"
-        self._max_block = _MAX_BLOCK if on_cpu else _MAX_BLOCK_GPU
-        most = _MAX_HELD if on_cpu else _MAX_BATCH_GPU
-        self._held = self._count(gram(self._x), self._squares, self._squares) if most >= B * M * M else None
+        self._max_block = _MAX_BLOCK if on_cpu else min(max(_MIN_BLOCK_GPU, x.numel() // 4), _MAX_BLOCK_GPU)
+        most = _MAX_HELD if on_cpu else MAX_HELD_GPU
+        self._held = _count(gram(x), squares, squares) if most >= B * M * M else None
 
-    def _count(
-        self, products: Float[Tensor, "B R C"], squares: Float[Tensor, "B R"], of_columns: Float[Tensor, "B C"]
-    ) -> Float[Tensor, "B R C"]:
-        block = torch.add(squares[:, :, None], products, alpha=-2, out=products).add_(of_columns[:, None, :])
-        return block.div_(self.tick[:, :, None]).round_()
+    def sums_of_nearest(self, k: int) -> Float[Tensor, "B M"]:
+        """Of every row, the sum of the distances to the k rows nearest to it, or to all others if there are fewer."""
+        B, M, _ = self._x.shape
+        count = min(k + 1, M)  # each row itself is one more
+        if self._held is not None:
+            nearest = _joined([_smallest(block, count) for _, _, block in self._blocks()])
+        else:
+            nearest = torch.full((B, M, count), torch.inf, device=self._x.device)
+            for rows, _, block in self._blocks():
+                found = _smallest(block, min(count, block.shape[-1]))
+                nearest[:, rows] = _smallest(torch.cat([nearest[:, rows], found], dim=-1), count)
+        if self._is_short:
+            nearest.nan_to_num_(nan=torch.nan, posinf=0)
+        return nearest.sum(-1)
 
-    def _parts(self, num_rows: int) -> list[slice]:
-        """The rows of every set, at most so many at a time."""
-        M, step = self._x.shape[1], max(1, num_rows)
-        return [slice(start, min(start + step, M)) for start in range(0, M, step)]
+    def to_denser(self, rank: Int[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+        """Of every row, the distance to the nearest row of lower rank; infinite where there is none."""
 
-    def blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Rows, columns and the distances between them, until all have come, in any order; the same in every pass."""
+        def least(rows: slice, columns: slice, block: Tensor) -> Tensor:
+            return block.masked_fill(rank[:, None, columns] >= rank[:, rows, None], torch.inf).amin(-1)
+
+        if self._held is not None:
+            return _joined([least(*part) for part in self._blocks()])
+        delta = torch.full(rank.shape, torch.inf, device=rank.device)
+        for rows, columns, block in self._blocks():
+            torch.minimum(delta[:, rows], least(rows, columns, block), out=delta[:, rows])
+        return delta
+
+    def which_is_nearest(self, ordered: Int[Tensor, "B C"]) -> Int[Tensor, "B M"]:
+        """Which of some rows of a set is nearest to each, the first if several are; a row may be listed twice."""
+        B, C = ordered.shape
+        if self._held is None:
+            x, squares = self._x.take_along_dim(ordered[:, :, None], dim=1), self._squares.gather(1, ordered)
+        found = []
+        for rows in self._parts(self._max_block // (B * C)):
+            if self._held is None:
+                distances = _count(products(self._x[:, rows], x), self._squares[:, rows], squares)
+            else:
+                block = self._held[:, rows]
+                distances = block.gather(2, ordered[:, None, :].expand(-1, block.shape[1], -1))
+            found.append(distances.argmin(-1))
+        return _joined(found)
+
+    def _blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Rows, columns and the distances between them, until all have come; the same in every pass.
+
+        What is held comes in order, whole rows at a time.
+        """
         B, M, _ = self._x.shape
         if self._held is not None:
             for rows in self._parts(self._max_block // (B * M)):
@@ -150,27 +153,33 @@ class _Ticks:
         parts = self._parts(math.isqrt(self._max_block // B))
         for i, rows in enumerate(parts):
             x, squares = self._x[:, rows], self._squares[:, rows]
-            yield rows, rows, self._count(gram(x), squares, squares)
+            yield rows, rows, _count(gram(x), squares, squares)
             for columns in parts[i + 1 :]:
-                block = self._count(x @ self._x[:, columns].mT, squares, self._squares[:, columns])
+                block = _count(products(x, self._x[:, columns]), squares, self._squares[:, columns])
                 yield rows, columns, block
                 yield columns, rows, block.mT.contiguous()
 
-    def nearest_of(self, centres: Int[Tensor, "B C"]) -> Int[Tensor, "B M"]:
-        """The row of the nearest of a set's centres, the lowest of the nearest; one may be listed more than once."""
-        B, C = centres.shape
-        ordered = centres.sort(dim=-1).values
-        if self._held is None:
-            x, squares = self._x.take_along_dim(ordered[:, :, None], dim=1), self._squares.gather(1, ordered)
-        nearest = []
-        for rows in self._parts(self._max_block // (B * C)):
-            if self._held is None:
-                distances = self._count(self._x[:, rows] @ x.mT, self._squares[:, rows], squares)
-            else:
-                block = self._held[:, rows]
-                distances = block.gather(2, ordered[:, None, :].expand(-1, block.shape[1], -1))
-            nearest.append(ordered.gather(1, distances.argmin(-1)))
-        return torch.cat(nearest, dim=1).scatter_(1, ordered, ordered)
+    def _parts(self, num_rows: int) -> list[slice]:
+        """The rows of every set, at most so many at a time."""
+        M, step = self._x.shape[1], max(1, num_rows)
+        return [slice(start, min(start + step, M)) for start in range(0, M, step)]
+
+
+def _count(
+    dots: Float[Tensor, "B R C"], squares: Float[Tensor, "B R"], of_columns: Float[Tensor, "B C"]
+) -> Float[Tensor, "B R C"]:
+    """Whole distances, in place of the products."""
+    block = torch.add(squares[:, :, None], dots, alpha=-2, out=dots)
+    return block.add_(of_columns[:, None, :]).round_()
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Rows of a set, part by part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _smallest(x: Float[Tensor, "B R C"], count: int) -> Float[Tensor, "B R count"]:
+    return x.topk(count, dim=-1, largest=False, sorted=False).values
 
 
 def density_peaks_counting_self(

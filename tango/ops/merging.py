@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tango.kernels import kernels_run_on
 from tango.ops.blocks import blocks
 from tango.shapes import Float, Int
 
@@ -23,47 +22,11 @@ def merge_into_anchors(
         anchors: row of `x` that is the anchor of each cluster.
     Source: merging of the Tango release; `weight = 0` is the average pooling of section 4.3 of arXiv:2604.09547.
     """
-    mean, counts = _cluster_means(x, cluster, len(anchors))
+    mean, counts = means_and_sizes(x, cluster, len(anchors))
     if weight == 0:
         return mean.to(x.dtype)
     w = counts.reciprocal().clamp_min(weight)
     return torch.lerp(mean, x.index_select(0, anchors).float(), w).to(x.dtype)
-
-
-def merge_over_frames(
-    x: Float[Tensor, "M D"],
-    cluster: Int[Tensor, "M"],
-    anchors: Int[Tensor, "C"],
-    spans: Int[Tensor, "C"],
-    *,
-    weight: float,
-    stride: int,
-    num_averaged: int,
-) -> Float[Tensor, "C D"]:
-    """`merge_into_anchors` where an anchor, and each member of its cluster, may be a mean over several frames.
-
-    Args:
-        cluster: cluster of each row, all frames counted.
-        anchors: row of each cluster's anchor in its first frame.
-        spans: over how many frames it is averaged, `stride` rows apart.
-        num_averaged: the sum of `spans`.
-    """
-    if kernels_run_on(x) and not (torch.is_grad_enabled() and x.requires_grad):
-        from tango.kernels import merging
-
-        return merging.merge_over_frames(x, cluster, anchors, spans, weight=weight, stride=stride)
-    mean, counts = _cluster_means(x, cluster, len(anchors))
-    if weight == 0:
-        return mean.to(x.dtype)
-    w = (spans[:, None] / counts).clamp_min(weight)
-    merged = mean.mul_(1 - w)
-    slot = torch.repeat_interleave(spans, output_size=num_averaged)
-    frame = torch.arange(num_averaged, device=x.device) - (spans.cumsum(0) - spans)[slot]
-    rows, share = anchors[slot] + frame * stride, (w[:, 0] / spans)[slot, None]
-    for block in blocks(num_averaged, x.shape[1] * 4, x.device):
-        parts = x.index_select(0, rows[block]) * share[block]
-        merged = merged.index_add_(0, slot[block], parts.float())
-    return merged.to(x.dtype)
 
 
 def add_to_anchors(
@@ -76,7 +39,7 @@ def add_to_anchors(
         anchors: row of `x` that is the anchor of each cluster.
     Source: contextual tokens of VisionZip (arXiv:2412.04467), whose length about doubles.
     """
-    mean, _ = _cluster_means(x, cluster, len(anchors))
+    mean, _ = means_and_sizes(x, cluster, len(anchors))
     return mean.add_(x.index_select(0, anchors)).to(x.dtype)
 
 
@@ -90,7 +53,7 @@ def merge_others_into_anchors(
     Source: FastVID's releases for LLaVA-Video and Qwen2.5-VL (arXiv:2503.11187).
     """
     cluster = cluster.index_fill(0, anchors, len(anchors))
-    mean, counts = _cluster_means(x, cluster, len(anchors))
+    mean, counts = means_and_sizes(x, cluster, len(anchors))
     w = (counts + 1).reciprocal().clamp_min(weight)
     return torch.lerp(mean, x.index_select(0, anchors).float(), w).to(x.dtype)
 
@@ -101,10 +64,10 @@ def cluster_means(x: Float[Tensor, "M D"], cluster: Int[Tensor, "M"], num_cluste
     Args:
         cluster: cluster of each row, in 0..num_clusters; num_clusters itself means none.
     """
-    return _cluster_means(x, cluster, num_clusters)[0].to(x.dtype)
+    return means_and_sizes(x, cluster, num_clusters)[0].to(x.dtype)
 
 
-def _cluster_means(
+def means_and_sizes(
     x: Float[Tensor, "M D"], cluster: Int[Tensor, "M"], C: int
 ) -> tuple[Float[Tensor, "C D"], Float[Tensor, "C 1"]]:
     """Mean row and size of every cluster, in float32; an empty one has mean 0."""

@@ -28,14 +28,11 @@ def adjacent_similarity(x: Float[Tensor, "T N D"]) -> tuple[Float[Tensor, "T-1 N
     T, N, D = x.shape
     dots = torch.empty(T - 1, N, device=x.device)
     norms = torch.empty(T, N, device=x.device)
-    product = None
     for block in blocks(T, N * D * 4, x.device):
-        a = x[block].float()
-        b = x[block.start + 1 : block.stop + 1].float()
+        a, b = x[block].float(), x[block.start + 1 : block.stop + 1]
         torch.linalg.vector_norm(a, dim=-1, out=norms[block])
-        if len(b):
-            product = torch.empty_like(a) if product is None else product
-            torch.sum(torch.mul(a[: len(b)], b, out=product[: len(b)]), dim=-1, out=dots[block])
+        product = torch.empty_like(a) if x.dtype == torch.float32 else a  # a copy may be overwritten
+        torch.sum(torch.mul(a[: len(b)], b, out=product[: len(b)]), dim=-1, out=dots[block][: len(b)])
     inverse_norms = norms.clamp_min_(1e-12).reciprocal_()
     return dots.mul_(inverse_norms[:-1]).mul_(inverse_norms[1:]), inverse_norms
 
@@ -95,6 +92,20 @@ def segment_by_cuts(similarity: NDArray[np.float32], threshold: float, *, min_se
     cut[np.argsort(similarity, kind="stable")[: min_segments - 1]] = True
     bounds = np.concatenate([[0], np.flatnonzero(cut) + 1, [len(similarity) + 1]])
     return np.diff(bounds).tolist()
+
+
+def static_places(lengths: Sequence[int], static: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """Of every segment the places that do not change between any two adjacent frames of it, (N,); none in one frame.
+
+    Args:
+        lengths: frames per segment.
+        static: what does not change from each frame to the next, (T - 1, N).
+    """
+    starts = np.cumsum([0, *lengths[:-1]]).tolist()
+    return [
+        np.logical_and(static[start : start + length - 1].all(axis=0), length > 1)
+        for start, length in zip(starts, lengths, strict=True)
+    ]
 
 
 def segment_by_labels(labels: Sequence[float]) -> list[int]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +17,11 @@ from tango.shapes import Float
 
 _TICKS = 2.0**18
 _MAX_STRIPPED, _STRIP = 200, 64  # rows
+# From how many rows on a split product is faster, by compute capability. On a H200 it takes 1.6 ms in place of 2.6 at
+# 4,000 rows of 3,584 numbers, 0.88 in place of 0.65 at 2,000; for an A100 this is by its rates alone.
+_LEAST_ROWS = {(9, 0): 3000, (8, 0): 2000}
+_ONE_AT_A_TIME = threading.Lock()
+_PIECE = 512  # of the width: with it, errors are those of a float32 product
 
 
 def unit_rows(x: Float[Tensor, "*sets D"]) -> Float[Tensor, "*sets D"]:
@@ -26,7 +35,7 @@ def unit_cosines(a: Float[Tensor, "*sets A D"], b: Float[Tensor, "*sets E D"]) -
     That is several times the error of the float32 product: equal rows have equal cosines, whatever the matrix library,
     and a choice between them can go by their order.
     """
-    return _rounded(a @ b.mT)
+    return _rounded(products(a, b))
 
 
 def unit_self_cosines(a: Float[Tensor, "*sets A D"]) -> Float[Tensor, "*sets A A"]:
@@ -35,14 +44,59 @@ def unit_self_cosines(a: Float[Tensor, "*sets A D"]) -> Float[Tensor, "*sets A A
 
 
 def gram(x: Float[Tensor, "*sets M D"]) -> Float[Tensor, "*sets M M"]:
-    """`x @ x.mT`; on a CPU only about half of it is multiplied, and each set by itself."""
+    """`products(x, x)`; on a CPU only about half of it is multiplied, and each set by itself."""
     if x.device.type != "cpu":
-        return x @ x.mT
+        return products(x, x)
     M = x.shape[-2]
-    products = x.new_empty(*x.shape[:-1], M)
-    for set_, out in zip(x.reshape(-1, *x.shape[-2:]), products.view(-1, M, M), strict=True):
+    found = x.new_empty(*x.shape[:-1], M)
+    for set_, out in zip(x.reshape(-1, *x.shape[-2:]), found.view(-1, M, M), strict=True):
         _fill_gram(set_, out)
-    return products
+    return found
+
+
+def products(a: Float[Tensor, "*sets A D"], b: Float[Tensor, "*sets E D"]) -> Float[Tensor, "*sets A E"]:
+    """`a @ b.mT` in float32, also where the process allows less on a GPU."""
+    if not a.is_cuda:
+        return a @ b.mT
+    if a.shape[-2] >= _LEAST_ROWS.get(torch.cuda.get_device_capability(a.device), math.inf):
+        return split_products(a, b)
+    with _matmul_precision("ieee"):
+        return a @ b.mT
+
+
+def split_products(a: Float[Tensor, "*sets A D"], b: Float[Tensor, "*sets E D"]) -> Float[Tensor, "*sets A E"]:
+    """`a @ b.mT` by three products on tensor cores: of both high parts, and of each with the other's low part.
+
+    Tensor cores round sums towards zero. So they only add up pieces of the width, and these are added in float32.
+    """
+    found = a.new_zeros(*a.shape[:-1], b.shape[-2])
+    with _matmul_precision("tf32"):
+        for left, right in zip(a.split(_PIECE, dim=-1), b.split(_PIECE, dim=-1), strict=True):
+            (left_high, left_low), (right_high, right_low) = _parts(left), _parts(right)
+            for one, other in ((left_high, right_high), (left_high, right_low), (left_low, right_high)):
+                found.baddbmm_(one, other.mT) if found.dim() == 3 else found.addmm_(one, other.mT)
+    return found
+
+
+def _parts(x: Float[Tensor, "*any"]) -> tuple[Tensor, Tensor]:
+    """What TF32 holds of numbers, 11 significant bits, and the rest of them."""
+    high = (x.contiguous().view(torch.int32) & -(1 << 13)).view(torch.float32)
+    return high, x - high
+
+
+@contextmanager
+def _matmul_precision(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
+    """How float32 is multiplied on a GPU within this block. The setting is the process's: one thread at a time."""
+    matmul: Any = torch.backends.cuda.matmul
+    old = not hasattr(matmul, "fp32_precision")  # torch before 2.9
+    name, value = ("allow_tf32", precision == "tf32") if old else ("fp32_precision", precision)
+    with _ONE_AT_A_TIME:
+        before = getattr(matmul, name)
+        setattr(matmul, name, value)
+        try:
+            yield
+        finally:
+            setattr(matmul, name, before)
 
 
 def _fill_gram(x: Float[Tensor, "M D"], out: Float[Tensor, "M M"]) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from tango.kernels import kernels_run_on
-from tango.ops.blocks import blocks, upload
-from tango.shapes import Float, Int
+from tango.ops.blocks import upload
+from tango.shapes import Float
 
 # Cosines and sines for one of the three axes, (positions, 2, section / 2)
 Rotation = Tensor
@@ -44,29 +43,21 @@ def strope_rotations(
 
     Source: eq. 7 of arXiv:2604.09547, in float32 as the release does.
     """
-    H, W = grid
-    axes = (
-        (upload(timestamps_s.float(), device), sections[0], base_time),
-        (torch.arange(H, device=device, dtype=torch.float32), sections[1], base_space),
-        (torch.arange(W, device=device, dtype=torch.float32), sections[2], base_space),
-    )
+    (H, W), bases = grid, (base_time, base_space, base_space)
+    # What the host knows goes over in one copy.
+    known = [torch.arange(float(count), device="cpu") for count in (H, W)]
+    for dim, base in zip(sections, bases, strict=True):
+        known.append(base ** -(torch.arange(0.0, dim, 2, device="cpu") / max(dim, 1)))
+    rows, columns, *frequencies = upload(torch.cat(known), device).split([len(part) for part in known])
     rotations = []
-    for position, dim, base in axes:
-        exponent = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / max(dim, 1)
-        angle = torch.outer(position, base**-exponent)
-        rotations.append(torch.stack([angle.cos(), angle.sin()], dim=1))
+    positions = (upload(timestamps_s.float(), device), rows, columns)
+    for position, frequency in zip(positions, frequencies, strict=True):
+        angle = torch.outer(position, frequency)
+        table = angle.new_empty(len(position), 2, len(frequency))
+        torch.cos(angle, out=table[:, 0])
+        torch.sin(angle, out=table[:, 1])
+        rotations.append(table)
     time, row, column = rotations
-    return time, row, column
-
-
-def identity_rotations(
-    T: int, grid: tuple[int, int], sections: tuple[int, int, int], *, device: torch.device
-) -> tuple[Rotation, Rotation, Rotation]:
-    """Tables of the same shapes that leave every token as it is."""
-    time, row, column = (
-        torch.stack([torch.ones(count, dim // 2, device=device), torch.zeros(count, dim // 2, device=device)], dim=1)
-        for count, dim in zip((T, *grid), sections, strict=True)
-    )
     return time, row, column
 
 
@@ -118,31 +109,6 @@ def strope(
     place = torch.arange(x.shape[1], device=x.device)
     row, column = row[place // grid[1]], column[place % grid[1]]
     return rotate(x.float(), (time[:, None], row, column))
-
-
-def gather_rotated(
-    x: Float[Tensor, "M D"],
-    inverse_norms: Float[Tensor, "M"],
-    tokens: Int[Tensor, "R"],
-    grid: tuple[int, int],
-    rotations: tuple[Rotation, Rotation, Rotation],
-    *,
-    out: Float[Tensor, "R D"],
-) -> Float[Tensor, "R D"]:
-    """Write rows of unit length, rotated, of some tokens of a video: t * N + n for place n of frame t."""
-    if kernels_run_on(x):
-        from tango.kernels import rotation
-
-        return rotation.gather_rotated(x, inverse_norms, tokens, grid, rotations, out=out)
-    (H, W), D = grid, x.shape[1]
-    place = tokens % (H * W)
-    positions = (tokens // (H * W), place // W, place % W)
-    for block in blocks(len(tokens), D * 4, x.device):
-        chosen = tokens[block]
-        turns = (axis.index_select(0, at[block]) for axis, at in zip(rotations, positions, strict=True))
-        rotate(x.index_select(0, chosen).float(), turns, out=out[block])
-        out[block].mul_(inverse_norms.index_select(0, chosen)[:, None])
-    return out
 
 
 def check_sections(sections: tuple[int, int, int] | None, dim: int) -> tuple[int, int, int]:

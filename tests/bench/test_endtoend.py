@@ -26,7 +26,6 @@ from tango.llm_shapes import llm_widths
 from tango.methods import Pruner
 from tango.ops.flops import layer_flops
 from tango.profiling import StageTimer
-from tango.pruning import pruning_of
 from tango.stats import LayerStats, PruningStats, VideoStats
 from tests import tiny
 from tests.methods.test_tango_syncs import READING_METHODS, Spy
@@ -109,14 +108,12 @@ class TestOneRun:
         assert calls == {"tower": 1, "project": 1, "prune": 1}
         assert lengths == [stats.prompt_after[0], *[1] * (NEW - 1)]
 
-    def test_plain_code_keeps_the_same_tokens(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_page_keeps_the_same_tokens(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         kept: list[Any] = []
         stock = Pruner.__call__
         monkeypatch.setattr(Pruner, "__call__", lambda self, tokens: kept.append(stock(self, tokens)) or kept[-1])
-        fast, plain = candidate(), candidate(plain=True)
-        assert (fast.label, plain.label) == ("tango-r0.25", "tango-r0.25, plain code")
-        assert plain.applied(model).pruner.name == "tango-plain"
-        pruning_of(model).remove()
+        page = MethodConfig(method="tango", options={"retention_ratio": 0.25, "engine": "plain"})
+        fast, plain = candidate(), Candidate(method=page)
         for one in (fast, plain):
             run_once(model, one)
         assert torch.equal(kept[0].indices, kept[1].indices)

@@ -12,15 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from tango.bench import pruner as bench
-from tango.bench.reference import reference_prune
 from tango.bench.synthetic import synthetic_tokens
 from tango.errors import TangoError
 from tango.methods import build_pruner
-from tango.methods import tango as tango_module
 from tango.methods.tango import TangoPruner
-from tango.ops import clustering, reduction
 from tango.ops.segmentation import adjacent_similarity
 
 TINY = ["--frames", "8", "4", "--grid", "4x4", "--dim", "48", "--repeats", "1", "--device", "cpu"]
@@ -80,7 +79,11 @@ def test_growth_compares_neighbouring_sizes(report: dict[str, Any]) -> None:
 
 def test_disagreement_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(bench, "_probe_in_child", lambda *_: None)
-    monkeypatch.setattr(bench, "reference_prune", lambda *_: (torch.arange(10), None))
+
+    def by_turns(_: TangoPruner, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        return torch.arange(k), torch.arange(len(points)) % k
+
+    monkeypatch.setattr(TangoPruner, "cluster", by_turns)  # on the page alone
     assert run() == 1
     assert "in common" in capsys.readouterr().err
 
@@ -102,24 +105,15 @@ def test_other_methods_and_no_reference(tmp_path: Path, monkeypatch: pytest.Monk
     assert [row["reference"] is None for row in tango] == [False, True]
 
 
-def test_wrapping_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("broken")
-
-    tokens = synthetic_tokens("video", 8, (4, 4), 48)
-    homes = (tango_module, reduction, clustering)
-    before = {(home, name): getattr(home, name) for home in homes for name in bench._STAGE_OF if hasattr(home, name)}
-    own = dict(vars(TangoPruner))
-    for method in ("tango", "tango-paper"):
-        assert bench._stages_ms(build_pruner(method), tokens, 1, torch.device("cpu"))
-    with monkeypatch.context() as patch:
-        patch.setattr(tango_module, "merge_over_frames", broken)
-        with pytest.raises(RuntimeError, match="broken"):
-            bench._stages_ms(build_pruner("tango"), tokens, 1, torch.device("cpu"))
-    assert {(home, name): getattr(home, name) for home, name in before} == before
-    assert len(before) >= 8
-    assert dict(vars(TangoPruner)) == own
-    assert "_segment" not in vars(type(build_pruner("tango-paper")))
+def test_stages_add_up_to_the_whole() -> None:
+    tokens = synthetic_tokens("video", 16, (8, 8), 96)
+    with profile(activities=[ProfilerActivity.CPU]) as recorded, record_function("tango::other"):
+        build_pruner("tango")(tokens)
+    stages = bench._by_stage(recorded, torch.device("cpu"))
+    (whole,) = (event.cpu_time_total for event in recorded.events() if event.name == "tango::other")
+    assert set(stages) == set(bench.STAGES)
+    assert sum(stages.values()) == pytest.approx(whole / 1e3)
+    assert min(stages.values()) >= 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured through /proc")
@@ -177,13 +171,14 @@ def test_unknown_kind_is_refused() -> None:
         synthetic_tokens("film", 4, (2, 2), 8)
 
 
-def test_plain_code_makes_its_tensors_where_its_input_is() -> None:
+def test_the_page_makes_its_tensors_where_its_input_is() -> None:
     """Whatever it made on the default device would not go together with the tokens."""
-    tokens, options = synthetic_tokens("video", 6, (4, 4), 48), TangoPruner(retention_ratio=0.3)
-    expected = reference_prune(tokens, options)
+    tokens, pruner = synthetic_tokens("video", 6, (4, 4), 48), TangoPruner(retention_ratio=0.3, engine="plain")
+    expected = pruner(tokens)
     with torch.device("meta"):
-        found = reference_prune(tokens, options)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        found = pruner(tokens)
+    assert torch.equal(found.indices, expected.indices)
+    assert torch.equal(found.features, expected.features)
 
 
 def test_the_file_is_whole_after_every_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

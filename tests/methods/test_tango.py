@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tango.bench.reference import reference_prune
 from tango.bench.synthetic import synthetic_tokens
 from tango.containers import PrunedTokens, VisualTokens
 from tango.methods.tango import TangoPaperPruner, TangoPruner, TangoReleasePruner
@@ -52,44 +50,6 @@ def member_means(tokens: VisualTokens, pruned: PrunedTokens) -> tuple[Tensor, Te
     return members @ x / members.sum(1, keepdim=True), members.sum(1)
 
 
-class TestAgainstThePlainImplementation:
-    @staticmethod
-    def check(tokens: VisualTokens, pruner: TangoPruner) -> None:
-        pruned = pruner(tokens)
-        indices, features = reference_prune(tokens, pruner)
-        assert pruned.indices.tolist() == indices.tolist()
-        torch.testing.assert_close(pruned.features, features, rtol=1e-4, atol=1e-5)
-
-    @pytest.mark.parametrize("ratio", [0.05, 0.1, 0.2, 0.5])
-    @pytest.mark.parametrize("method", [TangoPruner, TangoPaperPruner])
-    def test_ratios(self, tokens: VisualTokens, method: type[TangoPruner], ratio: float) -> None:
-        self.check(tokens, method(retention_ratio=ratio))
-
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {"alpha": 1.0},
-            {"alpha": 3.0},
-            {"context_ratio": 0.0},
-            {"context_ratio": 0.75},
-            {"context_ratio": 1.0},
-            {"num_neighbors": 2},
-            {"merge_weight": 0.1},
-            {"static_merging": False},
-            {"static_threshold": 0.9},
-            {"segment_threshold": 0.3, "static_threshold": 0.5},
-            {"base_time": 10.0, "base_space": 50.0},
-        ],
-        ids=str,
-    )
-    @pytest.mark.parametrize("video", ["flicker", "one_scene"])
-    def test_options(self, video: str, options: dict[str, Any]) -> None:
-        self.check(video_tokens(**VIDEOS[video]), TangoPruner(retention_ratio=0.2, **options))
-
-    def test_rope_sections(self) -> None:
-        self.check(video_tokens(**VIDEOS["flicker"]), TangoPruner(retention_ratio=0.2, rope_sections=(30, 10, 8)))
-
-
 class TestPresets:
     def test_defaults_differ_in_one_field_each(self) -> None:
         default = TangoPruner().config()
@@ -114,6 +74,7 @@ class TestPresets:
             "merge_weight": 0.6,
             "anchor_order": "aligned",
             "kernels": True,
+            "engine": "auto",
         }
 
     @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tango.batched import engine as batched_engine
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError
-from tango.methods import build_pruner, tango
+from tango.methods import build_pruner
 from tango.methods.tango import TangoPruner
 from tests.synthetic import VIDEOS, video_tokens
 
@@ -207,7 +208,7 @@ class TestBlocks:
     def test_single_frames_beyond_the_cache_are_clustered_in_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tokens = video_tokens(**VIDEOS["all_dynamic"])
         whole = TangoPruner(retention_ratio=0.2)(tokens)
-        monkeypatch.setattr(tango, "_CPU_BYTES", 3 * 36 * 48 * 4)
+        monkeypatch.setattr(batched_engine, "_CPU_BYTES", 3 * 36 * 48 * 4)
         pruned = TangoPruner(retention_ratio=0.2)(tokens)
         assert torch.equal(pruned.indices, whole.indices)
         torch.testing.assert_close(pruned.features, whole.features)

@@ -1,4 +1,4 @@
-"""tango.ops.varlen: many sets of different sizes, clustered in a few batches."""
+"""tango.batched.clustering: many sets of different sizes, clustered in a few batches."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tango.ops import varlen
-from tango.ops.clustering import density_peaks
-from tango.ops.varlen import density_peaks_varlen
+from tango.batched import clustering
+from tango.batched.clustering import density_peaks_of_sets
+from tango.ops.clustering import TICK_LENGTH, density_peaks
 
 GPU = torch.device("cuda")
 SIZES = [12, 5, 40, 12, 1, 70, 33, 12, 2]
@@ -26,6 +26,12 @@ def random_rows(num: int, seed: int = 0) -> Tensor:
     x = F.normalize(torch.randn(num, 16, generator=torch.Generator().manual_seed(seed)), dim=-1)
     x[num // 3 : num // 2] = x[: num // 2 - num // 3]  # some rows are alike
     return x
+
+
+def clustered(rows: Tensor, sizes: list[int], counts: list[int], *, k: int) -> tuple[Tensor, Tensor]:
+    return density_peaks_of_sets(
+        lambda numbers: rows[numbers] / TICK_LENGTH, np.array(sizes), np.array(counts), k=k, device=rows.device
+    )
 
 
 def one_by_one(rows: Tensor, sizes: list[int], counts: list[int], k: int) -> tuple[Tensor, Tensor]:
@@ -42,10 +48,10 @@ def one_by_one(rows: Tensor, sizes: list[int], counts: list[int], k: int) -> tup
 def divided(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sets are divided into buckets as on a CPU, as on a GPU, and all padded to the largest."""
     if request.param != "of one size":
-        buckets = varlen._buckets
-        monkeypatch.setattr(varlen, "_GPU_BUCKETS", 3 if request.param == "few" else 1)
-        monkeypatch.setattr(varlen, "_BUCKET_COST", 1)
-        monkeypatch.setattr(varlen, "_buckets", lambda sizes, _: buckets(sizes, GPU))
+        buckets = clustering._buckets
+        monkeypatch.setattr(clustering, "_GPU_BUCKETS", 3 if request.param == "few" else 1)
+        monkeypatch.setattr(clustering, "_BUCKET_COST", 1)
+        monkeypatch.setattr(clustering, "_buckets", lambda sizes, _: buckets(sizes, GPU))
 
 
 @pytest.mark.usefixtures("divided")
@@ -57,59 +63,39 @@ class TestEqualsOneByOne:
         sizes, counts = [SIZES[i] for i in order], [COUNTS[i] for i in order]
         rows = random_rows(sum(sizes), seed)
         for found, expected in zip(
-            density_peaks_varlen(rows, sizes, counts, k=k), one_by_one(rows, sizes, counts, k), strict=True
+            clustered(rows, sizes, counts, k=k), one_by_one(rows, sizes, counts, k), strict=True
         ):
             assert torch.equal(found, expected)
 
-    def test_a_long_set_does_not_coarsen_a_short_one(self) -> None:
-        """Distances are counted in ticks of each set's own; in those of the first, all of the second were equal."""
-        near = 1e-4 * random_rows(20, seed=1)
-        rows = torch.cat([1e3 * random_rows(30), near])
-        centres, nearest = density_peaks_varlen(rows, [30, 20], [5, 5], k=3)
-        alone = density_peaks(near[None], 5, k=3)
-        assert torch.equal(centres[5:] - 30, alone[0][0])
-        assert torch.equal(nearest[30:] - 30, alone[1][0])
-
     def test_distances_beyond_the_bound_are_worked_on_in_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
         rows = random_rows(sum(SIZES))
-        whole = density_peaks_varlen(rows, SIZES, COUNTS, k=7)
+        whole = clustered(rows, SIZES, COUNTS, k=7)
         for bound in (1, 200, 3000):
-            monkeypatch.setattr("tango.ops.clustering._MAX_BATCH", bound)
-            for found, expected in zip(density_peaks_varlen(rows, SIZES, COUNTS, k=7), whole, strict=True):
+            monkeypatch.setattr("tango.batched.clustering._MAX_BATCH_CPU", bound)
+            monkeypatch.setattr("tango.batched.clustering.MAX_HELD_GPU", bound)
+            for found, expected in zip(clustered(rows, SIZES, COUNTS, k=7), whole, strict=True):
                 assert torch.equal(found, expected)
 
     def test_sets_of_one_size_with_different_numbers_of_clusters(self) -> None:
         sizes, counts = [9, 9, 9], [9, 1, 4]
         rows = random_rows(27)
         for found, expected in zip(
-            density_peaks_varlen(rows, sizes, counts, k=7), one_by_one(rows, sizes, counts, 7), strict=True
+            clustered(rows, sizes, counts, k=7), one_by_one(rows, sizes, counts, 7), strict=True
         ):
             assert torch.equal(found, expected)
-
-
-def test_no_sets() -> None:
-    centres, nearest = density_peaks_varlen(torch.empty(0, 4), [], [], k=7)
-    assert len(centres) == len(nearest) == 0
-
-
-def test_leaves_its_input_alone() -> None:
-    rows = random_rows(sum(SIZES))
-    before = rows.clone()
-    density_peaks_varlen(rows, SIZES, COUNTS, k=7)
-    assert torch.equal(rows, before)
 
 
 @pytest.mark.parametrize("num_clusters", [0, 6])
 def test_counts_out_of_range_are_refused(num_clusters: int) -> None:
     with pytest.raises(ValueError, match=rf"num_clusters must lie in 1\.\.5 .*, got {num_clusters}"):
-        density_peaks_varlen(torch.rand(8, 2), [3, 5], [1, num_clusters], k=7)
+        clustered(random_rows(8), [3, 5], [1, num_clusters], k=7)
 
 
 class TestBuckets:
     @staticmethod
     def work(sizes: list[int], device: torch.device) -> tuple[int, int]:
         """Number of buckets, and of distances worked out in them."""
-        found = list(varlen._buckets(np.array(sizes), device))
+        found = list(clustering._buckets(np.array(sizes), device))
         assert sorted(np.concatenate(found).tolist()) == list(range(len(sizes)))
         return len(found), sum(len(sets) * max(sizes[i] for i in sets) ** 2 for sets in found)
 
@@ -139,11 +125,11 @@ class TestBuckets:
 
         def work(edges: list[int]) -> int:
             runs = [(a, b) for a, b in pairwise(edges) if a < b]
-            return sum(int(counts[a:b].sum()) * int(levels[b - 1]) ** 2 + varlen._BUCKET_COST for a, b in runs)
+            return sum(int(counts[a:b].sum()) * int(levels[b - 1]) ** 2 + clustering._BUCKET_COST for a, b in runs)
 
-        assert work(varlen._least_work(levels, counts)) == min(map(work, self.cuts(len(levels))))
+        assert work(clustering._least_work(levels, counts)) == min(map(work, self.cuts(len(levels))))
 
     def test_distances_fit_into_memory(self) -> None:
         sizes = np.array([5000] * 6 + [3000] * 40)
-        for sets in varlen._buckets(sizes, GPU):
+        for sets in clustering._buckets(sizes, GPU):
             assert len(sets) * sizes[sets].max() ** 2 <= 1 << 27

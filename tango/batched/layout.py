@@ -12,8 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tango.ops.budget import exact_count, exact_segment_budgets, segment_budgets
-
 
 class Group(NamedTuple):
     """Tokens that compete with each other: the same places in some frames."""
@@ -26,41 +24,21 @@ class Group(NamedTuple):
     span: int = 1  # of static tokens: the one frame listed stands for the mean of this many
 
 
-def static_places(lengths: Sequence[int], static: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """Of every segment the places that do not change between any two adjacent frames of it, (N,); none in one frame.
-
-    Args:
-        lengths: frames per segment.
-        static: what does not change from each frame to the next, (T - 1, N).
-    """
-    starts = np.cumsum([0, *lengths[:-1]]).tolist()
-    return [
-        np.logical_and(static[start : start + length - 1].all(axis=0), length > 1)
-        for start, length in zip(starts, lengths, strict=True)
-    ]
-
-
 def competing_groups(
     lengths: Sequence[int],
     static: Sequence[NDArray[np.bool_]],
-    retention_ratio: float,
+    budgets: Sequence[tuple[int, int]],
     context_ratio: float,
-    *,
-    exact: bool,
 ) -> Iterator[Group]:
     """Give every group its budget: a segment's static tokens, its others, and single frames with equal budgets.
 
     Args:
+        lengths: frames per segment.
         static: places of each segment that are averaged over its frames, (N,).
+        budgets: tokens to keep of each segment: static ones, and others in all its frames.
         context_ratio: share of merged tokens in a budget.
-        exact: keep exactly round(retention_ratio * T * N) tokens, averaging none where that would leave too few.
     """
-    N, T = len(static[0]), sum(lengths)
-    left = T * N - sum((length - 1) * int(places.sum()) for length, places in zip(lengths, static, strict=True))
-    if exact and left < exact_count(T * N, retention_ratio):
-        static = [np.zeros(N, bool)] * len(lengths)
-    budgets = exact_segment_budgets if exact else segment_budgets
-    counts = budgets(lengths, [int(places.sum()) for places in static], N, retention_ratio)
+    N = len(static[0])
 
     def split(num_tokens: int) -> tuple[int, int]:
         salient = int(num_tokens * (1.0 - context_ratio))
@@ -68,7 +46,7 @@ def competing_groups(
 
     singles: dict[int, list[int]] = {}
     start = 0
-    for length, places, (num_static, num_dynamic) in zip(lengths, static, counts, strict=True):
+    for length, places, (num_static, num_dynamic) in zip(lengths, static, budgets, strict=True):
         if length == 1:
             singles.setdefault(num_dynamic, []).append(start)
         elif num_static:

@@ -1,11 +1,13 @@
-"""tango.ops.groups: who competes with whom, and for how many places."""
+"""tango.batched.layout: who competes with whom, and for how many places."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tango.ops.groups import Group, competing_groups, lay_out, static_places
+from tango.batched.layout import Group, competing_groups, lay_out
+from tango.methods.tango import TangoPruner
+from tango.ops.segmentation import static_places
 
 # Three segments of 2, 1 and 3 frames with 4 places; what is static between frames 0-1, ..., 4-5.
 LENGTHS = [2, 1, 3]
@@ -14,7 +16,8 @@ STATIC = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 0, 1], [1, 1
 
 def groups(retention_ratio: float, *, context_ratio: float = 0.5, exact: bool = False) -> list[Group]:
     static = static_places(LENGTHS, STATIC)
-    return list(competing_groups(LENGTHS, static, retention_ratio, context_ratio, exact=exact))
+    static, budgets = TangoPruner(retention_ratio=retention_ratio, exact_budget=exact)._budgets(LENGTHS, static)
+    return list(competing_groups(LENGTHS, static, budgets, context_ratio))
 
 
 def test_static_places_do_not_change_at_all_within_a_segment() -> None:
@@ -45,7 +48,7 @@ def test_an_exact_budget_is_met(ratio: float) -> None:
 
 def test_single_frames_of_one_budget_are_a_group() -> None:
     static = static_places([1] * 5, np.ones((4, 4), dtype=bool))
-    (found,) = competing_groups([1] * 5, static, 0.5, 0.0, exact=False)
+    (found,) = competing_groups([1] * 5, static, [(0, 2)] * 5, 0.0)
     assert (found.frames, found.num_salient, found.num_context) == ([0, 1, 2, 3, 4], 2, 0)
 
 

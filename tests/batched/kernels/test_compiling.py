@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton", reason="the kernels are Triton's; `pip in
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from tango.kernels import density, merging, rotation  # noqa: E402
+from tango.batched.kernels import merging, rotation  # noqa: E402
 
 TYPES = {  # of the arguments of all kernels
     **dict.fromkeys(("plan", "key", "rank", "centres", "nearest", "members", "bounds", "anchors"), "*i64"),
@@ -55,37 +55,6 @@ def stack_bytes(kernel: Any, tmp_path: Path) -> int:
     usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     (stack,) = re.findall(r"STACK:(\d+)", usage)
     return int(stack)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("name", ["sum_nearest", "score_peaks", "find_nearest"])
-def test_density_uses_tensor_cores_and_spills_next_to_nothing(name: str, architecture: int, tmp_path: Path) -> None:
-    extra = {"KEEP": 8, "SLOTS": 8} if name == "sum_nearest" else {}
-    kernel = compiled(getattr(density, name), architecture, **density.SHAPE, **extra, PRECISION="tf32x3")
-    assert MULTIPLY[architecture] in kernel.asm["ptx"]
-    assert "cp.async" in kernel.asm["ptx"]  # the next tile is read while one is multiplied
-    assert kernel.metadata.shared <= 64 << 10  # of the 99 KiB that the smallest of these GPUs has
-    assert stack_bytes(kernel, tmp_path) <= 64
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_precisions(architecture: int) -> None:
-    three, one, none = (
-        compiled(density.find_nearest, architecture, **density.SHAPE, PRECISION=precision).asm
-        for precision in ("tf32x3", "tf32", "ieee")
-    )
-    count = {
-        name: asm["ptx"].count(MULTIPLY[architecture]) for name, asm in zip("310", (three, one, none), strict=True)
-    }
-    assert count["3"] == 3 * count["1"] > count["0"] == 0
-    # Tensor cores round towards zero: no sum of theirs may run on from one part of the rows to the next.
-    lines = three["ttgir"].splitlines()
-    dots = [i for i, line in enumerate(lines) if " tt.dot " in line or "ttng.warp_group_dot " in line]
-    loop = next(line for line in reversed(lines[: dots[0]]) if "scf.for" in line)
-    carried = re.findall(r"(%\w+) = ", loop)
-    sums = [re.search(r"dot %\w+, %\w+, (%\w+)", lines[i]) for i in dots]
-    assert len(carried) > len(sums) == 3
-    assert {match[1] for match in sums if match} & set(carried) == set()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -19,17 +18,16 @@ pytest.importorskip("triton", reason="the kernels are Triton's; `pip install tri
 
 def pruned(method: str, data: str, dtype: str) -> list[torch.Tensor]:
     """Indices, assignment and features without kernels, then with them; runs where Triton interprets its kernels."""
-    from tango.kernels import density
-    from tango.ops import merging, strope, varlen
+    from tango.batched import merging, rotation
+    from tango.batched.kernels import rotation as kernel
 
     tokens = synthetic_tokens(data, 6, (3, 4), 48, dtype=getattr(torch, dtype))
     pruner = build_pruner(method, retention_ratio=0.3)
-    exact = functools.partial(density.density_peaks_varlen, precision="ieee")
     results = [pruner(tokens)]
     with ExitStack() as stack:
-        for module in (merging, strope, varlen):
+        for module in (merging, rotation):
             stack.enter_context(mock.patch.object(module, "kernels_run_on", return_value=True))
-        called = stack.enter_context(mock.patch.object(density, "density_peaks_varlen", side_effect=exact))
+        called = stack.enter_context(mock.patch.object(kernel, "gather_rotated", side_effect=kernel.gather_rotated))
         results.append(pruner(tokens))
     assert called.called
     return [part for result in results for part in (result.indices, result.assignment, result.features.float())]

@@ -8,14 +8,16 @@ from typing import TypeVar
 import pytest
 import torch
 
-from tango.kernels import kernels_run_on
-from tango.ops.clustering import density_peaks
+from tango.batched.kernels import kernels_run_on
+from tango.bench.synthetic import synthetic_tokens
+from tango.methods import build_pruner
 from tango.ops.merging import merge_into_anchors
+from tango.ops.similarity import split_products
 
 if not torch.cuda.is_available() or not kernels_run_on(torch.empty(0, device="cuda")):
     pytest.skip("needs an NVIDIA GPU of compute capability 8.0 or more, and Triton", allow_module_level=True)
 
-from tango.kernels import density, merging, rotation
+from tango.batched.kernels import merging, rotation
 
 Result = TypeVar("Result")
 
@@ -34,29 +36,18 @@ def without_waiting(work: Callable[[], Result]) -> Result:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("precision", ["ieee", "tf32x3", "tf32"])
-def test_density_peaks_of_exact_products(precision: density.Precision) -> None:
-    sizes, num_clusters = [184] * 16 + [1, 3000], [8] * 16 + [1, 300]
-    # Sums of products of -1, 0 and 1 are exact in every precision and order.
-    rows = torch.randint(-1, 2, (sum(sizes), 3584), device="cuda", generator=generator()).float()
-    centres, nearest = without_waiting(
-        lambda: density.density_peaks_varlen(rows, sizes, num_clusters, k=7, precision=precision)
-    )
-    start = 0
-    for x, ours, closest in zip(rows.split(sizes), centres.split(num_clusters), nearest.split(sizes), strict=True):
-        expected = density_peaks(x[None], len(ours), k=7)
-        assert (ours - start).sort().values.tolist() == expected[0][0].sort().values.tolist()
-        assert (closest - start).tolist() == expected[1][0].tolist()
-        start += len(x)
+def test_split_products_err_by_less_than_a_tick() -> None:
+    rows = torch.nn.functional.normalize(torch.randn(4096, 3584, device="cuda", generator=generator()), dim=1)
+    error = split_products(rows, rows).double() - rows.double() @ rows.double().mT
+    assert error.abs().max() < 2**-18 / 2  # 3.3e-6 at most on a H200, which is 0.4 of a tick of a squared distance
 
 
-def test_density_peaks_of_real_products() -> None:
-    rows = torch.nn.functional.normalize(torch.randn(32 * 184, 3584, device="cuda", generator=generator()), dim=1)
-    centres, _ = density.density_peaks_varlen(rows, [184] * 32, [8] * 32, k=7)
-    expected = (
-        density_peaks(rows.view(32, 184, -1), 8, k=7)[0] + torch.arange(0, len(rows), 184, device="cuda")[:, None]
-    )
-    assert len(set(centres.tolist()) & set(expected.flatten().tolist())) >= 0.98 * len(centres)
+@pytest.mark.parametrize("frames", [32, 64])
+@pytest.mark.parametrize("data", ["iid", "take", "video"])
+def test_both_engines_keep_the_same_tokens(data: str, frames: int) -> None:
+    tokens = synthetic_tokens(data, frames, (14, 14), 3584, dtype=torch.bfloat16, device="cuda")
+    page, engine = (build_pruner("tango", engine=engine)(tokens).indices for engine in ("plain", "batched"))
+    assert torch.isin(page, engine).float().mean() >= 0.99
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -1,4 +1,4 @@
-"""tango.ops.reduction: select and merge within groups of tokens."""
+"""tango.batched.reduction: select and merge within groups of tokens."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tango.ops.groups import Group, lay_out
-from tango.ops.merging import merge_over_frames
-from tango.ops.reduction import clusters_of_tokens, reduce_rows
+from tango.batched.engine import _numbered_together
+from tango.batched.layout import Group, lay_out
+from tango.batched.merging import merge_over_frames
+from tango.batched.reduction import clusters_of_tokens, reduce_rows
+from tango.ops.clustering import TICK_LENGTH
 
 OPTIONS = {"alpha": 1.0, "num_neighbors": 2, "by_density": False}
 
@@ -22,13 +24,15 @@ def reduced(groups: list[Group], x: Tensor, saliency: Tensor, **options: Any) ->
     T, N, _ = x.shape
     layout = lay_out(groups, T, N, max_rows=options.pop("max_rows", 1000))
     token, span, row = (torch.from_numpy(array) for array in (layout.tokens, layout.spans, layout.rows))
-    unit = F.normalize(x.flatten(0, 1), dim=-1)
+    unit = F.normalize(x.flatten(0, 1), dim=-1) / TICK_LENGTH
     score = saliency.flatten()[token]
     kept = [
-        reduce_rows(batch, score[batch.rows], lambda rows: unit[token[rows]], **{**OPTIONS, **options})
+        reduce_rows(
+            batch, score[batch.rows], lambda rows, own=token[batch.rows]: unit[own[rows]], **{**OPTIONS, **options}
+        )
         for batch in layout.batches
     ]
-    rows, anchors, absorbed_by = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    rows, anchors, absorbed_by = _numbered_together(kept)
     indices, order = token[rows].sort()
     cluster = clusters_of_tokens(rows[order], absorbed_by)[row]
     anchors = anchors[order]

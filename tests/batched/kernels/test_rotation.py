@@ -1,4 +1,4 @@
-"""tango.kernels.rotation, against complex numbers."""
+"""tango.batched.kernels.rotation, against complex numbers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="the kernels are Triton's; `pip install triton`")
 
-from tango.kernels import rotation
+from tango.batched.kernels import rotation
 
-KERNEL = "tango.kernels.rotation.gather_rotated"
+KERNEL = "tango.batched.kernels.rotation.gather_rotated"
 Interpreter = Callable[..., Tensor]
 T, H, W = 4, 2, 3
 

@@ -1,4 +1,4 @@
-"""tango.kernels.merging, against `tango.ops.merging.merge_into_anchors` and loops."""
+"""tango.batched.kernels.merging, against `tango.ops.merging.merge_into_anchors` and loops."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tango.ops.merging import merge_into_anchors
 
 pytest.importorskip("triton", reason="the kernels are Triton's; `pip install triton`")
 
-from tango.kernels import merging
+from tango.batched.kernels import merging
 
-KERNEL = "tango.kernels.merging.merge_over_frames"
+KERNEL = "tango.batched.kernels.merging.merge_over_frames"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 Interpreter = Callable[..., Tensor]
 

@@ -1,0 +1,142 @@
+"""What `tango.methods.tango` says segment by segment and frame by frame, for all segments of a video at once.
+
+It keeps the same tokens in as many launches as one segment needs: on a GPU at most 200 at 32 frames. Every competing
+token is a row (`layout`); salient rows are chosen in all frames together (`selection`), the others clustered in all
+segments together (`clustering`). On a CPU it works on what stays in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.profiler import record_function
+
+from tango.batched.layout import competing_groups, lay_out
+from tango.batched.merging import merge_over_frames
+from tango.batched.reduction import Kept, clusters_of_tokens, reduce_rows
+from tango.batched.rotation import gather_rotated, identity_rotations
+from tango.containers import PrunedTokens
+from tango.ops.blocks import upload_together
+from tango.ops.clustering import TICK_LENGTH
+from tango.ops.strope import check_sections, strope_rotations
+from tango.shapes import Float
+
+# Of rotated tokens worked on at once, unless a single segment has more. A GPU takes a whole video of 256 frames; a CPU,
+# what stays in its last cache.
+_GPU_BYTES, _CPU_BYTES = 1 << 30, 24 << 20
+
+
+class Segments(NamedTuple):
+    """A video that is cut already."""
+
+    lengths: Sequence[int]  # frames of each
+    static: Sequence[NDArray[np.bool_]]  # places that are averaged over its frames, (N,)
+    budgets: Sequence[tuple[int, int]]  # tokens to keep of it: static ones, others in all its frames
+
+
+class Options(NamedTuple):
+    """Those of `tango.methods.tango.TangoPruner` that matter once a video is cut."""
+
+    times: Tensor | None  # what ST-RoPE counts time in, (T,); None: no ST-RoPE
+    rope_sections: tuple[int, int, int] | None
+    base_time: float
+    base_space: float
+    context_ratio: float
+    alpha: float
+    num_neighbors: int
+    merge_weight: float
+    by_density: bool  # exchange the places of a segment's merged rows, as Tango's release does
+    kernels: bool  # use Triton's where they run
+
+
+def prune_segments(
+    features: Float[Tensor, "T N D"],
+    saliency: Float[Tensor, "T N"],
+    inverse_norms: Float[Tensor, "T N"],
+    grid: tuple[int, int],
+    segments: Segments,
+    options: Options,
+) -> PrunedTokens:
+    """Select and merge within segments; never waits for the device.
+
+    Args:
+        inverse_norms: of the features, see `tango.ops.segmentation.adjacent_similarity`.
+    Source: sections 4.1-4.3 of arXiv:2604.09547.
+    """
+    (T, N, D), device = features.shape, features.device
+    x = features.flatten(0, 1)
+    with torch.no_grad():
+        max_rows = (_CPU_BYTES if device.type == "cpu" else _GPU_BYTES) // (4 * D)
+        layout = lay_out(competing_groups(*segments, options.context_ratio), T, N, max_rows=max_rows)
+        token, span, row, members, first_members = upload_together(
+            layout.tokens, layout.spans, layout.rows,
+            layout.members, layout.spans.cumsum() - layout.spans, device=device,
+        )  # fmt: skip
+        # Of every row the mean over its members. `index_add_` on a GPU would round differently from run to run.
+        scores = F.embedding_bag(members, saliency.reshape(-1, 1), first_members, mode="sum")[:, 0] / span
+        points = _points(x, inverse_norms, grid, layout.largest_batch, options)
+        kept = [
+            reduce_rows(
+                batch, scores[batch.rows], partial(points, token[batch.rows]), alpha=options.alpha,
+                num_neighbors=options.num_neighbors, by_density=options.by_density,
+            )
+            for batch in layout.batches
+        ]  # fmt: skip
+        rows, anchors, absorbed_by = _numbered_together(kept)
+        indices, order = token[rows].sort()
+        cluster = clusters_of_tokens(rows[order], absorbed_by)[row]
+        anchors = anchors[order]
+    with record_function("tango::merging"):
+        merged = merge_over_frames(
+            x, cluster, token[anchors], span[anchors], weight=options.merge_weight, stride=N,
+            num_averaged=layout.num_averaged, kernels=options.kernels,
+        )  # fmt: skip
+    assignment = cluster.masked_fill(cluster == len(indices), -1)
+    return PrunedTokens(features=merged, indices=indices, assignment=assignment)
+
+
+def _points(
+    x: Float[Tensor, "M D"], inverse_norms: Float[Tensor, "T N"], grid: tuple[int, int], most: int, options: Options
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Returns what gathers n of some tokens, rotated, in units in which 1 is a tick, (n, D).
+
+    Args:
+        most: rows that are gathered at once, at most. A CPU has one workspace for all of them: fresh memory costs it
+            more than the arithmetic done there.
+    """
+    T, D, device = len(inverse_norms), x.shape[1], x.device
+    sections = check_sections(options.rope_sections, D)
+    if options.times is None:
+        rotations = identity_rotations(T, grid, sections, device=device)
+    else:
+        bases = {"base_time": options.base_time, "base_space": options.base_space}
+        rotations = strope_rotations(options.times, grid, sections, **bases, device=device)
+    scale = inverse_norms.flatten() / TICK_LENGTH  # a power of two
+    on_cpu = device.type == "cpu"
+    space = torch.empty(most if on_cpu else 0, D, device=device)
+
+    def gather(tokens: Tensor, numbers: Tensor) -> Tensor:
+        with record_function("tango::rotation"):
+            out = space[: len(numbers)] if on_cpu else space.new_empty(len(numbers), D)
+            return gather_rotated(x, scale, tokens[numbers], grid, rotations, out=out, kernels=options.kernels)
+
+    return gather
+
+
+def _numbered_together(batches: Sequence[Kept]) -> Kept:
+    """What is kept of all batches, rows being numbered from the first batch's first on."""
+    if len(batches) == 1:
+        return batches[0]
+    starts = np.cumsum([0, *(len(batch.absorbed_by) for batch in batches[:-1])]).tolist()
+    moved = [
+        Kept(rows + start, anchors + start, torch.where(absorbed_by < 0, -1, absorbed_by + start))
+        for (rows, anchors, absorbed_by), start in zip(batches, starts, strict=True)
+    ]
+    return Kept(*(torch.cat(parts) for parts in zip(*moved, strict=True)))

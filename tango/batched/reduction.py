@@ -1,0 +1,80 @@
+"""Reducing groups of tokens: keep salient, mutually different ones, merge the others into cluster centres."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from tango.batched.clustering import Gather, density_peaks_of_sets, runs
+from tango.batched.layout import Batch
+from tango.batched.selection import diverse_top_k
+from tango.ops.blocks import upload_together
+from tango.shapes import Float, Int
+
+
+class Kept(NamedTuple):
+    """Which rows of a batch are kept, and what becomes of the others."""
+
+    rows: Int[Tensor, "K"]
+    anchors: Int[Tensor, "K"]  # the row that each kept one has its content from
+    absorbed_by: Int[Tensor, "R"]  # the kept row that stands for each row; -1: none
+
+
+@torch.no_grad()
+def reduce_rows(
+    batch: Batch,
+    saliency: Float[Tensor, "R"],
+    gather: Gather,
+    *,
+    alpha: float,
+    num_neighbors: int,
+    by_density: bool,
+) -> Kept:
+    """Select salient rows in every run of a batch, and cluster the others in every set.
+
+    Args:
+        gather: returns what is compared to tell n rows apart, see `density_peaks_of_sets`.
+        alpha, num_neighbors: see `diverse_top_k`.
+        by_density: exchange the places of a set's merged rows by the density of their anchors (Tango's release).
+    Source: sections 4.2 and 4.3 of arXiv:2604.09547.
+    """
+    device, sizes, counts = saliency.device, batch.set_sizes, batch.num_context
+    with record_function("tango::selection"):
+        salient = diverse_top_k(
+            saliency, batch.frame_sizes, batch.num_salient, gather, alpha=alpha, num_neighbors=num_neighbors
+        )
+    free = torch.ones(len(saliency), dtype=torch.uint8, device=device).index_fill_(0, salient, 0)
+    others = free.sort(descending=True, stable=True).indices  # in order; the salient ones come last
+    starts, whole = sizes.cumsum() - sizes, counts == sizes
+    open_ = (counts > 0) & ~whole
+    own, open_rows = upload_together(
+        runs(starts[whole], sizes[whole]), runs(starts[open_], sizes[open_]), device=device
+    )
+    rows = torch.cat([salient, others[own]]) if len(own) else salient
+    absorbed_by = torch.full_like(free, -1, dtype=torch.long).index_copy_(0, rows, rows)
+    if not open_.any():
+        return Kept(rows, rows, absorbed_by)
+    rest = others[open_rows]
+    with record_function("tango::clustering"):
+        centres, nearest = density_peaks_of_sets(
+            lambda ids: gather(rest[ids]), sizes[open_], counts[open_], k=num_neighbors, device=device
+        )
+    anchors = rest[centres]
+    if not by_density:
+        kept = torch.cat([rows, anchors])
+        return Kept(kept, kept, absorbed_by.index_copy_(0, rest, rest[nearest]))
+    in_order = centres.sort().values
+    landing_of = torch.empty_like(rest).index_copy_(0, in_order, anchors)
+    absorbed_by.index_copy_(0, rest, landing_of[nearest])
+    return Kept(torch.cat([rows, anchors]), torch.cat([rows, rest[in_order]]), absorbed_by)
+
+
+def clusters_of_tokens(kept: Int[Tensor, "K"], absorbed_by: Int[Tensor, "R"]) -> Int[Tensor, "R+1"]:
+    """For every row the place in `kept` of the row that stands for it, and for no row at all: K if none does."""
+    none = len(kept)
+    place = torch.full((len(absorbed_by) + 1,), none, device=kept.device)
+    place[kept] = torch.arange(none, device=kept.device)
+    return torch.cat([place[absorbed_by], place[-1:]])  # -1 is the last place

@@ -1,0 +1,48 @@
+"""ST-RoPE of some tokens of a video: gathered, scaled to length 1 and rotated."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tango.batched.kernels import kernels_run_on
+from tango.ops.blocks import blocks
+from tango.ops.strope import Rotation, rotate
+from tango.shapes import Float, Int
+
+
+def gather_rotated(
+    x: Float[Tensor, "M D"],
+    inverse_norms: Float[Tensor, "M"],
+    tokens: Int[Tensor, "R"],
+    grid: tuple[int, int],
+    rotations: tuple[Rotation, Rotation, Rotation],
+    *,
+    out: Float[Tensor, "R D"],
+    kernels: bool = True,
+) -> Float[Tensor, "R D"]:
+    """Write rows of unit length, rotated, of some tokens of a video: t * N + n for place n of frame t."""
+    if kernels and kernels_run_on(x):
+        from tango.batched.kernels import rotation
+
+        return rotation.gather_rotated(x, inverse_norms, tokens, grid, rotations, out=out)
+    (H, W), D = grid, x.shape[1]
+    place = tokens % (H * W)
+    positions = (tokens // (H * W), place // W, place % W)
+    for block in blocks(len(tokens), D * 4, x.device):
+        chosen = tokens[block]
+        turns = (axis.index_select(0, at[block]) for axis, at in zip(rotations, positions, strict=True))
+        rotate(x.index_select(0, chosen).float(), turns, out=out[block])
+        out[block].mul_(inverse_norms.index_select(0, chosen)[:, None])
+    return out
+
+
+def identity_rotations(
+    T: int, grid: tuple[int, int], sections: tuple[int, int, int], *, device: torch.device
+) -> tuple[Rotation, Rotation, Rotation]:
+    """Tables that leave every token as it is."""
+    time, row, column = (
+        torch.stack([torch.ones(count, dim // 2, device=device), torch.zeros(count, dim // 2, device=device)], dim=1)
+        for count, dim in zip((T, *grid), sections, strict=True)
+    )
+    return time, row, column
