@@ -28,11 +28,15 @@ def adjacent_similarity(x: Float[Tensor, "T N D"]) -> tuple[Float[Tensor, "T-1 N
     T, N, D = x.shape
     dots = torch.empty(T - 1, N, device=x.device)
     norms = torch.empty(T, N, device=x.device)
+    space = None  # for products; a float32 copy may be overwritten by them
     for block in blocks(T, N * D * 4, x.device):
         a, b = x[block].float(), x[block.start + 1 : block.stop + 1]
         torch.linalg.vector_norm(a, dim=-1, out=norms[block])
-        product = torch.empty_like(a) if x.dtype == torch.float32 else a  # a copy may be overwritten
-        torch.sum(torch.mul(a[: len(b)], b, out=product[: len(b)]), dim=-1, out=dots[block][: len(b)])
+        if x.dtype != torch.float32:
+            space = a
+        elif space is None:
+            space = torch.empty_like(a)
+        torch.sum(torch.mul(a[: len(b)], b, out=space[: len(b)]), dim=-1, out=dots[block][: len(b)])
     inverse_norms = norms.clamp_min_(1e-12).reciprocal_()
     return dots.mul_(inverse_norms[:-1]).mul_(inverse_norms[1:]), inverse_norms
 
