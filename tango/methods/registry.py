@@ -1,4 +1,7 @@
-"""Names of methods. One class or preset, one name; unknown names and options fail with the list of known ones."""
+"""Names of methods. One class or preset, one name; unknown names and options fail with the list of known ones.
+
+Methods of other people's packages are loaded when all names are asked for, or one that is not ours.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from tango.errors import BudgetError, UnknownNameError
+from tango.extensions import load_group
 from tango.methods.base import LayerPruner, Pruner
 from tango.ops.flops import solve_retention_ratio
+
+GROUP = "tango.methods"  # of entry points
 
 _METHODS: dict[str, type[Pruner] | type[LayerPruner]] = {}
 
@@ -18,6 +24,12 @@ M = TypeVar("M", bound="type[Pruner] | type[LayerPruner]")
 
 def register(name: str) -> Callable[[M], M]:
     """Class decorator: make a pruner or a layer pruner known by `name`.
+
+    Example:
+        @tango.register("centre")
+        @dataclass(frozen=True, kw_only=True)
+        class CentrePruner(tango.Pruner):
+            ...
 
     Raises:
         ValueError: the name is taken or not lower-case words joined by hyphens.
@@ -37,17 +49,22 @@ def register(name: str) -> Callable[[M], M]:
 
 def available_methods() -> list[str]:
     """Names that `tango.prune` accepts: methods before the LLM and inside it, sorted."""
-    return sorted(_METHODS)
+    return _names((Pruner, LayerPruner))
 
 
 def available_pruners() -> list[str]:
     """Names that `build_pruner` accepts, the methods before the LLM, sorted."""
-    return sorted(name for name, cls in _METHODS.items() if issubclass(cls, Pruner))
+    return _names(Pruner)
 
 
 def available_layer_pruners() -> list[str]:
     """Names that `build_layer_pruner` accepts, the methods inside the LLM, sorted."""
-    return sorted(name for name, cls in _METHODS.items() if issubclass(cls, LayerPruner))
+    return _names(LayerPruner)
+
+
+def _names(kind: type | tuple[type, ...]) -> list[str]:
+    load_group(GROUP)
+    return sorted(name for name, cls in _METHODS.items() if issubclass(cls, kind))
 
 
 def method_class(name: str) -> type[Pruner] | type[LayerPruner]:
@@ -56,9 +73,7 @@ def method_class(name: str) -> type[Pruner] | type[LayerPruner]:
     Raises:
         UnknownNameError: no such method; the message lists them.
     """
-    if name not in _METHODS:
-        raise UnknownNameError("method", name, _METHODS)
-    return _METHODS[name]
+    return _class("method", name, (Pruner, LayerPruner))
 
 
 def pruner_class(name: str) -> type[Pruner]:
@@ -67,10 +82,7 @@ def pruner_class(name: str) -> type[Pruner]:
     Raises:
         UnknownNameError: no such method; the message lists them.
     """
-    cls = _METHODS.get(name)
-    if cls is None or not issubclass(cls, Pruner):
-        raise UnknownNameError("method", name, available_pruners())
-    return cls
+    return _class("method", name, Pruner)
 
 
 def layer_pruner_class(name: str) -> type[LayerPruner]:
@@ -79,9 +91,15 @@ def layer_pruner_class(name: str) -> type[LayerPruner]:
     Raises:
         UnknownNameError: no such layer pruner; the message lists them.
     """
+    return _class("layer pruner", name, LayerPruner)
+
+
+def _class(what: str, name: str, kind: Any) -> Any:
+    if name not in _METHODS:
+        load_group(GROUP)
     cls = _METHODS.get(name)
-    if cls is None or not issubclass(cls, LayerPruner):
-        raise UnknownNameError("layer pruner", name, available_layer_pruners())
+    if cls is None or not issubclass(cls, kind):
+        raise UnknownNameError(what, name, _names(kind), load_group(GROUP))
     return cls
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tango.calls import Call
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
+from tango.extensions import load_group
 from tango.models import stock
 from tango.models.checkpoint import load_tokenizer
 from tango.models.pooling_head import PoolingHead
@@ -27,6 +28,8 @@ SaliencyKind = Literal["p-attn", "attn"]
 
 # Text models, by `model_type`, whose layers have `self_attn` with `q_proj`, `k_proj` and half-split rotations.
 DECODERS = ("qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
+
+GROUP = "tango.models"  # of entry points
 
 _ADAPTERS: dict[str, type[Adapter]] = {}
 
@@ -219,6 +222,7 @@ def register_adapter(*families: str) -> Callable[[A], A]:
 
 def supported_model_types() -> list[str]:
     """Families that `tango.prune` and `tango.load` accept, sorted."""
+    load_group(GROUP)
     return sorted(_ADAPTERS)
 
 
@@ -235,6 +239,13 @@ def family(config: Any) -> str | None:
     return name
 
 
+def find_adapter(name: str | None) -> type[Adapter] | None:
+    """The adapter of a family; None: there is none."""
+    if name not in _ADAPTERS:
+        load_group(GROUP)
+    return _ADAPTERS.get(name or "")
+
+
 def adapter_class(config: Any) -> type[Adapter]:
     """The adapter of a model, from its config or the name of its family.
 
@@ -242,16 +253,16 @@ def adapter_class(config: Any) -> type[Adapter]:
         UnsupportedModelError: there is none; the message lists the supported families.
     """
     name = config if isinstance(config, str) else family(config)
-    if name not in _ADAPTERS:
-        raise UnsupportedModelError(
-            f"no adapter for model type {name!r}. Supported: {', '.join(supported_model_types())}"
-        )
-    return _ADAPTERS[name]
+    adapter = find_adapter(name)
+    if adapter is None:
+        known = ", ".join(supported_model_types())
+        raise UnsupportedModelError(f"no adapter for model type {name!r}. Supported: {known}{load_group(GROUP)}")
+    return adapter
 
 
 def stock_is_right(model: Any) -> bool:
     """Whether the model's own `generate` handles videos as the model was trained; unknown families count as right."""
-    adapter = _ADAPTERS.get(family(getattr(model, "config", None)) or "")
+    adapter = find_adapter(family(getattr(model, "config", None)))
     return adapter is None or adapter.stock_is_right
 
 
