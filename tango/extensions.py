@@ -12,7 +12,6 @@ Each registry loads its own group once, as late as it can: when it is asked for 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import entry_points
 from logging import getLogger
@@ -24,6 +23,7 @@ log = getLogger(__name__)
 
 _LOCK = RLock()  # of one thread many times: a package that is being loaded may ask for names
 _LEFT_OUT: dict[str, str] = {}  # of each group that was loaded
+_IMPORTED: dict[str, None] = {}  # by name, in order
 
 
 def load_group(group: str) -> str:
@@ -53,15 +53,17 @@ def load_group(group: str) -> str:
         return _LEFT_OUT[group]
 
 
-def import_packages(names: Iterable[str]) -> None:
+def import_packages(*names: str) -> None:
     """Import packages or modules by name, for what they register. Doing it twice is harmless.
 
-        import_packages(["my_package"])
-
+    Args:
+        names: of packages; one text may hold several, with commas between.
     Raises:
         TangoError: one cannot be imported; the message says where it failed.
+    Example:
+        import_packages("my_package", environ.get("TANGO_IMPORT", ""))
     """
-    for name in names:
+    for name in filter(None, (name.strip() for text in names for name in text.split(","))):
         try:
             import_module(name)
         except (Exception, SystemExit) as error:
@@ -69,6 +71,12 @@ def import_packages(names: Iterable[str]) -> None:
                 f"cannot import {name!r}: {_reason(error)}. Expected the name of a Python package or module that is "
                 "installed, or whose folder is in PYTHONPATH"
             ) from error
+        _IMPORTED.setdefault(name)
+
+
+def imported() -> list[str]:
+    """What `import_packages` imported, for processes that are to know the same names."""
+    return list(_IMPORTED)
 
 
 def _reason(error: BaseException) -> str:

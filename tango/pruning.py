@@ -377,7 +377,7 @@ def prune(
     adapter.check(pruner.needs, pruner.name)
     if pruning_of(model) is not None:
         raise TangoError("this model is pruned already; remove() the first pruning before adding another")
-    return Pruning(model, pruner, adapter, layer_pruner)
+    return Pruning(model, pruner.bind(model), adapter, None if layer_pruner is None else layer_pruner.bind(model))
 
 
 def _choose(

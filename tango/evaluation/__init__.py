@@ -28,6 +28,7 @@ _HOME = {
     "environment": "tango.evaluation.records",
     "identity": "tango.evaluation.records",
     "frames_as_video": "tango.evaluation.questions",
+    "import_packages": "tango.extensions",
     "write_json": "tango.files",
 }
 __all__ = sorted(_HOME)
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from tango.evaluation.journal import Journal, check_journal
     from tango.evaluation.questions import Answer, Question, frames_as_video
     from tango.evaluation.records import environment, identity
+    from tango.extensions import import_packages
     from tango.files import write_json
     from tango.processes import end_with_launcher
 

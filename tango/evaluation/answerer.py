@@ -109,7 +109,7 @@ class Answerer:
             self._journal: Journal | None = None
             if journal is not None:
                 head = pooling_head_of(self.model)
-                behind = identity(str(pretrained), video_backend=video_backend, local_files_only=True)  # it is here now
+                behind = identity(str(pretrained), self.method, video_backend=video_backend, local_files_only=True)
                 behind["content"]["pooling_head"] = None if head is None else head.digest
                 self._journal = Journal(journal, {**self.config, **behind}, rank=rank)
                 stack.callback(self._journal.close)

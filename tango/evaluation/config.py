@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from tango.errors import BudgetError, OptionError, UnknownNameError
-from tango.methods import available_layer_pruners, available_pruners, build_layer_pruner, build_pruner
+from tango.fingerprints import of_file, of_packages
+from tango.methods import available_layer_pruners, available_pruners, build_layer_pruner, build_pruner, method_class
 
 if TYPE_CHECKING:
     from tango.pruning import Pruning
@@ -46,6 +47,7 @@ class MethodConfig:
         for name in ("options", "layer_options"):
             object.__setattr__(self, name, dict(getattr(self, name)))
         self._resolved()
+        self.content()
 
     def _resolved(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """All options of the method and of the layer pruner, defaults included, after every check."""
@@ -109,6 +111,22 @@ class MethodConfig:
             "positions": self.positions,
         }
 
+    def content(self) -> dict[str, Any]:
+        """What answers depend on and `to_dict` does not hold: hashes of weights, and of other packages' code.
+
+        Raises:
+            OptionError: weights cannot be read.
+        """
+        classes = [method_class(name) for name in (self.method, self.layer_pruner) if name not in (None, "none")]
+        weights = {}
+        for cls, options in zip(classes, (self.options, self.layer_options), strict=False):
+            pruner = cls(**options)
+            pruner.check_weights()
+            if hasattr(pruner, "weights"):
+                weights[cls.name] = of_file(pruner.weights)
+        found = {"weights": weights, "packages": of_packages(*classes)}
+        return {name: value for name, value in found.items() if value}
+
     @property
     def label(self) -> str:
         """A name for folders and tables, such as "tango-r0.1" or "tango-m0.1-fastv-merge18".
@@ -143,8 +161,12 @@ class MethodConfig:
 
     @staticmethod
     def settings_from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-        """The settings in an environment: WRAPPER is the method, TANGO_<NAME> any other; empty ones do not count."""
+        """The settings in an environment: WRAPPER is the method, TANGO_<NAME> any other; empty ones do not count.
+
+        TANGO_IMPORT is none: see `tango.evaluation.import_packages`.
+        """
         settings = {name[6:].lower(): value for name, value in environ.items() if name.startswith("TANGO_") and value}
+        settings.pop("import", None)
         if environ.get("WRAPPER"):
             settings["wrapper"] = environ["WRAPPER"]
         return settings
@@ -166,5 +188,6 @@ def _built_inside(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(options: Mapping[str, Any], defaults: Mapping[str, Any], but: tuple[str, ...]) -> list[str]:
-    """Options that are not at their default, as parts of a label."""
-    return [f"{name}{value}" for name, value in options.items() if name not in but and value != defaults[name]]
+    """Options that are not at their default, as parts of a label; of weights, which are a file, what it holds."""
+    differ = {name: value for name, value in options.items() if name not in but and value != defaults[name]}
+    return [f"{name}{of_file(value)[:8] if name == 'weights' else value}" for name, value in differ.items()]

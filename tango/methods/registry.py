@@ -57,6 +57,11 @@ def available_pruners() -> list[str]:
     return _names(Pruner)
 
 
+def ready_pruners() -> list[str]:
+    """Those of `available_pruners` that run as they are; a learned one needs its weights first."""
+    return [name for name in available_pruners() if not hasattr(_METHODS[name], "weights")]
+
+
 def available_layer_pruners() -> list[str]:
     """Names that `build_layer_pruner` accepts, the methods inside the LLM, sorted."""
     return _names(LayerPruner)
