@@ -20,14 +20,13 @@ from tango.methods import (  # noqa: F401  # importing a method registers it
     visionzip,
 )
 from tango.methods.base import KeepAllPruner, LayerPruner, Pruner
+from tango.methods.plan import Plan
 from tango.methods.registry import (
     available_layer_pruners,
     available_methods,
     available_pruners,
     build_layer_pruner,
-    build_layer_pruner_for_mean,
     build_pruner,
-    build_pruner_for_mean,
     layer_pruner_class,
     method_class,
     pruner_class,
@@ -38,15 +37,14 @@ from tango.methods.tango import TangoPruner
 __all__ = [
     "KeepAllPruner",
     "LayerPruner",
+    "Plan",
     "Pruner",
     "TangoPruner",
     "available_layer_pruners",
     "available_methods",
     "available_pruners",
     "build_layer_pruner",
-    "build_layer_pruner_for_mean",
     "build_pruner",
-    "build_pruner_for_mean",
     "layer_pruner_class",
     "method_class",
     "pruner_class",
