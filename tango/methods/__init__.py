@@ -10,6 +10,7 @@ from tango.methods.fastvid import FastVidPruner
 from tango.methods.framefusion import FrameFusionPruner
 from tango.methods.holitom import HolitomPruner
 from tango.methods.holitom_merge import HolitomMergePruner
+from tango.methods.plan import Plan
 from tango.methods.prunevid import PruneVidPruner
 from tango.methods.prunevid_select import PruneVidSelectPruner
 from tango.methods.pyramiddrop import PyramidDropPruner
@@ -19,9 +20,7 @@ from tango.methods.registry import (
     available_methods,
     available_pruners,
     build_layer_pruner,
-    build_layer_pruner_for_mean,
     build_pruner,
-    build_pruner_for_mean,
     layer_pruner_class,
     method_class,
     pruner_class,
@@ -46,6 +45,7 @@ __all__ = [
     "HolitomPruner",
     "KeepAllPruner",
     "LayerPruner",
+    "Plan",
     "PruneVidPruner",
     "PruneVidSelectPruner",
     "Pruner",
@@ -62,9 +62,7 @@ __all__ = [
     "available_methods",
     "available_pruners",
     "build_layer_pruner",
-    "build_layer_pruner_for_mean",
     "build_pruner",
-    "build_pruner_for_mean",
     "layer_pruner_class",
     "method_class",
     "pruner_class",

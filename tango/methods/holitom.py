@@ -21,7 +21,7 @@ from tango.ops.budget import apportion, ceil_count, exact_count
 from tango.ops.checks import check_finite
 from tango.ops.clustering import density_peaks_counting_self
 from tango.ops.merging import merge_into_anchors
-from tango.ops.segmentation import adjacent_similarity, segment_by_static_tokens
+from tango.ops.segmentation import adjacent_similarity, default_threshold, segment_by_static_tokens
 from tango.ops.selection import top_k
 
 
@@ -59,6 +59,7 @@ class HolitomPruner(Pruner):
         "num_neighbors": (2, math.inf),
         "max_segment_frames": (1, math.inf),
     }
+    by_ratio: ClassVar = {"segment_threshold": default_threshold}
     budget_rule: ClassVar[str] = "ceil per frame, round per static set, at a ratio raised by what averaging saves"
     paper: ClassVar[Paper] = Paper(
         title="HoliTom: Holistic Token Merging for Fast Video Large Language Models",
@@ -70,8 +71,7 @@ class HolitomPruner(Pruner):
     @property
     def resolved_segment_threshold(self) -> float:
         """`segment_threshold`, or its default at this retention ratio."""
-        default = 0.65 if self.retention_ratio <= 0.1 else 0.8
-        return default if self.segment_threshold is None else self.segment_threshold
+        return default_threshold(self.retention_ratio) if self.segment_threshold is None else self.segment_threshold
 
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
         T, N, _ = tokens.features.shape

@@ -10,10 +10,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from tango.errors import BudgetError, UnknownNameError
+from tango.errors import UnknownNameError
 from tango.extensions import load_group
 from tango.methods.base import LayerPruner, Pruner
-from tango.ops.flops import solve_retention_ratio
 
 GROUP = "tango.methods"  # of entry points
 
@@ -130,51 +129,6 @@ def build_layer_pruner(name: str, /, **options: Any) -> LayerPruner:
     cls = layer_pruner_class(name)
     _check_options(cls, name, options)
     return cls(**options)
-
-
-def build_pruner_for_mean(
-    name: str, mean: float, layer_pruner: LayerPruner | None, num_layers: int, **options: Any
-) -> Pruner:
-    """Build a method whose retention ratio gives this mean over the LLM's layers.
-
-    A segment threshold that depends on the ratio goes by the mean, as in the release.
-
-    Raises:
-        BudgetError: the mean cannot be reached, or `retention_ratio` is given as well.
-        UnknownNameError: unknown method or option; the message lists the known ones.
-    """
-    if "retention_ratio" in options:
-        raise BudgetError("give retention_ratio (before the LLM) or mean_retention_ratio (over its layers), not both")
-    share = 1.0 if layer_pruner is None else layer_pruner.mean_share(num_layers)
-    ratio = solve_retention_ratio(mean, num_layers=num_layers) / share
-    if ratio > 1:
-        raise BudgetError(
-            f"mean_retention_ratio {mean:.4g} is out of reach: if all visual tokens enter the LLM, pruning inside it "
-            f"leaves {share:.4g}; prune later, or keep more there"
-        )
-    threshold = getattr(build_pruner(name, **options, retention_ratio=mean), "resolved_segment_threshold", None)
-    if threshold is not None:
-        options = {**options, "segment_threshold": threshold}
-    return build_pruner(name, **options, retention_ratio=ratio)
-
-
-def build_layer_pruner_for_mean(
-    name: str, num_layers: int, mean_retention_ratio: float | None = None, **options: Any
-) -> LayerPruner:
-    """Build a layer pruner as a method of its own: all tokens enter the LLM, and the ratio is the mean over its layers.
-
-    Args:
-        mean_retention_ratio: may also be given as the option `retention_ratio`; 0.1 if neither is.
-    Raises:
-        BudgetError: the mean cannot be reached, or both are given.
-        UnknownNameError: unknown layer pruner or option; the message lists the known ones.
-    """
-    if mean_retention_ratio is not None and "retention_ratio" in options:
-        raise BudgetError(
-            f"for {name} retention_ratio is the mean over the LLM's layers; leave out mean_retention_ratio"
-        )
-    mean = options.pop("retention_ratio", 0.1 if mean_retention_ratio is None else mean_retention_ratio)
-    return build_layer_pruner(name, **options).for_mean(mean, num_layers)
 
 
 def _check_options(cls: type, name: str, options: Mapping[str, Any]) -> None:

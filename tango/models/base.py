@@ -76,7 +76,7 @@ class Adapter(ABC):
     video_input: ClassVar[str] = "pixel_values_videos"
     stock_is_right: ClassVar[bool] = True  # False: only Tango lays out this model's videos as it was trained with
 
-    def __init__(self, model: Any, *, saliency: SaliencyKind = "p-attn"):
+    def __init__(self, model: Any, *, saliency: str = "p-attn"):
         if saliency not in ("p-attn", "attn"):
             raise MissingSignalError(f"saliency must be 'p-attn' or 'attn', got {saliency!r}")
         self.model, self.saliency = model, saliency
