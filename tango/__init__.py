@@ -30,7 +30,10 @@ _HOME = {
     "available_pruners": "tango.methods",
     "build_layer_pruner": "tango.methods",
     "build_pruner": "tango.methods",
+    "available_saliency": "tango.ops.saliency",
     "register": "tango.methods",
+    "register_adapter": "tango.models",
+    "register_saliency": "tango.ops.saliency",
     "prune": "tango.pruning",
     "Pruning": "tango.pruning",
     "PruningStats": "tango.stats",
@@ -80,7 +83,8 @@ if TYPE_CHECKING:
         build_pruner,
         register,
     )
-    from tango.models import load
+    from tango.models import load, register_adapter
+    from tango.ops.saliency import available_saliency, register_saliency
     from tango.pruning import Pruning, prune
     from tango.stats import PruningStats
     from tango.video import read_video

@@ -32,7 +32,7 @@ from tango.methods import (
     build_pruner_for_mean,
     method_class,
 )
-from tango.models.base import Adapter, EncodedVideos, SaliencyKind
+from tango.models.base import Adapter, EncodedVideos
 from tango.models.unwrapping import unwrap
 from tango.ops.checks import refuse_unless
 from tango.ops.flops import check_layer
@@ -324,7 +324,7 @@ def prune(
     *,
     layer_pruner: LayerPruner | str | None = None,
     mean_retention_ratio: float | None = None,
-    saliency: SaliencyKind = "p-attn",
+    saliency: str = "p-attn",
     positions: Literal["contiguous", "kept", "correct", "stock"] | None = None,
     **options: Any,
 ) -> Pruning:
@@ -348,8 +348,8 @@ def prune(
         layer_pruner: prune again at the input of a decoder layer; built, or a name from `available_layer_pruners()`.
         mean_retention_ratio: in place of `retention_ratio`, the fraction kept on average over the LLM's layers; with
             a layer pruner, more tokens then enter the LLM (section 5.1 of the paper).
-        saliency: "p-attn" (attention of SigLIP's pooling query, as in the paper; `tango.load` brings its weights) or
-            "attn" (mean attention received in the tower's last used block; needs nothing).
+        saliency: "p-attn" (attention of the tower's pooling query, as in the paper; `tango.load` brings SigLIP's),
+            "attn" (mean attention received in the tower's last used block; needs nothing), or a registered name.
         positions: LLaVA: "contiguous" (the default, as in the paper's release) numbers what the LLM sees from 0, with
             "kept" every token keeps its position in the unpruned prompt. Qwen-VL, whose kept tokens always do:
             "correct" (the default) as these models were trained, or "stock" as this transformers release computes them.

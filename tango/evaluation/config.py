@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tango.errors import BudgetError, OptionError, UnknownNameError
 from tango.methods import available_layer_pruners, available_pruners, build_layer_pruner, build_pruner
+from tango.ops.saliency import saliency_function
 
 if TYPE_CHECKING:
     from tango.pruning import Pruning
@@ -39,7 +40,7 @@ class MethodConfig:
     layer_pruner: str | None = None
     layer_options: Mapping[str, Any] = field(default_factory=dict)
     mean_retention_ratio: float | None = None
-    saliency: Literal["p-attn", "attn"] = "p-attn"
+    saliency: str = "p-attn"
     positions: Literal["contiguous", "kept", "correct", "stock"] | None = None
 
     def __post_init__(self) -> None:
@@ -49,8 +50,7 @@ class MethodConfig:
 
     def _resolved(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """All options of the method and of the layer pruner, defaults included, after every check."""
-        if self.saliency not in ("p-attn", "attn"):
-            raise OptionError(f"saliency must be 'p-attn' or 'attn', got {self.saliency!r}")
+        saliency_function(self.saliency)
         if self.positions not in (None, *POSITIONS):
             raise OptionError(f"positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
         if self.method not in ("none", *available_pruners(), *available_layer_pruners()):

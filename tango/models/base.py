@@ -8,35 +8,29 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from tango.calls import Call
-from tango.containers import PrunedTokens, Signal, VisualTokens
+from tango.containers import ALL_SIGNALS, PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.models import stock
 from tango.models.checkpoint import load_tokenizer
 from tango.models.pooling_head import PoolingHead
 from tango.models.processor import Processor, chat_template
 from tango.models.weights import read_model
+from tango.ops.saliency import PoolingQuery, saliency_function
 from tango.profiling import StageTimer
 from tango.splice import ShortPrompt
-
-SaliencyKind = Literal["p-attn", "attn"]
 
 # Text models, by `model_type`, whose layers have `self_attn` with `q_proj`, `k_proj` and half-split rotations.
 DECODERS = ("qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
 
-_ADAPTERS: dict[str, type[Adapter]] = {}
+# Fields of `VisualTokens` that a tower makes, frame by frame.
+TOKEN_FIELDS = ("features", *(ALL_SIGNALS & ~Signal.TIMESTAMPS).fields)
 
-# What error messages call a signal.
-_WORDS = {
-    Signal.SALIENCY: "saliency",
-    Signal.FRAME_EMBEDS: "frame embeddings",
-    Signal.TIMESTAMPS: "timestamps",
-    Signal.KEYS: "the vision tower's attention keys",
-}
+_ADAPTERS: dict[str, type[Adapter]] = {}
 
 A = TypeVar("A", bound="type[Adapter]")
 
@@ -62,7 +56,10 @@ class Adapter(ABC):
     """Turns one family's inputs into visual tokens, and pruned tokens back into prompt embeddings.
 
     Args:
-        saliency: "p-attn", attention of the vision tower's pooling query; or "attn", mean attention received.
+        saliency: a name from `available_saliency()`: "p-attn", attention of the vision tower's pooling query; "attn",
+            mean attention received; or one that was registered.
+    Raises:
+        UnknownNameError: no such saliency.
     """
 
     title: ClassVar[str]  # the family as people write it
@@ -71,11 +68,11 @@ class Adapter(ABC):
     consumed: ClassVar[frozenset[str]]  # inputs that this adapter uses up before the LLM runs
     default_num_frames: ClassVar[int]  # frames that the model usually sees
     video_input: ClassVar[str] = "pixel_values_videos"
+    pooling_query: ClassVar[PoolingQuery] = "mean"  # what "p-attn" saliency means of this family's tower
     stock_is_right: ClassVar[bool] = True  # False: only Tango lays out this model's videos as it was trained with
 
-    def __init__(self, model: Any, *, saliency: SaliencyKind = "p-attn"):
-        if saliency not in ("p-attn", "attn"):
-            raise MissingSignalError(f"saliency must be 'p-attn' or 'attn', got {saliency!r}")
+    def __init__(self, model: Any, *, saliency: str = "p-attn"):
+        saliency_function(saliency)
         self.model, self.saliency = model, saliency
 
     @classmethod
@@ -166,7 +163,7 @@ class Adapter(ABC):
         """
         missing = needs & ~self.signals
         if missing:
-            words = " and ".join(word for signal, word in _WORDS.items() if signal in missing)
+            words = " and ".join(kind.words for kind in missing.kinds)
             others = ", ".join(families_with(needs)) or "no family"
             raise MissingSignalError(
                 f"{method} needs {words}, which the {self.title} adapter does not supply; it works with {others}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,12 +13,20 @@ from torch import Tensor
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, OptionError, UnsupportedModelError
-from tango.models.base import Adapter, EncodedImages, EncodedVideos, SaliencyKind, pooling_head_of, register_adapter
+from tango.models.base import (
+    TOKEN_FIELDS,
+    Adapter,
+    EncodedImages,
+    EncodedVideos,
+    pooling_head_of,
+    register_adapter,
+)
 from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
-from tango.models.siglip import TowerStates, run_tower
+from tango.models.siglip import TowerStates, project, run_tower
 from tango.models.timestamps import video_timestamps
 from tango.ops.blocks import upload
+from tango.ops.saliency import PoolingQuery, TowerBlock, block_signals
 from tango.profiling import StageTimer
 
 PositionRule = Literal["contiguous", "kept"]
@@ -43,11 +52,12 @@ class LlavaOnevisionAdapter(Adapter):
         }
     )  # fmt: skip
     default_num_frames: ClassVar[int] = 32
+    pooling_query: ClassVar[PoolingQuery] = "head"
     # Places in the pooled 14 x 14 grid whose attention is high whatever the image (release; appendix B.3 names #28).
     sink_positions: ClassVar[tuple[int, ...]] = (28, 27, 41, 169, 11, 12)
     sink_grid: ClassVar[tuple[int, int]] = (14, 14)
 
-    def __init__(self, model: Any, *, saliency: SaliencyKind = "p-attn", positions: PositionRule = "contiguous"):
+    def __init__(self, model: Any, *, saliency: str = "p-attn", positions: PositionRule = "contiguous"):
         super().__init__(model, saliency=saliency)
         if positions not in ("contiguous", "kept"):
             raise OptionError(f"positions of {self.title} must be 'contiguous' or 'kept', got {positions!r}")
@@ -127,7 +137,7 @@ class LlavaOnevisionAdapter(Adapter):
         sinks = self.sink_positions if self.grid == self.sink_grid else ()
         given = inputs.get("video_timestamps_s")
         times = video_timestamps(given, lengths, wanted=Signal.TIMESTAMPS in wants)
-        parts = {name: rows.split(name, lengths) for name in ("features", "saliency", "frame_embeds", "keys")}
+        parts = {name: rows.split(name, lengths) for name in TOKEN_FIELDS}
         encoded = []
         for i, seconds in enumerate(times):
             fields: dict[str, Any] = {name: part[i] for name, part in parts.items()}
@@ -138,31 +148,38 @@ class LlavaOnevisionAdapter(Adapter):
         self, frames: list[Tensor], batch_size: int, wants: Signal, head: PoolingHead | None, timer: StageTimer
     ) -> dict[str, Tensor]:
         """Pooled features of a few frames (C, h, w), and the signals that are wanted."""
-        attn = Signal.SALIENCY in wants and self.saliency == "attn"
         with timer.stage("tower"):
-            states = self._run_tower(frames, batch_size, attention=attn, keys=Signal.KEYS in wants)
+            states = self._run_tower(frames, batch_size)
+        with timer.stage("prune"):
+            last = self.tower_blocks(self.model)[self._depth - 1]
+            block = TowerBlock(
+                grid=self.grid,
+                hidden=states.hidden,
+                project=partial(project, last, states.entering),
+                scale=last.self_attn.scale,
+                pool=self.pool,
+                pooling_query=self.pooling_query,
+                head=head,
+            )
+            rows = block_signals(block, wants, self.saliency)
+        hidden = states.hidden
+        del states, block  # the projector is wide, so what the block entered with leaves before
         with timer.stage("project"):
-            rows = {"features": self.project(states.hidden)}
-        with timer.stage("prune"), torch.no_grad():
-            saliency = states.attention
-            if head is not None and Signal.SALIENCY in wants and not attn:
-                saliency = head.saliency(states.hidden)
-            if saliency is not None:
-                rows["saliency"] = self.pool(saliency[..., None])[..., 0]
-            if head is not None and Signal.FRAME_EMBEDS in wants:
-                rows["frame_embeds"] = head.frame_embeds(states.hidden)
-            if states.keys is not None:
-                rows["keys"] = self.pool(states.keys)
+            rows["features"] = self.project(hidden)
         return rows
 
-    def _run_tower(self, frames: list[Tensor], batch_size: int, **wanted: bool) -> TowerStates:
+    @property
+    def _depth(self) -> int:
+        """Blocks of the tower that run."""
+        layer = self.model.config.vision_feature_layer
+        return len(self.tower_blocks(self.model)) + 1 + layer if layer < 0 else layer
+
+    def _run_tower(self, frames: list[Tensor], batch_size: int) -> TowerStates:
         compiled = vars(self.model).get(_COMPILED)
         padding = [] if compiled is None else frames[-1:] * (batch_size - len(frames))  # to compile for one size
         pixels = upload(torch.stack(frames + padding), self.model.device).to(self.model.dtype)
-        tower, layer = self.tower(self.model), self.model.config.vision_feature_layer
-        depth = len(self.tower_blocks(self.model)) + 1 + layer if layer < 0 else layer
-        states = (compiled or run_tower)(tower, depth, pixels, **wanted)
-        return TowerStates(*(x if x is None else x[: len(frames)] for x in states)) if padding else states  # type: ignore[arg-type]
+        states = (compiled or run_tower)(self.tower(self.model), self._depth, pixels)
+        return TowerStates(*(x[: len(frames)] for x in states)) if padding else states
 
     def project(self, hidden: Tensor) -> Tensor:
         """Projector and pooling, (T, patches^2, P) -> (T, N, D).

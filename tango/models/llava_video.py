@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tango.containers import PrunedTokens, VisualTokens
 from tango.errors import UnsupportedModelError
-from tango.models.base import SaliencyKind, register_adapter
+from tango.models.base import register_adapter
 from tango.models.llava_onevision import LlavaOnevisionAdapter, PositionRule
 from tango.models.processor import Processor
 
@@ -37,7 +37,7 @@ class LlavaVideoAdapter(LlavaOnevisionAdapter):
     sink_grid: ClassVar[tuple[int, int]] = (13, 13)
     stock_is_right: ClassVar[bool] = False
 
-    def __init__(self, model: Any, *, saliency: SaliencyKind = "p-attn", positions: PositionRule = "contiguous"):
+    def __init__(self, model: Any, *, saliency: str = "p-attn", positions: PositionRule = "contiguous"):
         super().__init__(model, saliency=saliency, positions=positions)
         mode = getattr(model.config, "mm_spatial_pool_mode", None)
         if mode != "average":

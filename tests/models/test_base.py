@@ -17,6 +17,16 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
+def inputs_of(name: str) -> dict[str, Any]:
+    """One prompt with one video, for any family."""
+    if name in tiny_qwen.FAMILIES:
+        return tiny_qwen.inputs(name, ("Look: ", tiny_qwen.TALL, " What?"))
+    config, adapter = MODELS[name]().config, adapter_class(name)
+    before, after = (tiny.tokenizer()(text)["input_ids"] for text in ("Look: ", " What?"))
+    row = [*before, *[config.video_token_id] * adapter.num_video_tokens(config, 6), *after]
+    return {**tiny.batch(row), "pixel_values_videos": tiny.clip(1)[None], "video_timestamps_s": tiny.TIMES}
+
+
 def test_no_family_is_forgotten() -> None:
     assert sorted(MODELS) == supported_model_types()
 
