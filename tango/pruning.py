@@ -169,6 +169,7 @@ class Pruning:
             NotFiniteError: what a video was made into holds NaN or infinity, whatever the method.
         """
         adapter, timer = self.adapter, StageTimer(input_ids.device)
+        inputs = {**inputs, "input_ids": input_ids, "attention_mask": attention_mask}
         encoded = adapter.encode_videos(inputs, self.pruner.wants, timer)
         with timer.stage("prune"):
             pruned = [self.pruner(video) for video in encoded.videos]
@@ -176,14 +177,15 @@ class Pruning:
             images = adapter.encode_images(inputs)
             laid_out = [adapter.lay_out(*pair) for pair in zip(encoded.videos, pruned, strict=True)]
             features, stays = (torch.cat(parts) for parts in zip(*laid_out, strict=True))
+            video, image = adapter.placeholders(input_ids, inputs, images)
             short = shorten(
                 input_ids,
                 attention_mask,
                 self._embed_short,
-                video_token_id=adapter.video_token_id,
+                video=video,
                 stays=stays,
                 video_features=features,
-                images=None if images is None else (images.token_id, images.features),
+                images=None if images is None else (image, images.features),
                 positions=adapter.positions(input_ids, attention_mask, inputs),
                 pad_token_id=_pad_token_id(self.model),
             )
@@ -222,13 +224,14 @@ class Pruning:
         self._check_cache(cache_of(kwargs), short)
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         kwargs.pop("position_ids", None)  # they describe the long prompt
+        kwargs |= self.adapter.short_inputs(short)
         if short.retains_positions:  # else generate counts by itself
             kwargs["position_ids"] = short.position_ids
             if short.position_ids.dim() == 2:
                 _check_positions(self.model, kwargs)
         call.prompt = CallersPrompt(ids, short.input_ids.shape[1], call)
         call.prompt.adapt(kwargs, self.model.generation_config)
-        overlay = Overlay(self.model, short, stats.timer, call, self.adapter.video_input)
+        overlay = Overlay(self.model, short, stats.timer, call, self.adapter)
         with scope, self._in_decoder(short, places, stats, call), overlay:
             output = stock(input_ids=short.input_ids, attention_mask=short.attention_mask, **kwargs)
         if not call.passed:
@@ -250,6 +253,7 @@ class Pruning:
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         if kwargs.get("labels") is not None:
             kwargs["labels"] = short.gather_labels(kwargs["labels"])
+        kwargs |= self.adapter.short_inputs(short) | self.adapter.beside_embeds(short.text_ids)
         kwargs["position_ids"] = short.position_ids
         wanted = kwargs.pop("logits_to_keep", 0)
         with scope, self._in_decoder(short, places, stats, call, kwargs.get("labels")):

@@ -43,7 +43,7 @@ FORBIDDEN = {
 }
 # Where adapters say what the tower of their family is.
 TOWERS = {
-    "tango/models/llava_onevision.py": {"model.model.vision_tower"},
+    "tango/models/fixed_grid.py": {"model.model.vision_tower"},
     "tango/models/qwen2_5_vl.py": {"model.model.visual"},
 }
 

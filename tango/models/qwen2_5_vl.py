@@ -18,7 +18,7 @@ from tango.errors import OptionError, UnsupportedModelError
 from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideos, register_adapter
 from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_step, vision_positions
-from tango.models.qwen_processor import MAX_PIXELS, QwenProcessor
+from tango.models.qwen_processor import MAX_PIXELS, QwenForm, QwenProcessor
 from tango.models.qwen_tower import queries_or_keys, tap_attention, window_order
 from tango.ops.blocks import upload
 from tango.ops.saliency import TowerBlock, block_signals
@@ -45,6 +45,7 @@ class QwenVlAdapter(Adapter):
     )  # fmt: skip
     default_num_frames: ClassVar[int] = 32
     positions_need_time: ClassVar[bool] = False
+    form: ClassVar[QwenForm]
 
     def __init__(self, model: Any, *, saliency: str = "p-attn", positions: PositionRule = "correct"):
         super().__init__(model, saliency=saliency)
@@ -213,14 +214,18 @@ class QwenVlAdapter(Adapter):
         return positions
 
     @classmethod
-    def num_video_tokens(cls, config: Any, num_frames: int) -> int:
-        vision = config.vision_config
-        side = vision.patch_size * vision.spatial_merge_size
-        return math.ceil(num_frames / vision.temporal_patch_size) * (MAX_PIXELS // side**2)
+    def tokens_per_step(cls, config: Any) -> int:
+        return MAX_PIXELS // (config.vision_config.patch_size * config.vision_config.spatial_merge_size) ** 2
+
+    @classmethod
+    def frames_per_step(cls, config: Any) -> int:
+        return config.vision_config.temporal_patch_size
 
     @classmethod
     def make_processor(cls, folder: Path, config: Any, tokenizer: Any = None) -> Any:
-        return QwenProcessor.from_folder(folder, config, tokenizer, default_num_frames=cls.default_num_frames)
+        return QwenProcessor.from_folder(
+            folder, config, tokenizer, form=cls.form, default_num_frames=cls.default_num_frames
+        )
 
 
 @register_adapter("qwen2_vl")
@@ -229,6 +234,7 @@ class Qwen2VlAdapter(QwenVlAdapter):
 
     title: ClassVar[str] = "Qwen2-VL"
     model_class: ClassVar[str] = "Qwen2VLForConditionalGeneration"
+    form: ClassVar[QwenForm] = QwenForm(processor="Qwen2VLProcessor")
     stock_is_right: ClassVar[bool] = False  # its positions are not
 
 
@@ -238,6 +244,7 @@ class Qwen2_5VlAdapter(QwenVlAdapter):
 
     title: ClassVar[str] = "Qwen2.5-VL"
     model_class: ClassVar[str] = "Qwen2_5_VLForConditionalGeneration"
+    form: ClassVar[QwenForm] = QwenForm(processor="Qwen2_5_VLProcessor", seconds_per_step=True)
     stock_is_right: ClassVar[bool] = False  # its positions are not
     positions_need_time: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""A SigLIP vision tower, run up to the block whose output is used."""
+"""A SigLIP or CLIP vision tower, run up to the block whose output is used."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ def run_tower(tower: Any, depth: int, pixels: Float[Tensor, "T 3 h w"]) -> Tower
     """
     # The patch convolution leaves its channels in front; every residual sum and norm would run over strided memory.
     hidden = tower.embeddings(pixels).contiguous()
+    if hasattr(tower, "pre_layrnorm"):  # CLIP's, spelled like this
+        hidden = tower.pre_layrnorm(hidden)
     for block in tower.encoder.layers[: depth - 1]:
         hidden = block(hidden, None)
     return TowerStates(hidden, tower.encoder.layers[depth - 1](hidden, None))

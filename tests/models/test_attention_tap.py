@@ -72,7 +72,7 @@ def test_the_function_finds_its_own_name(monkeypatch: pytest.MonkeyPatch) -> Non
     """Flash attention asks the module's config which of its releases to call."""
     names: list[str] = []
 
-    def stand_in(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+    def stand_in(module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, **kwargs: Any) -> Any:
         names.append(module.config._attn_implementation)
         assert (module.is_causal, module.layer_idx) == (True, 0)
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, None, **kwargs)

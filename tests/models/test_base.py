@@ -11,6 +11,7 @@ from tango.models import adapter_class, supported_model_types
 from tests import tiny, tiny_qwen
 
 MODELS: dict[str, Callable[[], Any]] = {
+    "llava_next_video": tiny.llava_next_video,
     "llava_onevision": tiny.llava_onevision,
     "llava_video": tiny.llava_video,
     **{family: lambda family=family: tiny_qwen.model(family) for family in tiny_qwen.FAMILIES},
