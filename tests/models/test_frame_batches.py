@@ -24,7 +24,7 @@ from tests.live_bytes import LiveBytes, known_tensors
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 WIDTH = 32  # of every tiny tower
 QWEN = [("A ", (6, 4, 6), " B ", (4, 8, 6))]  # temporal steps of 24 and of 48 patches
-FAMILIES = ("llava_next_video", "llava_onevision", "llava_video", *tiny_qwen.FAMILIES)
+FAMILIES = ("llava_onevision", "llava_video", *tiny_qwen.FAMILIES)
 
 
 def allow(monkeypatch: pytest.MonkeyPatch, patches: int) -> None:

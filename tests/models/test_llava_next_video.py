@@ -13,7 +13,7 @@ from torch import Tensor
 import tango
 from tango.containers import ALL_SIGNALS, VisualTokens
 from tango.methods import KeepAllPruner, available_layer_pruners, available_pruners, build_layer_pruner
-from tango.models import adapter_class, load
+from tango.models import adapter_class, frame_batches, load
 from tango.profiling import StageTimer
 from tests import tiny
 
@@ -99,6 +99,18 @@ def test_signals_are_those_of_the_last_used_block(model: Any) -> None:
     expected = other.model.get_video_features(torch.stack([frames[:T], frames[T:]]), return_dict=True).pooler_output
     features = torch.cat([video.features.flatten(0, 1) for video in videos])
     torch.testing.assert_close(features, torch.cat(list(expected)).view(2 * T * N, -1), rtol=1e-4, atol=1e-4)
+
+
+def test_results_do_not_depend_on_the_batches(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, calls = encode(model, "p-attn"), []
+    monkeypatch.setattr(frame_batches, "CPU_BYTES", 5 * 64 * 16 * 32 * 4)  # five frames of 64 patches
+    hook = model.model.vision_tower.embeddings.register_forward_hook(lambda _m, args, _o: calls.append(len(args[0])))
+    cut = encode(model, "p-attn")
+    hook.remove()
+    assert calls == [4, 4, 4]
+    for a, b in zip(whole, cut, strict=True):
+        for field in ("features", *ALL_SIGNALS.fields):
+            torch.testing.assert_close(getattr(a, field), getattr(b, field), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
