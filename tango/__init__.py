@@ -55,7 +55,9 @@ _HOME = {
     "available_pruners": "tango.methods",
     "build_layer_pruner": "tango.methods",
     "build_pruner": "tango.methods",
+    "available_saliency": "tango.ops.saliency",
     "register": "tango.methods",
+    "register_saliency": "tango.ops.saliency",
     "prune": "tango.pruning",
     "Pruning": "tango.pruning",
     "PruningStats": "tango.stats",
@@ -127,6 +129,7 @@ if TYPE_CHECKING:
         register,
     )
     from tango.models import Adapter, EncodedImages, EncodedVideos, load, register_adapter
+    from tango.ops.saliency import available_saliency, register_saliency
     from tango.pruning import Pruning, prune
     from tango.stats import PruningStats
     from tango.video import read_video

@@ -105,9 +105,10 @@ def of_code() -> str:
     return _joined("code", (part for path in paths for part in (path.relative_to(root).as_posix(), path.read_bytes())))
 
 
-def of_packages(*classes: type) -> dict[str, str]:
-    """That of the source of other packages that classes come from, by package; our own is `of_code`."""
-    modules = {base.__module__.partition(".")[0] for cls in classes for base in cls.__mro__}
+def of_packages(*things: Any) -> dict[str, str]:
+    """That of the source of other packages that classes and functions come from, by package; our own is `of_code`."""
+    sources = {source.__module__ for thing in things for source in getattr(thing, "__mro__", (thing,))}
+    modules = {name.partition(".")[0] for name in sources}
     return {name: _of_package(sys.modules[name]) for name in sorted(modules - sys.stdlib_module_names - _NOT_FOREIGN)}
 
 

@@ -214,7 +214,14 @@ class TestExample:
         write_clip(tmp_path / "clip.mp4", num_frames=24, size=64)
         weights = write_scorer(tmp_path / "scorer.safetensors", dim=128)
         command = ["compare", tmp_path / "clip.mp4", "--model", tmp_path / "model", "--num-frames", "6", "--json"]
-        methods = ["--methods", "centre,scorer,tango", "--option", f"scorer.weights={weights}"]
+        methods = [
+            "--methods",
+            "centre,scorer,tango",
+            "--saliency",
+            "key-norm",
+            "--option",
+            f"scorer.weights={weights}",
+        ]
         done = self.run(environ, *command, *methods, "--retention-ratio", "0.5")
         assert done.returncode == 0, done.stderr
         record = json.loads(done.stdout)

@@ -21,6 +21,7 @@ from tango.evaluation.preparation import PreparedQuestion, Preparer
 from tango.evaluation.questions import Answer, Question
 from tango.evaluation.readahead import read_ahead
 from tango.evaluation.records import environment, identity, peak_bytes
+from tango.methods import KeepAllPruner
 from tango.models import load
 from tango.models.base import pooling_head_of
 from tango.models.messages import TimeInstruction
@@ -231,7 +232,7 @@ def _raised(pair: _Pair | Exception) -> _Pair:
 def applied(method: MethodConfig, model: Any) -> Pruning:
     """The pruning of a method. "none" goes the same way with all tokens kept, so that its stages are measured alike."""
     pruning = method.apply(model)
-    return pruning if isinstance(pruning, Pruning) else prune(model, "uniform", retention_ratio=1.0)
+    return pruning if isinstance(pruning, Pruning) else prune(model, KeepAllPruner())
 
 
 def _fit_processor(

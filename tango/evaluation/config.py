@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tango.fingerprints import of_file, of_packages
 from tango.methods import Plan
 from tango.methods.plan import method_kind, settled
+from tango.ops.saliency import saliency_function
 
 if TYPE_CHECKING:
     from tango.pruning import Pruning
@@ -86,7 +87,10 @@ class MethodConfig:
         for pruner in pruners:
             pruner.check_weights()
         weights = {pruner.name: of_file(path) for pruner in pruners if (path := getattr(pruner, "weights", None))}
-        found = {"weights": weights, "packages": of_packages(*map(type, pruners))}
+        found = {
+            "weights": weights,
+            "packages": of_packages(*map(type, pruners), saliency_function(self.plan.saliency)),
+        }
         return {name: value for name, value in found.items() if value}
 
     def _complete(self) -> tuple[dict[str, Any], dict[str, Any], float | None]:

@@ -258,12 +258,10 @@ class Pruner(Learnable, ABC):
     def __call__(self, tokens: VisualTokens) -> PrunedTokens:
         if self.retention_ratio == 1:
             return keep_all(tokens)
-        if Signal.SALIENCY in self.needs and tokens.saliency is None:
-            raise MissingSignalError(f"{self.name} needs saliency (T, N); these tokens carry none")
-        if Signal.FRAME_EMBEDS in self.needs and tokens.frame_embeds is None:
-            raise MissingSignalError(f"{self.name} needs frame_embeds (T, P); these tokens carry none")
-        if Signal.KEYS in self.needs and tokens.keys is None:
-            raise MissingSignalError(f"{self.name} needs keys (T, N, d); these tokens carry none")
+        for kind in self.needs.kinds:
+            if getattr(tokens, kind.field) is None:
+                shape = ", ".join(kind.shape)
+                raise MissingSignalError(f"{self.name} needs {kind.field} ({shape}); these tokens carry none")
         pruned = self.prune(tokens)
         K = len(pruned.indices)
         if K == 0 or pruned.features.shape != (K, tokens.features.shape[-1]):

@@ -20,10 +20,10 @@ from tango.methods.registry import (
     layer_pruner_class,
     method_class,
 )
+from tango.ops.saliency import saliency_function
 
 log = logging.getLogger(__name__)
 
-Saliency = Literal["p-attn", "attn"]
 Positions = Literal["contiguous", "kept", "correct", "stock"]
 # The release's names for ours.
 ALIASES = {
@@ -69,7 +69,7 @@ class Plan:
     positions: str | None = None
 
     def __post_init__(self) -> None:
-        read_option("saliency", self.saliency, Saliency)
+        saliency_function(self.saliency)
         read_option("positions", self.positions, Positions | None)
 
     @classmethod

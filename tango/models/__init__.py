@@ -1,6 +1,6 @@
 """Model families. Importing this package registers their adapters."""
 
-from tango.models import llava_onevision, llava_video, qwen2_5_vl, qwen3_vl
+from tango.models import llava_next_video, llava_onevision, llava_video, qwen2_5_vl, qwen3_vl
 from tango.models.base import (
     Adapter,
     EncodedImages,
@@ -19,6 +19,7 @@ __all__ = [
     "adapter_class",
     "default_num_frames",
     "families_with",
+    "llava_next_video",
     "llava_onevision",
     "llava_video",
     "load",

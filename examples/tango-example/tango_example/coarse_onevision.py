@@ -50,14 +50,9 @@ class CoarseOnevisionAdapter(LlavaOnevisionAdapter):
     title = "Coarse OneVision"
     model_class = "CoarseOnevisionForConditionalGeneration"
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.patches // 4, self.patches // 4
+    @classmethod
+    def side(cls, config: CoarseOnevisionConfig) -> int:
+        return config.vision_config.image_size // config.vision_config.patch_size // 4
 
     def pool(self, x: Tensor) -> Tensor:
         return pool(x)
-
-    @classmethod
-    def num_video_tokens(cls, config: CoarseOnevisionConfig, num_frames: int) -> int:
-        side = config.vision_config.image_size // config.vision_config.patch_size // 4
-        return num_frames * side * side + 1
