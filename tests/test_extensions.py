@@ -117,6 +117,13 @@ class TestEntryPoints:
         with pytest.raises(UnsupportedModelError, match=r"no adapter .* left out the package broken-models: Module"):
             tango.prune(torch.nn.Linear(1, 1))
 
+    def test_of_saliency_that_fail_are_named_where_one_is_missing(self, site: Path) -> None:
+        write_package(site, "broken_saliency", BROKEN, "tango.saliency")
+        assert MethodConfig(method="tango", saliency="attn").label == "tango-r0.1-attn"
+        assert "tango.saliency" not in extensions._LEFT_OUT
+        with pytest.raises(UnknownNameError, match=r"unknown saliency 'mine'.* left out the package broken-saliency: "):
+            MethodConfig(method="tango", saliency="mine")
+
 
 class TestImport:
     """`--import PKG`; in this process, like a user's command otherwise."""
@@ -227,6 +234,7 @@ class TestExample:
         record = json.loads(done.stdout)
         assert record["grid"] == [2, 2]  # 8 x 8 patches, averaged 4 x 4
         assert record["tokens_before"] == 6 * 4
+        assert record["saliency"] == "key-norm"
         kept = {method["method"]: method["tokens_after"] for method in record["methods"]}
         assert kept["centre"] == kept["scorer"] == 12
         assert 0 < kept["tango"] < 24

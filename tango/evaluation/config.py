@@ -87,10 +87,8 @@ class MethodConfig:
         for pruner in pruners:
             pruner.check_weights()
         weights = {pruner.name: of_file(path) for pruner in pruners if (path := getattr(pruner, "weights", None))}
-        found = {
-            "weights": weights,
-            "packages": of_packages(*map(type, pruners), saliency_function(self.plan.saliency)),
-        }
+        sources = [*map(type, pruners), saliency_function(self.plan.saliency)]
+        found = {"weights": weights, "packages": of_packages(*sources)}
         return {name: value for name, value in found.items() if value}
 
     def _complete(self) -> tuple[dict[str, Any], dict[str, Any], float | None]:
