@@ -122,7 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _drop_output()
         if (reason := _mistake(error)) is None:
             traceback.print_exc()
-            reason = "this is a defect of Tango; please report it, with the lines above and `tango --version`"
+            owner = import_module("tango.extensions").owner(error)
+            whose = "Tango" if owner is None else f"the package {owner}, or of Tango"
+            reason = f"this is a defect of {whose}; please report it, with the lines above and `tango --version`"
             print(f"tango: {reason}", file=sys.stderr)
             return 1
         print(f"tango: error: {' '.join(reason.split())}", file=sys.stderr)

@@ -24,6 +24,7 @@ log = getLogger(__name__)
 _LOCK = RLock()  # of one thread many times: a package that is being loaded may ask for names
 _LEFT_OUT: dict[str, str] = {}  # of each group that was loaded
 _IMPORTED: dict[str, None] = {}  # by name, in order
+_PACKAGES: set[str] = set()  # top-level names of all that was loaded or imported
 
 
 def load_group(group: str) -> str:
@@ -43,6 +44,7 @@ def load_group(group: str) -> str:
         if group not in _LEFT_OUT:
             _LEFT_OUT[group] = ""
             for entry in sorted(entry_points(group=group)):
+                _PACKAGES.add(entry.module.partition(".")[0])
                 try:
                     entry.load()
                 except (Exception, SystemExit) as error:
@@ -72,11 +74,19 @@ def import_packages(*names: str) -> None:
                 "installed, or whose folder is in PYTHONPATH"
             ) from error
         _IMPORTED.setdefault(name)
+        _PACKAGES.add(name.partition(".")[0])
 
 
 def imported() -> list[str]:
     """What `import_packages` imported, for processes that are to know the same names."""
     return list(_IMPORTED)
+
+
+def owner(error: BaseException) -> str | None:
+    """The package whose code an error came out of or passed through, the innermost; None: none but ours."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _line in traceback.walk_tb(error.__traceback__)]
+    found = [name.partition(".")[0] for name in modules]
+    return next((name for name in reversed(found) if name in _PACKAGES), None)
 
 
 def _reason(error: BaseException) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
+
+from tango.quickstart import tiny_siglip
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tango-example"
 
@@ -46,6 +50,18 @@ def write_package(site: Path, name: str, source: str, group: str = "tango.method
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text(f"[{group}]\nanything = {name}\n")
     return site
+
+
+def write_coarse(folder: Path, model: Any, tokenizer: Any) -> Path:
+    """A LLaVA-OneVision as a checkpoint of the example's family, whose type decides how transformers calls weights."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    tiny_siglip(model).save_pretrained(folder / "siglip")
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "coarse_onevision", "architectures": ["CoarseOnevisionForConditionalGeneration"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def write_scorer(path: Path, dim: int, seed: int = 0) -> Path:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import tango
 from tango import extensions
@@ -22,9 +21,9 @@ from tango.errors import TangoError, UnknownNameError, UnsupportedModelError
 from tango.evaluation import MethodConfig
 from tango.methods import registry
 from tango.models import base
-from tango.quickstart import tiny_model, tiny_siglip, write_clip
+from tango.quickstart import tiny_model, write_clip
 from tests import tiny
-from tests.foreign import FIRST, install_example, write_package, write_scorer
+from tests.foreign import FIRST, install_example, write_coarse, write_package, write_scorer
 
 ROOT = Path(__file__).parents[1]
 BROKEN = "import a_module_that_is_not_there\n"
@@ -37,6 +36,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(base, "_ADAPTERS", dict(base._ADAPTERS))
     monkeypatch.setattr(extensions, "_LEFT_OUT", {})
     monkeypatch.setattr(extensions, "_IMPORTED", {})
+    monkeypatch.setattr(extensions, "_PACKAGES", set())
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
@@ -165,6 +165,17 @@ class TestImport:
         assert said.err.count("\n") == 1
         assert source is None or f"{site / 'mine.py'}, line 2)" in said.err
 
+    def test_whose_code_fails_can_be_told(self, site: Path) -> None:
+        (site / "mine.py").write_text(FIRST.replace("x = tokens", "x = token"))
+        extensions.import_packages("mine")
+        tokens = tango.VisualTokens(features=torch.rand(1, 4, 8), grid=(2, 2), timestamps_s=torch.zeros(1))
+        with pytest.raises(NameError) as error:
+            tango.build_pruner("first")(tokens)
+        assert extensions.owner(error.value) == "mine"
+        with pytest.raises(UnknownNameError) as ours:
+            tango.build_pruner("frist")
+        assert extensions.owner(ours.value) is None
+
     def test_without_a_name_is_a_mistake(self, capsys) -> None:
         with pytest.raises(SystemExit, match="2"):
             main(["methods", "--import"])
@@ -217,7 +228,8 @@ class TestExample:
         assert done.stderr.count("\n") == 1
 
     def test_compare_runs_its_methods_on_its_model(self, environ: dict[str, str], tmp_path: Path) -> None:
-        write_coarse_checkpoint(tmp_path / "model")
+        model = tiny_model(tiny.tokenizer(), image_size=tiny.IMAGE_SIZE, width=32)
+        write_coarse(tmp_path / "model", model, tiny.tokenizer())
         write_clip(tmp_path / "clip.mp4", num_frames=24, size=64)
         weights = write_scorer(tmp_path / "scorer.safetensors", dim=128)
         command = ["compare", tmp_path / "clip.mp4", "--model", tmp_path / "model", "--num-frames", "6", "--json"]
@@ -239,17 +251,3 @@ class TestExample:
         assert kept["centre"] == kept["scorer"] == 12
         assert 0 < kept["tango"] < 24
         assert record["methods"][1]["options"]["weights"] == str(weights)
-
-
-def write_coarse_checkpoint(folder: Path) -> None:
-    """A tiny checkpoint of the example's family: LLaVA-OneVision's with another model type, which also decides whether
-    transformers gives its weights their older names."""
-    tokenizer = tiny.tokenizer()
-    model = tiny_model(tokenizer, image_size=tiny.IMAGE_SIZE, width=32)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    tiny_siglip(model).save_pretrained(folder / "siglip")
-    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "coarse_onevision", "architectures": ["CoarseOnevisionForConditionalGeneration"]}
-    (folder / "config.json").write_text(json.dumps(config))

@@ -31,7 +31,7 @@ def register(name: str) -> Callable[[M], M]:
             ...
 
     Raises:
-        ValueError: the name is taken or not lower-case words joined by hyphens.
+        ValueError: the name is taken or not lower-case words joined by hyphens, or an option has no default.
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"a method's name must be lower-case words joined by hyphens, got {name!r}")
@@ -39,6 +39,9 @@ def register(name: str) -> Callable[[M], M]:
         raise ValueError(f"method {name!r} is already registered by {_METHODS[name].__qualname__}")
 
     def add(cls: M) -> M:
+        for field in dataclasses.fields(cls):
+            if field.init and field.default is dataclasses.MISSING:  # else it could not be listed and labelled
+                raise ValueError(f"option {field.name} of {cls.__qualname__} needs a default, and no factory of one")
         cls.name = name
         _METHODS[name] = cls
         return cls
