@@ -31,6 +31,7 @@ _HOME = {
     "build_layer_pruner": "tango.methods",
     "build_pruner": "tango.methods",
     "register": "tango.methods",
+    "Plan": "tango.methods",
     "prune": "tango.pruning",
     "Pruning": "tango.pruning",
     "PruningStats": "tango.stats",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     )
     from tango.methods import (
         LayerPruner,
+        Plan,
         Pruner,
         available_layer_pruners,
         available_methods,
