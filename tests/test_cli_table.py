@@ -141,7 +141,8 @@ class TestExperiments:
     def test_runs(self, capsys):
         assert main(["experiments", "2", "--model", "llava-video-7b", "--ratios", "0.2", "--runs"]) == 0
         assert capsys.readouterr().out.splitlines() == [
-            "none -", "visionzip 0.2", "fastvid 0.2", "holitom 0.2", "tango 0.2", "tango 0.2 --option pruned_layer=18",
+            "none -", "visionzip 0.2 --option saliency=p-attn", "fastvid 0.2", "holitom 0.2 --option saliency=p-attn",
+            "tango 0.2", "tango 0.2 --option pruned_layer=18",
         ]  # fmt: skip
 
     def test_a_mistake_in_a_file_shows_before_anything_runs(self, tmp_path, capsys):

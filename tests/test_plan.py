@@ -213,6 +213,23 @@ class TestSources:
             Plan.parse(settings)
 
 
+class TestDefaults:
+    """Whose saliency a method reads where a run does not say."""
+
+    @pytest.mark.parametrize(("name", "saliency"), [("tango", "p-attn"), ("holitom", "attn"), ("visionzip", "attn")])
+    def test_saliency_is_the_methods_own(self, name: str, saliency: str) -> None:
+        assert Plan.of(name).saliency == Plan.parse({"method": name}).saliency == saliency
+        assert at_the_shell("--method", name).saliency == saliency
+        assert at_the_shell("--method", name, "--saliency", "p-attn").saliency == "p-attn"
+        with tango.prune(tiny.llava_onevision(), name, saliency=None if saliency == "attn" else "attn") as pruning:
+            assert pruning.adapter.saliency == "attn"
+
+    def test_records_and_labels_say_which(self) -> None:
+        assert MethodConfig(method="holitom").label == "holitom-r0.1-attn"
+        assert MethodConfig(method="holitom", saliency="p-attn").label == "holitom-r0.1"  # as before there were two
+        assert MethodConfig(method="holitom").to_dict()["saliency"] == "attn"
+
+
 class TestBuiltOnce:
     @pytest.fixture
     def built(self, monkeypatch: pytest.MonkeyPatch) -> list[TangoPruner]:

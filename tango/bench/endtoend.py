@@ -17,7 +17,6 @@ from tango.bench.common import synchronize
 from tango.bench.reference import PlainTangoPruner
 from tango.containers import Video
 from tango.evaluation import Answer, Efficiency, MethodConfig
-from tango.evaluation.answerer import applied
 from tango.evaluation.records import peak_bytes
 from tango.llm_shapes import llm_widths
 from tango.models import adapter_class
@@ -51,7 +50,7 @@ class Candidate:
     def applied(self, model: Any) -> Pruning:
         """The pruning that is measured."""
         if not self.plain:
-            return applied(self.method, model)
+            return prune(model, self.method.plan)
         return prune(model, PlainTangoPruner(**self.method.options), saliency=self.method.saliency)
 
 

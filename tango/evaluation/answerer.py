@@ -21,12 +21,11 @@ from tango.evaluation.preparation import PreparedQuestion, Preparer
 from tango.evaluation.questions import Answer, Question
 from tango.evaluation.readahead import read_ahead
 from tango.evaluation.records import environment, identity, peak_bytes
-from tango.methods import KeepAllPruner
 from tango.models import load
 from tango.models.base import pooling_head_of
 from tango.models.messages import TimeInstruction
 from tango.models.qwen_processor import VisionMarks, check_marks
-from tango.pruning import Pruning, prune
+from tango.pruning import prune
 from tango.video import check_backend
 
 _Outcome = PreparedQuestion | Answer | Exception
@@ -89,7 +88,8 @@ class Answerer:
         self.model, self.processor = load(pretrained, dtype=dtype, attn_implementation=attn_implementation, **places)
         _fit_processor(self.processor, min_pixels, max_pixels, vision_marks)
         with ExitStack() as stack:  # undone if a later step fails
-            self.pruning = stack.enter_context(applied(self.method, self.model))
+            # "none" goes the same way with all tokens kept, so that its stages are measured alike.
+            self.pruning = stack.enter_context(prune(self.model, self.method.plan))
             self._prepare = Preparer(
                 processor=self.processor,
                 num_frames=num_frames or self.processor.default_num_frames,
@@ -227,12 +227,6 @@ def _raised(pair: _Pair | Exception) -> _Pair:
     if isinstance(pair, Exception):
         raise pair
     return pair
-
-
-def applied(method: MethodConfig, model: Any) -> Pruning:
-    """The pruning of a method. "none" goes the same way with all tokens kept, so that its stages are measured alike."""
-    pruning = method.apply(model)
-    return pruning if isinstance(pruning, Pruning) else prune(model, KeepAllPruner())
 
 
 def _fit_processor(

@@ -62,17 +62,11 @@ def read_option(name: str, value: Any, hint: Any) -> Any:
     Raises:
         OptionError: it means nothing there; the message says what is accepted.
     """
-    for kind in sorted(_alternatives(hint), key=_reading_order):
+    # A choice may be called "none", and any text is a text.
+    for kind in sorted(_alternatives(hint), key=lambda kind: (kind is str, typing.get_origin(kind) is not Literal)):
         with suppress(ValueError, TypeError, KeyError):
             return _read(value, kind)
     raise _unfit(name, value, hint)
-
-
-def _reading_order(kind: Any) -> int:
-    """A choice may be called "none"; any text is a text."""
-    if typing.get_origin(kind) is typing.Literal:
-        return 0
-    return 1 if kind is type(None) else 3 if kind is str else 2
 
 
 def _read(value: Any, kind: Any) -> Any:
@@ -85,14 +79,12 @@ def _read(value: Any, kind: Any) -> Any:
             return {str(choice): choice for choice in typing.get_args(kind)}[text]
         if kind is type(None) and text.lower() in ("", "~", "null", "none"):
             return None
-        if kind is bool:
-            return _TRUTH[text.lower()]
         if kind in (int, float):
             with suppress(ValueError):
                 return int(text)
             return _read(float(text), kind)
-    if kind is bool and isinstance(value, int):
-        return _TRUTH[str(value).lower()]
+    if kind is bool and isinstance(value, (int, str)):
+        return _TRUTH[str(value).strip().lower()]
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if not _fits(value, kind):

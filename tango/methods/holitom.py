@@ -39,7 +39,7 @@ class _Segment(NamedTuple):
 class HolitomPruner(Pruner):
     """Cluster the static tokens of each segment, averaged over its frames; of the rest keep each frame's salient ones.
 
-    Reads whatever saliency the tokens carry; the authors' is the attention received in the tower's last layer.
+    Reads whatever saliency the tokens carry; by default that of the authors, attention received in the tower.
 
     Source: arXiv:2505.21334 and its release, up to the LLM; the part inside it is `holitom-merge`.
     Deviation: densities get no noise, so a single cluster centres on its lowest place and not on a random one. Averages
@@ -53,6 +53,7 @@ class HolitomPruner(Pruner):
     max_segment_frames: int = 1024  # MAX_WINDOW_SIZE of the release
 
     needs: ClassVar[Signal] = Signal.SALIENCY
+    default_saliency: ClassVar[str] = "attn"  # of the tower's last layer (release)
     limits: ClassVar[Limits] = {
         **dict.fromkeys(("context_ratio", "merge_weight"), (0, 1)),
         "segment_threshold": (-1, 1),

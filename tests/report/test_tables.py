@@ -37,7 +37,7 @@ def outputs(tmp_path: Path) -> Path:
     write_vlmevalkit(tmp_path, {"method": "tango", "retention_ratio": 0.1}, everything(TANGO))
     write_vlmevalkit(tmp_path, PART, everything("1110;1100;1010;11"), limit=4)
     holitom = dict(list(everything(TANGO).items())[:3])
-    write_vlmevalkit(tmp_path, {"method": "holitom"}, holitom, errors={"MLVU_MCQ": "no memory"})
+    write_vlmevalkit(tmp_path, {"method": "holitom", "saliency": "p-attn"}, holitom, errors={"MLVU_MCQ": "no memory"})
     return tmp_path
 
 
