@@ -182,9 +182,10 @@ class _Run:
         layers, pruned = self.decoder.layers, self.pruner.layers
         yield self.decoder.register_forward_pre_hook(self._guard(self._begin), with_kwargs=True)
         for K in pruned if self.pruner.reads == "before" else ():
-            attention = layers[K - 1].self_attn
-            yield attention.register_forward_pre_hook(self._guard(partial(self._before_attention, K)), with_kwargs=True)
-            yield AttentionTap(attention, self._guard(self._capture))
+            yield AttentionTap(layers[K - 1].self_attn, self._guard(self._capture))
+        if self.pruner.noncausal_layer:
+            attention = layers[pruned[0] - 1].self_attn
+            yield attention.register_forward_pre_hook(self._guard(self._before_attention), with_kwargs=True)
         for i, layer in enumerate(layers[pruned[0] :], start=pruned[0]):
             hook = partial(self._at_layer, i) if i in pruned else self._after_layer
             yield layer.register_forward_pre_hook(self._guard(hook), with_kwargs=True)
@@ -214,10 +215,8 @@ class _Run:
             count = len(kwargs["deepstack_visual_embeds"])
             raise UnsupportedModelError(f"this model feeds layers up to {count} with features; prune there or later")
 
-    def _before_attention(self, K: int, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _before_attention(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if not self.prompt_call:
-            return None
-        if not self.pruner.noncausal_layer or self.pruner.layer != K:
             return None
         return args, {**kwargs, **noncausal_mask(kwargs, self.attended, self.rows, self.length, flash=self.flash)}
 

@@ -41,19 +41,19 @@ def tap_attention(attention: Any) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def queries_or_keys(part: dict[str, Tensor], num_heads: int, name: Literal["q", "k"]) -> Float[Tensor, "T heads P d"]:
+def queries_or_keys(part: dict[str, Tensor], num_heads: int, name: Literal["q", "k"]) -> Float[Tensor, "T heads p d"]:
     """Rotated queries or keys of one video's patches, in the tower's order.
 
     Args:
-        part: its frames (T, P, ...) of what `tap_attention` recorded.
+        part: its frames (T, p, ...) of what `tap_attention` recorded.
     """
     x = part["qkv"].unflatten(-1, (3, num_heads, -1))[..., "qk".index(name), :, :]
     return rotate(x, part["cos"], part["sin"]).transpose(1, 2)
 
 
 def rotate(
-    x: Float[Tensor, "T P heads d"], cos: Float[Tensor, "T P d"], sin: Float[Tensor, "T P d"]
-) -> Float[Tensor, "T P heads d"]:
+    x: Float[Tensor, "T p heads d"], cos: Float[Tensor, "T p d"], sin: Float[Tensor, "T p d"]
+) -> Float[Tensor, "T p heads d"]:
     """Apply rotary positions, halves against halves, in float32."""
     a, b = x.float().chunk(2, dim=-1)
     turned = x.float() * cos.float()[..., None, :] + torch.cat([-b, a], dim=-1) * sin.float()[..., None, :]

@@ -12,8 +12,8 @@ from tango.shapes import Float
 class TowerStates(NamedTuple):
     """Input and output of the last used block."""
 
-    entering: Float[Tensor, "T P D"]
-    hidden: Float[Tensor, "T P D"]
+    entering: Float[Tensor, "T p P"]
+    hidden: Float[Tensor, "T p P"]
 
 
 def run_tower(tower: Any, depth: int, pixels: Float[Tensor, "T 3 h w"]) -> TowerStates:
@@ -30,7 +30,7 @@ def run_tower(tower: Any, depth: int, pixels: Float[Tensor, "T 3 h w"]) -> Tower
     return TowerStates(hidden, tower.encoder.layers[depth - 1](hidden, None))
 
 
-def project(block: Any, entering: Float[Tensor, "T P D"], name: str) -> Float[Tensor, "T heads P d"]:
+def project(block: Any, entering: Float[Tensor, "T p P"], name: str) -> Float[Tensor, "T heads p d"]:
     """Queries ("q") or keys ("k") of one encoder block, from its input."""
     attention = block.self_attn
     projected = getattr(attention, f"{name}_proj")(block.layer_norm1(entering))
