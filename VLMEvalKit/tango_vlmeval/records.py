@@ -14,21 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from tango import TangoError
-from tango.report.benchmarks import benchmark
+from tango.report.benchmarks import Benchmark, benchmark
 from tango.report.readers import without_records
 from tango.report.records import write_records
 from tango_vlmeval.settings import STORED
 
 SUMMARY = "tango_summary.json"
-# By what the benchmarks' papers group their questions; MLVU's own number (M-Avg) is the mean over its groups.
-GROUP_BY = {
-    "VideoMME": "duration",
-    "LongVideoBench": "duration_group",
-    "MVBench": "task_type",
-    "MLVU_MCQ": "task_type",
-    "TangoMini": "task_type",
-}
-_CLIP = {"MVBench": ("prefix", "video"), "MLVU_MCQ": ("prefix", "video")}  # columns that name it, if not one alone
+# Columns, by benchmark: what its paper groups its questions by (MLVU's own number, M-Avg, is the mean over the groups),
+# and what names the clip.
+_GROUP = {"Video-MME": "duration", "LongVideoBench": "duration_group"}
+_CLIP = {"MVBench": ("prefix", "video"), "MLVU": ("prefix", "video")}
+
+
+def group_column(entry: Mapping[str, Any], key: str) -> str:
+    """The column of a table of scores that groups the questions of a data set."""
+    return _GROUP.get(_benchmark(entry, key).name, "task_type")
+
+
+def _benchmark(entry: Mapping[str, Any], key: str) -> Benchmark:
+    return benchmark(entry.get("dataset", key))
 
 
 def write(folder: Path) -> None:
@@ -46,7 +50,7 @@ def write(folder: Path) -> None:
         about: dict[str, Any] = {}
         for key, found in summary["datasets"].items():
             entry = data.get(key, {})
-            known = benchmark(entry.get("dataset", key))
+            known = _benchmark(entry, key)
             title = key if benchmark(key) == known else known.name
             about[title] = _of_benchmark(entry, found)
             table = scores(folder, f"{name}_{key}")
@@ -54,7 +58,7 @@ def write(folder: Path) -> None:
                 about[title].setdefault("error", "no scores")
             else:
                 answered = read_json(folder / f"{name}_{key}_tango.json").get("tokens", {})
-                records += _of_questions(title, table, entry, found, answered)
+                records += _of_questions(title, table, found, answered)
         environment = summary.get("environment", {})
         run = {
             "model": name.rpartition(f"-{settings['method']['method']}")[0] or name,
@@ -88,13 +92,13 @@ def _of_benchmark(entry: Mapping[str, Any], found: Mapping[str, Any]) -> dict[st
 def _of_questions(
     title: str,
     table: Any,
-    entry: Mapping[str, Any],
     found: Mapping[str, Any],
     tokens: Mapping[str, tuple[float | None, float | None]],
 ) -> list[dict[str, Any]]:
     """The rows of a table of scores. What the toolkit could not score is not right."""
     errors = {str(failure["index"]): failure["error"] for failure in found.get("failures", [])}
     known = len(errors) == found.get("num_failures")  # which ones failed, not only how many
+    clip, group = _CLIP.get(benchmark(title).name, ("video",)), group_column({}, title)
     records = []
     for row in table.to_dict("records"):
         index = str(row["index"])
@@ -102,8 +106,8 @@ def _of_questions(
         records.append({
             "benchmark": title,
             "question_id": index,
-            "video_id": "/".join(str(row[column]) for column in _CLIP.get(entry.get("class", ""), ("video",))),
-            "group": _text(row.get(GROUP_BY.get(entry.get("class", ""), "task_type"))),
+            "video_id": "/".join(str(row[column]) for column in clip),
+            "group": _text(row.get(group)),
             "correct": bool(row["score"] == 1),
             "text": _text(row.get("prediction")),
             "answer": _text(row.get("answer")),

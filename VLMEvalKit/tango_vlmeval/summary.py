@@ -14,7 +14,7 @@ from typing import Any
 from tango import TangoError
 from tango.evaluation import environment, write_json
 from tango_vlmeval import records
-from tango_vlmeval.records import GROUP_BY, SUMMARY, read_json
+from tango_vlmeval.records import SUMMARY, read_json
 from tango_vlmeval.settings import Run
 
 MOST_FAILED = 0.5  # with more questions than this share without an answer a data set has failed
@@ -30,7 +30,7 @@ def summarise(run: Run, *, scored: bool = True) -> list[str]:
     for name in run.config["model"]:
         folder = run.work_dir / name
         status = read_json(folder / "status.json").get("datasets", {})
-        datasets = {key: _of_dataset(folder, f"{name}_{key}", entry) for key, entry in run.config["data"].items()}
+        datasets = {key: _of_dataset(folder, name, key, entry) for key, entry in run.config["data"].items()}
         for key, found in datasets.items():
             if error := status.get(key, {}).get("error_message"):
                 found["error"] = error
@@ -60,9 +60,10 @@ def _num_asked(found: dict[str, Any]) -> int:
     return found["efficiency"]["sums"]["samples"] if "efficiency" in found else 0
 
 
-def _of_dataset(folder: Path, stem: str, entry: dict[str, Any]) -> dict[str, Any]:
+def _of_dataset(folder: Path, name: str, key: str, entry: dict[str, Any]) -> dict[str, Any]:
     """Accuracy from the toolkit's table of scores; failures, tokens and times from the record of the answers."""
     found: dict[str, Any] = {}
+    stem = f"{name}_{key}"
     if (scores := records.scores(folder, stem)) is not None:
         # A question that the toolkit could not score is not right.
         right = scores["score"].map(lambda score: float(score == 1))
@@ -71,7 +72,7 @@ def _of_dataset(folder: Path, stem: str, entry: dict[str, Any]) -> dict[str, Any
             "num_correct": int(right.sum()),
             "num_questions": len(scores),
         }
-        group_by = GROUP_BY.get(entry.get("class", ""))
+        group_by = records.group_column(entry, key)
         if group_by in scores:
             means = right.groupby(scores[group_by]).mean() * 100
             found["groups_percent"] = {str(group): float(mean) for group, mean in means.items()}

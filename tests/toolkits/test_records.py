@@ -93,7 +93,7 @@ class TestVlmevalkit:
             ("*_score.tsv", b"index\tvideo\tscore\n0\tv\t1\n", "KeyError 'prefix'"),
             ("*_score.tsv", b"index\tprefix\tvideo\n0\tp\tv\n", "KeyError 'score'"),
             ("*_score.tsv", b"\xff\xfe", "UnicodeDecodeError"),
-            ("*_score.xlsx", b"PK no table", "BadZipFile"),
+            ("*_score.xlsx", b"PK\3\4 no table", "BadZipFile"),
         ],
     )
     def test_files_that_are_not_what_they_should_be(
