@@ -73,9 +73,7 @@ def write(folder: Path) -> None:
     except TangoError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise TangoError(
-            f"cannot make records of {folder}: {type(error).__name__} {error}; run that evaluation again"
-        ) from error
+        raise TangoError(f"cannot make records of {folder}: {type(error).__name__} {error}") from error
 
 
 def _of_benchmark(entry: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,6 @@ class TestVlmevalkit:
         path.with_suffix(Path(pattern).suffix).write_bytes(content)
         said = made_by("tango_vlmeval", tmp_path, capsys, monkeypatch)
         assert said.startswith(f"error: cannot make records of {folder}: {message}")
-        assert said.endswith("run that evaluation again\n")
         assert not (folder / "records.jsonl").exists()
 
 
@@ -254,6 +253,21 @@ class TestWhenScored:
         assert read_run(path)["limit"] == 3
         (run,) = read_results([path]).runs
         assert (run.num_failed, run.num_expected, run.limited, run.tokens_after) == (1, 9, True, 11)
+
+    def test_a_task_whose_scores_are_not_known(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from loguru import logger
+        from tango_lmms_eval.records import write_when_scored
+
+        tracker, _ = self.saved(monkeypatch)
+        write_when_scored(tmp_path, self.EFFICIENCY, {("lvb", 0): {}})
+        results = {"config": {}, "n-samples": {"lvb": {"original": 1}}}
+        told: list[str] = []
+        sink = logger.add(told.append)
+        tracker.save_results_aggregated(SimpleNamespace(), results, {"lvb": [{"doc_id": 0, "wer": 0.5}]}, "now")
+        logger.remove(sink)
+        assert "no records: cannot make" in told[0]
+        assert "KeyError 'score'" in told[0]
+        assert list(tmp_path.iterdir()) == []
 
     def test_without_samples_there_are_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from tango_lmms_eval.records import write_when_scored
