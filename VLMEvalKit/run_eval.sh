@@ -19,7 +19,7 @@ which says of the toolkit's results what holds here anyway, and --import PKG, wh
   OUTPUT     outputs
   LIMIT      only the first so many questions of each data set
   EXTRA      more flags for run.py, e.g. "--batch-size 4"
-  CONFIG     the JSON file with model and data sets
+  CONFIG     the JSON file with model and data sets, or its name, such as llava-onevision-7b
   PRUNED_LAYER  prune again inside the LLM, at the input of this layer (18 for LLaVA-Video)
   PYTHON     python
   TANGO_IMPORT  packages to import first, with commas between, as --import does
@@ -38,6 +38,8 @@ done
 cd "$(dirname "${BASH_SOURCE[0]}")"
 PYTHON=${PYTHON:-python}
 : "${CONFIG:?is not set; start one of run_eval_ov.sh, run_eval_video.sh and run_eval_qwen.sh}"
+
+case $CONFIG in *.json) ;; *) CONFIG=run_config/$(tr 'A-Z.-' 'a-z__' <<<"$CONFIG").json ;; esac
 
 count_gpus() {
     local visible=${GPUS-${CUDA_VISIBLE_DEVICES-all}}
