@@ -88,7 +88,6 @@ class Answerer:
         self.model, self.processor = load(pretrained, dtype=dtype, attn_implementation=attn_implementation, **places)
         _fit_processor(self.processor, min_pixels, max_pixels, vision_marks)
         with ExitStack() as stack:  # undone if a later step fails
-            # "none" goes the same way with all tokens kept, so that its stages are measured alike.
             self.pruning = stack.enter_context(prune(self.model, self.method.plan))
             self._prepare = Preparer(
                 processor=self.processor,
