@@ -20,6 +20,7 @@
 #                  NUM_PROCESSES=16 LAUNCH_ARGS="--num_machines 2 --machine_rank 0 --main_process_ip 10.0.0.1 \
 #                      --main_process_port 29500" bash run_profile.sh
 #   TANGO_*        options of the methods, e.g. TANGO_ALPHA=2.0
+#   TANGO_IMPORT   packages to import first, with commas between, for the methods and models that they register
 #
 # Each run prints the table and leaves it as OUTPUT/<method>-<ratio>/<checkpoint>/<time>_efficiency.json, beside
 # lmms-eval's results. Started again, runs keep the answers that they have (remove OUTPUT to measure anew).

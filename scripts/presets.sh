@@ -19,7 +19,7 @@ are kept as they come: the same command again resumes. Flags go to VLMEvalKit/ru
   OUTPUT    outputs/presets
   PYTHON    python
 
-MODEL, GPUS, PROCESSES, EXTRA and those for several nodes are as in VLMEvalKit/run_eval.sh.
+MODEL, GPUS, PROCESSES, EXTRA, TANGO_IMPORT and those for several nodes are as in VLMEvalKit/run_eval.sh.
 END
 }
 

@@ -24,7 +24,7 @@ paper's, the difference, and a confidence interval. Answers are kept as they com
   RUN         0: only write the table from what is in OUTPUT
   PYTHON      python
 
-GPUS, PROCESSES, EXTRA and those for several nodes are as in VLMEvalKit/run_eval.sh.
+GPUS, PROCESSES, EXTRA, TANGO_IMPORT and those for several nodes are as in VLMEvalKit/run_eval.sh.
 
 The exit code is 0 if all went well, 1 if a run failed (the others are still made, and the table shows what there is), 2
 for a mistake in the settings.

@@ -160,6 +160,7 @@ class Pruning:
             NotFiniteError: what a video was made into holds NaN or infinity, whatever the method.
         """
         adapter, timer = self.adapter, StageTimer(input_ids.device)
+        inputs = {**inputs, "input_ids": input_ids, "attention_mask": attention_mask}
         encoded = adapter.encode_videos(inputs, self.pruner.wants, timer)
         with timer.stage("prune"):
             pruned = [self.pruner(video) for video in encoded.videos]
@@ -167,14 +168,15 @@ class Pruning:
             images = adapter.encode_images(inputs)
             laid_out = [adapter.lay_out(*pair) for pair in zip(encoded.videos, pruned, strict=True)]
             features, stays = (torch.cat(parts) for parts in zip(*laid_out, strict=True))
+            video, image = adapter.placeholders(input_ids, inputs, images)
             short = shorten(
                 input_ids,
                 attention_mask,
                 self._embed_short,
-                video_token_id=adapter.video_token_id,
+                video=video,
                 stays=stays,
                 video_features=features,
-                images=None if images is None else (images.token_id, images.features),
+                images=None if images is None else (image, images.features),
                 positions=adapter.positions(input_ids, attention_mask, inputs),
                 pad_token_id=_pad_token_id(self.model),
             )
@@ -213,13 +215,14 @@ class Pruning:
         self._check_cache(cache_of(kwargs), short)
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         kwargs.pop("position_ids", None)  # they describe the long prompt
+        kwargs |= self.adapter.short_inputs(short)
         if short.retains_positions:  # else generate counts by itself
             kwargs["position_ids"] = short.position_ids
             if short.position_ids.dim() == 2:
                 _check_positions(self.model, kwargs)
         call.prompt = CallersPrompt(ids, short.input_ids.shape[1], call)
         call.prompt.adapt(kwargs, self.model.generation_config)
-        overlay = Overlay(self.model, short, stats.timer, call, self.adapter.video_input)
+        overlay = Overlay(self.model, short, stats.timer, call, self.adapter)
         with scope, self._in_decoder(short, places, stats, call), overlay:
             output = stock(input_ids=short.input_ids, attention_mask=short.attention_mask, **kwargs)
         if not call.passed:
@@ -241,6 +244,7 @@ class Pruning:
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         if kwargs.get("labels") is not None:
             kwargs["labels"] = short.gather_labels(kwargs["labels"])
+        kwargs |= self.adapter.short_inputs(short) | self.adapter.beside_embeds(short.text_ids)
         kwargs["position_ids"] = short.position_ids
         wanted = kwargs.pop("logits_to_keep", 0)
         with scope, self._in_decoder(short, places, stats, call, kwargs.get("labels")):
@@ -340,8 +344,9 @@ def prune(
         layer_pruner: prune again at the input of a decoder layer; built, or a name from `available_layer_pruners()`.
         mean_retention_ratio: in place of `retention_ratio`, the fraction kept on average over the LLM's layers; with
             a layer pruner, more tokens then enter the LLM (section 5.1 of the paper).
-        saliency: "p-attn" (attention of SigLIP's pooling query, as in the paper; `tango.load` brings its weights) or
-            "attn" (mean attention received in the tower's last used block; needs nothing). None: the method's own.
+        saliency: "p-attn" (attention of the tower's pooling query, as in the paper; `tango.load` brings SigLIP's),
+            "attn" (mean attention received in the tower's last used block; needs nothing), or a registered
+            name. None: the method's own.
         positions: LLaVA: "contiguous" (the default, as in the paper's release) numbers what the LLM sees from 0, with
             "kept" every token keeps its position in the unpruned prompt. Qwen-VL, whose kept tokens always do:
             "correct" (the default) as these models were trained, or "stock" as this transformers release computes them.
@@ -366,7 +371,8 @@ def prune(
     adapter.check(pruner.needs, pruner.name)
     if pruning_of(adapter.model) is not None:
         raise TangoError("this model is pruned already; remove() the first pruning before adding another")
-    return Pruning(adapter.model, pruner, adapter, inside)
+    bound = None if inside is None else inside.bind(adapter.model)
+    return Pruning(adapter.model, pruner.bind(adapter.model), adapter, bound)
 
 
 def _adapted(model: Any, plan: Plan) -> Adapter:

@@ -345,8 +345,8 @@ def test_refusals(model):
     other.model.language_model.config.layer_types = ["full_attention"] * 3 + ["sliding_attention"]
     with pytest.raises(tango.UnsupportedModelError, match="sliding"):
         tango.prune(other, layer_pruner=INSIDE)
-    other.model.language_model.config.model_type = "llama"
-    with pytest.raises(tango.UnsupportedModelError, match=r"qwen2, .* not llama"):
+    other.model.language_model.config.model_type = "gemma2"
+    with pytest.raises(tango.UnsupportedModelError, match=r"llama, .* not gemma2"):
         tango.prune(other, layer_pruner=INSIDE)
 
 

@@ -127,6 +127,9 @@ def parser() -> argparse.ArgumentParser:
     ours.add_argument("--ratios", metavar="X", nargs="+", help="several values of --retain-ratio")
     ours.add_argument("--option", metavar="NAME=VALUE", action="append", default=[],
                       help="any other option of the method, or key of a model entry; may be repeated")  # fmt: skip
+    ours.add_argument("--import", dest="imports", metavar="PKG", action="append", default=[],
+                      help="first import this package, for the methods and models that it registers; may be repeated, "
+                      "and TANGO_IMPORT in the environment names more, with commas between")  # fmt: skip
     ours.add_argument("--pretrained", metavar="PATH", help="checkpoint: hub id or folder, in place of the entry's")
     ours.add_argument("--batch-size", metavar="N", help="questions answered together (1)")
     ours.add_argument("--workers", metavar="N", help="threads that read videos ahead; 0: none")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tango import OptionError, TangoError
-from tango.evaluation import MethodConfig, read_option
+from tango.evaluation import MethodConfig, import_packages, read_option
 
 # name: (field it sets, how it is read). The first name of a field is ours, the others lmms-eval's.
 ARGUMENTS: dict[str, tuple[str, Any]] = {
@@ -84,13 +84,14 @@ class Settings:
 def read_settings(
     model_args: Mapping[str, Any], environ: Mapping[str, str], *, describes: Mapping[str, Any] | None = None
 ) -> Settings:
-    """Settle every argument; `--model_args` go before `WRAPPER` and `TANGO_*`.
+    """Settle every argument; `--model_args` go before `WRAPPER` and `TANGO_*`. Packages in `TANGO_IMPORT` come first.
 
     Args:
         describes: more entries of `UPSTREAM` that hold for one model.
     Raises:
         TangoError: an argument, a method or an option is unknown or has a value that it cannot have.
     """
+    import_packages(environ.get("TANGO_IMPORT", ""))
     upstream = {**UPSTREAM, **(describes or {})}
     ours: dict[str, Any] = {}
     others = []

@@ -25,7 +25,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, default: str | None 
     known = "hub id or local folder of a checkpoint, or tango-mini" + (f" ({default})" if default else "")
     parser.add_argument("--model", required=default is None, default=default, help=known)
     parser.add_argument("--siglip", help="hub id or folder of the SigLIP that has the pooling head (see README)")
-    parser.add_argument("--saliency", metavar="NAME", help="source of saliency: p-attn or attn (each method's own)")
+    parser.add_argument("--saliency", metavar="NAME", help="source of saliency: p-attn, attn (each method's own)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16 (auto)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (CUDA if there is one)")
     parser.add_argument("--attn-implementation", help="sdpa, flash_attention_2, eager (the model's default)")

@@ -168,15 +168,14 @@ def solved(model: Any, inside: Mapping[str, Plan], excluded: dict[str, str]) -> 
 
 
 def servable(adapter: Adapter, pruners: Sequence[Pruner], excluded: dict[str, str]) -> list[Pruner]:
-    """The methods whose signals this model can supply; the others are added to `excluded`."""
+    """The methods whose signals this model can supply, bound to it; the others are added to `excluded`."""
     served = []
     for pruner in pruners:
         try:
             adapter.check(pruner.needs, pruner.name)
+            served.append(pruner.bind(adapter.model))
         except TangoError as error:
             excluded[pruner.name] = str(error)
-        else:
-            served.append(pruner)
     return served
 
 

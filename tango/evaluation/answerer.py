@@ -88,7 +88,6 @@ class Answerer:
         self.model, self.processor = load(pretrained, dtype=dtype, attn_implementation=attn_implementation, **places)
         _fit_processor(self.processor, min_pixels, max_pixels, vision_marks)
         with ExitStack() as stack:  # undone if a later step fails
-            # "none" goes the same way with all tokens kept, so that its stages are measured alike.
             self.pruning = stack.enter_context(prune(self.model, self.method.plan))
             self._prepare = Preparer(
                 processor=self.processor,
@@ -110,7 +109,7 @@ class Answerer:
             self._journal: Journal | None = None
             if journal is not None:
                 head = pooling_head_of(self.model)
-                behind = identity(str(pretrained), video_backend=video_backend, local_files_only=True)  # it is here now
+                behind = identity(str(pretrained), self.method, video_backend=video_backend, local_files_only=True)
                 behind["content"]["pooling_head"] = None if head is None else head.digest
                 self._journal = Journal(journal, {**self.config, **behind}, rank=rank)
                 stack.callback(self._journal.close)

@@ -9,8 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tango.fingerprints import of_file, of_packages
 from tango.methods import Plan
 from tango.methods.plan import method_kind, settled
+from tango.ops.saliency import saliency_function
 
 if TYPE_CHECKING:
     from tango.pruning import Pruning
@@ -48,6 +50,7 @@ class MethodConfig:
         plan = Plan.of(**{item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.init})
         for name, value in {"plan": plan, "saliency": plan.saliency, "positions": plan.positions}.items():
             object.__setattr__(self, name, value)
+        self.content()
 
     def apply(self, model: Any) -> AbstractContextManager[Pruning | None]:
         """Switch the method on, as `tango.prune` does; nothing for "none".
@@ -73,6 +76,20 @@ class MethodConfig:
             "saliency": self.saliency,
             "positions": self.positions,
         }
+
+    def content(self) -> dict[str, Any]:
+        """What answers depend on and `to_dict` does not hold: hashes of weights, and of other packages' code.
+
+        Raises:
+            OptionError: weights cannot be read.
+        """
+        pruners = [pruner for pruner in (self.plan.pruner, self.plan.layer_pruner) if pruner is not None]
+        for pruner in pruners:
+            pruner.check_weights()
+        weights = {pruner.name: of_file(path) for pruner in pruners if (path := getattr(pruner, "weights", None))}
+        sources = [*map(type, pruners), saliency_function(self.plan.saliency)]
+        found = {"weights": weights, "packages": of_packages(*sources)}
+        return {name: value for name, value in found.items() if value}
 
     def _complete(self) -> tuple[dict[str, Any], dict[str, Any], float | None]:
         """All options of the method and of the layer pruner, and the mean, if it is not the method's own ratio."""
@@ -114,14 +131,19 @@ class MethodConfig:
 
     @staticmethod
     def settings_from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-        """The settings in an environment: WRAPPER is the method, TANGO_<NAME> any other; empty ones do not count."""
+        """The settings in an environment: WRAPPER is the method, TANGO_<NAME> any other; empty ones do not count.
+
+        TANGO_IMPORT is none: see `tango.evaluation.import_packages`.
+        """
         settings = {name[6:].lower(): value for name, value in environ.items() if name.startswith("TANGO_") and value}
+        settings.pop("import", None)
         if environ.get("WRAPPER"):
             settings["wrapper"] = environ["WRAPPER"]
         return settings
 
 
 def _differences(name: str, options: Mapping[str, Any], but: str) -> list[str]:
-    """Options that are not at their default, as parts of a label."""
+    """Options that are not at their default, as parts of a label; of weights, which are a file, what it holds."""
     defaults = {item.name: item.default for item in dataclasses.fields(method_kind(name))}
-    return [f"{name}{value}" for name, value in options.items() if name != but and value != defaults[name]]
+    differ = {name: value for name, value in options.items() if name != but and value != defaults[name]}
+    return [f"{name}{of_file(value)[:8] if name == 'weights' else value}" for name, value in differ.items()]

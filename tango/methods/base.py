@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import numbers
 import re
@@ -11,12 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, VisualTokens, keep_all
-from tango.errors import BudgetError, MissingSignalError, OptionError
+from tango.errors import BudgetError, MissingSignalError, OptionError, TangoError
 from tango.ops.flops import mean_retention_ratio, solve_layer_ratio, solve_retention_ratio
 
 
@@ -120,8 +123,69 @@ def _describe(kind: Any) -> str:
     return words.get(kind, str(kind))
 
 
+UNPUBLISHED = Paper(title="not published", venue="-")
+
+L = TypeVar("L", bound="Learnable")
+
+
+class Learnable:
+    """What a method has at hand if it is learned: it declares the field `weights: str = ""`, a safetensors file.
+
+    The file is read once, when `tango.prune` binds the pruner to a model. `config()` holds its path, and a journal the
+    hash of its content.
+    """
+
+    name: ClassVar[str]
+
+    def bind(self: L, model: Any) -> L:
+        """The pruner that works on this model: itself or, with `weights`, a copy that has their tensors.
+
+        Raises:
+            OptionError: there is no such file, it is no safetensors file, or holds NaN or infinity.
+        """
+        if getattr(self, "weights", None) is None:
+            return self
+        bound = copy.copy(self)
+        vars(bound)["_tensors"] = self._read(model.device)  # no field: options stay what they are, and JSON
+        return bound
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors of `weights` by name, in the file's dtypes, on the device of the model.
+
+        Raises:
+            TangoError: the pruner is not bound to a model.
+        """
+        if "_tensors" not in vars(self):
+            raise TangoError(f"{self.name} has read no weights yet; tango.prune does it, or pruner.bind(model)")
+        return vars(self)["_tensors"]
+
+    def check_weights(self) -> None:
+        """Look at the head of the file, before minutes of loading a model.
+
+        Raises:
+            OptionError: there is no such file, or it is no safetensors file.
+        """
+        if getattr(self, "weights", None) is not None:
+            self._read(None)
+
+    def _read(self, device: Any) -> dict[str, Tensor]:
+        """The tensors; without a device, none of them."""
+        path = getattr(self, "weights", "")
+        if not path:
+            raise OptionError(f"{self.name} is learned: give it a safetensors file, weights=PATH")
+        try:
+            with safe_open(path, framework="pt", device=str(device or "cpu")) as file:
+                tensors = {name: file.get_tensor(name) for name in ([] if device is None else file.keys())}
+        except (OSError, SafetensorError) as error:
+            raise OptionError(f"{self.name} needs a safetensors file as weights, got {path!r}: {error}") from error
+        if broken := [name for name, tensor in tensors.items() if not bool(tensor.float().isfinite().all())]:
+            raise OptionError(f"{broken[0]} in the weights {path!r} of {self.name} holds NaN or infinity")
+        return tensors
+
+
 @dataclass(frozen=True, kw_only=True)
-class Pruner(ABC):
+class Pruner(Learnable, ABC):
     """Reduces one video's visual tokens before the LLM. An instance is its configuration; it holds no run state.
 
     Calling a pruner checks the input, returns all tokens untouched at `retention_ratio` 1, and checks the output;
@@ -142,7 +206,7 @@ class Pruner(ABC):
     default_saliency: ClassVar[str] = "p-attn"  # of a model's choices, where a run names none
     default_positions: ClassVar[str | None] = None  # None: the model's own
     by_ratio: ClassVar[Mapping[str, Callable[[float], float]]] = {}  # options whose None goes by the retention ratio
-    paper: ClassVar[Paper]
+    paper: ClassVar[Paper] = UNPUBLISHED
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -186,12 +250,10 @@ class Pruner(ABC):
     def __call__(self, tokens: VisualTokens) -> PrunedTokens:
         if self.retention_ratio == 1:
             return keep_all(tokens)
-        if Signal.SALIENCY in self.needs and tokens.saliency is None:
-            raise MissingSignalError(f"{self.name} needs saliency (T, N); these tokens carry none")
-        if Signal.FRAME_EMBEDS in self.needs and tokens.frame_embeds is None:
-            raise MissingSignalError(f"{self.name} needs frame_embeds (T, P); these tokens carry none")
-        if Signal.KEYS in self.needs and tokens.keys is None:
-            raise MissingSignalError(f"{self.name} needs keys (T, N, d); these tokens carry none")
+        for kind in self.needs.kinds:
+            if getattr(tokens, kind.field) is None:
+                shape = ", ".join(kind.shape)
+                raise MissingSignalError(f"{self.name} needs {kind.field} ({shape}); these tokens carry none")
         pruned = self.prune(tokens)
         K = len(pruned.indices)
         if K == 0 or pruned.features.shape != (K, tokens.features.shape[-1]):
@@ -213,14 +275,13 @@ class KeepAllPruner(Pruner):
     retention_ratio: float = 1.0
 
     name: ClassVar[str] = "none"
-    paper: ClassVar[Paper] = Paper(title="-", venue="-")
 
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
         return keep_all(tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerPruner(ABC):
+class LayerPruner(Learnable, ABC):
     """Reduces visual tokens at the inputs of one or several decoder layers. A sibling of Pruner: it sees other things.
 
     Calling it checks the output, and returns all tokens untouched at `retention_ratio` 1. Hidden states stay
@@ -240,7 +301,7 @@ class LayerPruner(ABC):
         "before"  # whose queries and keys: the layer before's, or the layer's own
     )
     budget_rule: ClassVar[str] = ""  # tokens kept, in words
-    paper: ClassVar[Paper]
+    paper: ClassVar[Paper] = UNPUBLISHED
 
     def __post_init__(self) -> None:
         check_options(self)

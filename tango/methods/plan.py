@@ -10,12 +10,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tango.errors import BudgetError, OptionError, TangoError, UnknownNameError
+from tango.extensions import load_group
 from tango.methods.base import KeepAllPruner, LayerPruner, Pruner, check_ratio, read_option
-from tango.methods.registry import available_methods, build_layer_pruner, build_pruner, layer_pruner_class, method_class
+from tango.methods.registry import (
+    GROUP,
+    available_methods,
+    build_layer_pruner,
+    build_pruner,
+    layer_pruner_class,
+    method_class,
+)
+from tango.ops.saliency import saliency_function
 
 log = logging.getLogger(__name__)
 
-Saliency = Literal["p-attn", "attn"]
 Positions = Literal["contiguous", "kept", "correct", "stock"]
 # The release's names for ours.
 ALIASES = {
@@ -61,7 +69,7 @@ class Plan:
     positions: str | None = None
 
     def __post_init__(self) -> None:
-        read_option("saliency", self.saliency, Saliency)
+        saliency_function(self.saliency)
         read_option("positions", self.positions, Positions | None)
 
     @classmethod
@@ -171,7 +179,7 @@ def method_kind(name: str) -> type[Pruner] | type[LayerPruner]:
     try:
         return method_class(name)
     except UnknownNameError:
-        raise UnknownNameError("method", name, ["none", *available_methods()]) from None
+        raise UnknownNameError("method", name, ["none", *available_methods()], load_group(GROUP)) from None
 
 
 def read_options(kind: type[Pruner] | type[LayerPruner], given: Mapping[str, Any]) -> dict[str, Any]:

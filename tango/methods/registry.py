@@ -1,4 +1,7 @@
-"""Names of methods. One class or preset, one name; unknown names and options fail with the list of known ones."""
+"""Names of methods. One class or preset, one name; unknown names and options fail with the list of known ones.
+
+Methods of other people's packages are loaded when all names are asked for, or one that is not ours.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from tango.errors import UnknownNameError
+from tango.extensions import load_group
 from tango.methods.base import LayerPruner, Pruner
+
+GROUP = "tango.methods"  # of entry points
 
 _METHODS: dict[str, type[Pruner] | type[LayerPruner]] = {}
 
@@ -18,8 +24,14 @@ M = TypeVar("M", bound="type[Pruner] | type[LayerPruner]")
 def register(name: str) -> Callable[[M], M]:
     """Class decorator: make a pruner or a layer pruner known by `name`.
 
+    Example:
+        @tango.register("centre")
+        @dataclass(frozen=True, kw_only=True)
+        class CentrePruner(tango.Pruner):
+            ...
+
     Raises:
-        ValueError: the name is taken or not lower-case words joined by hyphens.
+        ValueError: the name is taken or not lower-case words joined by hyphens, or an option has no default.
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"a method's name must be lower-case words joined by hyphens, got {name!r}")
@@ -27,6 +39,9 @@ def register(name: str) -> Callable[[M], M]:
         raise ValueError(f"method {name!r} is already registered by {_METHODS[name].__qualname__}")
 
     def add(cls: M) -> M:
+        for field in dataclasses.fields(cls):
+            if field.init and field.default is dataclasses.MISSING:  # else it could not be listed and labelled
+                raise ValueError(f"option {field.name} of {cls.__qualname__} needs a default, and no factory of one")
         cls.name = name
         _METHODS[name] = cls
         return cls
@@ -36,17 +51,27 @@ def register(name: str) -> Callable[[M], M]:
 
 def available_methods() -> list[str]:
     """Names that `tango.prune` accepts: methods before the LLM and inside it, sorted."""
-    return sorted(_METHODS)
+    return _names((Pruner, LayerPruner))
 
 
 def available_pruners() -> list[str]:
     """Names that `build_pruner` accepts, the methods before the LLM, sorted."""
-    return sorted(name for name, cls in _METHODS.items() if issubclass(cls, Pruner))
+    return _names(Pruner)
+
+
+def ready_pruners() -> list[str]:
+    """Those of `available_pruners` that run as they are; a learned one needs its weights first."""
+    return [name for name in available_pruners() if not hasattr(_METHODS[name], "weights")]
 
 
 def available_layer_pruners() -> list[str]:
     """Names that `build_layer_pruner` accepts, the methods inside the LLM, sorted."""
-    return sorted(name for name, cls in _METHODS.items() if issubclass(cls, LayerPruner))
+    return _names(LayerPruner)
+
+
+def _names(kind: type | tuple[type, ...]) -> list[str]:
+    load_group(GROUP)
+    return sorted(name for name, cls in _METHODS.items() if issubclass(cls, kind))
 
 
 def method_class(name: str) -> type[Pruner] | type[LayerPruner]:
@@ -55,9 +80,7 @@ def method_class(name: str) -> type[Pruner] | type[LayerPruner]:
     Raises:
         UnknownNameError: no such method; the message lists them.
     """
-    if name not in _METHODS:
-        raise UnknownNameError("method", name, _METHODS)
-    return _METHODS[name]
+    return _class("method", name, (Pruner, LayerPruner))
 
 
 def pruner_class(name: str) -> type[Pruner]:
@@ -66,10 +89,7 @@ def pruner_class(name: str) -> type[Pruner]:
     Raises:
         UnknownNameError: no such method; the message lists them.
     """
-    cls = _METHODS.get(name)
-    if cls is None or not issubclass(cls, Pruner):
-        raise UnknownNameError("method", name, available_pruners())
-    return cls
+    return _class("method", name, Pruner)
 
 
 def layer_pruner_class(name: str) -> type[LayerPruner]:
@@ -78,9 +98,15 @@ def layer_pruner_class(name: str) -> type[LayerPruner]:
     Raises:
         UnknownNameError: no such layer pruner; the message lists them.
     """
+    return _class("layer pruner", name, LayerPruner)
+
+
+def _class(what: str, name: str, kind: Any) -> Any:
+    if name not in _METHODS:
+        load_group(GROUP)
     cls = _METHODS.get(name)
-    if cls is None or not issubclass(cls, LayerPruner):
-        raise UnknownNameError("layer pruner", name, available_layer_pruners())
+    if cls is None or not issubclass(cls, kind):
+        raise UnknownNameError(what, name, _names(kind), load_group(GROUP))
     return cls
 
 

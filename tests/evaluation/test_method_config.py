@@ -50,7 +50,7 @@ def test_labels_are_names_for_folders(arguments, label):
         ({**TANGO, "layer_pruner": "fastw"}, UnknownNameError, "layer pruner 'fastw'.*fastv-merge"),
         ({**TANGO, "layer_pruner": "fastv-merge", "layer_options": {"layer": 0}}, BudgetError, "layer must be"),
         ({**TANGO, "layer_options": {"layer": 2}}, OptionError, "no layer_pruner: layer"),
-        ({**TANGO, "saliency": "max"}, OptionError, "'p-attn' or 'attn', got 'max'"),
+        ({**TANGO, "saliency": "max"}, UnknownNameError, "unknown saliency .max.*attn, p-attn"),
         ({**TANGO, "positions": "new"}, OptionError, "'contiguous' or 'kept' or .*, got 'new'"),
         ({"options": {"retention_ratio": 0.1}}, OptionError, "keeps all tokens"),
         ({"positions": "kept"}, OptionError, "keeps all tokens"),

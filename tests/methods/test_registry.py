@@ -83,6 +83,15 @@ class TestRegister:
             register("tango")
         assert pruner_class("tango").__name__ == "TangoPruner"
 
+    def test_options_without_a_default_are_refused(self) -> None:
+        @dataclass(frozen=True, kw_only=True)
+        class DemandingPruner(KeepAllPruner):
+            size: int
+
+        with pytest.raises(ValueError, match=r"option size of .*DemandingPruner needs a default"):
+            register("demanding")(DemandingPruner)
+        assert "demanding" not in available_pruners()
+
     @pytest.mark.parametrize("name", ["", "Tango", "my_method", "my method", "-x", "x-", "a--b", "a.b", "ünï", "x\n"])
     def test_bad_names_are_refused(self, name: str) -> None:
         with pytest.raises(ValueError, match="lower-case words joined by hyphens, got "):

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         results = None
         if args.output is not None:
-            behind = identity(args.model, local_files_only=args.offline)
+            behind = identity(args.model, method, local_files_only=args.offline)
             if args.siglip:
                 behind["siglip"] = identity(args.siglip, local_files_only=args.offline)["content"]["checkpoint"]
             how = {"dtype": args.dtype, "attn_implementation": args.attn_implementation}
