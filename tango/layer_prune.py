@@ -172,6 +172,7 @@ class _Run:
         self.cache: Any = None  # of the prompt that has passed
         self.prompt_call = False
         self.rows = self.length = 0
+        self.taps: dict[int, AttentionTap] = {}  # of the layers before the pruned ones, while the prompt passes
         self.captured: dict[str, Any] = {}  # queries, keys and scale of the layer before, or what its own are made of
         self.left: list[_Prompt] = []  # the prompts, as far as they are still there
         self.kept: dict[int, Kept] = {}  # what stays from each pruned layer on
@@ -181,8 +182,7 @@ class _Run:
         """Register the hooks one by one, so that those that exist can be removed if one fails."""
         layers, pruned = self.decoder.layers, self.pruner.layers
         yield self.decoder.register_forward_pre_hook(self._guard(self._begin), with_kwargs=True)
-        for K in pruned if self.pruner.reads == "before" else ():
-            yield AttentionTap(layers[K - 1].self_attn, self._guard(self._capture))
+        yield self
         if self.pruner.noncausal_layer:
             attention = layers[pruned[0] - 1].self_attn
             yield attention.register_forward_pre_hook(self._guard(self._before_attention), with_kwargs=True)
@@ -190,6 +190,12 @@ class _Run:
             hook = partial(self._at_layer, i) if i in pruned else self._after_layer
             yield layer.register_forward_pre_hook(self._guard(hook), with_kwargs=True)
         yield self.decoder.norm.register_forward_hook(self._guard(self._spread))
+
+    def remove(self) -> None:
+        """Leave the attention functions alone again."""
+        for tap in self.taps.values():
+            tap.remove()
+        self.taps.clear()
 
     def _guard(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: hook(*args) if self.call.own else None
@@ -214,6 +220,9 @@ class _Run:
         if len(kwargs.get("deepstack_visual_embeds") or ()) > K:
             count = len(kwargs["deepstack_visual_embeds"])
             raise UnsupportedModelError(f"this model feeds layers up to {count} with features; prune there or later")
+        self.remove()
+        for layer in self.pruner.layers if self.pruner.reads == "before" else ():
+            self.taps[layer] = AttentionTap(decoder.layers[layer - 1].self_attn, self._guard(self._capture))
 
     def _before_attention(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if not self.prompt_call:
@@ -255,6 +264,8 @@ class _Run:
 
     def _select(self, K: int, hidden: Tensor) -> Tensor:
         """Let the pruner choose for every prompt; return the states (rows, S' + rest, D) that stay."""
+        if K in self.taps:
+            self.taps.pop(K).remove()  # decoding goes on without
         repeats = self.rows // len(self.prompts)  # beams and samples agree on the prompt, so the first decides
         width = self._latest().columns.shape[1] if self.kept else self.attended.shape[1]
         hidden, left, places = hidden.clone(), [], []
