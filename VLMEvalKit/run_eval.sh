@@ -8,7 +8,7 @@ Usage: [NAME=VALUE ...] bash run_eval_{ov,video,qwen}.sh [FLAG ...]
 
 Evaluates every method at every ratio and prints a table of the accuracies. Answers are kept as they come: the same
 command again resumes, after whatever ended it. Flags go to run.py (python run.py -h lists them), among them --reuse,
-which says of the toolkit's results what holds here anyway.
+which says of the toolkit's results what holds here anyway, and --import PKG, which makes a package's methods known.
 
   METHODS    "none tango" by default; "none" keeps all tokens and runs once. tango methods lists the others.
   RATIOS     "0.1 0.15 0.2"
@@ -19,9 +19,10 @@ which says of the toolkit's results what holds here anyway.
   OUTPUT     outputs
   LIMIT      only the first so many questions of each data set
   EXTRA      more flags for run.py, e.g. "--batch-size 4"
-  CONFIG     the JSON file with model and data sets
+  CONFIG     the JSON file with model and data sets, or its name, such as llava-onevision-7b
   PRUNED_LAYER  prune again inside the LLM, at the input of this layer (18 for LLaVA-Video)
   PYTHON     python
+  TANGO_IMPORT  packages to import first, with commas between, as --import does
 
 Several nodes: the same command on each, with NNODES, NODE_RANK (from 0), MASTER_ADDR and MASTER_PORT (29500), and
 OUTPUT in a folder that all of them see.
@@ -37,6 +38,8 @@ done
 cd "$(dirname "${BASH_SOURCE[0]}")"
 PYTHON=${PYTHON:-python}
 : "${CONFIG:?is not set; start one of run_eval_ov.sh, run_eval_video.sh and run_eval_qwen.sh}"
+
+case $CONFIG in *.json) ;; *) CONFIG=run_config/$(tr 'A-Z.-' 'a-z__' <<<"$CONFIG").json ;; esac
 
 count_gpus() {
     local visible=${GPUS-${CUDA_VISIBLE_DEVICES-all}}

@@ -7,8 +7,8 @@
 # Environment:
 #   METHODS        methods, separated by spaces; "none" is full tokens       (none tango)
 #   RATIOS         retention ratios for every method but none                (0.1 0.15 0.2)
-#   MODEL          llava_onevision, llava_vid or qwen2_5_vl                  (llava_onevision)
-#   PRETRAINED     hub id or local folder                                    (the paper's checkpoint for MODEL)
+#   FAMILY         llava_onevision, llava_vid or qwen2_5_vl                  (llava_onevision)
+#   MODEL          checkpoint, hub id or local folder                        (the paper's of FAMILY)
 #   TASKS          lmms-eval tasks, separated by commas                      (videomme)
 #   BATCH_SIZE     questions generated together                              (1)
 #   LIMIT          questions per task                                        (all)
@@ -20,6 +20,7 @@
 #                  NUM_PROCESSES=16 LAUNCH_ARGS="--num_machines 2 --machine_rank 0 --main_process_ip 10.0.0.1 \
 #                      --main_process_port 29500" bash run_profile.sh
 #   TANGO_*        options of the methods, e.g. TANGO_ALPHA=2.0
+#   TANGO_IMPORT   packages to import first, with commas between, for the methods and models that they register
 #
 # Each run prints the table and leaves it as OUTPUT/<method>-<ratio>/<checkpoint>/<time>_efficiency.json, beside
 # lmms-eval's results. Started again, runs keep the answers that they have (remove OUTPUT to measure anew).
@@ -33,15 +34,22 @@ fi
 
 METHODS=${METHODS:-none tango}
 RATIOS=${RATIOS:-0.1 0.15 0.2}
-MODEL=${MODEL:-llava_onevision}
+FAMILY=${FAMILY:-llava_onevision}
 OUTPUT=${OUTPUT:-./logs}
-case $MODEL in
+if [ -n "${PRETRAINED:-}" ]; then
+    echo "the checkpoint is called MODEL, as in all scripts: say MODEL=$PRETRAINED in place of PRETRAINED" >&2
+    exit 2
+fi
+case ${MODEL:-} in
+    llava_onevision | llava_vid | qwen2_5_vl) echo "MODEL=$MODEL names no checkpoint, which MODEL is; say FAMILY=$MODEL" >&2; exit 2 ;;
+esac
+case $FAMILY in
     llava_onevision) checkpoint=lmms-lab/llava-onevision-qwen2-7b-ov arguments=conv_template=qwen_1_5,model_name=llava_qwen ;;
     llava_vid) checkpoint=lmms-lab/LLaVA-Video-7B-Qwen2 arguments=conv_template=qwen_1_5 ;;
     qwen2_5_vl) checkpoint=Qwen/Qwen2.5-VL-7B-Instruct arguments= ;;
-    *) echo "unknown MODEL $MODEL; known: llava_onevision, llava_vid, qwen2_5_vl" >&2; exit 2 ;;
+    *) echo "unknown FAMILY $FAMILY; known: llava_onevision, llava_vid, qwen2_5_vl" >&2; exit 2 ;;
 esac
-arguments=pretrained=${PRETRAINED:-$checkpoint},attn_implementation=flash_attention_2${arguments:+,$arguments}${MODEL_ARGS:+,$MODEL_ARGS}
+arguments=pretrained=${MODEL:-$checkpoint},attn_implementation=flash_attention_2${arguments:+,$arguments}${MODEL_ARGS:+,$MODEL_ARGS}
 
 gpus=$(python -c "import torch; print(torch.cuda.device_count())")
 NUM_PROCESSES=${NUM_PROCESSES:-$((gpus > 0 ? gpus : 1))}
@@ -60,10 +68,10 @@ run() { # method, ratio or nothing
     local folder=$OUTPUT/$1${2:+-$2} before
     mkdir -p "$folder"
     before=$(find "$folder" -name '*_results.json')
-    echo "== $MODEL, $1${2:+ at $2}: $folder"
-    WRAPPER=$1 TANGO_RETENTION_RATIO=${2:-} "${tied[@]}" "${launch[@]}" "${extra[@]}" -m lmms_eval --model "$MODEL" \
+    echo "== $FAMILY, $1${2:+ at $2}: $folder"
+    WRAPPER=$1 TANGO_RETENTION_RATIO=${2:-} "${tied[@]}" "${launch[@]}" "${extra[@]}" -m lmms_eval --model "$FAMILY" \
         --model_args "$arguments" --tasks "${TASKS:-videomme}" --batch_size "${BATCH_SIZE:-1}" \
-        ${LIMIT:+--limit "$LIMIT"} --log_samples --log_samples_suffix "$MODEL" --output_path "$folder"
+        ${LIMIT:+--limit "$LIMIT"} --log_samples --log_samples_suffix "$FAMILY" --output_path "$folder"
     if [ "$(find "$folder" -name '*_results.json')" = "$before" ]; then # lmms-eval exits with 0 after many an error
         echo "lmms-eval wrote no results to $folder; why, it says above" >&2
         exit 1

@@ -3,4 +3,5 @@
 #   scripts/bench_methods.sh --repeats 7 --markdown --output results/bench_methods.json
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec "${PYTHON:-python}" -m tango.cli bench methods --frames 32 --grid 14x14 --dim 3584 --threads 1 "$@"
+source scripts/imports.sh
+exec "${PYTHON:-python}" -m tango.cli "${imports[@]}" bench methods --frames 32 --grid 14x14 --dim 3584 --threads 1 "$@"

@@ -3,4 +3,5 @@
 #   scripts/bench_pruner.sh --frames 32 64 128 256 512 1024 --data video --output results/bench_pruner.json
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec "${PYTHON:-python}" -m tango.cli bench pruner "$@"
+source scripts/imports.sh
+exec "${PYTHON:-python}" -m tango.cli "${imports[@]}" bench pruner "$@"

@@ -5,6 +5,7 @@ set -euo pipefail
 usage() {
     cat <<'END'
 Usage: scripts/mini.sh [--full] [--clips N] [--methods "A B"] [--ratios "X Y"] [--output FOLDER] [--pretrained FOLDER]
+       [--import PKG]
 
 Asks tango-mini, the small trained model that comes with Tango, the questions of its own benchmark through VLMEvalKit's
 runner: with all tokens, with all tokens of grey videos (a control: what can be guessed), and with every pruning method
@@ -17,6 +18,7 @@ first run sets up .venv-toolkits. Ended early, the same command goes on where it
   --ratios "X Y"       shares of the visual tokens to keep ("0.1 0.15 0.2")
   --output FOLDER      where results go (outputs/mini-N, N being the number of clips)
   --pretrained FOLDER  another checkpoint of the same kind (tango-mini)
+  --import PKG         first import this package, for the methods that it registers; repeatable, as TANGO_IMPORT
 
 PROCESSES in the environment is the number of processes: one for each GPU or, without any, for each core, up to 8.
 END
@@ -27,11 +29,11 @@ while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage; exit 0 ;;
         --full) clips=200; shift; continue ;;
-        --clips | --methods | --ratios | --output | --pretrained) ;;
+        --clips | --methods | --ratios | --output | --pretrained | --import) ;;
         *) echo "unknown argument $1; see $0 --help" >&2; exit 2 ;;
     esac
     [ $# -gt 1 ] || { echo "$1 needs a value; see $0 --help" >&2; exit 2; }
-    printf -v "${1#--}" %s "$2"
+    if [ "$1" = --import ]; then export TANGO_IMPORT=${TANGO_IMPORT:+$TANGO_IMPORT,}$2; else printf -v "${1#--}" %s "$2"; fi
     shift 2
 done
 here=$PWD
@@ -42,7 +44,11 @@ absolute() { case $1 in /*) echo "$1" ;; *) echo "$here/$1" ;; esac; }
 TOOLKITS=1
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 output=${output:-$PWD/outputs/mini-$clips}
-[ -n "$methods" ] || methods=$(python -c 'import tango; print(*tango.available_pruners())')
+source scripts/imports.sh
+if [ -z "$methods" ]; then # all that prune before the LLM and need no weights
+    methods=$(tango methods "${imports[@]}" --json | python -c 'import json, sys
+print(*(m["name"] for m in json.load(sys.stdin) if m["stage"] == "before the LLM" and "weights" not in m["options"]))')
+fi
 
 gpus=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
 cores=$(nproc)

@@ -13,13 +13,13 @@ are kept as they come: the same command again resumes. Flags go to VLMEvalKit/ru
 
   RATIOS    "0.1" by default
   LIMIT     only the first so many questions (all)
-  CONFIG    JSON file with the model and data sets, below VLMEvalKit/ (run_config/tango_mini.json); positions can be
-            kept with LLaVA-OneVision and LLaVA-Video
+  CONFIG    JSON file with the model and data sets, below VLMEvalKit/, or its name (tango-mini); positions can be kept
+            with LLaVA-OneVision and LLaVA-Video
   DATASETS  VLMEvalKit's data sets to run (TangoMini)
   OUTPUT    outputs/presets
   PYTHON    python
 
-MODEL, GPUS, PROCESSES, EXTRA and those for several nodes are as in VLMEvalKit/run_eval.sh.
+MODEL (the checkpoint), GPUS, PROCESSES, EXTRA, TANGO_IMPORT and those for several nodes are as in VLMEvalKit/run_eval.sh.
 END
 }
 
@@ -28,7 +28,7 @@ for flag in "$@"; do
 done
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PYTHON=${PYTHON:-python} CONFIG=${CONFIG:-run_config/tango_mini.json} RATIOS=${RATIOS:-0.1} PRUNED_LAYER=
+export PYTHON=${PYTHON:-python} CONFIG=${CONFIG:-tango-mini} RATIOS=${RATIOS:-0.1} PRUNED_LAYER=
 export DATASETS=${DATASETS:-TangoMini} OUTPUT=${OUTPUT:-outputs/presets}
 case $OUTPUT in /*) ;; *) OUTPUT=$here/$OUTPUT ;; esac
 

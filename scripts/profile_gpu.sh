@@ -36,6 +36,7 @@ else
         exit 2
     }
 fi
+source scripts/imports.sh
 SECONDS=0 failed=0
 
 # Run `tango ...` for at most so many seconds of those that are left.
@@ -48,7 +49,7 @@ step() {
         failed=1
         return
     fi
-    timeout --signal=INT --kill-after=10 "$most" "$python" -m tango.cli "$@" || status=$?
+    timeout --signal=INT --kill-after=10 "$most" "$python" -m tango.cli "${imports[@]}" "$@" || status=$?
     if ((status != 0)); then
         echo "tango $1 ended with status $status after $SECONDS s in all (124: out of time; its file has what was done)" >&2
         failed=1

@@ -10,21 +10,21 @@ Runs every row of a table of the paper with VLMEvalKit and writes the table as M
 paper's, the difference, and a confidence interval. Answers are kept as they come: the same command again resumes.
 `tango experiments 1` lists the rows. Flags go to VLMEvalKit/run.py.
 
-  MODEL       tango-mini by default; llava-onevision-7b (tables 1, 3 and 4), llava-video-7b and qwen2.5-vl-7b (table 2)
-              are the paper's. A model of its own runs all rows.
+  CONFIG      model and data sets: a name (tango-mini by default; llava-onevision-7b for tables 1, 3 and 4, llava-video-7b
+              and qwen2.5-vl-7b for table 2 are the paper's) or a JSON file below VLMEvalKit/. A model of its own runs all
+              rows.
+  MODEL       checkpoint, hub id or folder, in place of the one in CONFIG
   ROWS        only rows of these names, e.g. "full tango"
   RATIOS      only rows at these retention ratios, e.g. "0.1 0.2"
   LIMIT       only the first so many questions of each data set; the table marks such runs
-  OUTPUT      outputs/<MODEL>; tables that share it share their rows
-  DATASETS    VLMEvalKit's data sets to run; by default those of CONFIG (table 4: Video-MME and MLVU_MCQ)
+  OUTPUT      outputs/<CONFIG>; tables that share it share their rows
+  DATASETS    VLMEvalKit's data sets to run; those of CONFIG by default (table 4: Video-MME and MLVU_MCQ)
   BENCHMARKS  the table's columns, if not the paper's; TangoMini for tango-mini
-  CONFIG      JSON file with the model and data sets, below VLMEvalKit/; by default run_config/<model>.json
-  CHECKPOINT  hub id or folder, in place of the one in CONFIG
   AGAINST     a row's name: compare every row with it, question by question
   RUN         0: only write the table from what is in OUTPUT
   PYTHON      python
 
-GPUS, PROCESSES, EXTRA and those for several nodes are as in VLMEvalKit/run_eval.sh.
+GPUS, PROCESSES, EXTRA, TANGO_IMPORT and those for several nodes are as in VLMEvalKit/run_eval.sh.
 
 The exit code is 0 if all went well, 1 if a run failed (the others are still made, and the table shows what there is), 2
 for a mistake in the settings.
@@ -38,16 +38,36 @@ here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${TABLE:?is not set; start one of table1.sh, table2.sh, table3.sh and table4.sh}"
 PYTHON=${PYTHON:-python}
-MODEL=${MODEL:-tango-mini}
-OUTPUT=${OUTPUT:-outputs/$MODEL}
-case $OUTPUT in /*) ;; *) OUTPUT=$here/$OUTPUT ;; esac
-CONFIG=${CONFIG:-run_config/$(tr 'A-Z.-' 'a-z__' <<<"$MODEL").json}
-if [ ! -f "VLMEvalKit/$CONFIG" ]; then
-    echo "no VLMEvalKit/$CONFIG for MODEL=$MODEL; set CONFIG, or MODEL to one of:" >&2
-    (cd VLMEvalKit/run_config && printf '  %s\n' *.json) >&2
+
+known() { (cd VLMEvalKit/run_config && printf '  %s\n' *.json) >&2; }
+file_of() { case $1 in *.json) echo "$1" ;; *) echo "run_config/$(tr 'A-Z.-' 'a-z__' <<<"$1").json" ;; esac; }
+
+if [ -n "${CHECKPOINT:-}" ]; then
+    echo "the checkpoint is called MODEL, as in all scripts: say MODEL=$CHECKPOINT in place of CHECKPOINT" >&2
     exit 2
 fi
-if [ "$MODEL" = tango-mini ]; then
+if [ -n "${MODEL:-}" ] && [ -z "${CONFIG:-}" ]; then
+    if [ -f "VLMEvalKit/$(file_of "$MODEL")" ]; then
+        echo "MODEL=$MODEL names no checkpoint, which MODEL is; say CONFIG=$MODEL" >&2
+    else
+        echo "MODEL=$MODEL needs CONFIG, too, which names its model and data sets; there are:" >&2
+        known
+    fi
+    exit 2
+fi
+config=$(file_of "${CONFIG:=tango-mini}")
+if [ ! -f "VLMEvalKit/$config" ]; then
+    echo "no VLMEvalKit/$config for CONFIG=$CONFIG; there are:" >&2
+    known
+    exit 2
+fi
+name=$CONFIG
+case $name in
+    *.json) name=$("$PYTHON" -c 'import json, sys; print(*json.load(open(sys.argv[1]))["model"])' "VLMEvalKit/$config") ;;
+esac
+OUTPUT=${OUTPUT:-outputs/$name}
+case $OUTPUT in /*) ;; *) OUTPUT=$here/$OUTPUT ;; esac
+if [ "$name" = tango-mini ]; then
     DATASETS=${DATASETS:-TangoMini} BENCHMARKS=${BENCHMARKS:-TangoMini}
 elif [ "$TABLE" = 4 ]; then
     DATASETS=${DATASETS:-Video-MME MLVU_MCQ}
@@ -55,7 +75,7 @@ fi
 
 tango() { "$PYTHON" -m tango.cli "$@"; }
 
-rows=(experiments "$TABLE" --model "$MODEL" --runs)
+rows=(experiments "$TABLE" --model "$name" --runs)
 # shellcheck disable=SC2206 # lists of words
 [ -z "${ROWS:-}" ] || rows+=(--names $ROWS)
 # shellcheck disable=SC2206
@@ -70,13 +90,13 @@ failed=()
 while [ "${RUN:-1}" != 0 ] && read -r -u 3 method ratio flags; do
     code=0
     # shellcheck disable=SC2086 # several flags
-    METHODS=$method RATIOS=$ratio MODEL=${CHECKPOINT:-} CONFIG=$CONFIG DATASETS=${DATASETS:-} OUTPUT=$OUTPUT \
+    METHODS=$method RATIOS=$ratio MODEL=${MODEL:-} CONFIG=$config DATASETS=${DATASETS:-} OUTPUT=$OUTPUT \
         PRUNED_LAYER='' "${tied[@]}" bash VLMEvalKit/run_eval.sh $flags "$@" || code=$?
     [ "$code" -eq 0 ] || failed+=("$method $ratio $flags (exit code $code)")
 done 3<<<"$runs"
 [ "${NODE_RANK:-0}" -eq 0 ] || exit 0
 
-render=(table "$TABLE" --results "$OUTPUT" --model "$MODEL")
+render=(table "$TABLE" --results "$OUTPUT" --model "$name")
 # shellcheck disable=SC2206
 [ -z "${BENCHMARKS:-}" ] || render+=(--benchmarks $BENCHMARKS)
 [ -z "${AGAINST:-}" ] || render+=(--against "$AGAINST")

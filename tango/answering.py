@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tango.errors import OptionError
+from tango.methods import KeepAllPruner
 from tango.models.base import stock_is_right
 from tango.models.messages import TimeInstruction
 from tango.models.protocol import ChatProtocol, Reading, WrappedProcessor
@@ -154,6 +155,6 @@ def generate_output(model: Any, inputs: Any, **generate_options: Any) -> Any:
         if stock_is_right(model):
             inputs.pop("video_timestamps_s", None)  # stock generate refuses inputs it does not know
         else:
-            scope = prune(model, "uniform", retention_ratio=1.0)
+            scope = prune(model, KeepAllPruner())
     with scope, torch.inference_mode():
         return model.generate(**inputs, **{"do_sample": False, **generate_options})

@@ -50,9 +50,23 @@ _BENCHMARKS = (
 )
 
 
+def _imports() -> argparse.ArgumentParser:
+    """The option that every command has, before its name and behind it."""
+    parser = argparse.ArgumentParser(prog="tango", add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "--import", dest="imports", action="append", default=[], metavar="PKG",
+        help="first import this package, for the methods, models and saliency that it registers; repeatable",
+    )  # fmt: skip
+    return parser
+
+
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Arguments: the command line without `--import`, of which the first words name the command."""
     parser = argparse.ArgumentParser(
-        prog="tango", description="Training-free video-token pruning for video LLMs.", allow_abbrev=False
+        prog="tango",
+        description="Training-free video-token pruning for video LLMs.",
+        allow_abbrev=False,
+        parents=[_imports()],
     )
     parser.add_argument("--version", action="version", version=f"tango-video {tango.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -62,7 +76,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         ("mini", "the small trained model and its benchmark", _MINI),
         ("bench", "measure speed and reliability", _BENCHMARKS),
     ):
-        added = commands.add_parser(group, help=about).add_subparsers(required=True, metavar="WHAT")
+        parents = [_imports()]
+        added = commands.add_parser(group, help=about, parents=parents).add_subparsers(required=True, metavar="WHAT")
         for name, module, summary in members:
             _add(added, name, module, summary, named=argv[:2] == [group, name])
     return parser
@@ -71,7 +86,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 def _add(
     group: argparse._SubParsersAction[argparse.ArgumentParser], name: str, module: str, summary: str, *, named: bool
 ) -> None:
-    parser = group.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False)
+    about = f"{summary[0].upper()}{summary[1:]}."
+    parser = group.add_parser(name, help=summary, description=about, allow_abbrev=False, parents=[_imports()])
     if named:
         command = import_module(module)
         command.add_arguments(parser)
@@ -89,7 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
-            args = _parser(argv).parse_args(argv)
+            early, words = _imports().parse_known_args(argv)
+            if early.imports:  # before any name of a method is read
+                import_module("tango.extensions").import_packages(*early.imports)
+            args = _parser(words).parse_args(argv)
             warnings.showwarning = lambda message, *_args, **_kwargs: print(f"tango: note: {message}", file=sys.stderr)
             return args.run(args)
         finally:
@@ -103,7 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _drop_output()
         if (reason := _mistake(error)) is None:
             traceback.print_exc()
-            reason = "this is a defect of Tango; please report it, with the lines above and `tango --version`"
+            owner = import_module("tango.extensions").owner(error)
+            whose = "Tango" if owner is None else f"the package {owner}, or of Tango"
+            reason = f"this is a defect of {whose}; please report it, with the lines above and `tango --version`"
             print(f"tango: {reason}", file=sys.stderr)
             return 1
         print(f"tango: error: {' '.join(reason.split())}", file=sys.stderr)

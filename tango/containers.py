@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import enum
+import functools
+import operator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,13 +15,48 @@ from tango.shapes import Float, Int, UInt8
 
 
 class Signal(enum.Flag):
-    """What a method wants to know about the tokens besides features, grid and timestamps."""
+    """What a method wants to know about the tokens besides features, grid and timestamps.
+
+    A single signal has a `kind`. To add one: a member here, its kind below, and a field of `VisualTokens`.
+
+    Example:
+        >>> (Signal.SALIENCY | Signal.KEYS).fields
+        ['saliency', 'keys']
+    """
 
     NONE = 0
     SALIENCY = enum.auto()
     FRAME_EMBEDS = enum.auto()
     TIMESTAMPS = enum.auto()  # wants real time; frame numbers are what it gets otherwise, with a warning
     KEYS = enum.auto()
+
+    @property
+    def kinds(self) -> list[SignalKind]:
+        """Of every signal in this one, in order."""
+        return [kind for signal, kind in _KINDS.items() if signal in self]
+
+    @property
+    def fields(self) -> list[str]:
+        """Fields of `VisualTokens` that hold the signals in this one."""
+        return [kind.field for kind in self.kinds]
+
+
+class SignalKind(NamedTuple):
+    """One signal: its name, the field of `VisualTokens` that holds it, the field's shape, and what messages call it."""
+
+    name: str
+    field: str
+    shape: tuple[str, ...]  # T and N are those of the features
+    words: str
+
+
+_KINDS = {
+    Signal.SALIENCY: SignalKind("saliency", "saliency", ("T", "N"), "saliency"),
+    Signal.FRAME_EMBEDS: SignalKind("frame_embeds", "frame_embeds", ("T", "P"), "frame embeddings"),
+    Signal.TIMESTAMPS: SignalKind("timestamps", "timestamps_s", ("T",), "timestamps"),
+    Signal.KEYS: SignalKind("keys", "keys", ("T", "N", "d"), "the vision tower's attention keys"),
+}
+ALL_SIGNALS = functools.reduce(operator.or_, _KINDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,14 +115,17 @@ class VisualTokens:
             raise ValueError(
                 f"features of shape {tuple(self.features.shape)} need a (H, W) grid of {N}, got {self.grid}"
             )
-        expected = {"timestamps_s": (T,), "saliency": (T, N), "frame_embeds": (T, None), "keys": (T, N, None)}
-        for name, shape in expected.items():
-            value = getattr(self, name)
+        known = {"T": T, "N": N}
+        for kind in ALL_SIGNALS.kinds:
+            value = getattr(self, kind.field)
             if value is None:
                 continue
+            shape = tuple(known.get(letter) for letter in kind.shape)
             fits = value.dim() == len(shape) and all(e in (None, s) for s, e in zip(value.shape, shape, strict=True))
             if not fits:
-                raise ValueError(f"{name} must have shape {shape} beside features {(T, N)}, got {tuple(value.shape)}")
+                raise ValueError(
+                    f"{kind.field} must have shape {shape} beside features {(T, N)}, got {tuple(value.shape)}"
+                )
         if any(not 0 <= p < N for p in self.sink_positions):
             raise ValueError(f"sink_positions must lie in [0, {N}), got {self.sink_positions}")
 

@@ -26,13 +26,17 @@ def _restored(cls: type[TangoError], args: tuple[Any, ...], attributes: dict[str
 
 
 class UnknownNameError(TangoError, ValueError):
-    """A name (method, option, backend, model) is not one of the known ones."""
+    """A name (method, option, backend, model) is not one of the known ones.
 
-    def __init__(self, kind: str, got: str, known: Iterable[str]):
+    Args:
+        note: what may explain it, such as `tango.extensions.load_group` returns.
+    """
+
+    def __init__(self, kind: str, got: str, known: Iterable[str], note: str = ""):
         names = sorted(known)
         close = get_close_matches(str(got), names, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        super().__init__(f"unknown {kind} {got!r}.{hint} Known: {', '.join(names)}")
+        super().__init__(f"unknown {kind} {got!r}.{hint} Known: {', '.join(names)}{note}")
 
 
 class OptionError(TangoError, ValueError):

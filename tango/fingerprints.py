@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from tango.sources import local_path
 
 _ORIENTATION = 0x112  # number of an EXIF tag
 _CHECKPOINT = (".json", ".safetensors", ".jinja", ".txt", ".model")
+_NOT_FOREIGN = {"tango", "torch"}
 _SETTLED_NS = 2_000_000_000  # a file that changed later than this ago may change again without its times showing it
 # Parts of the package that change no answer.
 _BESIDE_THE_ANSWERS = {"bench", "cli.py", "commands", "examples", "quickstart.py", "report"}
@@ -101,6 +103,22 @@ def of_code() -> str:
     root = Path(__file__).parent
     paths = (path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] not in _BESIDE_THE_ANSWERS)
     return _joined("code", (part for path in paths for part in (path.relative_to(root).as_posix(), path.read_bytes())))
+
+
+def of_packages(*things: Any) -> dict[str, str]:
+    """That of the source of other packages that classes and functions come from, by package; our own is `of_code`."""
+    sources = {source.__module__ for thing in things for source in getattr(thing, "__mro__", (thing,))}
+    modules = {name.partition(".")[0] for name in sources}
+    return {name: _of_package(sys.modules[name]) for name in sorted(modules - sys.stdlib_module_names - _NOT_FOREIGN)}
+
+
+def _of_package(module: Any) -> str:
+    """All of its source; of a single module, that file; of what was typed in, nothing."""
+    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
+    pairs = [(path, path.relative_to(folder)) for folder in folders for path in sorted(folder.rglob("*.py"))]
+    if not folders and getattr(module, "__file__", None):
+        pairs = [(Path(module.__file__), Path(module.__name__))]
+    return _joined("package", (part for path, name in pairs for part in (name.as_posix(), path.read_bytes())))
 
 
 def _of_path(text: str) -> str:

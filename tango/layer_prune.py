@@ -2,8 +2,9 @@
 
 Stock decoders stay as they are; hooks do the work while one `generate` or `forward` call runs:
 
-* Queries and keys come from the layer before (or, if the method reads its own, are computed at the layer's input), so
-  no attention matrix is formed and no attention implementation is forced.
+* Queries and keys are those that the attention function of the layer before gets, rotated as the family does it (or,
+  if the method reads the layer's own, are computed at its input), so no attention matrix is formed and no attention
+  implementation is forced.
 * At a pruned layer the kept rows are gathered. Rotations and masks of that layer and of those after it are gathered
   alike, so tokens keep their positions; each layer's cache simply holds what the layer has seen.
 * After the final norm, states are spread to the prompt's full length, so logits and labels keep their shapes.
@@ -27,6 +28,7 @@ from tango.containers import LayerTokens
 from tango.errors import UnsupportedModelError
 from tango.layer_masks import Kept, noncausal_mask, short_mask
 from tango.methods import LayerPruner
+from tango.models.attention_tap import AttentionTap
 from tango.ops.flops import check_layer
 from tango.stats import LayerStats
 
@@ -170,7 +172,8 @@ class _Run:
         self.cache: Any = None  # of the prompt that has passed
         self.prompt_call = False
         self.rows = self.length = 0
-        self.captured: dict[str, Any] = {}  # queries, keys and rotation of the layer before
+        self.taps: dict[int, AttentionTap] = {}  # of the layers before the pruned ones, while the prompt passes
+        self.captured: dict[str, Any] = {}  # queries, keys and scale of the layer before, or what its own are made of
         self.left: list[_Prompt] = []  # the prompts, as far as they are still there
         self.kept: dict[int, Kept] = {}  # what stays from each pruned layer on
         self.changes: dict[str, Any] = {}  # arguments of the layers that see a short prompt, in the running call
@@ -179,15 +182,20 @@ class _Run:
         """Register the hooks one by one, so that those that exist can be removed if one fails."""
         layers, pruned = self.decoder.layers, self.pruner.layers
         yield self.decoder.register_forward_pre_hook(self._guard(self._begin), with_kwargs=True)
-        for K in pruned if self.pruner.reads == "before" else ():
-            attention = layers[K - 1].self_attn
-            yield attention.register_forward_pre_hook(self._guard(partial(self._before_attention, K)), with_kwargs=True)
-            for name in ("q", "k"):
-                yield _projection(attention, name).register_forward_hook(self._guard(self._capture(name)))
+        yield self
+        if self.pruner.noncausal_layer:
+            attention = layers[pruned[0] - 1].self_attn
+            yield attention.register_forward_pre_hook(self._guard(self._before_attention), with_kwargs=True)
         for i, layer in enumerate(layers[pruned[0] :], start=pruned[0]):
             hook = partial(self._at_layer, i) if i in pruned else self._after_layer
             yield layer.register_forward_pre_hook(self._guard(hook), with_kwargs=True)
         yield self.decoder.norm.register_forward_hook(self._guard(self._spread))
+
+    def remove(self) -> None:
+        """Leave the attention functions alone again."""
+        for tap in self.taps.values():
+            tap.remove()
+        self.taps.clear()
 
     def _guard(self, hook: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: hook(*args) if self.call.own else None
@@ -212,21 +220,18 @@ class _Run:
         if len(kwargs.get("deepstack_visual_embeds") or ()) > K:
             count = len(kwargs["deepstack_visual_embeds"])
             raise UnsupportedModelError(f"this model feeds layers up to {count} with features; prune there or later")
+        self.remove()
+        for layer in self.pruner.layers if self.pruner.reads == "before" else ():
+            self.taps[layer] = AttentionTap(decoder.layers[layer - 1].self_attn, self._guard(self._capture))
 
-    def _before_attention(self, K: int, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _before_attention(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         if not self.prompt_call:
-            return None
-        self.captured["rotation"] = kwargs["position_embeddings"]
-        if not self.pruner.noncausal_layer or self.pruner.layer != K:
             return None
         return args, {**kwargs, **noncausal_mask(kwargs, self.attended, self.rows, self.length, flash=self.flash)}
 
-    def _capture(self, name: str) -> Callable[..., None]:
-        def capture(_module: nn.Module, _args: tuple, output: Tensor) -> None:
-            if self.prompt_call:
-                self.captured[name] = output.detach()
-
-        return capture
+    def _capture(self, queries: Tensor, keys: Tensor, scale: float) -> None:
+        if self.prompt_call:
+            self.captured.update(q=queries, k=keys, scale=scale)
 
     def _at_layer(self, K: int, module: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Input of a pruned layer: select and merge, then do as for the layers that follow."""
@@ -259,6 +264,8 @@ class _Run:
 
     def _select(self, K: int, hidden: Tensor) -> Tensor:
         """Let the pruner choose for every prompt; return the states (rows, S' + rest, D) that stay."""
+        if K in self.taps:
+            self.taps.pop(K).remove()  # decoding goes on without
         repeats = self.rows // len(self.prompts)  # beams and samples agree on the prompt, so the first decides
         width = self._latest().columns.shape[1] if self.kept else self.attended.shape[1]
         hidden, left, places = hidden.clone(), [], []
@@ -288,28 +295,39 @@ class _Run:
     def _tokens(self, K: int, prompt: _Prompt, columns: Tensor, hidden: Tensor, b: int, places: Tensor) -> LayerTokens:
         """What the pruner sees of prompt `b`, which stands at these places of its first row."""
         row = b * (self.rows // len(self.prompts))
-        attention = self.decoder.layers[K - 1 if self.pruner.reads == "before" else K].self_attn
         visual, text = (torch.searchsorted(columns, x) for x in (prompt.visual, prompt.text))
         if self.pruner.reads == "before":
-            queries, keys = self.captured["q"][row, places[text]], self.captured["k"][row, places]
+            if "q" not in self.captured:
+                raise UnsupportedModelError(
+                    f"pruning at layer {K} reads queries and keys where layer {K - 1} calls transformers' attention "
+                    "function, which it did not; leave out torch.compile for the decoder, and attention code of its own"
+                )
+            queries, keys = (self.captured[name][row].transpose(0, 1).float() for name in ("q", "k"))
+            queries, keys, scale = queries[places[text]], keys[places], self.captured["scale"]
         else:
-            normed = self.captured["normed"][row, places]
-            queries, keys = (_project(attention, name, x) for name, x in (("q", normed[text]), ("k", normed)))
-        cos, sin = (x.expand(self.rows, -1, -1)[row, places, None].float() for x in self.captured["rotation"])
-        queries, keys = (x.reshape(len(x), -1, attention.head_dim).float() for x in (queries, keys))
+            queries, keys, scale = self._own_queries_and_keys(self.decoder.layers[K].self_attn, row, places, text)
         return LayerTokens(
             layer=K,
             hidden=hidden[row, places],
             visual=visual,
             text=text,
-            queries=_rotate(queries, cos[text], sin[text]),
-            keys=_rotate(keys, cos, sin),
-            scale=attention.scaling,
+            queries=queries,
+            keys=keys,
+            scale=scale,
             norm_weight=self.decoder.norm.weight.detach(),
             frames=prompt.frames,
             cells=prompt.cells,
             counts=self.record.counts(b, K),
         )
+
+    def _own_queries_and_keys(
+        self, attention: Any, row: int, places: Tensor, text: Tensor
+    ) -> tuple[Tensor, Tensor, float]:
+        """Those of a layer that has not run yet, rotated halves against halves, and the scale of their products."""
+        normed = self.captured["normed"][row, places]
+        cos, sin = (x.expand(self.rows, -1, -1)[row, places, None].float() for x in self.captured["rotation"])
+        queries, keys = (_project(attention, name, x).float() for name, x in (("q", normed[text]), ("k", normed)))
+        return _rotate(queries, cos[text], sin[text]), _rotate(keys, cos, sin), attention.scaling
 
     def _spread(self, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
         """Back to the full length. A dropped token's state is that of the last kept one before it, from which the
@@ -324,11 +342,6 @@ class _Run:
         last = keep.cumsum(1)
         index = (last - last[:, -1:] + output.shape[1] - 1).clamp_min(0)
         return output.gather(1, index[..., None].expand(-1, -1, output.shape[-1]))
-
-
-def _projection(attention: Any, name: str) -> nn.Module:
-    """The last module before rotation: families that normalise queries and keys do so before rotating them."""
-    return getattr(attention, f"{name}_norm", None) or getattr(attention, f"{name}_proj")
 
 
 def _project(attention: Any, name: str, normed: Tensor) -> Tensor:

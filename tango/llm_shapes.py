@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+Newlines = Literal["none", "video", "row"]  # one at the end of each video, or of each row of a frame
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
@@ -19,7 +21,7 @@ class Shape:
     head_dim: int = 128
     tokens_per_step: int  # visual tokens of a frame, or of frames that are encoded together
     frames_per_step: int = 1
-    newlines: Literal["none", "video", "row"] = "none"  # one at the end of each video, or of each row of a frame
+    newlines: Newlines = "none"
     default_frames: int = 32
 
     def num_newlines(self, steps: int, kept: int) -> float:

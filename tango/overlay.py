@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tango.calls import Call, cache_of, remember_prompt
+from tango.models.base import Adapter
 from tango.profiling import StageTimer
 from tango.splice import ShortPrompt
 
@@ -20,10 +21,10 @@ class Overlay:
     them. The time until then is the stage "prefill", and `prefill_end` the mark that decoding starts from.
     """
 
-    def __init__(self, model: Any, short: ShortPrompt, timer: StageTimer, call: Call, video_input: str):
+    def __init__(self, model: Any, short: ShortPrompt, timer: StageTimer, call: Call, adapter: Adapter):
         self.prefill_end: Any = None
         self._model, self._short, self._timer, self._call = model, short, timer, call
-        self._video_input = video_input  # a pass that brings a video of its own is another call's
+        self._adapter = adapter
         self._start: Any = None  # of the pass that is running, if it counts as prefill
         self._cached = False
         self._passed = False
@@ -40,8 +41,8 @@ class Overlay:
             handle.remove()
 
     def _before(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if not self._call.own or kwargs.get("input_ids") is None or kwargs.get(self._video_input) is not None:
-            return None
+        if not self._call.own or kwargs.get("input_ids") is None or kwargs.get(self._adapter.video_input) is not None:
+            return None  # a pass that brings a video of its own is another call's
         ids, cache, prompt = kwargs["input_ids"], cache_of(kwargs), self._short.inputs_embeds
         past = 0 if cache is None else int(cache.get_seq_length())
         S = prompt.shape[1]
@@ -54,12 +55,14 @@ class Overlay:
         count = min(S - past, ids.shape[1])
         self._cached, self._passed = cache is not None, past + count >= S
         repeats = len(ids) // len(prompt)  # beams, or several samples per prompt
-        embeds = prompt[:, past : past + count].repeat_interleave(repeats, dim=0)
+        now = slice(past, past + count)
+        embeds = prompt[:, now].repeat_interleave(repeats, dim=0)
+        text_ids = torch.cat([self._short.text_ids[:, now].repeat_interleave(repeats, dim=0), ids[:, count:]], dim=1)
         if count < ids.shape[1]:
             rest = model.get_input_embeddings()(ids[:, count:])
             embeds = torch.cat([embeds.to(rest), rest], dim=1)
         others = {name: value for name, value in kwargs.items() if name != "input_ids"}
-        return args, {**others, "inputs_embeds": embeds}
+        return args, {**others, **self._adapter.beside_embeds(text_ids), "inputs_embeds": embeds}
 
     def _after(self, _model: nn.Module, _args: tuple, _output: Any) -> None:
         if not self._call.own or self._start is None:

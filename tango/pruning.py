@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,17 +22,8 @@ from tango.calls import Call, cache_of, remember_prompt, remembered_prompt
 from tango.containers import PrunedTokens, VisualTokens
 from tango.errors import OptionError, TangoError, UnsupportedModelError
 from tango.layer_prune import last_prompt_columns, layer_pruning
-from tango.methods import (
-    KeepAllPruner,
-    LayerPruner,
-    Pruner,
-    build_layer_pruner,
-    build_layer_pruner_for_mean,
-    build_pruner,
-    build_pruner_for_mean,
-    method_class,
-)
-from tango.models.base import Adapter, EncodedVideos, SaliencyKind
+from tango.methods import KeepAllPruner, LayerPruner, Plan, Pruner
+from tango.models.base import Adapter, EncodedVideos
 from tango.models.unwrapping import unwrap
 from tango.ops.checks import refuse_unless
 from tango.ops.flops import check_layer
@@ -169,6 +160,7 @@ class Pruning:
             NotFiniteError: what a video was made into holds NaN or infinity, whatever the method.
         """
         adapter, timer = self.adapter, StageTimer(input_ids.device)
+        inputs = {**inputs, "input_ids": input_ids, "attention_mask": attention_mask}
         encoded = adapter.encode_videos(inputs, self.pruner.wants, timer)
         with timer.stage("prune"):
             pruned = [self.pruner(video) for video in encoded.videos]
@@ -176,14 +168,15 @@ class Pruning:
             images = adapter.encode_images(inputs)
             laid_out = [adapter.lay_out(*pair) for pair in zip(encoded.videos, pruned, strict=True)]
             features, stays = (torch.cat(parts) for parts in zip(*laid_out, strict=True))
+            video, image = adapter.placeholders(input_ids, inputs, images)
             short = shorten(
                 input_ids,
                 attention_mask,
                 self._embed_short,
-                video_token_id=adapter.video_token_id,
+                video=video,
                 stays=stays,
                 video_features=features,
-                images=None if images is None else (images.token_id, images.features),
+                images=None if images is None else (image, images.features),
                 positions=adapter.positions(input_ids, attention_mask, inputs),
                 pad_token_id=_pad_token_id(self.model),
             )
@@ -222,13 +215,14 @@ class Pruning:
         self._check_cache(cache_of(kwargs), short)
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         kwargs.pop("position_ids", None)  # they describe the long prompt
+        kwargs |= self.adapter.short_inputs(short)
         if short.retains_positions:  # else generate counts by itself
             kwargs["position_ids"] = short.position_ids
             if short.position_ids.dim() == 2:
                 _check_positions(self.model, kwargs)
         call.prompt = CallersPrompt(ids, short.input_ids.shape[1], call)
         call.prompt.adapt(kwargs, self.model.generation_config)
-        overlay = Overlay(self.model, short, stats.timer, call, self.adapter.video_input)
+        overlay = Overlay(self.model, short, stats.timer, call, self.adapter)
         with scope, self._in_decoder(short, places, stats, call), overlay:
             output = stock(input_ids=short.input_ids, attention_mask=short.attention_mask, **kwargs)
         if not call.passed:
@@ -250,6 +244,7 @@ class Pruning:
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         if kwargs.get("labels") is not None:
             kwargs["labels"] = short.gather_labels(kwargs["labels"])
+        kwargs |= self.adapter.short_inputs(short) | self.adapter.beside_embeds(short.text_ids)
         kwargs["position_ids"] = short.position_ids
         wanted = kwargs.pop("logits_to_keep", 0)
         with scope, self._in_decoder(short, places, stats, call, kwargs.get("labels")):
@@ -320,12 +315,12 @@ class Pruning:
 
 def prune(
     model: Any,
-    method: str | Pruner | LayerPruner = "tango",
+    method: str | Pruner | LayerPruner | Plan = "tango",
     *,
     layer_pruner: LayerPruner | str | None = None,
     mean_retention_ratio: float | None = None,
-    saliency: SaliencyKind = "p-attn",
-    positions: Literal["contiguous", "kept", "correct", "stock"] | None = None,
+    saliency: str | None = None,
+    positions: str | None = None,
     **options: Any,
 ) -> Pruning:
     """Prune the visual tokens of every video that `model` is given from now on.
@@ -343,13 +338,15 @@ def prune(
         model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`; also inside what
             `torch.compile` returns, a PEFT model with adapters in the layers, or DistributedDataParallel. They may be
             put around it afterwards, too. Direct calls with video of a compiled model run as if it were not compiled.
-        method: a name from `available_methods()`, or a pruner that is built already. For a method inside the LLM all
-            tokens enter it, and `retention_ratio` means the average over its layers; a built one is taken as it is.
+        method: a name from `available_methods()`, a pruner that is built already, or a `Plan`. For a method inside the
+            LLM all tokens enter it, and `retention_ratio` means the average over its layers; a built one is taken as
+            it is.
         layer_pruner: prune again at the input of a decoder layer; built, or a name from `available_layer_pruners()`.
         mean_retention_ratio: in place of `retention_ratio`, the fraction kept on average over the LLM's layers; with
             a layer pruner, more tokens then enter the LLM (section 5.1 of the paper).
-        saliency: "p-attn" (attention of SigLIP's pooling query, as in the paper; `tango.load` brings its weights) or
-            "attn" (mean attention received in the tower's last used block; needs nothing).
+        saliency: "p-attn" (attention of the tower's pooling query, as in the paper; `tango.load` brings SigLIP's),
+            "attn" (mean attention received in the tower's last used block; needs nothing), or a registered
+            name. None: the method's own.
         positions: LLaVA: "contiguous" (the default, as in the paper's release) numbers what the LLM sees from 0, with
             "kept" every token keeps its position in the unpruned prompt. Qwen-VL, whose kept tokens always do:
             "correct" (the default) as these models were trained, or "stock" as this transformers release computes them.
@@ -361,46 +358,30 @@ def prune(
         BudgetError: a ratio is out of range or cannot be reached.
         TangoError: the model is pruned already.
     """
-    if not isinstance(method, str) and (options or mean_retention_ratio is not None):
-        given = [*options, *(["mean_retention_ratio"] if mean_retention_ratio is not None else [])]
-        raise TangoError(f"{method.name} is built already; its options cannot be changed: {', '.join(given)}")
-    adapter_options: dict[str, Any] = {} if positions is None else {"positions": positions}
-    model, family = unwrap(model)
-    if unknown := adapter_options.keys() - inspect.signature(family).parameters.keys():
-        raise OptionError(f"{family.__name__} has no option {', '.join(sorted(unknown))}")
-    adapter = family(model, saliency=saliency, **adapter_options)
-    if isinstance(layer_pruner, str):
-        layer_pruner = build_layer_pruner(layer_pruner)
-    pruner, layer_pruner = _choose(method, layer_pruner, mean_retention_ratio, adapter, options)
-    for layer in () if layer_pruner is None else layer_pruner.layers:
+    others: dict[str, Any] = {"layer_pruner": layer_pruner, "mean_retention_ratio": mean_retention_ratio}
+    others |= {"saliency": saliency, "positions": positions}
+    given = [*options, *(name for name, value in others.items() if value is not None)]
+    if isinstance(method, Plan) and given:
+        raise OptionError(f"a plan is complete; leave out {', '.join(given)}, or set it there")
+    plan = method if isinstance(method, Plan) else Plan.of(method, options, **others)
+    adapter = _adapted(model, plan)
+    pruner, inside = plan.pruners(1 if plan.layer_pruner is None else len(adapter.decoder.layers))
+    for layer in () if inside is None else inside.layers:
         check_layer(layer, len(adapter.decoder.layers))
     adapter.check(pruner.needs, pruner.name)
-    if pruning_of(model) is not None:
+    if pruning_of(adapter.model) is not None:
         raise TangoError("this model is pruned already; remove() the first pruning before adding another")
-    return Pruning(model, pruner, adapter, layer_pruner)
+    bound = None if inside is None else inside.bind(adapter.model)
+    return Pruning(adapter.model, pruner.bind(adapter.model), adapter, bound)
 
 
-def _choose(
-    method: str | Pruner | LayerPruner,
-    layer_pruner: LayerPruner | None,
-    mean: float | None,
-    adapter: Adapter,
-    options: dict[str, Any],
-) -> tuple[Pruner, LayerPruner | None]:
-    """What prunes before the LLM and what inside it."""
-    if isinstance(method, Pruner):
-        return method, layer_pruner
-    name = method if isinstance(method, str) else method.name
-    if isinstance(method, LayerPruner) or issubclass(method_class(name), LayerPruner):
-        if layer_pruner is not None:
-            raise OptionError(f"{name} prunes inside the LLM already; leave out layer_pruner, or choose another method")
-        if isinstance(method, LayerPruner):
-            return KeepAllPruner(), method
-        return KeepAllPruner(), build_layer_pruner_for_mean(name, len(adapter.decoder.layers), mean, **options)
-    if mean is None:
-        return build_pruner(name, **options), layer_pruner
-    num_layers = 1 if layer_pruner is None else len(adapter.decoder.layers)
-    return build_pruner_for_mean(name, mean, layer_pruner, num_layers, **options), layer_pruner
+def _adapted(model: Any, plan: Plan) -> Adapter:
+    """The model with its family's adapter."""
+    options: dict[str, Any] = {} if plan.positions is None else {"positions": plan.positions}
+    model, family = unwrap(model)
+    if unknown := options.keys() - inspect.signature(family).parameters.keys():
+        raise OptionError(f"{family.__name__} has no option {', '.join(sorted(unknown))}")
+    return family(model, saliency=plan.saliency, **options)
 
 
 def pruning_of(model: Any) -> Pruning | None:

@@ -2,8 +2,8 @@
 
 Shape legend, the same letters in every module:
     T frames   N tokens per frame (= H * W)   H, W token grid   M = T * N   D LLM width   P vision width
-    K kept tokens   S segments   B batch of clusterings   R rows of several clusterings   C clusters
-    L sequence length
+    p patches per frame   K kept tokens   S segments   B batch of clusterings   R rows of several clusterings
+    C clusters   L sequence length
 """
 
 from __future__ import annotations

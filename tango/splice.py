@@ -16,6 +16,7 @@ class ShortPrompt:
     """A batch of shortened prompts. S is the longest row; `kept` says which source position each column came from."""
 
     input_ids: Int[Tensor, "B S"]
+    text_ids: Int[Tensor, "B S"]  # with pads in place of the videos' tokens
     attention_mask: Int[Tensor, "B S"]
     inputs_embeds: Float[Tensor, "B S D"]
     position_ids: Int[Tensor, "B S"] | Int[Tensor, "R B S"]  # one row, or text positions and the family's own
@@ -53,15 +54,16 @@ def shorten(
     attention_mask: Int[Tensor, "B L"] | None,
     embed: Callable[[Tensor], Tensor],
     *,
-    video_token_id: int,
+    video: Bool[Tensor, "B L"],
     stays: Bool[Tensor, "placeholders"],
     video_features: Float[Tensor, "kept D"],
-    images: tuple[int, Tensor] | None,
+    images: tuple[Tensor, Tensor] | None,
     positions: Int[Tensor, "B L"] | Int[Tensor, "R B L"] | None,
     pad_token_id: int,
 ) -> ShortPrompt:
     """Drop the video placeholders that do not stay, and embed what is left.
 
+    `video` says which placeholders are the videos'; `images` which are the images' (B, L), and their features.
     `stays` and `video_features` follow the order of the placeholders in the flattened batch. Padding is dropped and
     laid anew on the left. Positions are contiguous in every row, unless `positions` of the full prompt are given: one
     row keeps its values in their place, several (such as M-RoPE's three) follow the contiguous ones as further rows.
@@ -69,22 +71,22 @@ def shorten(
     Raises:
         ValueError: prompt and features disagree on the number of placeholders.
     """
-    was_video = input_ids == video_token_id
-    _check_count("video", int(was_video.sum()), len(stays))
+    _check_count("video", int(video.sum()), len(stays))
     attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    keep = attended.bool().masked_scatter(was_video, stays.to(input_ids.device))
+    keep = attended.bool().masked_scatter(video, stays.to(input_ids.device))
     lengths = keep.sum(dim=1)
     S = int(lengths.max())
     # A stable sort by the flag moves what is kept to the right end, in order.
     kept = keep.byte().sort(dim=1, stable=True).indices[:, -S:]
     mask = (torch.arange(S, device=input_ids.device) >= S - lengths[:, None]).long()
     ids = input_ids.gather(1, kept).masked_fill(mask == 0, pad_token_id)
-    is_video = ids == video_token_id
-    embeds = embed(ids.masked_fill(is_video, pad_token_id))  # what a placeholder would embed to is nobody's business
+    is_video = video.gather(1, kept) & mask.bool()
+    text_ids = ids.masked_fill(is_video, pad_token_id)
+    embeds = embed(text_ids)  # what a placeholder would embed to is nobody's business
     embeds = embeds.masked_scatter(is_video[..., None], video_features.to(embeds))
     if images is not None:
-        image_token_id, image_features = images
-        is_image = ids == image_token_id
+        image, image_features = images
+        is_image = image.gather(1, kept) & mask.bool()
         _check_count("image", int(is_image.sum()), len(image_features))
         embeds = embeds.masked_scatter(is_image[..., None], image_features.to(embeds))
     position_ids = (mask.cumsum(dim=1) - 1).clamp_min(0)
@@ -94,6 +96,7 @@ def shorten(
         position_ids = torch.cat([position_ids[None], positions.gather(2, kept.expand(len(positions), -1, -1))])
     return ShortPrompt(
         input_ids=ids,
+        text_ids=text_ids,
         attention_mask=mask,
         inputs_embeds=embeds,
         position_ids=position_ids,

@@ -182,7 +182,7 @@ BEFORE_LOADING = {
     "repeats": (["--repeats", "0"], "--repeats must be at least 1"),
     "option without method": (["--option", "alpha=2"], "METHOD.NAME=VALUE, got 'alpha=2'"),
     "option without value": (["--option", "tango.alpha"], "NAME=VALUE, got 'tango.alpha'"),
-    "option that is no YAML": (["--option", "tango.alpha=[1"], "cannot read the value of --option 'tango.alpha=[1'"),
+    "option that is no number": (["--option", "tango.alpha=[1"], "alpha must be a number, got '[1'"),
     "option of another": (["--methods", "uniform", "--option", "tango.alpha=2"], "unknown method to compare 'tango'"),
     "unknown option": (["--option", "tango.alhpa=2"], "unknown option of tango 'alhpa'"),
     "output": (["--output", __file__], "--output needs a folder"),

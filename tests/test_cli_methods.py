@@ -8,22 +8,20 @@ from functools import cache
 import pytest
 
 from tango.cli import main
-from tango.containers import Signal
+from tango.containers import ALL_SIGNALS, Signal
 from tango.errors import MissingSignalError
 from tango.methods import available_layer_pruners, available_pruners, pruner_class
 from tango.models import Adapter, adapter_class, families_with, supported_model_types
 from tango.profiling import StageTimer
-from tests import tiny, tiny_qwen
+from tests import tiny_qwen
+from tests.models.test_base import MODELS, inputs_of
 
-FIELDS = {Signal.SALIENCY: "saliency", Signal.FRAME_EMBEDS: "frame_embeds", Signal.KEYS: "keys"}
-EVERYTHING = Signal.SALIENCY | Signal.FRAME_EMBEDS | Signal.KEYS
+EVERYTHING = ALL_SIGNALS & ~Signal.TIMESTAMPS
 
 
 @cache
 def model_and_inputs(family: str):
-    if family in tiny_qwen.FAMILIES:
-        return tiny_qwen.model(family), tiny_qwen.inputs(family, ("Look: ", tiny_qwen.WIDE, " What?"))
-    return {"llava_onevision": tiny.llava_onevision, "llava_video": tiny.llava_video}[family](), tiny.one_video()
+    return MODELS[family](), inputs_of(family)
 
 
 @pytest.mark.parametrize("family", supported_model_types())
@@ -31,8 +29,8 @@ def test_families_supply_what_they_say_and_nothing_else(family):
     model, inputs = model_and_inputs(family)
     adapter = adapter_class(family)(model)
     (tokens,) = adapter.encode_videos(inputs, EVERYTHING | Signal.TIMESTAMPS, StageTimer()).videos
-    for signal, name in FIELDS.items():
-        assert (getattr(tokens, name) is not None) == (signal in adapter.signals)
+    for field in EVERYTHING.fields:
+        assert (getattr(tokens, field) is not None) == (field in adapter.signals.fields)
     assert Signal.TIMESTAMPS in adapter.signals
     assert tokens.timestamps_s.tolist() != list(range(len(tokens.timestamps_s)))  # real time, not frame numbers
 
@@ -53,7 +51,7 @@ def test_a_refusal_names_what_is_missing_and_who_has_it():
     adapter = adapter_class("qwen2_5_vl")(tiny_qwen.model("qwen2_5_vl"))
     expected = (
         "mine needs frame embeddings, which the Qwen2.5-VL adapter does not supply; "
-        "it works with llava_onevision, llava_video"
+        "it works with llava_next_video, llava_onevision, llava_video"
     )
     with pytest.raises(MissingSignalError) as caught:
         adapter.check(EVERYTHING, "mine")

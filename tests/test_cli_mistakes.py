@@ -40,13 +40,14 @@ def one_line(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 FILES = {
-    "a name that is a number": ("method: tango\n1: 2\n", "names that are no text"),
+    "a name that is a number": ("method: tango\n1: 2\n", "unknown option of tango '1'"),
+    "a name that is a date": ("!!timestamp 2020-01-01: 2\n", "names that are no text"),
     "nested without end": ("[" * 20_000, "nested too deeply"),
     "a list": ("- method: tango\n", "got list"),
     "a null byte": ("a: \0\n", "cannot read"),
     "a tag that fails": ("!!timestamp x\n", "cannot read"),
-    "a date that is none": ("retention_ratio: 2020-13-45\n", "cannot read"),
-    "a number without end": ("retention_ratio: " + "9" * 5_000, "cannot read"),
+    "a date that is none": ("retention_ratio: 2020-13-45\n", "must be a number"),
+    "a number without end": ("retention_ratio: " + "9" * 5_000, "must lie in"),
     "a method that is a list": ("method: [tango]\n", "must be a name"),
     "a ratio in words": ("retention_ratio: ten\n", "must be a number"),
 }
@@ -68,11 +69,13 @@ def test_files_of_options_that_are_no_text(tmp_path, capsys):
 OPTIONS = {
     "name=x": "unknown option of tango 'name'",
     "self=x": "unknown option of tango 'self'",
-    "alpha=" + "[" * 5_000: "nested too deeply",
+    "alpha=" + "[" * 5_000: "alpha must be a number",
     "alpha={a: 1}": "alpha must be a number",
-    "alpha=.inf": "alpha must lie in",
+    "alpha=inf": "alpha must lie in",
+    "alpha=nan": "alpha must lie in",
+    "retention_ratio=nan": "must lie in",
     "num_neighbors=1" + "0" * 400: "num_neighbors must lie in",
-    "alpha=!!python/object:os.system x": "cannot read the value",
+    "alpha=!!python/object:os.system x": "alpha must be a number",
 }
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from tango.cli import main
 from tango.report.paper import published
-from tests.report.folders import MINIATURE, everything, write_vlmevalkit
+from tests.report.folders import MINIATURE, everything, write_run
 
 ROOT = Path(__file__).parent.parent
 FULL = "111111101101;11111100;111010;1111011"
@@ -29,11 +29,11 @@ def miniature(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
     folder = tmp_path / "outputs"
-    write_vlmevalkit(folder, {"method": "none"}, everything(FULL), tokens=(6272.0, 6272.0))
-    write_vlmevalkit(folder, {"method": "tango", "retention_ratio": 0.1}, everything(PRUNED), tokens=(6272.0, 640.0))
-    write_vlmevalkit(folder, {"method": "tango", "retention_ratio": 0.2}, everything(FULL), tokens=(6272.0, 1280.0))
-    write_vlmevalkit(folder, {"method": "fastv", "retention_ratio": 0.1}, everything(PRUNED), tokens=(6272.0, 627.2))
-    write_vlmevalkit(
+    write_run(folder, {"method": "none"}, everything(FULL), tokens=(6272.0, 6272.0))
+    write_run(folder, {"method": "tango", "retention_ratio": 0.1}, everything(PRUNED), tokens=(6272.0, 640.0))
+    write_run(folder, {"method": "tango", "retention_ratio": 0.2}, everything(FULL), tokens=(6272.0, 1280.0))
+    write_run(folder, {"method": "fastv", "retention_ratio": 0.1}, everything(PRUNED), tokens=(6272.0, 627.2))
+    write_run(
         folder,
         {"method": "tango", "retention_ratio": 0.1, "pruned_layer": 18},
         everything(FULL),
@@ -70,7 +70,7 @@ class TestTable:
         assert float(row["low"]) <= 50 <= float(row["high"])
 
     def test_another_model_with_benchmarks_of_its_own(self, tmp_path, capsys):
-        write_vlmevalkit(tmp_path, {"method": "none"}, {"MVBench": [True, False]}, model="tango-mini")
+        write_run(tmp_path, {"method": "none"}, {"MVBench": [True, False]}, model="tango-mini")
         options = ["--model", "tango-mini", "--benchmarks", "MVBench", "MVBench/Action Count"]
         assert main(["table", "2", "--results", str(tmp_path), *options]) == 0
         out = capsys.readouterr().out
@@ -85,13 +85,13 @@ class TestTable:
         assert "in no row of this table: " in captured.out
 
     def test_options_that_a_method_has_got_since_are_at_their_defaults(self, outputs, capsys):
-        path = outputs / "LLaVA-OneVision-7B-tango-r0.1" / "tango_summary.json"
+        path = outputs / "LLaVA-OneVision-7B-tango-r0.1" / "run.json"
         path.write_text(path.read_text().replace('"rope": "seconds",', ""))
         assert main(["table", "1", "--results", str(outputs)]) == 0
         assert "| tango | ours | 66.7 [" in capsys.readouterr().out
 
     def test_methods_that_are_no_longer_known_are_in_no_row(self, outputs, capsys):
-        path = outputs / "LLaVA-OneVision-7B-tango-r0.1" / "tango_summary.json"
+        path = outputs / "LLaVA-OneVision-7B-tango-r0.1" / "run.json"
         path.write_text(path.read_text().replace('"alpha"', '"beta"'))
         assert main(["table", "1", "--results", str(outputs)]) == 0
         out = capsys.readouterr().out
@@ -125,7 +125,7 @@ class TestTable:
     def test_unreadable_results_leave_a_table_that_is_there_as_it_was(self, outputs, tmp_path, capsys):
         path = tmp_path / "table.md"
         path.write_text("old")
-        (outputs / "LLaVA-OneVision-7B-none" / "tango_summary.json").write_text("{")
+        (outputs / "LLaVA-OneVision-7B-none" / "run.json").write_text("{")
         assert main(["table", "1", "--results", str(outputs), "--output", str(path)]) == 2
         assert "LLaVA-OneVision-7B-none" in capsys.readouterr().err
         assert path.read_text() == "old"
@@ -141,7 +141,8 @@ class TestExperiments:
     def test_runs(self, capsys):
         assert main(["experiments", "2", "--model", "llava-video-7b", "--ratios", "0.2", "--runs"]) == 0
         assert capsys.readouterr().out.splitlines() == [
-            "none -", "visionzip 0.2", "fastvid 0.2", "holitom 0.2", "tango 0.2", "tango 0.2 --option pruned_layer=18",
+            "none -", "visionzip 0.2 --option saliency=p-attn", "fastvid 0.2", "holitom 0.2 --option saliency=p-attn",
+            "tango 0.2", "tango 0.2 --option pruned_layer=18",
         ]  # fmt: skip
 
     def test_a_mistake_in_a_file_shows_before_anything_runs(self, tmp_path, capsys):
@@ -173,8 +174,8 @@ class TestFigure:
         assert path.read_text().startswith("<?xml")
 
     def test_tokens_are_as_configured_where_they_were_not_recorded(self, outputs, tmp_path):
-        for path in outputs.rglob("tango_summary.json"):
-            path.write_text(path.read_text().replace("mean_visual_tokens", "visual_tokens_after"))
+        for path in outputs.rglob("run.json"):
+            path.write_text(path.read_text().replace("mean_tokens_after", "some_other_name"))
         path = tmp_path / "accuracy.svg"
         assert main(["figure", "accuracy", "--results", str(outputs), "--output", str(path)]) == 0
         assert {tokens for _, tokens in self.rows(path.with_suffix(".csv"))} == {"100.0", "10.0", "20.0"}
@@ -187,7 +188,7 @@ class TestFigure:
         assert (tmp_path / f"a.{form}").read_bytes() == (tmp_path / f"b.{form}").read_bytes()
 
     def test_some_benchmarks_and_who_is_left_out(self, outputs, tmp_path, capsys):
-        write_vlmevalkit(outputs, {"method": "uniform"}, {"MVBench": [True] * 8})
+        write_run(outputs, {"method": "uniform"}, {"MVBench": [True] * 8})
         path = tmp_path / "a.png"
         command = ["figure", "accuracy", "--results", str(outputs), "--output", str(path)]
         assert main(command) == 0
@@ -211,7 +212,7 @@ class TestFigure:
         assert "no results of other; there are those of LLaVA-OneVision-7B" in capsys.readouterr().err
         assert main([*command, str(tmp_path / "a.png"), "--benchmarks", "EgoSchema"]) == 2
         assert "no method was run on all of EgoSchema" in capsys.readouterr().err
-        write_vlmevalkit(outputs, {"method": "none"}, everything(FULL), model="Qwen2.5-VL-7B")
+        write_run(outputs, {"method": "none"}, everything(FULL), model="Qwen2.5-VL-7B")
         assert main([*command, str(tmp_path / "a.png")]) == 2
         assert "choose one with --model: LLaVA-OneVision-7B, Qwen2.5-VL-7B" in capsys.readouterr().err
 
@@ -225,11 +226,11 @@ class TestScripts:
             "import sys\nfrom pathlib import Path\n"
             f"flags = sys.argv[1:]\nwith open({str(tmp_path / 'log')!r}, 'a') as log: print(*flags, file=log)\n"
             "if 'vidcom2' in flags: sys.exit(1)\n"
-            "from tests.report.folders import everything, write_vlmevalkit\n"
+            "from tests.report.folders import everything, write_run\n"
             "pairs = list(zip(flags, flags[1:]))\n"
             "given = {n[2:].replace('-', '_'): v for n, v in pairs if n in ('--method', '--retain-ratio')}\n"
             "given |= dict(v.split('=') for n, v in pairs if n == '--option')\n"
-            f"write_vlmevalkit(Path(dict(pairs)['--work-dir']), given, everything({PRUNED!r}))\n"
+            f"write_run(Path(dict(pairs)['--work-dir']), given, everything({PRUNED!r}))\n"
         )
         path = tmp_path / "python"
         path.write_text(
@@ -240,7 +241,19 @@ class TestScripts:
         return path
 
     def run(self, python: Path, script: str, *flags: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        names = ("MODEL", "ROWS", "RATIOS", "LIMIT", "OUTPUT", "CONFIG", "METHODS", "EXTRA", "GPUS", "NODE_RANK")
+        names = (
+            "MODEL",
+            "CHECKPOINT",
+            "ROWS",
+            "RATIOS",
+            "LIMIT",
+            "OUTPUT",
+            "CONFIG",
+            "METHODS",
+            "EXTRA",
+            "GPUS",
+            "NODE_RANK",
+        )
         environment = {name: value for name, value in os.environ.items() if name not in names}
         environment |= {"PYTHON": str(python), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **settings}
         return subprocess.run(
@@ -249,11 +262,18 @@ class TestScripts:
         )  # fmt: skip
 
     def test_rows_are_run_and_the_tables_written_whatever_fails(self, python, tmp_path):
-        settings = {"MODEL": "llava-onevision-7b", "OUTPUT": "out", "RATIOS": "0.15", "ROWS": "full vidcom2 tango"}
+        settings = {
+            "CONFIG": "llava-onevision-7b",
+            "MODEL": "/m",
+            "OUTPUT": "out",
+            "RATIOS": "0.15",
+            "ROWS": "full vidcom2 tango",
+        }
         done = self.run(python, "table1.sh", "--workers", "0", LIMIT="9", AGAINST="tango", **settings)
         assert done.returncode == 1
         assert "failed: vidcom2 0.15  (exit code 1)" in done.stderr
-        shared = f"--config run_config/llava_onevision_7b.json --work-dir {tmp_path}/out --limit 9 --workers 0"
+        shared = f"--config run_config/llava_onevision_7b.json --work-dir {tmp_path}/out"
+        shared += " --pretrained /m --limit 9 --workers 0"
         assert (tmp_path / "log").read_text().splitlines() == [
             f"{shared} --method none",
             f"{shared} --method vidcom2 --retain-ratio 0.15",
@@ -267,14 +287,14 @@ class TestScripts:
         assert (tmp_path / "out" / "table1.tex").read_text().startswith("% Table 1")
 
     def test_options_of_a_row_and_the_benchmarks_of_table_4(self, python, tmp_path):
-        done = self.run(python, "table4.sh", MODEL="llava-onevision-7b", OUTPUT="out", ROWS="1e4/1e2")
+        done = self.run(python, "table4.sh", CONFIG="llava-onevision-7b", OUTPUT="out", ROWS="1e4/1e2")
         assert done.returncode == 0, done.stderr
         (flags,) = (tmp_path / "log").read_text().splitlines()
         assert "--datasets Video-MME MLVU_MCQ --option base_time=10000.0 --option base_space=100.0 --method" in flags
         assert "| 1e4/1e2 | ours | 66.7* [" in done.stdout
 
     def test_the_table_alone(self, python, outputs, tmp_path):
-        done = self.run(python, "table1.sh", MODEL="llava-onevision-7b", OUTPUT=str(outputs), RUN="0")
+        done = self.run(python, "table1.sh", CONFIG="llava-onevision-7b", OUTPUT=str(outputs), RUN="0")
         assert done.returncode == 0, done.stderr
         assert "| tango | ours | 66.7* [" in done.stdout
         assert not (tmp_path / "log").exists()
@@ -303,8 +323,31 @@ class TestScripts:
         assert (done.returncode, done.stderr) == (0, "")
         assert "LIMIT" in done.stdout
 
-    def test_a_model_without_configuration(self, python):
-        done = self.run(python, "table1.sh", MODEL="llava-next")
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"CONFIG": "llava-next"}, "no VLMEvalKit/run_config/llava_next.json for CONFIG=llava-next; there are:\n"),
+            (
+                {"MODEL": "llava-onevision-7b"},
+                "MODEL=llava-onevision-7b names no checkpoint, which MODEL is; say CONFIG=",
+            ),
+            (
+                {"MODEL": "org/mine"},
+                "MODEL=org/mine needs CONFIG, too, which names its model and data sets; there are:\n",
+            ),
+            ({"CHECKPOINT": "mine"}, "say MODEL=mine in place of CHECKPOINT"),
+        ],
+    )
+    def test_names_and_checkpoints_are_told_apart(self, python, tmp_path, settings, message):
+        done = self.run(python, "table1.sh", **settings)
         assert done.returncode == 2
-        assert "no VLMEvalKit/run_config/llava_next.json for MODEL=llava-next; set CONFIG, or MODEL" in done.stderr
-        assert "qwen2_5_vl_7b.json" in done.stderr
+        assert message in done.stderr
+        assert ("qwen2_5_vl_7b.json" in done.stderr) == message.endswith("there are:\n")
+        assert not (tmp_path / "log").exists()
+
+    def test_a_file_in_place_of_a_name(self, python, tmp_path):
+        done = self.run(python, "table2.sh", CONFIG="run_config/qwen2_5_vl_7b.json", ROWS="full", LIMIT="9")
+        assert done.returncode == 0, done.stderr
+        (flags,) = (tmp_path / "log").read_text().splitlines()
+        folder = tmp_path / "outputs" / "Qwen2.5-VL-7B"  # by the name that results go by
+        assert flags == f"--config run_config/qwen2_5_vl_7b.json --work-dir {folder} --limit 9 --method none"

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from transformers import (
     AttentionInterface,
     AutoModel,
+    Glm4Config,
+    LlamaConfig,
     Qwen2_5_VLTextConfig,
     Qwen2Config,
     Qwen3Config,
@@ -281,6 +283,46 @@ def test_decoders_of_other_families(family):
     assert torch.equal(states[5 : stays[5]], states[4].expand(stays[5] - 5, -1))  # dropped: the kept one before
 
 
+def one_prompt(decoder):
+    """40 states, 28 of them visual, through a decoder that is pruned at layer 2; the record and the cells that stay."""
+    is_visual = torch.zeros(1, 40, dtype=torch.bool)
+    is_visual[:, 5:33] = True
+    embeds = torch.randn(1, 40, 64, generator=torch.Generator().manual_seed(0))
+    pruner = build_layer_pruner("fastv", layer=2, retention_ratio=0.25)
+    scope = layer_pruning(decoder, pruner, is_visual=is_visual, attention_mask=torch.ones(1, 40))
+    with torch.no_grad(), scope as record:
+        decoder(inputs_embeds=embeds)
+    return embeds, record.places[0][1].tolist()
+
+
+def small_decoder(config, **options):
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 50, "head_dim": 16, "initializer_range": 0.3, "pad_token_id": 0,
+    }  # fmt: skip
+    return AutoModel.from_config(config(**sizes), **options).eval()
+
+
+@pytest.mark.parametrize("config", [LlamaConfig, Glm4Config], ids=["halves", "partial and interleaved"])
+def test_any_rotation(config):
+    """What stays has the largest of the weights that eager attention returns."""
+    embeds, stayed = one_prompt(small_decoder(config))
+    with torch.no_grad():
+        eager = small_decoder(config, attn_implementation="eager")
+        weights = eager(inputs_embeds=embeds, output_attentions=True).attentions[1][0, :, -1, 5:33].mean(0)
+    assert sorted(stayed) == sorted(weights.topk(7).indices.tolist())
+
+
+def test_attention_that_cannot_be_read_is_refused():
+    decoder = small_decoder(LlamaConfig)
+    decoder.layers[1].self_attn.compile(backend="eager")
+    with pytest.raises(
+        tango.UnsupportedModelError, match=r"layer 1 calls .*which it did not; leave out torch\.compile"
+    ):
+        one_prompt(decoder)
+
+
 @pytest.mark.parametrize("place", [None, "model.language_model.layers.1.mlp", "model.language_model.layers.3"])
 def test_nothing_stays_behind(model, place):
     modules = {name: set(m.__dict__) for name, m in model.named_modules()}
@@ -345,8 +387,8 @@ def test_refusals(model):
     other.model.language_model.config.layer_types = ["full_attention"] * 3 + ["sliding_attention"]
     with pytest.raises(tango.UnsupportedModelError, match="sliding"):
         tango.prune(other, layer_pruner=INSIDE)
-    other.model.language_model.config.model_type = "llama"
-    with pytest.raises(tango.UnsupportedModelError, match=r"qwen2, .* not llama"):
+    other.model.language_model.config.model_type = "gemma2"
+    with pytest.raises(tango.UnsupportedModelError, match=r"llama, .* not gemma2"):
         tango.prune(other, layer_pruner=INSIDE)
 
 

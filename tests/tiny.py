@@ -87,6 +87,35 @@ def llava_video(seed: int = 0, *, image_size: int = IMAGE_SIZE):
     return model
 
 
+def llava_next_video(seed: int = 0, *, layers: int = 4):
+    """A LLaVA-NeXT-Video with random weights: 8 x 8 patches and a CLS token, two of three tower blocks in use."""
+    from transformers import LlavaNextVideoConfig, LlavaNextVideoForConditionalGeneration
+
+    ids = tokenizer().convert_tokens_to_ids
+    vision = {
+        "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "image_size": IMAGE_SIZE, "patch_size": 14, "projection_dim": 32,
+        "initializer_range": 0.2, "initializer_factor": 4.0,
+    }  # fmt: skip
+    text = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(tokenizer()), "initializer_range": 0.2,
+        "max_position_embeddings": 4096, "bos_token_id": None, "eos_token_id": ids("<|im_end|>"),
+        "pad_token_id": ids("<|endoftext|>"),
+    }  # fmt: skip
+    config = LlavaNextVideoConfig(
+        vision_config=vision, text_config=text, video_token_index=ids("<video>"), image_token_index=ids("<image>"),
+        image_grid_pinpoints=[[IMAGE_SIZE, 2 * IMAGE_SIZE]],
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaNextVideoForConditionalGeneration(config).eval()
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = (
+        text["eos_token_id"], text["pad_token_id"],
+    )  # fmt: skip
+    return model
+
+
 TIMES = [[0.0, 1.5, 3.0, 4.5, 6.0, 7.5]]
 
 

@@ -116,6 +116,11 @@ def infer(toolkit: Any, model: Tango, dataset: Any, out_file: str, **options: An
             for position, answer in ahead.answers.items()
             if answer.error is not None
         ],
+        "tokens": {
+            str(indices[position]): (answer.visual_tokens_before, answer.mean_visual_tokens)
+            for position, answer in ahead.answers.items()
+            if answer.error is None
+        },
     }
     stem = Path(out_file).stem.removeprefix(f"{rank}{world_size}_")
     _record(Path(out_file).with_name(f"{stem}_tango.json"), own, rank, world_size)
@@ -134,4 +139,5 @@ def _record(path: Path, own: dict[str, Any], rank: int, world_size: int) -> None
         failures = sorted((one for part in parts for one in part["failures"]), key=lambda one: one["index"])
         efficiency = Efficiency.merge([part["efficiency"] for part in parts])
         print(efficiency.table(), flush=True)
-        write_json(path, {"failures": failures, "efficiency": efficiency.to_dict()})
+        tokens = {index: counts for part in parts for index, counts in part["tokens"].items()}
+        write_json(path, {"failures": failures, "efficiency": efficiency.to_dict(), "tokens": tokens})

@@ -7,7 +7,7 @@ import sys
 from itertools import pairwise
 
 from tango import TangoError
-from tango.evaluation import check_journal, end_with_launcher, identity
+from tango.evaluation import check_journal, end_with_launcher, identity, import_packages
 from tango_vlmeval.settings import Run, is_first_process, parser, resolve
 
 
@@ -22,6 +22,7 @@ def main() -> int:
     if flags.help:
         return _help()
     try:
+        import_packages(os.environ.get("TANGO_IMPORT", ""), *flags.imports)
         run = resolve(flags, os.environ)
         run.store(write=is_first_process())
     except TangoError as error:
@@ -65,7 +66,7 @@ def check_journals(run: Run) -> None:
         if journal.is_dir():
             given = model.arguments
             chosen = {name: given[name] for name in ("video_backend", "local_files_only") if name in given}
-            check_journal(journal, identity(given["pretrained"], **chosen))
+            check_journal(journal, identity(given["pretrained"], model.method, **chosen))
 
 
 def _judge(rest: list[str]) -> list[str]:

@@ -9,12 +9,12 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from tango import TangoError
 from tango_vlmeval import inference
@@ -112,12 +112,13 @@ def _prepare_data(runner: Any, run: Run) -> None:
     from vlmeval.smp import HFCacheRoot
 
     lock = Path(HFCacheRoot()) / ".locks" / "tango-data.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
     build = runner.build_dataset_from_config
     trust({entry.get("dataset") for entry in run.config["data"].values()}, everything=run.trust_local_data)
 
     def build_in_turn(config: Any, name: str) -> Any:
         # Each process of the toolkit, of this run or another, writes the table of questions anew, while others read it.
-        with _one_at_a_time(lock):
+        with FileLock(lock):  # gone with the process, however it ends
             dataset = build(config, name)
             if dataset is None or dataset.MODALITY != "VIDEO":
                 return dataset
@@ -140,16 +141,6 @@ def _cut_clips(dataset: Any) -> None:
             raise
         except Exception:
             log.info("cannot cut %s; its questions will say why", line["video"])
-
-
-@contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # gone with the process, however it ends
-        yield
 
 
 def _infer(runner: Any) -> None:

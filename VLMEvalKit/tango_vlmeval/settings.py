@@ -7,13 +7,13 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tango import OptionError
-from tango.evaluation import MethodConfig, write_json
+from tango.evaluation import MethodConfig, named_value, read_option, write_json
 
 CLASS = "Tango"  # what a model entry names as its "class"
 STORED = "tango_args.json"
@@ -32,34 +32,24 @@ RELEASE_FLAGS = {
 }
 
 
-def _boolean(value: Any) -> bool:
-    return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
-
-
-def _integer(value: Any) -> int:
-    if int(str(value)) < 0:
-        raise ValueError
-    return int(str(value))
-
-
 # What a model entry may say beside the method and its options, and how it is read.
-ARGUMENTS: dict[str, Callable[[Any], Any]] = {
+ARGUMENTS: dict[str, Any] = {
     "pretrained": str,
-    "siglip": str,
+    "siglip": str | None,
     "dtype": str,
-    "device": str,
-    "attn_implementation": str,
+    "device": str | None,
+    "attn_implementation": str | None,
     "video_backend": str,
     "time_instruction": str,
-    "vision_marks": str,
-    "batch_size": _integer,
-    "workers": _integer,
-    "max_ahead": _integer,
-    "min_pixels": _integer,
-    "max_pixels": _integer,
-    "local_files_only": _boolean,
-    "max_new_tokens": _integer,
-    "video_first": _boolean,
+    "vision_marks": str | None,
+    "batch_size": int,
+    "workers": int,
+    "max_ahead": int,
+    "min_pixels": int | None,
+    "max_pixels": int | None,
+    "local_files_only": bool,
+    "max_new_tokens": int,
+    "video_first": bool,
 }
 _OF_SPEED = ("device", "batch_size", "workers", "max_ahead", "local_files_only")  # answers do not depend on them
 
@@ -137,6 +127,9 @@ def parser() -> argparse.ArgumentParser:
     ours.add_argument("--ratios", metavar="X", nargs="+", help="several values of --retain-ratio")
     ours.add_argument("--option", metavar="NAME=VALUE", action="append", default=[],
                       help="any other option of the method, or key of a model entry; may be repeated")  # fmt: skip
+    ours.add_argument("--import", dest="imports", metavar="PKG", action="append", default=[],
+                      help="first import this package, for the methods and models that it registers; may be repeated, "
+                      "and TANGO_IMPORT in the environment names more, with commas between")  # fmt: skip
     ours.add_argument("--pretrained", metavar="PATH", help="checkpoint: hub id or folder, in place of the entry's")
     ours.add_argument("--batch-size", metavar="N", help="questions answered together (1)")
     ours.add_argument("--workers", metavar="N", help="threads that read videos ahead; 0: none")
@@ -160,8 +153,8 @@ def resolve(flags: argparse.Namespace, environ: Mapping[str, str]) -> Run:
     chosen = {name.replace("-", "_"): getattr(flags, name.replace("-", "_")) for name in RELEASE_FLAGS}
     chosen |= {name: getattr(flags, name) for name in ("method", "pretrained", "batch_size", "workers")}
     given = {name: value for name, value in chosen.items() if value is not None}
-    given |= _pairs("--option", flags.option)
-    limit = None if flags.limit is None else _read("limit", flags.limit, _integer)
+    given |= {name.replace("-", "_"): value for name, value in map(named_value, flags.option)}
+    limit = None if flags.limit is None else _read("limit", flags.limit, int)
     models: dict[str, ModelSettings] = {}
     entries: dict[str, Any] = {}
     for key, entry in config["model"].items():
@@ -173,7 +166,8 @@ def resolve(flags: argparse.Namespace, environ: Mapping[str, str]) -> Run:
             model = _model(key, {**given, **chosen}, own, MethodConfig.settings_from_environment(environ))
             name = f"{key}-{model.method.label}" + (f"-limit{limit}" if limit is not None else "")
             models[name], entries[name] = model, {}
-    data_options = {name: _number_or_text(value) for name, value in _pairs("--data-option", flags.data_option).items()}
+    pairs = [named_value(text, flag="--data-option") for text in flags.data_option]
+    data_options = {name.replace("-", "_"): _number_or_text(value) for name, value in pairs}
     data = {key: {**entry, **data_options} for key, entry in _choose(config["data"], flags.datasets).items()}
     return Run(
         models=models,
@@ -183,16 +177,6 @@ def resolve(flags: argparse.Namespace, environ: Mapping[str, str]) -> Run:
         trust_local_data=flags.trust_local_data,
         command=sys.argv,
     )
-
-
-def _pairs(flag: str, texts: list[str]) -> dict[str, str]:
-    found = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise OptionError(f"{flag} takes NAME=VALUE, got {text!r}")
-        found[name.replace("-", "_")] = value
-    return found
 
 
 def _number_or_text(value: str) -> Any:
@@ -242,12 +226,11 @@ def _model(key: str, *sources: Mapping[str, Any]) -> ModelSettings:
     return ModelSettings(method=MethodConfig.from_settings(*of_method), arguments=arguments)
 
 
-def _read(name: str, value: Any, read: Callable[[Any], Any]) -> Any:
-    try:
-        return read(value)
-    except (ValueError, KeyError):
-        expected = "true or false" if read is _boolean else "a whole number, 0 or more"
-        raise OptionError(f"{name} must be {expected}, got {value!r}") from None
+def _read(name: str, value: Any, kind: Any) -> Any:
+    value = read_option(name, value, kind)
+    if isinstance(value, int) and value < 0:
+        raise OptionError(f"{name} must be 0 or more, got {value}")
+    return value
 
 
 def _choose(data: Mapping[str, Any], names: list[str] | None) -> dict[str, Any]:

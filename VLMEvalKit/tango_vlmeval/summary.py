@@ -6,29 +6,23 @@ python -m tango_vlmeval.summary outputs
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tango import TangoError
+from tango.errors import WriteError
 from tango.evaluation import environment, write_json
+from tango_vlmeval import records
+from tango_vlmeval.records import SUMMARY, read_json
 from tango_vlmeval.settings import Run
 
-SUMMARY = "tango_summary.json"
 MOST_FAILED = 0.5  # with more questions than this share without an answer a data set has failed
-# By what the benchmarks' papers group their questions; MLVU's own number (M-Avg) is the mean over its groups.
-_GROUP_BY = {
-    "VideoMME": "duration",
-    "LongVideoBench": "duration_group",
-    "MVBench": "task_type",
-    "MLVU_MCQ": "task_type",
-    "TangoMini": "task_type",
-}
 
 
 def summarise(run: Run, *, scored: bool = True) -> list[str]:
-    """Write `tango_summary.json` beside the results of every model; say what is wrong, one line each.
+    """Write `tango_summary.json` and the records beside the results of every model; say what is wrong, one line each.
 
     Args:
         scored: False where the toolkit was asked for predictions only.
@@ -36,8 +30,8 @@ def summarise(run: Run, *, scored: bool = True) -> list[str]:
     problems = []
     for name in run.config["model"]:
         folder = run.work_dir / name
-        status = _json(folder / "status.json").get("datasets", {})
-        datasets = {key: _of_dataset(folder, f"{name}_{key}", entry) for key, entry in run.config["data"].items()}
+        status = read_json(folder / "status.json").get("datasets", {})
+        datasets = {key: _of_dataset(folder, name, key, entry) for key, entry in run.config["data"].items()}
         for key, found in datasets.items():
             if error := status.get(key, {}).get("error_message"):
                 found["error"] = error
@@ -53,9 +47,15 @@ def summarise(run: Run, *, scored: bool = True) -> list[str]:
                 problems.append(f"{name}, {key}: {found['error']}")
         if name in run.models:
             settings = {**run.models[name].to_dict(), "limit": run.limit}
-            before = _json(folder / SUMMARY).get("datasets", {})
+            before = read_json(folder / SUMMARY).get("datasets", {})
             summary = {"model": name, "settings": settings, "datasets": {**before, **datasets}}
             write_json(folder / SUMMARY, {**summary, "environment": environment()})
+            try:
+                records.write(folder)
+            except WriteError as error:
+                problems.append(f"{name}: {error}")
+            except TangoError as error:  # a table that is not known here; the toolkit's own results are sound
+                print(f"run.py: warning: {name}: {error}", file=sys.stderr)
     return problems
 
 
@@ -63,10 +63,11 @@ def _num_asked(found: dict[str, Any]) -> int:
     return found["efficiency"]["sums"]["samples"] if "efficiency" in found else 0
 
 
-def _of_dataset(folder: Path, stem: str, entry: dict[str, Any]) -> dict[str, Any]:
+def _of_dataset(folder: Path, name: str, key: str, entry: dict[str, Any]) -> dict[str, Any]:
     """Accuracy from the toolkit's table of scores; failures, tokens and times from the record of the answers."""
     found: dict[str, Any] = {}
-    if (scores := _scores(folder, stem)) is not None:
+    stem = f"{name}_{key}"
+    if (scores := records.scores(folder, stem)) is not None:
         # A question that the toolkit could not score is not right.
         right = scores["score"].map(lambda score: float(score == 1))
         found = {
@@ -74,28 +75,20 @@ def _of_dataset(folder: Path, stem: str, entry: dict[str, Any]) -> dict[str, Any
             "num_correct": int(right.sum()),
             "num_questions": len(scores),
         }
-        group_by = _GROUP_BY.get(entry.get("class", ""))
+        group_by = records.group_column(entry, key)
         if group_by in scores:
             means = right.groupby(scores[group_by]).mean() * 100
             found["groups_percent"] = {str(group): float(mean) for group, mean in means.items()}
             found["mean_of_groups_percent"] = float(means.mean())
-    if record := _json(folder / f"{stem}_tango.json"):
-        found |= {"num_failures": len(record["failures"]), **record}
+    if record := read_json(folder / f"{stem}_tango.json"):
+        found |= {"num_failures": len(record["failures"])}
+        found |= {name: part for name, part in record.items() if name != "tokens"}  # those stand in the records
     return found
-
-
-def _scores(folder: Path, stem: str) -> Any:
-    from vlmeval.smp import load
-
-    for suffix in ("xlsx", "tsv"):
-        if (path := folder / f"{stem}_score.{suffix}").is_file():
-            return load(str(path))
-    return None
 
 
 def table(folders: Iterable[Path]) -> str:
     """A Markdown table of accuracies in percent, one row per model and method."""
-    summaries = [_json(path) for folder in folders for path in sorted(folder.glob(f"*/{SUMMARY}"))]
+    summaries = [read_json(path) for folder in folders for path in sorted(folder.glob(f"*/{SUMMARY}"))]
     keys = list(dict.fromkeys(key for summary in summaries for key in summary["datasets"]))
     lines = [f"| model | {' | '.join(keys)} | failed |", "|---" * (len(keys) + 2) + "|"]
     for summary in summaries:
@@ -104,10 +97,6 @@ def table(folders: Iterable[Path]) -> str:
         failures = sum(one.get("num_failures", 0) for one in found)
         lines.append(f"| {summary['model']} | {' | '.join(cells)} | {failures} |")
     return "\n".join(lines)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def main() -> int:

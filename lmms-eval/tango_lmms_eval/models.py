@@ -73,12 +73,13 @@ class TangoModel(lmms):
             with Answerer(rank=self.rank, **arguments) as answerer:
                 questions = map(self.question, real)
                 answers = list(answerer.answers(questions, progress=self.rank == 0, total=len(real)))
-                found = {"efficiency": answerer.efficiency().to_dict(), "failed": _failed(real, answers)}
+                found = {"efficiency": answerer.efficiency().to_dict(), "answers": _described(real, answers)}
                 parts = self._gather(found)
                 efficiency = Efficiency.merge([part["efficiency"] for part in parts])
-                failed = [question for part in parts for question in part["failed"]]
+                described = [one for part in parts for one in part["answers"]]
+                failed = [one for one in described if "error" in one]
                 if self.rank == 0:
-                    output.write(answerer.config, efficiency, failed)
+                    output.write(answerer.config, efficiency, described)
                 if len(failed) > efficiency.samples * MOST_FAILED:
                     self._give_up(efficiency.samples, failed)
         results = map(_result, answers)
@@ -183,13 +184,13 @@ def _is_padding(request: Instance) -> bool:
     return bool((request.metadata or {}).get("__padding_only__"))
 
 
-def _failed(requests: list[Instance], answers: list[Answer]) -> list[dict[str, Any]]:
-    """Which questions got no answer, and why."""
+def _described(requests: list[Instance], answers: list[Answer]) -> list[dict[str, Any]]:
+    """Of each question, what it was and how many tokens it took, or why it got no answer."""
     found = []
     for request, answer in zip(requests, answers, strict=True):
-        if answer.error is not None:
-            doc_id, task, _split = request.args[-3:]
-            found.append({"task": task, "doc_id": doc_id, "error": answer.error})
+        doc_id, task, _split = request.args[-3:]
+        counts = {"tokens_before": answer.visual_tokens_before, "tokens_after": answer.mean_visual_tokens}
+        found.append({"task": task, "doc_id": doc_id, **(counts if answer.error is None else {"error": answer.error})})
     return found
 
 

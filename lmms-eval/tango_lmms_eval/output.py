@@ -14,6 +14,7 @@ from loguru import logger
 
 from tango import TangoError
 from tango.evaluation import Efficiency, environment, write_json
+from tango_lmms_eval.records import write_when_scored
 from tango_lmms_eval.settings import Settings
 
 # Rows of the table by the names under which lmms-eval's throughput summary has them (with "avg_" in front). The time to
@@ -63,11 +64,11 @@ class Output:
             journal = folder / "journals" / settings.name
         return cls(folder, journal, time.replace(":", "-"))
 
-    def write(self, config: dict[str, Any], efficiency: Efficiency, failed: list[dict[str, Any]]) -> None:
-        """Print the table, write it beside the results, and give lmms-eval its numbers.
+    def write(self, config: dict[str, Any], efficiency: Efficiency, answers: list[dict[str, Any]]) -> None:
+        """Print the table, write it beside the results, see to the records, and give lmms-eval its numbers.
 
         Args:
-            failed: task, document and error of every question without an answer.
+            answers: task and document of every question, and the error of one without an answer or else its tokens.
         """
         rows, means = efficiency.rows(), efficiency.means()
         print(efficiency.table(), flush=True)
@@ -80,9 +81,12 @@ class Output:
             )
         if self.folder is not None:
             path = self.folder / f"{self.time}_efficiency.json"
+            failed = [answer for answer in answers if "error" in answer]
             measured = {**efficiency.to_dict(), "failed_questions": failed}
-            write_json(path, {"config": config, "environment": environment(), **measured})
+            record = {"config": config, "environment": environment(), **measured}
+            write_json(path, record)
             logger.info(f"Efficiency written to {path}")
+            write_when_scored(self.folder, record, {(answer["task"], answer["doc_id"]): answer for answer in answers})
         seconds = rows["Total_runtime (s)"] or 0.0
         log_metrics(
             total_elapsed_time=seconds,

@@ -4,55 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tango import OptionError, TangoError
-from tango.evaluation import MethodConfig
+from tango.evaluation import MethodConfig, import_packages, read_option
 
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool) or float(value) != int(float(value)):
-        raise ValueError
-    return int(float(value))
-
-
-def _boolean(value: Any) -> bool:
-    return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
-
-
-def _time_instruction(value: Any) -> str:
-    return "frames" if _boolean(value) else "none"
-
-
-def _text_or_none(value: Any) -> str | None:
-    return None if str(value).lower() in ("none", "null", "") else str(value)
-
-
-# name: (field it sets, how it is read, what is expected). The first name of a field is ours, the others lmms-eval's.
-ARGUMENTS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
-    "pretrained": ("pretrained", str, "a hub id or a local folder"),
-    "batch_size": ("batch_size", _integer, "a whole number; 'auto' is not supported"),
-    "num_frames": ("num_frames", _integer, "a whole number"),
-    "max_frames_num": ("num_frames", _integer, "a whole number"),
-    "max_num_frames": ("num_frames", _integer, "a whole number"),
-    "dtype": ("dtype", str, "auto, float32, float16 or bfloat16"),
-    "torch_dtype": ("dtype", str, "auto, float32, float16 or bfloat16"),
-    "device": ("device", str, "cpu, cuda, cuda:1 ..."),
-    "attn_implementation": ("attn_implementation", _text_or_none, "sdpa, flash_attention_2 or eager"),
-    "siglip": ("siglip", str, "a hub id or a local folder"),
-    "video_backend": ("video_backend", str, "auto, pyav, decord or torchcodec"),
-    "video_decode_backend": ("video_backend", str, "auto, pyav, decord or torchcodec"),
-    "time_instruction": ("time_instruction", str, "none, frames or release"),
-    "add_time_instruction": ("time_instruction", _time_instruction, "true or false"),
-    "vision_marks": ("vision_marks", str, "nested or flat"),
-    "min_pixels": ("min_pixels", _integer, "a whole number"),
-    "max_pixels": ("max_pixels", _integer, "a whole number"),
-    "local_files_only": ("local_files_only", _boolean, "true or false"),
-    "workers": ("workers", _integer, "a whole number, 0 to read no video ahead"),
-    "max_ahead": ("max_ahead", _integer, "a whole number"),
-    "journal": ("journal", _text_or_none, "a folder, or 'none'"),
+# name: (field it sets, how it is read). The first name of a field is ours, the others lmms-eval's.
+ARGUMENTS: dict[str, tuple[str, Any]] = {
+    "pretrained": ("pretrained", str),
+    "batch_size": ("batch_size", int),
+    "num_frames": ("num_frames", int),
+    "max_frames_num": ("num_frames", int),
+    "max_num_frames": ("num_frames", int),
+    "dtype": ("dtype", str),
+    "torch_dtype": ("dtype", str),
+    "device": ("device", str | None),
+    "attn_implementation": ("attn_implementation", str | None),
+    "siglip": ("siglip", str | None),
+    "video_backend": ("video_backend", str),
+    "video_decode_backend": ("video_backend", str),
+    "time_instruction": ("time_instruction", str),
+    "add_time_instruction": ("time_instruction", bool),
+    "vision_marks": ("vision_marks", str | None),
+    "min_pixels": ("min_pixels", int | None),
+    "max_pixels": ("max_pixels", int | None),
+    "local_files_only": ("local_files_only", bool),
+    "workers": ("workers", int),
+    "max_ahead": ("max_ahead", int),
+    "journal": ("journal", str | None),
 }
 
 # Arguments of lmms-eval's own classes that commands in the wild carry. The values are those that describe what happens
@@ -103,13 +84,14 @@ class Settings:
 def read_settings(
     model_args: Mapping[str, Any], environ: Mapping[str, str], *, describes: Mapping[str, Any] | None = None
 ) -> Settings:
-    """Settle every argument; `--model_args` go before `WRAPPER` and `TANGO_*`.
+    """Settle every argument; `--model_args` go before `WRAPPER` and `TANGO_*`. Packages in `TANGO_IMPORT` come first.
 
     Args:
         describes: more entries of `UPSTREAM` that hold for one model.
     Raises:
         TangoError: an argument, a method or an option is unknown or has a value that it cannot have.
     """
+    import_packages(environ.get("TANGO_IMPORT", ""))
     upstream = {**UPSTREAM, **(describes or {})}
     ours: dict[str, Any] = {}
     others = []
@@ -117,8 +99,11 @@ def read_settings(
         rest = {}
         for name, value in source.items():
             if name in ARGUMENTS:
-                field, read, expected = ARGUMENTS[name]
-                ours.setdefault(field, _read(name, value, read, expected))
+                field, kind = ARGUMENTS[name]
+                value = read_option(name, value, kind)
+                if name == "add_time_instruction":
+                    value = "frames" if value else "none"
+                ours.setdefault(field, value)
             elif name in upstream:
                 _check_upstream(name, value, upstream[name])
             else:
@@ -137,13 +122,6 @@ def read_settings(
         ) from error
     journal = ours.pop("journal", "")
     return Settings(method=method, arguments=ours, journal=journal)
-
-
-def _read(name: str, value: Any, read: Callable[[Any], Any], expected: str) -> Any:
-    try:
-        return read(value)
-    except (ValueError, TypeError, KeyError):
-        raise OptionError(f"{name} must be {expected}, got {value!r}") from None
 
 
 def _check_upstream(name: str, value: Any, allowed: tuple[Any, ...] | None) -> None:

@@ -16,12 +16,11 @@ from tango.answering import generate_ids
 from tango.bench.common import synchronize
 from tango.containers import Video
 from tango.evaluation import Answer, Efficiency, MethodConfig
-from tango.evaluation.answerer import applied
 from tango.evaluation.records import peak_bytes
 from tango.llm_shapes import llm_widths
 from tango.models import adapter_class
 from tango.ops.flops import layer_flops
-from tango.pruning import Pruning
+from tango.pruning import Pruning, prune
 from tango.quickstart import draw_frames
 from tango.stats import PruningStats
 
@@ -48,7 +47,7 @@ class Candidate:
 
     def applied(self, model: Any) -> Pruning:
         """The pruning that is measured."""
-        return applied(self.method, model)
+        return prune(model, self.method.plan)
 
 
 def measure(

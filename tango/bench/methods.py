@@ -26,7 +26,7 @@ from tango.bench.common import (
 )
 from tango.containers import LayerTokens, PrunedTokens, VisualTokens
 from tango.files import write_json
-from tango.methods import LayerPruner, Pruner, available_layer_pruners, available_pruners, build_pruner
+from tango.methods import LayerPruner, Pruner, available_layer_pruners, build_pruner, ready_pruners
 from tango.report.text import align, markdown
 
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the benchmark, print its table, write its JSON."""
     device = device_from(args)
     shared = {"retention_ratio": args.retention_ratio, "exact_budget": args.exact_budget}
-    pruners = [build_pruner(name, **shared) for name in available_pruners()]
+    pruners = [build_pruner(name, **shared) for name in ready_pruners()]
     inside = [layers.build(name, args.retention_ratio) for name in available_layer_pruners()]
     with threads(args.threads):
         rows = measure(list(candidates(tokens_from(args, args.frames, device), pruners, inside)), args.repeats, device)

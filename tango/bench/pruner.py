@@ -34,6 +34,7 @@ from tango.bench.common import (
     tokens_from,
 )
 from tango.containers import PrunedTokens, VisualTokens
+from tango.extensions import imported
 from tango.files import write_json
 from tango.methods import Pruner, available_pruners, build_pruner
 from tango.methods.tango import TangoPruner
@@ -209,7 +210,8 @@ def _probe_in_child(args: argparse.Namespace, num_frames: int) -> float | None:
     glibc keeps freed memory for later, so in this process earlier runs would leave enough behind to hide most of what
     a run needs. The fixed threshold makes every large block in the child a mapping of its own that ends when freed.
     """
-    command = ["env", "MALLOC_MMAP_THRESHOLD_=131072", sys.executable, "-m", "tango.bench.pruner"]
+    command = ["env", "MALLOC_MMAP_THRESHOLD_=131072", sys.executable, "-m", "tango.cli", "bench", "pruner"]
+    command += [f"--import={name}" for name in imported()]
     command += ["--memory-probe", str(num_frames), "--device", "cpu"]
     for option in ("dim", "method", "retention_ratio", "data", "seed", "dtype", "threads"):
         command += [f"--{option.replace('_', '-')}", str(getattr(args, option))]
@@ -261,9 +263,3 @@ def format_report(report: dict[str, Any]) -> str:
         )
     title = describe_setting(report, report["config"]["method"], "T")
     return f"{title}\n{align(lines)}"
-
-
-if __name__ == "__main__":
-    _parser = argparse.ArgumentParser()
-    add_arguments(_parser)
-    sys.exit(run(_parser.parse_args()))

@@ -14,7 +14,7 @@ import yaml
 import tango
 from tango.errors import TangoError
 from tango.evaluation import MethodConfig
-from tango.evaluation.config import POSITIONS
+from tango.methods.plan import named_value
 from tango.models import default_num_frames
 
 _MOST_FRAMES = 100_000
@@ -25,7 +25,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, default: str | None 
     known = "hub id or local folder of a checkpoint, or tango-mini" + (f" ({default})" if default else "")
     parser.add_argument("--model", required=default is None, default=default, help=known)
     parser.add_argument("--siglip", help="hub id or folder of the SigLIP that has the pooling head (see README)")
-    parser.add_argument("--saliency", choices=("p-attn", "attn"), default="p-attn", help="source of saliency (p-attn)")
+    parser.add_argument("--saliency", metavar="NAME", help="source of saliency: p-attn, attn (each method's own)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16 (auto)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (CUDA if there is one)")
     parser.add_argument("--attn-implementation", help="sdpa, flash_attention_2, eager (the model's default)")
@@ -42,13 +42,13 @@ def add_video_arguments(parser: argparse.ArgumentParser) -> None:
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """Which method with which options: dataclass defaults, then a file, then flags."""
     parser.add_argument("--method", help="pruning method, see `tango methods`; none: all tokens (tango)")
-    parser.add_argument("--retention-ratio", type=float, help="fraction of visual tokens kept, in (0, 1] (0.1)")
+    parser.add_argument("--retention-ratio", metavar="X", help="fraction of visual tokens kept, in (0, 1] (0.1)")
     parser.add_argument("--layer-pruner", help="prune again inside the LLM, e.g. fastv-merge (no)")
     parser.add_argument(
-        "--mean-retention-ratio", type=float, help="in place of --retention-ratio: mean over the LLM's layers"
+        "--mean-retention-ratio", metavar="X", help="in place of --retention-ratio: mean over the LLM's layers"
     )
     parser.add_argument(
-        "--positions", choices=POSITIONS,
+        "--positions", metavar="NAME",
         help="of the pruned prompt; LLaVA: contiguous or kept (contiguous); Qwen-VL: correct or stock (correct)",
     )  # fmt: skip
     parser.add_argument("--config", help="YAML file with `method:` and its options, e.g. configs/methods/tango.yaml")
@@ -58,48 +58,37 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def method_from(args: argparse.Namespace) -> MethodConfig:
-    """The method that the arguments describe, checked before minutes of loading.
+    """The method that the arguments describe, checked before minutes of loading: flags, then `--option`, then the file.
 
     Raises:
         TangoError: the file cannot be read, an option is not NAME=VALUE, or the method cannot have it;
         UnknownNameError: unknown names.
     """
-    options = read_options(Path(args.config)) if args.config else {}
-    configured = options.pop("method", None)
-    name = args.method or configured or "tango"
-    if not isinstance(name, str):
-        raise TangoError(f"{args.config}: `method:` must be a name, got {name!r}")
-    if configured not in (None, name):
-        raise TangoError(f"{args.config} is for the method {configured}, but --method says {name}")
-    for item in args.option:
-        key, value = parse_option(item)
-        options[key.replace("-", "_")] = value
-    if args.retention_ratio is not None and args.mean_retention_ratio is not None:
-        raise TangoError("give --retention-ratio or --mean-retention-ratio, not both")
-    if args.retention_ratio is not None:
-        options["retention_ratio"] = args.retention_ratio
-    if args.mean_retention_ratio is not None:
-        options.pop("retention_ratio", None)  # the file's
-    if name == "none" and (options or args.mean_retention_ratio is not None):
-        raise TangoError("--method none keeps all tokens; leave out the ratio and other options")
-    return MethodConfig(
-        method=name,
-        options=options,
-        layer_pruner=args.layer_pruner,
-        mean_retention_ratio=args.mean_retention_ratio,
-        saliency=args.saliency,
-        positions=args.positions,
-    )
+    file = read_options(Path(args.config)) if args.config else {}
+    configured = file.get("method")
+    if configured is not None and args.method not in (None, configured):
+        raise TangoError(f"{args.config} is for the method {configured}, but --method says {args.method}")
+    names = ("method", "retention_ratio", "layer_pruner", "mean_retention_ratio", "saliency", "positions")
+    flags = {name: value for name in names if (value := getattr(args, name)) is not None}
+    options = dict(named_value(item) for item in args.option)
+    return MethodConfig.from_settings(flags, options, file, method="tango", release=False)
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Leaves scalars as the text that they are: what they mean depends on the option."""
+
+
+_TextLoader.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # but for merging mappings
 
 
 def read_options(file: Path) -> dict[str, Any]:
-    """A YAML file of `name: value` lines.
+    """A YAML file of `name: value` lines, with values as text.
 
     Raises:
         TangoError: it cannot be read, or holds something else.
     """
     with parsing(file):
-        options = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        options = yaml.load(file.read_text(encoding="utf-8"), Loader=_TextLoader) or {}
     if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
         got = "names that are no text" if isinstance(options, dict) else type(options).__name__
         raise TangoError(f"{file} must hold `name: value` lines, got {got}")
@@ -119,19 +108,6 @@ def parsing(what: object) -> Iterator[None]:
         raise TangoError(f"cannot read {what}: it is nested too deeply") from error
     except Exception as error:  # whatever PyYAML makes of odd tags
         raise TangoError(f"cannot read {what}: {' '.join(str(error).split())}") from error
-
-
-def parse_option(item: str) -> tuple[str, Any]:
-    """Name and value of an `--option`.
-
-    Raises:
-        TangoError: it is not NAME=VALUE, or the value cannot be read.
-    """
-    name, separator, value = item.partition("=")
-    if not separator:
-        raise TangoError(f"--option needs NAME=VALUE, got {item!r}")
-    with parsing(f"the value of --option {item[:100]!r}"):
-        return name, yaml.safe_load(value)
 
 
 def frame_count(text: str) -> int:

@@ -28,7 +28,6 @@ from tango.commands.common import (
     add_video_arguments,
     load_model,
     num_frames_from,
-    parse_option,
     words,
 )
 from tango.containers import PrunedTokens, Signal, Video, VisualTokens
@@ -36,13 +35,14 @@ from tango.errors import OptionError, TangoError, UnknownNameError
 from tango.files import make_folder, write_bytes, write_json
 from tango.methods import (
     LayerPruner,
+    Plan,
     Pruner,
     available_layer_pruners,
     available_pruners,
-    build_layer_pruner,
-    build_layer_pruner_for_mean,
     build_pruner,
+    method_class,
 )
+from tango.methods.plan import named_value, read_options
 from tango.models import Adapter, adapter_class
 from tango.profiling import StageTimer
 from tango.report import figures
@@ -73,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `tango compare`."""
     add_video_arguments(parser)
     add_model_arguments(parser)
+    parser.set_defaults(saliency="p-attn")  # one for all of them
     add = parser.add_argument
     add(
         "--methods", default="all", metavar="NAMES", help="names with commas between, see `tango methods`; or all (all)"
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_model(args)
     adapter = adapter_class(model.config)(model, saliency=args.saliency)
     pruners = servable(adapter, pruners, excluded)
-    inside = solved(model, named, args.retention_ratio, excluded)
+    inside = solved(model, named, excluded)
     _refuse_if_none([*pruners, *inside], excluded)
     with tqdm(total=len(pruners) + len(inside) + 1, desc="compare", unit="step", file=sys.stderr) as progress:
         progress.set_postfix_str("encoding the video")
@@ -125,8 +126,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def choose(args: argparse.Namespace) -> tuple[list[Pruner], dict[str, dict[str, Any]], dict[str, str]]:
-    """The methods to compare: those before the LLM, built; options of those inside; why others cannot be compared.
+def choose(args: argparse.Namespace) -> tuple[list[Pruner], dict[str, Plan], dict[str, str]]:
+    """The methods to compare: those before the LLM; plans of those inside; why others cannot be compared.
 
     Raises:
         UnknownNameError: no such method or option; TangoError: an option is not METHOD.NAME=VALUE of a chosen method.
@@ -139,46 +140,42 @@ def choose(args: argparse.Namespace) -> tuple[list[Pruner], dict[str, dict[str, 
     compared = known if args.question is not None else available_pruners()
     options: dict[str, dict[str, Any]] = {name: {} for name in names if name in compared}
     for item in args.option:
-        key, value = parse_option(item)
-        method, dot, option = key.partition(".")
+        key, text = named_value(item, "METHOD.NAME=VALUE")
+        method, dot, name = key.partition(".")
         if not dot:
-            raise TangoError(f"--option needs METHOD.NAME=VALUE, got {item!r}")
+            raise OptionError(f"--option needs METHOD.NAME=VALUE, got {item!r}")
         if method not in options:
             raise UnknownNameError("method to compare", method, options)
-        options[method][option.replace("-", "_")] = value
+        options[method] |= read_options(method_class(method), {name.replace("-", "_"): text})
     shared = {"retention_ratio": args.retention_ratio, "exact_budget": args.exact_budget}
     before = {name: own for name, own in options.items() if name in available_pruners()}
     pruners = [build_pruner(name, **{**shared, **own}) for name, own in before.items()]
-    inside = {name: own for name, own in options.items() if name not in before}
-    for name, own in inside.items():
-        build_layer_pruner(name, **own)
+    mean = {"retention_ratio": args.retention_ratio}
+    inside = {name: Plan.of(name, {**mean, **own}) for name, own in options.items() if name not in before}
     return pruners, inside, {name: _INSIDE for name in names if name not in options}
 
 
-def solved(
-    model: Any, inside: Mapping[str, Mapping[str, Any]], mean: float, excluded: dict[str, str]
-) -> list[LayerPruner]:
-    """Methods inside the LLM with the ratio that gives this mean over its layers; the others join `excluded`."""
-    built = []
+def solved(model: Any, inside: Mapping[str, Plan], excluded: dict[str, str]) -> list[LayerPruner]:
+    """Methods inside the LLM with the ratio that gives their mean over its layers; the others join `excluded`."""
+    built: list[LayerPruner] = []
     num_layers = model.config.get_text_config().num_hidden_layers
-    for name, options in inside.items():
+    for name, plan in inside.items():
         try:
-            built.append(build_layer_pruner_for_mean(name, num_layers, **{"retention_ratio": mean, **options}))
+            built += [pruner for pruner in plan.pruners(num_layers)[1:] if pruner is not None]
         except TangoError as error:
             excluded[name] = str(error)
     return built
 
 
 def servable(adapter: Adapter, pruners: Sequence[Pruner], excluded: dict[str, str]) -> list[Pruner]:
-    """The methods whose signals this model can supply; the others are added to `excluded`."""
+    """The methods whose signals this model can supply, bound to it; the others are added to `excluded`."""
     served = []
     for pruner in pruners:
         try:
             adapter.check(pruner.needs, pruner.name)
+            served.append(pruner.bind(adapter.model))
         except TangoError as error:
             excluded[pruner.name] = str(error)
-        else:
-            served.append(pruner)
     return served
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import replace
 from typing import Any
 
 from tango.errors import OptionError
@@ -35,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Count twice, with all tokens and with those that stay, and compare."""
-    shape = PRESETS[args.preset] if args.preset else _shape_of(args.model, args.frames, args.offline)
+    shape = PRESETS[args.preset] if args.preset else _shape_of(args.model, args.offline)
     frames = shape.default_frames if args.frames is None else args.frames
     if frames < 1 or args.text_tokens < 0:
         raise OptionError(f"--frames must be at least 1 and --text-tokens at least 0, got {frames}, {args.text_tokens}")
@@ -98,31 +97,22 @@ def count(
     }
 
 
-def _shape_of(path_or_id: str, frames: int | None, offline: bool) -> Shape:
+def _shape_of(path_or_id: str, offline: bool) -> Shape:
     """Read a checkpoint's config."""
     from tango.commands.common import quiet
     from tango.models import loading
-    from tango.models.base import family
     from tango.models.hub import CONFIG_FILES, resolve_folder
 
     quiet()
     config, adapter = loading.read_config(resolve_folder(path_or_id, local_files_only=offline, patterns=CONFIG_FILES))
-    frames = adapter.usual_num_frames(config) if frames is None else max(frames, 1)
-    placeholders = adapter.num_video_tokens(config, frames)
-    shape = Shape(
+    return Shape(
         **llm_widths(config),
         num_layers=config.get_text_config().num_hidden_layers,
-        tokens_per_step=placeholders,
-        frames_per_step=frames,
-        default_frames=frames,
+        tokens_per_step=adapter.tokens_per_step(config),
+        frames_per_step=adapter.frames_per_step(config),
+        newlines=adapter.newlines,
+        default_frames=adapter.usual_num_frames(config),
     )
-    kind = family(config)
-    if kind == "llava_onevision":
-        return replace(shape, newlines="video", frames_per_step=1, tokens_per_step=(placeholders - 1) // frames)
-    if kind == "llava_video":  # side * (side + 1) placeholders a frame
-        side = math.isqrt(placeholders // frames)
-        return replace(shape, newlines="row", frames_per_step=1, tokens_per_step=side * side)
-    return shape
 
 
 def _table(record: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ def describe(name: str) -> dict[str, Any]:
         "name": name,
         "summary": (cls.__doc__ or "").strip().splitlines()[0],
         "stage": "before the LLM" if before_llm else "inside the LLM",
-        "needs": [signal.name.lower() for signal in Signal if signal in needs and signal.name],
+        "needs": [kind.name for kind in needs.kinds],
         "models": families_with(needs),
         "budget": cls.budget_rule,
         "paper": dataclasses.asdict(cls.paper),

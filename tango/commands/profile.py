@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the paper's page as it stands (none,tango)",
     )
     add("--ratios", default="0.1", metavar="RATIOS", help="fractions of visual tokens kept, with commas between (0.1)")
-    add("--saliency", choices=("p-attn", "attn"), default="p-attn", help="source of saliency (p-attn)")
+    add("--saliency", metavar="NAME", help="source of saliency: p-attn, attn (each method's own)")
     add("--siglip", help="with --model: hub id or folder of the SigLIP that has the pooling head (see README)")
     add("--offline", action="store_true", help="use local files only, never the hub")
     add("--dtype", choices=_DTYPES, default="auto", help="auto: as load does; of random weights 16 bit on a GPU (auto)")

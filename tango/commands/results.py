@@ -23,7 +23,7 @@ def add_results_arguments(parser: argparse.ArgumentParser) -> None:
     """Where results are, and of which model."""
     parser.add_argument(
         "--results", type=Path, nargs="+", required=True, metavar="PATH",
-        help="output folders of VLMEvalKit and lmms-eval, or files of JSON lines; see tango/report/readers.py",
+        help="output folders of VLMEvalKit and lmms-eval, or files of records; see docs/file-formats.md",
     )  # fmt: skip
     parser.add_argument("--seed", type=seed, default=0, help="of the draws behind the confidence intervals (0)")
 

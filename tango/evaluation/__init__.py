@@ -27,7 +27,10 @@ _HOME = {
     "end_with_launcher": "tango.processes",
     "environment": "tango.evaluation.records",
     "identity": "tango.evaluation.records",
+    "named_value": "tango.methods.plan",
+    "read_option": "tango.methods.base",
     "frames_as_video": "tango.evaluation.questions",
+    "import_packages": "tango.extensions",
     "write_json": "tango.files",
 }
 __all__ = sorted(_HOME)
@@ -39,7 +42,10 @@ if TYPE_CHECKING:
     from tango.evaluation.journal import Journal, check_journal
     from tango.evaluation.questions import Answer, Question, frames_as_video
     from tango.evaluation.records import environment, identity
+    from tango.extensions import import_packages
     from tango.files import write_json
+    from tango.methods.base import read_option
+    from tango.methods.plan import named_value
     from tango.processes import end_with_launcher
 
 

@@ -25,7 +25,7 @@ from tango.models import load
 from tango.models.base import pooling_head_of
 from tango.models.messages import TimeInstruction
 from tango.models.qwen_processor import VisionMarks, check_marks
-from tango.pruning import Pruning, prune
+from tango.pruning import prune
 from tango.video import check_backend
 
 _Outcome = PreparedQuestion | Answer | Exception
@@ -88,7 +88,7 @@ class Answerer:
         self.model, self.processor = load(pretrained, dtype=dtype, attn_implementation=attn_implementation, **places)
         _fit_processor(self.processor, min_pixels, max_pixels, vision_marks)
         with ExitStack() as stack:  # undone if a later step fails
-            self.pruning = stack.enter_context(applied(self.method, self.model))
+            self.pruning = stack.enter_context(prune(self.model, self.method.plan))
             self._prepare = Preparer(
                 processor=self.processor,
                 num_frames=num_frames or self.processor.default_num_frames,
@@ -109,7 +109,7 @@ class Answerer:
             self._journal: Journal | None = None
             if journal is not None:
                 head = pooling_head_of(self.model)
-                behind = identity(str(pretrained), video_backend=video_backend, local_files_only=True)  # it is here now
+                behind = identity(str(pretrained), self.method, video_backend=video_backend, local_files_only=True)
                 behind["content"]["pooling_head"] = None if head is None else head.digest
                 self._journal = Journal(journal, {**self.config, **behind}, rank=rank)
                 stack.callback(self._journal.close)
@@ -226,12 +226,6 @@ def _raised(pair: _Pair | Exception) -> _Pair:
     if isinstance(pair, Exception):
         raise pair
     return pair
-
-
-def applied(method: MethodConfig, model: Any) -> Pruning:
-    """The pruning of a method. "none" goes the same way with all tokens kept, so that its stages are measured alike."""
-    pruning = method.apply(model)
-    return pruning if isinstance(pruning, Pruning) else prune(model, "uniform", retention_ratio=1.0)
 
 
 def _fit_processor(

@@ -10,10 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tango.fingerprints import of_checkpoint, of_code
+from tango.fingerprints import of_checkpoint, of_code, of_packages
 
 if TYPE_CHECKING:
     import torch
+
+    from tango.evaluation.config import MethodConfig
 
 _READERS = ("av", "decord", "torchcodec")
 
@@ -31,16 +33,24 @@ def versions() -> dict[str, str]:
     return found
 
 
-def identity(pretrained: str, *, video_backend: str = "auto", local_files_only: bool = False) -> dict[str, Any]:
+def identity(
+    pretrained: str, method: MethodConfig | None = None, *, video_backend: str = "auto", local_files_only: bool = False
+) -> dict[str, Any]:
     """What stands behind the names of a configuration, and decides what an answer is: weights, code, libraries.
 
     Raises:
         TangoError: there is no such checkpoint.
     """
+    from tango.models.base import find_adapter
+    from tango.models.checkpoint import read_json
     from tango.models.hub import resolve_folder
 
     folder = resolve_folder(pretrained, local_files_only=local_files_only)
-    content = {"checkpoint": of_checkpoint(folder), "code": of_code()}
+    content = {"checkpoint": of_checkpoint(folder), "code": of_code(), **({} if method is None else method.content())}
+    config = folder / "config.json"
+    adapter = find_adapter(str(read_json(config).get("model_type"))) if config.is_file() else None
+    if adapter is not None and (packages := of_packages(adapter)):
+        content["packages"] = {**content.get("packages", {}), **packages}
     return {"content": content, "versions": versions_behind(video_backend)}
 
 

@@ -1,54 +1,71 @@
 """The pruning methods. Importing this package registers them all."""
 
-from tango.methods import (  # noqa: F401  # importing a method registers it
-    dart,
-    divprune,
-    dycoke,
-    fastv,
-    fastv_merge,
-    fastvid,
-    framefusion,
-    holitom,
-    holitom_merge,
-    prunevid,
-    prunevid_select,
-    pyramiddrop,
-    random,
-    sparsevlm,
-    uniform,
-    vidcom2,
-    visionzip,
-)
 from tango.methods.base import KeepAllPruner, LayerPruner, Pruner
+from tango.methods.dart import DartPruner
+from tango.methods.divprune import DivPrunePruner
+from tango.methods.dycoke import DyCokePruner
+from tango.methods.fastv import FastvPruner
+from tango.methods.fastv_merge import FastvMergePruner
+from tango.methods.fastvid import FastVidPruner
+from tango.methods.framefusion import FrameFusionPruner
+from tango.methods.holitom import HolitomPruner
+from tango.methods.holitom_merge import HolitomMergePruner
+from tango.methods.plan import Plan
+from tango.methods.prunevid import PruneVidPruner
+from tango.methods.prunevid_select import PruneVidSelectPruner
+from tango.methods.pyramiddrop import PyramidDropPruner
+from tango.methods.random import RandomPruner
 from tango.methods.registry import (
     available_layer_pruners,
     available_methods,
     available_pruners,
     build_layer_pruner,
-    build_layer_pruner_for_mean,
     build_pruner,
-    build_pruner_for_mean,
     layer_pruner_class,
     method_class,
     pruner_class,
+    ready_pruners,
     register,
 )
-from tango.methods.tango import TangoPruner
+from tango.methods.sparsevlm import SparseVlmPruner
+from tango.methods.tango import TangoPaperPruner, TangoPruner, TangoReleasePruner
+from tango.methods.uniform import UniformPruner
+from tango.methods.vidcom2 import VidCom2Pruner
+from tango.methods.visionzip import VisionZipPruner
 
 __all__ = [
+    "DartPruner",
+    "DivPrunePruner",
+    "DyCokePruner",
+    "FastVidPruner",
+    "FastvMergePruner",
+    "FastvPruner",
+    "FrameFusionPruner",
+    "HolitomMergePruner",
+    "HolitomPruner",
     "KeepAllPruner",
     "LayerPruner",
+    "Plan",
+    "PruneVidPruner",
+    "PruneVidSelectPruner",
     "Pruner",
+    "PyramidDropPruner",
+    "RandomPruner",
+    "SparseVlmPruner",
+    "TangoPaperPruner",
     "TangoPruner",
+    "TangoReleasePruner",
+    "UniformPruner",
+    "VidCom2Pruner",
+    "VisionZipPruner",
     "available_layer_pruners",
     "available_methods",
     "available_pruners",
     "build_layer_pruner",
-    "build_layer_pruner_for_mean",
     "build_pruner",
-    "build_pruner_for_mean",
     "layer_pruner_class",
     "method_class",
     "pruner_class",
+    "ready_pruners",
     "register",
 ]

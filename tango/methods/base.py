@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import numbers
+import re
 import types
 import typing
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, VisualTokens, keep_all
-from tango.errors import BudgetError, MissingSignalError, OptionError
-from tango.ops.flops import mean_retention_ratio, solve_layer_ratio
+from tango.errors import BudgetError, MissingSignalError, OptionError, TangoError
+from tango.ops.flops import mean_retention_ratio, solve_layer_ratio, solve_retention_ratio
 
 
 def check_ratio(name: str, value: float) -> None:
@@ -24,10 +30,11 @@ def check_ratio(name: str, value: float) -> None:
 
 
 Limits = dict[str, tuple[float, float]]
+_TRUTH = {**dict.fromkeys(("true", "on", "yes", "1"), True), **dict.fromkeys(("false", "off", "no", "0"), False)}
 
 
 def check_options(options: Any) -> None:
-    """Hold the fields of a dataclass against their annotations and its `limits`: they come from files and flags.
+    """Hold the fields of a dataclass against their annotations and its `limits`.
 
     Raises:
         OptionError: a value is of another type or out of range; the message says what is accepted.
@@ -36,12 +43,58 @@ def check_options(options: Any) -> None:
     for field in dataclasses.fields(options):
         value, hint = getattr(options, field.name), hints[field.name]
         if not any(_fits(value, kind) for kind in _alternatives(hint)):
-            accepted = " or ".join(_describe(kind) for kind in _alternatives(hint))
-            raise OptionError(f"{field.name} must be {accepted}, got {value!r}")
+            raise _unfit(field.name, value, hint)
     for name, (low, high) in options.limits.items():
         value = getattr(options, name)
         if value is not None and not (low <= value <= high and abs(value) < 2**63):  # beyond are infinity and slips
             raise OptionError(f"{name} must lie in [{low}, {high}], got {value!r}")
+
+
+def read_option(name: str, value: Any, hint: Any) -> Any:
+    """What a value from a flag, a file or the environment means where this annotation stands. Text becomes a value.
+
+    None is `null`, `None`, `~` or empty; true is `true`, `on`, `yes` or `1`, and false their opposites; between the
+    parts of a tuple stands `:` or `,`. Numbers are written as in Python; 7.0 is a whole one.
+
+    Example:
+        >>> read_option("rope_sections", "1196:1194:1194", tuple[int, int, int] | None)
+        (1196, 1194, 1194)
+    Raises:
+        OptionError: it means nothing there; the message says what is accepted.
+    """
+    # A choice may be called "none", and any text is a text.
+    for kind in sorted(_alternatives(hint), key=lambda kind: (kind is str, typing.get_origin(kind) is not Literal)):
+        with suppress(ValueError, TypeError, KeyError):
+            return _read(value, kind)
+    raise _unfit(name, value, hint)
+
+
+def _read(value: Any, kind: Any) -> Any:
+    if typing.get_origin(kind) is tuple:
+        parts = re.split("[:,]", value.strip(" []()")) if isinstance(value, str) else value
+        return tuple(_read(part, own) for part, own in zip(parts, typing.get_args(kind), strict=True))
+    if isinstance(value, str) and kind is not str:
+        text = value.strip()
+        if typing.get_origin(kind) is typing.Literal:
+            return {str(choice): choice for choice in typing.get_args(kind)}[text]
+        if kind is type(None) and text.lower() in ("", "~", "null", "none"):
+            return None
+        if kind in (int, float):
+            with suppress(ValueError):
+                return int(text)
+            return _read(float(text), kind)
+    if kind is bool and isinstance(value, (int, str)):
+        return _TRUTH[str(value).strip().lower()]
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not _fits(value, kind):
+        raise ValueError
+    return value
+
+
+def _unfit(name: str, value: Any, hint: Any) -> OptionError:
+    accepted = " or ".join(_describe(kind) for kind in _alternatives(hint))
+    return OptionError(f"{name} must be {accepted}, got {value!r:.200}")
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -66,13 +119,73 @@ def _describe(kind: Any) -> str:
         return " or ".join(map(repr, typing.get_args(kind)))
     if typing.get_origin(kind) is tuple:
         return f"{len(typing.get_args(kind))} numbers"
-    return {type(None): "null (None)", float: "a number", int: "a whole number", bool: "true or false"}.get(
-        kind, str(kind)
-    )
+    words = {type(None): "null (None)", float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+    return words.get(kind, str(kind))
+
+
+UNPUBLISHED = Paper(title="not published", venue="-")
+
+L = TypeVar("L", bound="Learnable")
+
+
+class Learnable:
+    """What a method has at hand if it is learned: it declares the field `weights: str = ""`, a safetensors file.
+
+    The file is read once, when `tango.prune` binds the pruner to a model. `config()` holds its path, and a journal the
+    hash of its content.
+    """
+
+    name: ClassVar[str]
+
+    def bind(self: L, model: Any) -> L:
+        """The pruner that works on this model: itself or, with `weights`, a copy that has their tensors.
+
+        Raises:
+            OptionError: there is no such file, it is no safetensors file, or holds NaN or infinity.
+        """
+        if getattr(self, "weights", None) is None:
+            return self
+        bound = copy.copy(self)
+        vars(bound)["_tensors"] = self._read(model.device)  # no field: options stay what they are, and JSON
+        return bound
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors of `weights` by name, in the file's dtypes, on the device of the model.
+
+        Raises:
+            TangoError: the pruner is not bound to a model.
+        """
+        if "_tensors" not in vars(self):
+            raise TangoError(f"{self.name} has read no weights yet; tango.prune does it, or pruner.bind(model)")
+        return vars(self)["_tensors"]
+
+    def check_weights(self) -> None:
+        """Look at the head of the file, before minutes of loading a model.
+
+        Raises:
+            OptionError: there is no such file, or it is no safetensors file.
+        """
+        if getattr(self, "weights", None) is not None:
+            self._read(None)
+
+    def _read(self, device: Any) -> dict[str, Tensor]:
+        """The tensors; without a device, none of them."""
+        path = getattr(self, "weights", "")
+        if not path:
+            raise OptionError(f"{self.name} is learned: give it a safetensors file, weights=PATH")
+        try:
+            with safe_open(path, framework="pt", device=str(device or "cpu")) as file:
+                tensors = {name: file.get_tensor(name) for name in ([] if device is None else file.keys())}
+        except (OSError, SafetensorError) as error:
+            raise OptionError(f"{self.name} needs a safetensors file as weights, got {path!r}: {error}") from error
+        if broken := [name for name, tensor in tensors.items() if not bool(tensor.float().isfinite().all())]:
+            raise OptionError(f"{broken[0]} in the weights {path!r} of {self.name} holds NaN or infinity")
+        return tensors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruner(ABC):
+class Pruner(Learnable, ABC):
     """Reduces one video's visual tokens before the LLM. An instance is its configuration; it holds no run state.
 
     Calling a pruner checks the input, returns all tokens untouched at `retention_ratio` 1, and checks the output;
@@ -90,11 +203,40 @@ class Pruner(ABC):
     limits: ClassVar[Limits] = {}  # of options, both ends included
     needs: ClassVar[Signal] = Signal.NONE  # an adapter computes only this, and refuses early by name
     budget_rule: ClassVar[str] = ""  # tokens kept, in words
-    paper: ClassVar[Paper]
+    default_saliency: ClassVar[str] = "p-attn"  # of a model's choices, where a run names none
+    default_positions: ClassVar[str | None] = None  # None: the model's own
+    by_ratio: ClassVar[Mapping[str, Callable[[float], float]]] = {}  # options whose None goes by the retention ratio
+    paper: ClassVar[Paper] = UNPUBLISHED
 
     def __post_init__(self) -> None:
         check_options(self)
         check_ratio("retention_ratio", self.retention_ratio)
+
+    @classmethod
+    def fixed_by_mean(cls, mean: float, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options that are None and go by the ratio, at this mean over the LLM's layers.
+
+        What enters the LLM is more than the mean where a layer pruner follows; as in the release, the mean decides.
+        """
+        return {name: rule(mean) for name, rule in cls.by_ratio.items() if options.get(name) is None}
+
+    def for_mean(self, mean: float, num_layers: int, layer_pruner: LayerPruner | None = None) -> Pruner:
+        """The same method with the ratio that keeps this fraction of visual tokens, averaged over the LLM's layers.
+
+        Example:
+            >>> build_pruner("tango").for_mean(0.1, 28, build_layer_pruner("fastv-merge")).retention_ratio
+            0.1217...
+        Raises:
+            BudgetError: even if all tokens enter the LLM, `layer_pruner` leaves less.
+        """
+        share = 1.0 if layer_pruner is None else layer_pruner.mean_share(num_layers)
+        ratio = solve_retention_ratio(mean, num_layers=num_layers) / share
+        if ratio > 1:
+            raise BudgetError(
+                f"mean_retention_ratio {mean:.4g} is out of reach: if all visual tokens enter the LLM, pruning inside "
+                f"it leaves {share:.4g}; prune later, or keep more there"
+            )
+        return dataclasses.replace(self, retention_ratio=ratio, **self.fixed_by_mean(mean, self.config()))
 
     @property
     def wants(self) -> Signal:
@@ -108,12 +250,10 @@ class Pruner(ABC):
     def __call__(self, tokens: VisualTokens) -> PrunedTokens:
         if self.retention_ratio == 1:
             return keep_all(tokens)
-        if Signal.SALIENCY in self.needs and tokens.saliency is None:
-            raise MissingSignalError(f"{self.name} needs saliency (T, N); these tokens carry none")
-        if Signal.FRAME_EMBEDS in self.needs and tokens.frame_embeds is None:
-            raise MissingSignalError(f"{self.name} needs frame_embeds (T, P); these tokens carry none")
-        if Signal.KEYS in self.needs and tokens.keys is None:
-            raise MissingSignalError(f"{self.name} needs keys (T, N, d); these tokens carry none")
+        for kind in self.needs.kinds:
+            if getattr(tokens, kind.field) is None:
+                shape = ", ".join(kind.shape)
+                raise MissingSignalError(f"{self.name} needs {kind.field} ({shape}); these tokens carry none")
         pruned = self.prune(tokens)
         K = len(pruned.indices)
         if K == 0 or pruned.features.shape != (K, tokens.features.shape[-1]):
@@ -135,14 +275,13 @@ class KeepAllPruner(Pruner):
     retention_ratio: float = 1.0
 
     name: ClassVar[str] = "none"
-    paper: ClassVar[Paper] = Paper(title="-", venue="-")
 
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
         return keep_all(tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerPruner(ABC):
+class LayerPruner(Learnable, ABC):
     """Reduces visual tokens at the inputs of one or several decoder layers. A sibling of Pruner: it sees other things.
 
     Calling it checks the output, and returns all tokens untouched at `retention_ratio` 1. Hidden states stay
@@ -162,7 +301,7 @@ class LayerPruner(ABC):
         "before"  # whose queries and keys: the layer before's, or the layer's own
     )
     budget_rule: ClassVar[str] = ""  # tokens kept, in words
-    paper: ClassVar[Paper]
+    paper: ClassVar[Paper] = UNPUBLISHED
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -21,7 +21,7 @@ from tango.ops.budget import apportion, ceil_count, exact_count
 from tango.ops.checks import check_finite
 from tango.ops.clustering import density_peaks_counting_self
 from tango.ops.merging import merge_into_anchors
-from tango.ops.segmentation import adjacent_similarity, segment_by_static_tokens
+from tango.ops.segmentation import adjacent_similarity, default_threshold, segment_by_static_tokens
 from tango.ops.selection import top_k
 
 
@@ -39,7 +39,7 @@ class _Segment(NamedTuple):
 class HolitomPruner(Pruner):
     """Cluster the static tokens of each segment, averaged over its frames; of the rest keep each frame's salient ones.
 
-    Reads whatever saliency the tokens carry; the authors' is the attention received in the tower's last layer.
+    Reads whatever saliency the tokens carry; by default that of the authors, attention received in the tower.
 
     Source: arXiv:2505.21334 and its release, up to the LLM; the part inside it is `holitom-merge`.
     Deviation: densities get no noise, so a single cluster centres on its lowest place and not on a random one. Averages
@@ -53,12 +53,14 @@ class HolitomPruner(Pruner):
     max_segment_frames: int = 1024  # MAX_WINDOW_SIZE of the release
 
     needs: ClassVar[Signal] = Signal.SALIENCY
+    default_saliency: ClassVar[str] = "attn"  # of the tower's last layer (release)
     limits: ClassVar[Limits] = {
         **dict.fromkeys(("context_ratio", "merge_weight"), (0, 1)),
         "segment_threshold": (-1, 1),
         "num_neighbors": (2, math.inf),
         "max_segment_frames": (1, math.inf),
     }
+    by_ratio: ClassVar = {"segment_threshold": default_threshold}
     budget_rule: ClassVar[str] = "ceil per frame, round per static set, at a ratio raised by what averaging saves"
     paper: ClassVar[Paper] = Paper(
         title="HoliTom: Holistic Token Merging for Fast Video Large Language Models",
@@ -70,8 +72,7 @@ class HolitomPruner(Pruner):
     @property
     def resolved_segment_threshold(self) -> float:
         """`segment_threshold`, or its default at this retention ratio."""
-        default = 0.65 if self.retention_ratio <= 0.1 else 0.8
-        return default if self.segment_threshold is None else self.segment_threshold
+        return default_threshold(self.retention_ratio) if self.segment_threshold is None else self.segment_threshold
 
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
         T, N, _ = tokens.features.shape

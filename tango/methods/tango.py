@@ -22,7 +22,13 @@ from tango.ops.budget import exact_count, exact_segment_budgets, segment_budgets
 from tango.ops.checks import check_finite_on_host
 from tango.ops.clustering import dpc_knn
 from tango.ops.merging import merge_into_anchors
-from tango.ops.segmentation import adjacent_similarity, segment_by_cuts, segment_by_static_tokens, static_places
+from tango.ops.segmentation import (
+    adjacent_similarity,
+    default_threshold,
+    segment_by_cuts,
+    segment_by_static_tokens,
+    static_places,
+)
 from tango.ops.selection import mask_sinks, top_k
 from tango.ops.similarity import unit_rows
 from tango.ops.strope import check_sections, strope
@@ -69,6 +75,7 @@ class TangoPruner(Pruner):
         **dict.fromkeys(("context_ratio", "merge_weight"), (0, 1)),
         **dict.fromkeys(("alpha", "num_neighbors", "base_time", "base_space"), (1, math.inf)),
     }
+    by_ratio: ClassVar = {"segment_threshold": default_threshold}
     budget_rule: ClassVar[str] = "ceil(r N) per frame; static tokens count once, their saving is shared out"
     paper: ClassVar[Paper] = Paper(
         title="Tango: Taming Visual Signals for Efficient Video Large Language Models",
@@ -242,8 +249,7 @@ class TangoPruner(Pruner):
     @property
     def resolved_segment_threshold(self) -> float:
         """`segment_threshold`, or its default at this retention ratio (section 5.1 of the paper)."""
-        default = 0.65 if self.retention_ratio <= 0.1 else 0.8
-        return default if self.segment_threshold is None else self.segment_threshold
+        return default_threshold(self.retention_ratio) if self.segment_threshold is None else self.segment_threshold
 
     @property
     def resolved_static_threshold(self) -> float:

@@ -35,7 +35,7 @@ class _Choice(NamedTuple):
 class VisionZipPruner(Pruner):
     """Keep each frame's most salient tokens, and merge the others into evenly spaced ones by their attention keys.
 
-    The paper's saliency is the tower's own attention, `saliency="attn"`; any other that the tokens carry works too.
+    The paper's saliency is the tower's own attention, the default; any other that the tokens carry works too.
 
     Source: section 3 of arXiv:2412.04467; frame by frame for towers without class token as in HoliTom's code.
     Deviation: kept tokens stay in the order of the video, not dominant ones first; cosines are rounded to multiples of
@@ -47,6 +47,7 @@ class VisionZipPruner(Pruner):
     context_merge: Literal["sum", "mean"] = "sum"  # release: anchor + mean of the others; mean: of all, anchor included
 
     needs: ClassVar[Signal] = Signal.SALIENCY | Signal.KEYS
+    default_saliency: ClassVar[str] = "attn"
     limits: ClassVar[Limits] = {"context_ratio": (0, 1)}
     budget_rule: ClassVar[str] = "ceil(r N) per frame"
     paper: ClassVar[Paper] = Paper(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
+from tango.files import write_bytes
 from tango.mini.files import write_clip
 from tango.mini.questions import Question, ask_all
 from tango.mini.recipe import benchmark_seed
@@ -37,21 +36,10 @@ def clip_file(folder: Path, index: int, *, blank: bool = False) -> Path:
     """
     file = folder / f"{'blank' if blank else 'clip'}_{index:04d}.mp4"
     if not file.exists():
-        with _alone(folder):
+        with FileLock(folder / ".lock"):  # gone with the process, however it ends
             if not file.exists():
                 write_clip(file, benchmark_clip(index)[0], blank=blank)
     return file
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out of here for this folder; a process that ends, however it does, lets them in."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def cache_name() -> str:
@@ -70,9 +58,6 @@ def benchmark_questions(num_clips: int) -> Iterator[dict[str, Any]]:
 def write_questions(folder: Path, num_clips: int) -> Path:
     """Write all questions as JSON lines: clip, video, kind, question, options, answer."""
     file = folder / "questions.jsonl"
-    partial = file.with_name(f".{file.name}.partial")
-    with partial.open("w", encoding="utf-8") as lines:
-        for question in benchmark_questions(num_clips):
-            lines.write(json.dumps({"video": f"clip_{question['clip']:04d}.mp4", **question}) + "\n")
-    os.replace(partial, file)
+    lines = ({"video": f"clip_{asked['clip']:04d}.mp4", **asked} for asked in benchmark_questions(num_clips))
+    write_bytes(file, "".join(json.dumps(line) + "\n" for line in lines).encode())
     return file

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +16,14 @@ from torch import Tensor
 from tango.answering import generate_output, prepare
 from tango.containers import Video
 from tango.errors import TangoError
-from tango.files import write_bytes, writing
 from tango.fingerprints import of_content
 from tango.mini.benchmark import benchmark_clip, clip_file
 from tango.mini.questions import KINDS, Question, is_right
 from tango.mini.train_vision import see
 from tango.ops.segmentation import adjacent_similarity, segment_by_static_tokens
 from tango.pruning import pruning_of
+from tango.report.records import append_records, read_run, run_file, write_records
+from tango.report.results import read_json_lines
 from tango.video import read_video
 
 Control = Literal["none", "blank", "other"]
@@ -34,21 +34,31 @@ def ask_model(model: Any, processor: Any, video: Video, question: Question) -> d
     """Ask one question.
 
     Returns:
-        `text` is what the model generated; `choice` the option whose first token it found likeliest at the place of the
-        answer. `right` judges the choice, `exact` the text.
+        `text` is what the model generated, and `correct` judges it; `choice` is the option whose first token it found
+        likeliest at the place of the answer, and `choice_correct` judges that. Tokens are there if pruning is active.
     """
     inputs = prepare(processor, video, question.text)
     output = generate_output(model, inputs, max_new_tokens=4, return_dict_in_generate=True, output_logits=True)
     text = processor.decode(output.sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     first = [processor.tokenizer(option, add_special_tokens=False).input_ids[0] for option in question.options]
     choice = question.options[int(output.logits[0][0, first].argmax())]
-    return {
-        **asdict(question),
+    answer = {
+        "question": question.text,
+        "options": list(question.options),
+        "answer": question.answer,
         "text": text,
+        "correct": is_right(text, question.answer),
         "choice": choice,
-        "right": choice == question.answer,
-        "exact": is_right(text, question.answer),
+        "choice_correct": choice == question.answer,
+        "failed": False,
     }
+    pruning = pruning_of(model)
+    if pruning is None or pruning.stats is None:
+        return answer
+    stats = pruning.stats
+    share = stats.visual_share if stats.layer is None else stats.layer.mean_retention_ratio
+    entering = {"tokens_entering": stats.tokens_after, "tokens_after": share * stats.tokens_before}
+    return {**answer, "tokens_before": stats.tokens_before, **entering}
 
 
 def evaluate(
@@ -59,8 +69,10 @@ def evaluate(
     *,
     num_frames: int | None = None,
     control: Control = "none",
-) -> Iterator[dict[str, Any]]:
-    """Yield one record per clip, with all its questions. With `tango.prune` active the videos are pruned.
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the records of one clip after the other, one for each of its questions, in the form of `tango.report`.
+
+    With `tango.prune` active the videos are pruned.
 
     Args:
         clips: folder of the mp4 files; missing ones are written.
@@ -73,33 +85,62 @@ def evaluate(
         video = read_video(file, num_frames=num_frames or processor.default_num_frames)
         if control == "blank":
             video.frames.fill_(127)
-        answers = [ask_model(model, processor, video, question) for question in questions]
-        record: dict[str, Any] = {"clip": index, "file": of_content(file), "questions": answers}
-        pruning = pruning_of(model)
-        if pruning is not None and pruning.stats is not None:
-            record["tokens_before"], record["tokens_after"] = pruning.stats.tokens_before, pruning.stats.tokens_after
-        yield record
+        about = {"benchmark": "TangoMini" if control == "none" else f"TangoMini-{control}", "clip": index}
+        about |= {"video_id": f"clip_{index:04d}", "file": of_content(file)}
+        yield [
+            {
+                **about,
+                "question_id": f"{index:04d}-{question.kind}",
+                "group": question.kind,
+                **ask_model(model, processor, video, question),
+            }
+            for question in questions
+        ]
 
 
 class Results:
-    """A file of results: one line that says what was run, then one line per clip. A crash loses at most one clip.
+    """A file of records and its run. A crash loses at most one clip; the same run goes on from there.
 
+    Args:
+        run: what `tango.report.records.write_records` takes; its model, method, frames and settings must be the file's.
     Raises:
-        TangoError: the file holds results of something else.
+        TangoError: the file holds records of something else.
     """
 
-    def __init__(self, file: Path, setting: dict[str, Any]):
+    def __init__(self, file: Path, run: dict[str, Any]):
         self.file, self.records = file, list[dict[str, Any]]()
+        run = json.loads(json.dumps(run))  # which has tuples as lists
+        if file.exists():
+            self._go_on(run)
+        write_records(file, run, self.records)
+
+    def _go_on(self, run: dict[str, Any]) -> None:
+        """Take over the records of all clips that were answered as a whole."""
+        theirs = read_run(self.file)
+        if not theirs:
+            raise TangoError(
+                f"cannot go on with {self.file}: it has no {run_file(self.file).name}, as in the form of an earlier "
+                "release; name another file or remove it"
+            )
+        if different := [
+            name for name in ("model", "method", "num_frames", "settings") if theirs.get(name) != run[name]
+        ]:
+            told = "; ".join(f"{name}: got {run[name]}, there {theirs.get(name)}" for name in different)
+            raise TangoError(f"{self.file} holds results of another run ({told}); name another file or remove it")
+        by_clip: dict[int, list[dict[str, Any]]] = {}
         try:
-            lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []  # the rest of a cut line
-            theirs, *self.records = map(json.loads, lines or [json.dumps(setting)])
-            different = theirs != json.loads(json.dumps(setting))  # which has tuples as lists
-            different |= not all(isinstance(record["clip"], int) for record in self.records)
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise TangoError(f"cannot go on with {file}: {error}; name another file or remove it") from error
-        if different:
-            raise TangoError(f"{file} holds results of another run ({lines[0]}); name another file or remove it")
-        write_bytes(file, "".join(json.dumps(line) + "\n" for line in (setting, *self.records)).encode())
+            for _, record in read_json_lines(self.file)[0]:
+                by_clip.setdefault(record["clip"], []).append(record)
+            for index, records in by_clip.items():
+                if len(records) == len(benchmark_clip(index)[1]):
+                    self.records += records
+        except (TypeError, KeyError) as error:
+            raise TangoError(f"cannot go on with {self.file}: {error}; name another file or remove it") from error
+
+    @property
+    def clips(self) -> set[int]:
+        """The clips that have been asked about."""
+        return {record["clip"] for record in self.records}
 
     def check_clips(self, clips: Path, control: Control) -> None:
         """Hold the clips in a folder against those that the results are about; missing ones are written.
@@ -107,31 +148,36 @@ class Results:
         Raises:
             TangoError: one is another clip now.
         """
-        for record in self.records:
-            file = clip_file(clips, record["clip"] + (control == "other"))
-            if record.get("file") != of_content(file):
+        for index, content in {record["clip"]: record.get("file") for record in self.records}.items():
+            file = clip_file(clips, index + (control == "other"))
+            if content != of_content(file):
                 raise TangoError(
                     f"{file} is not the clip that {self.file} has answers about; name another file or remove it"
                 )
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Append the record of a clip."""
-        with writing(self.file, _KEPT), self.file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
-        self.records.append(record)
+    def add(self, records: list[dict[str, Any]]) -> None:
+        """Append the records of a clip."""
+        append_records(self.file, records, _KEPT)
+        self.records += records
 
 
 def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracies in percent, over all questions and per kind, with 95 % intervals, and the mean of tokens kept."""
-    summary: dict[str, Any] = {"clips": len(records)}
+    """Accuracies in percent, over all questions and per kind, with 95 % intervals, and the mean of tokens kept.
+
+    `accuracy` judges the choice among four options, `exact` the generated text.
+    """
+    by_clip: dict[int, list[dict[str, Any]]] = {}
+    for record in records:
+        by_clip.setdefault(record["clip"], []).append(record)
+    summary: dict[str, Any] = {"clips": len(by_clip)}
     for name in ("all", *KINDS):
-        chosen = [[q for q in r["questions"] if name in ("all", q["kind"])] for r in records]
+        chosen = [[q for q in of_clip if name in ("all", q["group"])] for of_clip in by_clip.values()]
         count = sum(map(len, chosen))
         if count:
-            accuracy, margin = clustered(chosen, "right")
-            exact = 100 * sum(q["exact"] for of_clip in chosen for q in of_clip) / count
+            accuracy, margin = clustered(chosen, "choice_correct")
+            exact = 100 * sum(q["correct"] for of_clip in chosen for q in of_clip) / count
             summary[name] = {"questions": count, "accuracy": accuracy, "margin": margin, "exact": exact}
-    kept = [r["tokens_after"] / r["tokens_before"] for r in records if "tokens_after" in r]
+    kept = [q[-1]["tokens_entering"] / q[-1]["tokens_before"] for q in by_clip.values() if "tokens_before" in q[-1]]
     summary["tokens_kept"] = float(np.mean(kept)) if kept else 1.0
     return summary
 

@@ -1,14 +1,25 @@
 """Model families. Importing this package registers their adapters."""
 
-from tango.models import llava_onevision, llava_video, qwen2_5_vl, qwen3_vl
-from tango.models.base import Adapter, adapter_class, families_with, register_adapter, supported_model_types
+from tango.models import llava_next_video, llava_onevision, llava_video, qwen2_5_vl, qwen3_vl
+from tango.models.base import (
+    Adapter,
+    EncodedImages,
+    EncodedVideos,
+    adapter_class,
+    families_with,
+    register_adapter,
+    supported_model_types,
+)
 from tango.models.loading import default_num_frames, load
 
 __all__ = [
     "Adapter",
+    "EncodedImages",
+    "EncodedVideos",
     "adapter_class",
     "default_num_frames",
     "families_with",
+    "llava_next_video",
     "llava_onevision",
     "llava_video",
     "load",

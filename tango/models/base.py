@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from tango.calls import Call
-from tango.containers import PrunedTokens, Signal, VisualTokens
+from tango.containers import ALL_SIGNALS, PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
+from tango.extensions import load_group
+from tango.llm_shapes import Newlines
 from tango.models import stock
-from tango.models.checkpoint import load_tokenizer
 from tango.models.pooling_head import PoolingHead
-from tango.models.processor import Processor, chat_template
 from tango.models.weights import read_model
+from tango.ops.saliency import PoolingQuery, saliency_function
 from tango.profiling import StageTimer
 from tango.splice import ShortPrompt
 
-SaliencyKind = Literal["p-attn", "attn"]
+# Text models, by `model_type`, whose layers have `self_attn` with `q_proj`, `k_proj` and half-split rotations, which
+# methods with `reads = "own"` count on, and whose masks are plainly causal.
+DECODERS = ("llama", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
 
-# Text models, by `model_type`, whose layers have `self_attn` with `q_proj`, `k_proj` and half-split rotations.
-DECODERS = ("qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
+# Fields of `VisualTokens` that a tower makes, frame by frame.
+TOKEN_FIELDS = ("features", *(ALL_SIGNALS & ~Signal.TIMESTAMPS).fields)
+
+GROUP = "tango.models"  # of entry points
 
 _ADAPTERS: dict[str, type[Adapter]] = {}
-
-# What error messages call a signal.
-_WORDS = {
-    Signal.SALIENCY: "saliency",
-    Signal.FRAME_EMBEDS: "frame embeddings",
-    Signal.TIMESTAMPS: "timestamps",
-    Signal.KEYS: "the vision tower's attention keys",
-}
 
 A = TypeVar("A", bound="type[Adapter]")
 
@@ -62,7 +60,10 @@ class Adapter(ABC):
     """Turns one family's inputs into visual tokens, and pruned tokens back into prompt embeddings.
 
     Args:
-        saliency: "p-attn", attention of the vision tower's pooling query; or "attn", mean attention received.
+        saliency: a name from `available_saliency()`: "p-attn", attention of the vision tower's pooling query; "attn",
+            mean attention received; or one that was registered.
+    Raises:
+        UnknownNameError: no such saliency.
     """
 
     title: ClassVar[str]  # the family as people write it
@@ -71,11 +72,12 @@ class Adapter(ABC):
     consumed: ClassVar[frozenset[str]]  # inputs that this adapter uses up before the LLM runs
     default_num_frames: ClassVar[int]  # frames that the model usually sees
     video_input: ClassVar[str] = "pixel_values_videos"
+    pooling_query: ClassVar[PoolingQuery] = "mean"  # what "p-attn" saliency means of this family's tower
+    newlines: ClassVar[Newlines] = "none"  # placeholders that are newlines
     stock_is_right: ClassVar[bool] = True  # False: only Tango lays out this model's videos as it was trained with
 
-    def __init__(self, model: Any, *, saliency: SaliencyKind = "p-attn"):
-        if saliency not in ("p-attn", "attn"):
-            raise MissingSignalError(f"saliency must be 'p-attn' or 'attn', got {saliency!r}")
+    def __init__(self, model: Any, *, saliency: str = "p-attn"):
+        saliency_function(saliency)
         self.model, self.saliency = model, saliency
 
     @classmethod
@@ -91,19 +93,16 @@ class Adapter(ABC):
 
     @classmethod
     def make_processor(cls, folder: Path, config: Any, tokenizer: Any = None) -> Any:
-        """The processor of a checkpoint.
+        """The processor of a checkpoint; unless a family has one of its own, transformers', which needs torchvision.
 
         Args:
             tokenizer: None: the one in the folder.
+        Raises:
+            MissingPartError: torchvision is not installed.
         """
-        return Processor(
-            tokenizer or load_tokenizer(folder),
-            image_size=config.vision_config.image_size,
-            num_video_tokens=partial(cls.num_video_tokens, config),
-            default_num_frames=cls.usual_num_frames(config),
-            chat_template=chat_template(folder),
-            make_stock=partial(stock.llava_onevision, config=config, images=stock.image_settings(folder)),
-        )
+        if tokenizer is not None:
+            raise UnsupportedModelError(f"{cls.title} takes the tokenizer of its checkpoint, and no other")
+        return stock.wrapped(folder, default_num_frames=cls.usual_num_frames(config))
 
     @classmethod
     def usual_num_frames(cls, config: Any) -> int:
@@ -112,8 +111,21 @@ class Adapter(ABC):
 
     @classmethod
     @abstractmethod
+    def tokens_per_step(cls, config: Any) -> int:
+        """N, visual tokens of a frame, or of frames that are encoded together, in a video of the usual size."""
+
+    @classmethod
+    def frames_per_step(cls, config: Any) -> int:
+        """Frames that are encoded together."""
+        del config
+        return 1
+
+    @classmethod
     def num_video_tokens(cls, config: Any, num_frames: int) -> int:
-        """Placeholders that one video takes in an unpruned prompt."""
+        """Placeholders that one video takes in an unpruned prompt, newlines included."""
+        steps, N = math.ceil(num_frames / cls.frames_per_step(config)), cls.tokens_per_step(config)
+        rows = steps * math.isqrt(N)  # of square frames
+        return steps * N + {"none": 0, "video": 1, "row": rows}[cls.newlines]
 
     @classmethod
     @abstractmethod
@@ -166,7 +178,7 @@ class Adapter(ABC):
         """
         missing = needs & ~self.signals
         if missing:
-            words = " and ".join(word for signal, word in _WORDS.items() if signal in missing)
+            words = " and ".join(kind.words for kind in missing.kinds)
             others = ", ".join(families_with(needs)) or "no family"
             raise MissingSignalError(
                 f"{method} needs {words}, which the {self.title} adapter does not supply; it works with {others}"
@@ -174,11 +186,37 @@ class Adapter(ABC):
 
     @abstractmethod
     def encode_videos(self, inputs: Mapping[str, Any], wants: Signal, timer: StageTimer) -> EncodedVideos:
-        """Run tower, projector and pooling; return the tokens of every video, in the order of their placeholders."""
+        """Run tower, projector and pooling; return the tokens of every video, in the order of their placeholders.
+
+        Args:
+            inputs: what the model was called with; also, here and below, `input_ids` (B, L) and `attention_mask`
+                (B, L) or None.
+        """
 
     @abstractmethod
     def encode_images(self, inputs: Mapping[str, Any]) -> EncodedImages | None:
         """Features of all images, which are not pruned; None if there are none."""
+
+    def placeholders(
+        self, input_ids: Tensor, inputs: Mapping[str, Any], images: EncodedImages | None
+    ) -> tuple[Tensor, Tensor]:
+        """Where tokens of videos and of images stand in the prompt, (B, L) bool each: by their ids, unless a family
+        marks both by the same."""
+        del inputs
+        nowhere = torch.zeros_like(input_ids, dtype=torch.bool)
+        return input_ids == self.video_token_id, nowhere if images is None else input_ids == images.token_id
+
+    def short_inputs(self, short: ShortPrompt) -> dict[str, Any]:
+        """What stock code must be told of the short prompt besides ids, mask and positions, such as token types (B, S).
+        It replaces inputs of the same names."""
+        del short
+        return {}
+
+    def beside_embeds(self, input_ids: Tensor) -> dict[str, Any]:
+        """What the model makes of ids, for a stretch (B, n) of the short prompt, and cannot make of embeddings.
+        Placeholders in it are pads."""
+        del input_ids
+        return {}
 
     @abstractmethod
     def lay_out(self, tokens: VisualTokens, pruned: PrunedTokens) -> tuple[Tensor, Tensor]:
@@ -219,6 +257,7 @@ def register_adapter(*families: str) -> Callable[[A], A]:
 
 def supported_model_types() -> list[str]:
     """Families that `tango.prune` and `tango.load` accept, sorted."""
+    load_group(GROUP)
     return sorted(_ADAPTERS)
 
 
@@ -235,6 +274,13 @@ def family(config: Any) -> str | None:
     return name
 
 
+def find_adapter(name: str | None) -> type[Adapter] | None:
+    """The adapter of a family; None: there is none."""
+    if name not in _ADAPTERS:
+        load_group(GROUP)
+    return _ADAPTERS.get(name or "")
+
+
 def adapter_class(config: Any) -> type[Adapter]:
     """The adapter of a model, from its config or the name of its family.
 
@@ -242,16 +288,16 @@ def adapter_class(config: Any) -> type[Adapter]:
         UnsupportedModelError: there is none; the message lists the supported families.
     """
     name = config if isinstance(config, str) else family(config)
-    if name not in _ADAPTERS:
-        raise UnsupportedModelError(
-            f"no adapter for model type {name!r}. Supported: {', '.join(supported_model_types())}"
-        )
-    return _ADAPTERS[name]
+    adapter = find_adapter(name)
+    if adapter is None:
+        known = ", ".join(supported_model_types())
+        raise UnsupportedModelError(f"no adapter for model type {name!r}. Supported: {known}{load_group(GROUP)}")
+    return adapter
 
 
 def stock_is_right(model: Any) -> bool:
     """Whether the model's own `generate` handles videos as the model was trained; unknown families count as right."""
-    adapter = _ADAPTERS.get(family(getattr(model, "config", None)) or "")
+    adapter = find_adapter(family(getattr(model, "config", None)))
     return adapter is None or adapter.stock_is_right
 
 

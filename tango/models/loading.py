@@ -11,7 +11,7 @@ import torch
 
 from tango.errors import CheckpointError, TangoError, UnknownNameError
 from tango.models import lmms_lab
-from tango.models.base import Adapter, adapter_class, pooling_head_of
+from tango.models.base import Adapter, adapter_class, find_adapter, pooling_head_of
 from tango.models.checkpoint import check_config, check_config_file, reading
 from tango.models.hub import CONFIG_FILES, resolve_folder
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
@@ -101,10 +101,11 @@ def read_config(folder: Path) -> tuple[Any, type[Adapter]]:
     """
     from transformers import AutoConfig
 
-    check_config_file(folder)
+    fields = check_config_file(folder)
     if lmms_lab.is_lmms_lab(folder):
         config = lmms_lab.read_config(folder)
     else:
+        find_adapter(str(fields.get("model_type")))  # a package that adds a family may have to tell transformers of it
         with reading(folder / "config.json"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         adapter_class(config)  # what is of another family may well have other fields

@@ -64,6 +64,13 @@ def _row_positions(ids: Tensor, queues: Mapping[int, Iterator[Tensor]]) -> Tenso
         if item is None or not ids[first : first + n].eq(ids[first]).all() or first + n > len(ids):
             wanted = "none is left" if item is None else f"the next image or video makes {n} tokens"
             raise ValueError(f"the prompt has placeholders from token {first} of a row, but {wanted}")
+        if first + n < len(ids) and ids[first + n] == ids[first]:
+            run = int(ids[first:].ne(ids[first]).long().cumsum(0).eq(0).sum())
+            raise ValueError(
+                f"the prompt has a run of {run} placeholders from token {first} of a row, but the next image or video "
+                f"(or step of a video, where every step has a run of its own) makes {n}; was the prompt built by this "
+                "model's processor?"
+            )
         positions[:, placed:first] = torch.arange(first - placed) + following
         following += first - placed
         positions[:, first : first + n] = item + following

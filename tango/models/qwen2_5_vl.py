@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,16 +15,16 @@ from torch import Tensor
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError, UnsupportedModelError
-from tango.models.base import Adapter, EncodedImages, EncodedVideos, SaliencyKind, register_adapter
+from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideos, register_adapter
 from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_step, vision_positions
-from tango.models.qwen_processor import MAX_PIXELS, QwenProcessor
-from tango.models.qwen_tower import mean_keys, saliency, tap_attention, window_order
+from tango.models.qwen_processor import MAX_PIXELS, QwenForm, QwenProcessor
+from tango.models.qwen_tower import queries_or_keys, tap_attention, window_order
 from tango.ops.blocks import upload
+from tango.ops.saliency import TowerBlock, block_signals
 from tango.profiling import StageTimer
 
 PositionRule = Literal["correct", "stock"]
-_TOKENS = ("features", "saliency", "keys")  # fields of `VisualTokens`
 
 
 class QwenVlAdapter(Adapter):
@@ -44,8 +45,9 @@ class QwenVlAdapter(Adapter):
     )  # fmt: skip
     default_num_frames: ClassVar[int] = 32
     positions_need_time: ClassVar[bool] = False
+    form: ClassVar[QwenForm]
 
-    def __init__(self, model: Any, *, saliency: SaliencyKind = "p-attn", positions: PositionRule = "correct"):
+    def __init__(self, model: Any, *, saliency: str = "p-attn", positions: PositionRule = "correct"):
         super().__init__(model, saliency=saliency)
         if positions not in ("correct", "stock"):
             raise OptionError(f"positions of {self.title} must be 'correct' or 'stock', got {positions!r}")
@@ -106,9 +108,9 @@ class QwenVlAdapter(Adapter):
             first += count
         videos = []
         for own, (_, H, W), seconds in zip(rows, grids, times, strict=True):
-            fields: dict[str, Any] = {name: own.get(name) for name in _TOKENS}
+            fields: dict[str, Any] = {name: own.get(name) for name in TOKEN_FIELDS}
             videos.append(VisualTokens(grid=(H, W), timestamps_s=seconds, **fields))
-        return EncodedVideos(videos=videos, extras=[[x.flatten(0, 1) for x in own.rest(_TOKENS)] for own in rows])
+        return EncodedVideos(videos=videos, extras=[[x.flatten(0, 1) for x in own.rest(TOKEN_FIELDS)] for own in rows])
 
     def _encode_steps(
         self, pixels: Tensor, grids: list[Grid], wants: Signal, timer: StageTimer
@@ -123,6 +125,8 @@ class QwenVlAdapter(Adapter):
             output = self.model.model.get_video_features(
                 upload(pixels, self.model.device), upload(grid_thw, self.model.device), return_dict=True
             )
+            if record:
+                record["hidden"] = output.last_hidden_state
         lengths, first, parts = [math.prod(grid) for grid in grids], 0, []
         deeper = {f"deeper_{i}": x.split(lengths) for i, x in enumerate(self.deeper_features(output))}
         with timer.stage("prune"):
@@ -135,18 +139,29 @@ class QwenVlAdapter(Adapter):
 
     def _signals(self, record: dict[str, Tensor], first: int, grid: Grid, wants: Signal) -> dict[str, Tensor]:
         """Saliency and keys of one video as far as they are wanted, row-major."""
+        if not record:
+            return {}
         T, H, W = grid
-        attention, shape = self.tower_blocks(self.model)[-1].attn, (T, H * W, self.merge**2)
-        signals = {}
-        if Signal.SALIENCY in wants:
-            pooled = self.saliency == "p-attn"
-            signals["saliency"] = saliency(record, first, shape, attention, pooled_query=pooled)
-        if Signal.KEYS in wants:
-            signals["keys"] = mean_keys(record, first, shape, attention)
-        order = self.unit_order((H, W))
-        if order is None:
-            return signals
-        return {name: torch.empty_like(x).index_copy_(1, upload(order, x.device), x) for name, x in signals.items()}
+        attention, unit = self.tower_blocks(self.model)[-1].attn, self.merge**2
+        part = {
+            name: rows[first : first + T * H * W * unit].unflatten(0, (T, H * W * unit))
+            for name, rows in record.items()
+        }
+
+        def pool(x: Tensor) -> Tensor:
+            x = x.unflatten(1, (H * W, unit)).mean(2)
+            order = self.unit_order((H, W))
+            return x if order is None else torch.empty_like(x).index_copy_(1, upload(order, x.device), x)
+
+        block = TowerBlock(
+            grid=(H, W),
+            hidden=part["hidden"],
+            project=partial(queries_or_keys, part, attention.num_heads),
+            scale=attention.scaling,
+            pool=pool,
+            pooling_query=self.pooling_query,
+        )
+        return block_signals(block, wants, self.saliency)
 
     def unit_order(self, grid: tuple[int, int]) -> Tensor | None:
         """Row-major index of every merge unit in the order of the tower; None: they are in order."""
@@ -199,14 +214,18 @@ class QwenVlAdapter(Adapter):
         return positions
 
     @classmethod
-    def num_video_tokens(cls, config: Any, num_frames: int) -> int:
-        vision = config.vision_config
-        side = vision.patch_size * vision.spatial_merge_size
-        return math.ceil(num_frames / vision.temporal_patch_size) * (MAX_PIXELS // side**2)
+    def tokens_per_step(cls, config: Any) -> int:
+        return MAX_PIXELS // (config.vision_config.patch_size * config.vision_config.spatial_merge_size) ** 2
+
+    @classmethod
+    def frames_per_step(cls, config: Any) -> int:
+        return config.vision_config.temporal_patch_size
 
     @classmethod
     def make_processor(cls, folder: Path, config: Any, tokenizer: Any = None) -> Any:
-        return QwenProcessor.from_folder(folder, config, tokenizer, default_num_frames=cls.default_num_frames)
+        return QwenProcessor.from_folder(
+            folder, config, tokenizer, form=cls.form, default_num_frames=cls.default_num_frames
+        )
 
 
 @register_adapter("qwen2_vl")
@@ -215,6 +234,7 @@ class Qwen2VlAdapter(QwenVlAdapter):
 
     title: ClassVar[str] = "Qwen2-VL"
     model_class: ClassVar[str] = "Qwen2VLForConditionalGeneration"
+    form: ClassVar[QwenForm] = QwenForm(processor="Qwen2VLProcessor")
     stock_is_right: ClassVar[bool] = False  # its positions are not
 
 
@@ -224,10 +244,11 @@ class Qwen2_5VlAdapter(QwenVlAdapter):
 
     title: ClassVar[str] = "Qwen2.5-VL"
     model_class: ClassVar[str] = "Qwen2_5_VLForConditionalGeneration"
+    form: ClassVar[QwenForm] = QwenForm(processor="Qwen2_5_VLProcessor", seconds_per_step=True)
     stock_is_right: ClassVar[bool] = False  # its positions are not
     positions_need_time: ClassVar[bool] = True
 
-    def __init__(self, model: Any, *, saliency: SaliencyKind = "p-attn", positions: PositionRule = "correct"):
+    def __init__(self, model: Any, *, saliency: str = "p-attn", positions: PositionRule = "correct"):
         super().__init__(model, saliency=saliency, positions=positions)
         if self.vision.depth - 1 not in self.vision.fullatt_block_indexes:
             raise UnsupportedModelError(

@@ -14,6 +14,7 @@ from tango.containers import PrunedTokens
 from tango.models.base import EncodedImages, EncodedVideos, register_adapter
 from tango.models.mrope import vision_positions
 from tango.models.qwen2_5_vl import QwenVlAdapter
+from tango.models.qwen_processor import HALF, QwenForm
 from tango.splice import ShortPrompt
 
 
@@ -27,6 +28,14 @@ class Qwen3VlAdapter(QwenVlAdapter):
 
     title: ClassVar[str] = "Qwen3-VL"
     model_class: ClassVar[str] = "Qwen3VLForConditionalGeneration"
+    form: ClassVar[QwenForm] = QwenForm(
+        processor="Qwen3VLProcessor",
+        video_processor="Qwen3VLVideoProcessor",
+        frames_carry_time=True,
+        system_turn=False,
+        mean=HALF,
+        std=HALF,
+    )
 
     def deeper_features(self, output: Any) -> list[Tensor]:
         return [_flat(layer) for layer in output.deepstack_features]

@@ -96,18 +96,30 @@ class Patches:
         return patches.reshape(t * rows * columns, -1), (t, rows, columns)
 
 
+@dataclass(frozen=True, kw_only=True)
+class QwenForm:
+    """How a family writes videos into its prompts. The names are those of transformers' own processors."""
+
+    processor: str
+    video_processor: str = "Qwen2VLVideoProcessor"
+    frames_carry_time: bool = False  # every temporal step is a block of its own, after its time as text
+    seconds_per_step: bool = False  # positions follow the clock, by the input `second_per_grid_ts`
+    system_turn: bool = True  # a conversation that has none gets one
+    mean: tuple[float, ...] = CLIP_MEAN  # where a checkpoint does not say
+    std: tuple[float, ...] = CLIP_STD
+
+
 class QwenProcessor(ChatProcessor):
     """Tokenizer and video preprocessing in one callable, used like a transformers processor.
 
     `processor(text=..., videos=...)` returns `input_ids`, `attention_mask`, `mm_token_type_ids`,
-    `pixel_values_videos`, `video_grid_thw` and, from the videos' times, `video_timestamps_s` and (Qwen2.5-VL)
-    `second_per_grid_ts`.
+    `pixel_values_videos`, `video_grid_thw` and, from the videos' times, `video_timestamps_s` and, where the family
+    wants it, `second_per_grid_ts`.
 
-    Args:
-        model_type: "qwen2_vl", "qwen2_5_vl" or "qwen3_vl"; the last writes each frame's time into the prompt.
     Attributes:
-        vision_marks: of Qwen3-VL alone. "nested": `<|vision_start|>`, each frame's time and the frame between marks of
-            its own, `<|vision_end|>`, as transformers 5.17 and later write it. "flat": without the outer pair.
+        vision_marks: only where frames carry their time. "nested": `<|vision_start|>`, each frame's time and the
+            frame between marks of its own, `<|vision_end|>`, as transformers 5.17 and later write it. "flat": without
+            the outer pair.
     """
 
     media_input_names = (
@@ -119,13 +131,13 @@ class QwenProcessor(ChatProcessor):
         self,
         tokenizer: Any,
         *,
-        model_type: str,
+        form: QwenForm,
         patches: Patches,
         default_num_frames: int = 32,
         chat_template: str | None = None,
         image_settings: dict[str, Any] | None = None,
     ):
-        own = _TURNS if model_type == "qwen3_vl" else _SYSTEM + _TURNS
+        own = _SYSTEM + _TURNS if form.system_turn else _TURNS
         template = chat_template or getattr(tokenizer, "chat_template", None) or own
         super().__init__(
             tokenizer,
@@ -134,29 +146,29 @@ class QwenProcessor(ChatProcessor):
             chat_template=template,
             default_num_frames=default_num_frames,
         )
-        self.model_type, self.patches, self._image_settings = model_type, patches, image_settings or {}
-        if model_type == "qwen3_vl":
+        self.form, self.patches, self._image_settings = form, patches, image_settings or {}
+        if form.frames_carry_time:
             self.vision_marks: VisionMarks = "nested"
 
     @classmethod
     def from_folder(
-        cls, folder: Path, config: Any, tokenizer: Any = None, *, default_num_frames: int = 32
+        cls, folder: Path, config: Any, tokenizer: Any = None, *, form: QwenForm, default_num_frames: int = 32
     ) -> QwenProcessor:
         """The processor of a checkpoint: pixel statistics from its preprocessor file, sizes from the model's config."""
         settings = stock.video_settings(folder)
-        vision, newest = config.vision_config, config.model_type == "qwen3_vl"
+        vision = config.vision_config
         side = vision.patch_size * vision.spatial_merge_size
         patches = Patches(
             size=vision.patch_size,
             temporal=vision.temporal_patch_size,
             merge=vision.spatial_merge_size,
-            mean=tuple(settings.get("image_mean") or (HALF if newest else CLIP_MEAN)),
-            std=tuple(settings.get("image_std") or (HALF if newest else CLIP_STD)),
+            mean=tuple(settings.get("image_mean") or form.mean),
+            std=tuple(settings.get("image_std") or form.std),
             min_pixels=128 * side**2,
         )
         return cls(
             tokenizer or load_tokenizer(folder),
-            model_type=config.model_type,
+            form=form,
             patches=patches,
             default_num_frames=default_num_frames,
             chat_template=chat_template(folder),
@@ -164,7 +176,7 @@ class QwenProcessor(ChatProcessor):
         )
 
     def _build_stock(self) -> Any:
-        return stock.qwen(self.tokenizer, model_type=self.model_type, patches=self.patches, images=self._image_settings)
+        return stock.qwen(self.tokenizer, form=self.form, patches=self.patches, images=self._image_settings)
 
     def num_video_tokens(self, num_frames: int, height: int, width: int) -> int:
         """Placeholders that a video of this size takes in an unpruned prompt."""
@@ -198,7 +210,7 @@ class QwenProcessor(ChatProcessor):
         pieces, extra = self.image_inputs(texts, images)
         cut = [self.patches.cut(f) for f in frames]
         grids = [grid for _, grid in cut]
-        if self.model_type == "qwen3_vl":
+        if self.form.frames_carry_time:
             marks = self.vision_marks if vision_marks is None else vision_marks
             check_marks(marks)
             if marks == "flat":  # the placeholders bring marks of their own, around every frame
@@ -218,7 +230,7 @@ class QwenProcessor(ChatProcessor):
         if times is not None:
             if video_timestamps:
                 inputs["video_timestamps_s"] = times
-            if self.model_type == "qwen2_5_vl":
+            if self.form.seconds_per_step:
                 steps = [grid[0] for grid in grids]
                 seconds = seconds_per_step({"video_timestamps_s": times}, steps, self.patches.temporal, warn=False)
                 inputs["second_per_grid_ts"] = torch.tensor(seconds)
@@ -227,7 +239,7 @@ class QwenProcessor(ChatProcessor):
     def _placeholders(self, grid: tuple[int, int, int], times: Tensor | None, num_frames: int) -> str:
         t, rows, columns = grid
         frame = VIDEO * (rows * columns // self.patches.merge**2)
-        if self.model_type != "qwen3_vl":
+        if not self.form.frames_carry_time:
             return frame * t
         times = torch.arange(num_frames) / 2 if times is None else times
         times = torch.cat([times, times[-1:].expand(t * self.patches.temporal - num_frames)])

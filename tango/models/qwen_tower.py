@@ -1,17 +1,15 @@
-"""A tap on the last block of a Qwen vision tower; saliency and mean keys from what it records."""
+"""A tap on the last block of a Qwen vision tower; rotated queries and keys from what it records."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from tango.ops.attention import mean_received_attention
-from tango.ops.blocks import blocks
 from tango.shapes import Float
 
 
@@ -43,60 +41,19 @@ def tap_attention(attention: Any) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-@torch.no_grad()
-def saliency(
-    record: dict[str, Tensor], first: int, shape: tuple[int, int, int], attention: Any, *, pooled_query: bool
-) -> Float[Tensor, "T N"]:
-    """Saliency of one video's merge units, in the order in which the tower holds them.
+def queries_or_keys(part: dict[str, Tensor], num_heads: int, name: Literal["q", "k"]) -> Float[Tensor, "T heads p d"]:
+    """Rotated queries or keys of one video's patches, in the tower's order.
 
     Args:
-        record: from `tap_attention`.
-        first: row at which the video starts.
-        shape: (T, N, patches per unit).
-        pooled_query: attention of the frame's mean query to the mean key of each unit ("p-attn"); else the attention
-            that patches receive from all of their frame, averaged over the unit ("attn").
-    Source: appendix B.1 of arXiv:2604.09547.
+        part: its frames (T, p, ...) of what `tap_attention` recorded.
     """
-    T, N, unit = shape
-    qkv, cos, sin = (
-        record[name][first : first + T * N * unit].unflatten(0, (T, N * unit)) for name in ("qkv", "cos", "sin")
-    )
-    result = []
-    for block in blocks(T, 8 * qkv[0].numel(), qkv.device):
-        q, k, _ = qkv[block].unflatten(-1, (3, attention.num_heads, -1)).unbind(-3)
-        q, k = rotate(q, cos[block], sin[block]), rotate(k, cos[block], sin[block])
-        if pooled_query:
-            logits = torch.einsum("thd,tnhd->thn", q.mean(1), k.unflatten(1, (N, unit)).mean(2)) * attention.scaling
-            result.append(logits.softmax(dim=-1, dtype=torch.float32).mean(1))
-        else:
-            received = mean_received_attention(q.transpose(1, 2), k.transpose(1, 2), scale=attention.scaling)
-            result.append(received.unflatten(1, (N, unit)).mean(-1))
-    return torch.cat(result)
-
-
-@torch.no_grad()
-def mean_keys(
-    record: dict[str, Tensor], first: int, shape: tuple[int, int, int], attention: Any
-) -> Float[Tensor, "T N d"]:
-    """Rotated keys of one video's merge units, averaged over their patches and over heads, in the tower's order.
-
-    Args: as those of `saliency`.
-    Source: LightCompress's VisionZip for Qwen2.5-VL, after arXiv:2412.04467.
-    """
-    T, N, unit = shape
-    qkv, cos, sin = (
-        record[name][first : first + T * N * unit].unflatten(0, (T, N * unit)) for name in ("qkv", "cos", "sin")
-    )
-    keys = qkv.unflatten(-1, (3, attention.num_heads, -1))[..., 1, :, :]
-    result = [
-        rotate(keys[block], cos[block], sin[block]).mean(-2) for block in blocks(T, 8 * keys[0].numel(), qkv.device)
-    ]
-    return torch.cat(result).unflatten(1, (N, unit)).mean(2)
+    x = part["qkv"].unflatten(-1, (3, num_heads, -1))[..., "qk".index(name), :, :]
+    return rotate(x, part["cos"], part["sin"]).transpose(1, 2)
 
 
 def rotate(
-    x: Float[Tensor, "T P heads d"], cos: Float[Tensor, "T P d"], sin: Float[Tensor, "T P d"]
-) -> Float[Tensor, "T P heads d"]:
+    x: Float[Tensor, "T p heads d"], cos: Float[Tensor, "T p d"], sin: Float[Tensor, "T p d"]
+) -> Float[Tensor, "T p heads d"]:
     """Apply rotary positions, halves against halves, in float32."""
     a, b = x.float().chunk(2, dim=-1)
     turned = x.float() * cos.float()[..., None, :] + torch.cat([-b, a], dim=-1) * sin.float()[..., None, :]

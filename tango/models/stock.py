@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tango.errors import MissingPartError
+from tango.models.protocol import WrappedProcessor
+from tango.sampling import one_line
+
 _HALF = [0.5, 0.5, 0.5]  # SigLIP's; the classes' defaults are CLIP's
 # Of a preprocessor's file, what names classes and not settings.
 _NO_SETTINGS = ("image_processor_type", "feature_extractor_type", "video_processor_type", "processor_class", "auto_map")
@@ -53,7 +57,7 @@ def llava_onevision(tokenizer: Any, *, config: Any, images: dict[str, Any]) -> A
     )
 
 
-def qwen(tokenizer: Any, *, model_type: str, patches: Any, images: dict[str, Any]) -> Any:
+def qwen(tokenizer: Any, *, form: Any, patches: Any, images: dict[str, Any]) -> Any:
     """The processor of a Qwen-VL family, with the patches of ours.
 
     Raises:
@@ -61,15 +65,33 @@ def qwen(tokenizer: Any, *, model_type: str, patches: Any, images: dict[str, Any
     """
     import transformers
 
-    names = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
     sizes = {"patch_size": patches.size, "merge_size": patches.merge, "temporal_patch_size": patches.temporal}
     shared = {**sizes, "image_mean": list(patches.mean), "image_std": list(patches.std)}
-    video = "Qwen3VLVideoProcessor" if model_type == "qwen3_vl" else "Qwen2VLVideoProcessor"
-    return getattr(transformers, f"{names[model_type]}Processor")(
+    return getattr(transformers, form.processor)(
         image_processor=transformers.Qwen2VLImageProcessor(**{**shared, **images}),
         tokenizer=tokenizer,
-        video_processor=getattr(transformers, video)(**shared),
+        video_processor=getattr(transformers, form.video_processor)(**shared),
     )
+
+
+def wrapped(folder: Path, *, default_num_frames: int) -> WrappedProcessor:
+    """The processor of a checkpoint as transformers makes it: told frame indices and rate, it adds the frames' times.
+
+    Raises:
+        MissingPartError: torchvision, which it needs, is not installed.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor = WrappedProcessor(AutoProcessor.from_pretrained(folder, trust_remote_code=False))
+    except ImportError as error:
+        raise MissingPartError(
+            f"this model's processor is transformers' own, which needs torchvision ({one_line(error)}); "
+            "pip install torchvision"
+        ) from error
+    processor.tokenizer.padding_side = "left"
+    processor.default_num_frames = default_num_frames
+    return processor
 
 
 def _read(file: Path) -> dict[str, Any]:

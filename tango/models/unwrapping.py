@@ -8,7 +8,8 @@ from typing import Any
 from torch.nn.parallel import DistributedDataParallel
 
 from tango.errors import UnsupportedModelError
-from tango.models.base import Adapter, adapter_class, family, supported_model_types
+from tango.extensions import load_group
+from tango.models.base import GROUP, Adapter, family, find_adapter, supported_model_types
 
 
 def unwrap(model: Any) -> tuple[Any, type[Adapter]]:
@@ -23,12 +24,12 @@ def unwrap(model: Any) -> tuple[Any, type[Adapter]]:
     while (inner := _inside(model)) is not None:
         model = inner
     found, config = type(model).__name__, getattr(model, "config", None)
-    if family(config) not in supported_model_types():
+    adapter = find_adapter(family(config))
+    if adapter is None:
         raise UnsupportedModelError(
             f"no adapter for {found} (model type {family(config)!r}). Supported: {', '.join(supported_model_types())}; "
-            "if it wraps such a model, give that one instead, and wrap it afterwards"
+            f"if it wraps such a model, give that one instead, and wrap it afterwards{load_group(GROUP)}"
         )
-    adapter = adapter_class(config)
     if adapter.model_class not in (cls.__name__ for cls in type(model).__mro__):
         raise UnsupportedModelError(
             f"expected a {adapter.model_class}, got {found}; if it wraps such a model, or is a part of one, give that "

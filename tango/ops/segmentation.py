@@ -19,6 +19,12 @@ from tango.ops.blocks import blocks
 from tango.shapes import Float
 
 
+def default_threshold(retention_ratio: float) -> float:
+    """Similarity from which on frames belong to one segment. Source: section 5.1 of arXiv:2604.09547, and HoliTom's
+    release."""
+    return 0.65 if retention_ratio <= 0.1 else 0.8
+
+
 def adjacent_similarity(x: Float[Tensor, "T N D"]) -> tuple[Float[Tensor, "T-1 N"], Float[Tensor, "T N"]]:
     """Compare every token with the token at its place in the next frame.
 

@@ -24,10 +24,11 @@ BENCHMARKS = (
     Benchmark(name="LongVideoBench", num_questions=1337, aliases=("longvideobench_val_v",)),
     Benchmark(name="MLVU", num_questions=2174, mean_of_groups=True, aliases=("mlvu_mcq", "mlvu_dev")),
 )
-# tango-mini's own: all questions about its 200 clips, and the same about grey videos.
+# tango-mini's own: all questions about its 200 clips, and the same about grey videos or the clip after.
 OWN = (
     Benchmark(name="TangoMini", num_questions=1903, aliases=("tango_mini",)),
     Benchmark(name="TangoMini-blank", num_questions=1903, aliases=("tango_mini_blank",)),
+    Benchmark(name="TangoMini-other", num_questions=1903),
 )
 
 

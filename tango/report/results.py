@@ -1,4 +1,4 @@
-"""Recorded runs as lists of judged questions, whichever toolkit they come from (`tango.report.readers` reads them)."""
+"""Recorded runs as lists of judged questions, whichever program they come from (`tango.report.readers` reads them)."""
 
 from __future__ import annotations
 
@@ -111,8 +111,10 @@ def read_json(path: Path) -> Any:
         raise unreadable(path, _why(error)) from error
 
 
-def read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of a file with one per line, each with the number of its line; blank lines do not count.
+def read_json_lines(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], bool]:
+    """The objects of a file with one per line, each with the number of its line, and whether a line was cut off.
+
+    Blank lines do not count, nor does a last line without its end that is no JSON: whoever wrote it was stopped there.
 
     Raises:
         TangoError: it cannot be read, or a line is not an object.
@@ -128,11 +130,13 @@ def read_json_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
-                raise ValueError("expected an object")
+                raise ValueError(f"expected an object, got {shown(record)}")
         except (ValueError, RecursionError) as error:
+            if number == len(lines) and isinstance(error, json.JSONDecodeError):
+                return records, True
             raise unreadable(path, f"line {number}: {_why(error)}") from error
         records.append((number, record))
-    return records
+    return records, False
 
 
 def _why(error: Exception) -> str:
@@ -144,14 +148,9 @@ def unreadable(path: Path, reason: object) -> TangoError:
     return TangoError(f"cannot read {path}: {reason}; run that evaluation again, or leave its folder out of --results")
 
 
-def number_or_none(value: Any) -> float | None:
-    """A finite number, or None."""
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-def count_or_none(value: Any) -> int | None:
-    """A whole number from 0 on, or None."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def checked_method(value: Any) -> Mapping[str, Any]:
@@ -166,22 +165,9 @@ def checked_method(value: Any) -> Mapping[str, Any]:
         if not isinstance(value.get(name, {}), Mapping):
             raise TypeError(f"{name} of a method must be an object, got {shown(value[name])}")
     for ratio in (value.get("mean_retention_ratio"), value.get("options", {}).get("retention_ratio")):
-        if ratio is not None and (isinstance(ratio, bool) or number_or_none(ratio) is None):
+        if ratio is not None and not is_number(ratio):
             raise TypeError(f"a method's retention ratio must be a number, got {shown(ratio)}")
     return value
-
-
-def judged(question_id: str, correct: bool, video_id: Any, group: Any) -> Judged:
-    """A question from what a file says; numbers become text.
-
-    Raises:
-        TypeError: the clip or the group is neither text nor a number.
-    """
-    for name, value in (("the clip", video_id), ("the group", group)):
-        if value is not None and not isinstance(value, (str, int, float)):
-            raise TypeError(f"{name} must be text or a number, got {shown(value)}")
-    named = [None if value is None else str(value) for value in (video_id, group)]
-    return Judged(question_id, correct, *named)
 
 
 def shown(value: Any) -> str:

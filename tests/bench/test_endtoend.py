@@ -21,11 +21,11 @@ from tango.answering import generate_ids
 from tango.bench import endtoend, random_model
 from tango.bench.endtoend import Candidate
 from tango.evaluation import Answer, MethodConfig
-from tango.evaluation.answerer import applied
 from tango.llm_shapes import llm_widths
 from tango.methods import Pruner
 from tango.ops.flops import layer_flops
 from tango.profiling import StageTimer
+from tango.pruning import prune
 from tango.stats import LayerStats, PruningStats, VideoStats
 from tests import tiny
 from tests.methods.test_tango_syncs import READING_METHODS, Spy
@@ -307,7 +307,7 @@ def test_stages_wait_for_the_device_no_more_often_than_known(
 
     model, processor = random_model.build(name, device=torch.device("cpu"), dtype=torch.float32)
     prepared = dict(tango.prepare(processor, endtoend.synthetic_video(3, size=112), "What?"))
-    with monkeypatch.context() as patch, applied(candidate(method).method, model) as pruning:
+    with monkeypatch.context() as patch, prune(model, candidate(method).method.plan) as pruning:
         patch.setattr("tango.pruning.StageTimer", Timer)
         for reading in READING_METHODS:
             patch.setattr(torch.Tensor, reading, counted(getattr(torch.Tensor, reading), reading))

@@ -15,7 +15,6 @@ import torch
 import tango
 from tango.bench import endtoend, random_model
 from tango.evaluation import MethodConfig
-from tango.evaluation.answerer import applied
 from tests.live_bytes import LiveBytes, known_tensors
 from tests.methods.test_tango_syncs import Spy, counted_methods
 
@@ -35,7 +34,7 @@ def cost(monkeypatch: pytest.MonkeyPatch, name: str, method: str, num_frames: in
     inputs = dict(tango.prepare(processor, endtoend.synthetic_video(num_frames, size=112), "What?"))
     known = known_tensors(model, inputs, vars(vars(model).get("pooling_head", Counter())))
     with (
-        applied(METHODS[method], model),
+        tango.prune(model, METHODS[method].plan),
         counted_methods(monkeypatch) as reads,
         torch.inference_mode(),
         LiveBytes(known) as memory,

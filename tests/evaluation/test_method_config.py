@@ -14,6 +14,7 @@ from tango.methods import build_layer_pruner
 from tests import tiny
 
 TANGO = {"method": "tango"}
+FASTV = {"method": "fastv"}
 
 
 @pytest.mark.parametrize(
@@ -49,12 +50,14 @@ def test_labels_are_names_for_folders(arguments, label):
         ({**TANGO, "layer_pruner": "fastw"}, UnknownNameError, "layer pruner 'fastw'.*fastv-merge"),
         ({**TANGO, "layer_pruner": "fastv-merge", "layer_options": {"layer": 0}}, BudgetError, "layer must be"),
         ({**TANGO, "layer_options": {"layer": 2}}, OptionError, "no layer_pruner: layer"),
-        ({**TANGO, "saliency": "max"}, OptionError, "'p-attn' or 'attn', got 'max'"),
-        ({**TANGO, "positions": "new"}, OptionError, "one of contiguous, kept, correct, stock, got 'new'"),
+        ({**TANGO, "saliency": "max"}, UnknownNameError, "unknown saliency .max.*attn, p-attn"),
+        ({**TANGO, "positions": "new"}, OptionError, "'contiguous' or 'kept' or .*, got 'new'"),
         ({"options": {"retention_ratio": 0.1}}, OptionError, "keeps all tokens"),
         ({"positions": "kept"}, OptionError, "keeps all tokens"),
         ({"layer_pruner": "fastv-merge"}, OptionError, "keeps all tokens"),
-        ({"method": "fastv-merge", "mean_retention_ratio": 0.1}, OptionError, "its retention_ratio is the mean"),
+        ({**FASTV, "mean_retention_ratio": 0.1, "options": {"retention_ratio": 0.1}}, BudgetError, "not both"),
+        ({**FASTV, "mean_retention_ratio": 2}, BudgetError, "must lie in"),
+        ({**FASTV, "layer_pruner": "fastv-merge"}, OptionError, "prunes inside the LLM already"),
     ],
 )
 def test_mistakes_show_at_construction(arguments, error, message):
@@ -123,8 +126,8 @@ class TestSettings:
             ("SEGMENTATION", "fastvid", "segmentation", "fastvid"),
             ("exact_budget", "true", "exact_budget", True),
             ("exact_budget", "False", "exact_budget", False),
-            ("rope_sections", "2:3:4", "rope_sections", [2, 3, 4]),
-            ("rope_sections", "[2, 3, 4]", "rope_sections", [2, 3, 4]),
+            ("rope_sections", "2:3:4", "rope_sections", (2, 3, 4)),
+            ("rope_sections", "[2, 3, 4]", "rope_sections", (2, 3, 4)),
             ("anchor_order", "release", "anchor_order", "release"),
         ],
     )
@@ -134,12 +137,13 @@ class TestSettings:
         assert type(config.options[option]) is type(parsed)
 
     def test_earlier_sources_win_whatever_name_they_use(self):
-        flags = {"retain-ratio": "0.2", "alpha": None}
+        flags = {"retain-ratio": "0.2", "segment_threshold": None}
         arguments = {"retention_ratio": 0.3, "alpha": 2, "wrapper": "uniform"}
-        environ = {"wrapper": "tango", "alpha": "3", "num_neighbors": "5"}
+        environ = {"wrapper": "tango", "alpha": "3", "num_neighbors": "5", "similarity_threshold": "0.7"}
         config = MethodConfig.from_settings(flags, {**arguments, "method": None, "wrapper": None}, environ)
-        assert config == MethodConfig(method="tango", options={"retention_ratio": 0.2, "alpha": 2, "num_neighbors": 5})
-        assert MethodConfig.from_settings(flags, arguments, {"wrapper": "tango"}).method == "uniform"
+        options = {"retention_ratio": 0.2, "alpha": 2, "num_neighbors": 5, "segment_threshold": None}
+        assert config == MethodConfig(method="tango", options=options)
+        assert MethodConfig.from_settings({}, arguments, {"wrapper": "tango"}).method == "uniform"
 
     def test_nothing_means_all_tokens(self):
         assert MethodConfig.from_settings() == MethodConfig.from_settings({"wrapper": "none"}) == MethodConfig()

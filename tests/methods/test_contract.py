@@ -17,10 +17,10 @@ from torch import Tensor
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import BudgetError, MissingSignalError, OptionError, UnknownNameError
-from tango.methods import available_pruners, build_pruner, pruner_class
+from tango.methods import build_pruner, pruner_class, ready_pruners
 from tests.synthetic import video_tokens
 
-METHODS = available_pruners()
+METHODS = ready_pruners()
 MISPLACING = {"tango-release"}  # a merged row of these is stored at another anchor of its group, on purpose
 
 

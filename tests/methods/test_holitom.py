@@ -16,7 +16,6 @@ from tango.containers import PrunedTokens, VisualTokens
 from tango.errors import OptionError
 from tango.methods import build_pruner
 from tango.methods.holitom import HolitomPruner
-from tango.methods.registry import build_pruner_for_mean
 from tango.ops.clustering import density_peaks_counting_self
 from tests.synthetic import video_tokens
 
@@ -263,7 +262,7 @@ class TestConfiguration:
         assert HolitomPruner(retention_ratio=ratio, segment_threshold=0.7).resolved_segment_threshold == 0.7
 
     def test_threshold_goes_by_the_mean_over_layers(self) -> None:
-        inside = build_pruner_for_mean("holitom", 0.1, None, 28)
+        inside = build_pruner("holitom", retention_ratio=0.3).for_mean(0.1, 28)
         assert inside.config()["segment_threshold"] == 0.65
 
     @pytest.mark.usefixtures("unchecked_annotations")

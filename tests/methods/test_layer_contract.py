@@ -14,7 +14,7 @@ from tango.methods import (
     LayerPruner,
     available_layer_pruners,
     build_layer_pruner,
-    build_pruner_for_mean,
+    build_pruner,
     layer_pruner_class,
 )
 from tests.layer_tokens import random_prompt
@@ -122,11 +122,11 @@ def test_the_mean_share_is_what_was_asked_for(name, mean):
     pruner = build_layer_pruner(name).for_mean(mean, 28)
     assert build_layer_pruner(name, **pruner.config()) == pruner
     assert pruner.mean_share(28) == pytest.approx(mean)
-    before = build_pruner_for_mean("uniform", mean / 2, pruner, 28)
+    before = build_pruner("uniform").for_mean(mean / 2, 28, pruner)
     assert before.retention_ratio == pytest.approx(0.5)
     if mean < 1:
         with pytest.raises(BudgetError, match="out of reach"):
-            build_pruner_for_mean("uniform", mean + 0.01, pruner, 28)
+            build_pruner("uniform").for_mean(mean + 0.01, 28, pruner)
 
 
 @pytest.mark.parametrize("name", METHODS)

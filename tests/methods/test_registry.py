@@ -60,7 +60,7 @@ class TestNames:
 
     def test_every_method_file_registers_something(self) -> None:
         folder = Path(tango.methods.__file__).parent
-        files = {path.stem for path in folder.glob("*.py")} - {"__init__", "base", "registry"}
+        files = {path.stem for path in folder.glob("*.py")} - {"__init__", "base", "plan", "registry"}
         classes = registry._METHODS.values()
         assert files == {cls.__module__.rpartition(".")[2] for cls in classes}
 
@@ -82,6 +82,15 @@ class TestRegister:
         with pytest.raises(ValueError, match="'tango' is already registered by TangoPruner"):
             register("tango")
         assert pruner_class("tango").__name__ == "TangoPruner"
+
+    def test_options_without_a_default_are_refused(self) -> None:
+        @dataclass(frozen=True, kw_only=True)
+        class DemandingPruner(KeepAllPruner):
+            size: int
+
+        with pytest.raises(ValueError, match=r"option size of .*DemandingPruner needs a default"):
+            register("demanding")(DemandingPruner)
+        assert "demanding" not in available_pruners()
 
     @pytest.mark.parametrize("name", ["", "Tango", "my_method", "my method", "-x", "x-", "a--b", "a.b", "ünï", "x\n"])
     def test_bad_names_are_refused(self, name: str) -> None:

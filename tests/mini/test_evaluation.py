@@ -16,6 +16,7 @@ from tango.mini.benchmark import benchmark_clip
 from tango.mini.evaluation import Results, clustered, evaluate, similarity, static_share, summarise
 from tango.mini.model import make_model
 from tango.mini.train import write_checkpoint
+from tango.report.records import read_records, run_file
 
 SIZES = {"vision_width": 32, "vision_layers": 1, "width": 32, "layers": 1}
 
@@ -30,14 +31,28 @@ def checkpoint(tmp_path_factory):
 def test_every_question_of_a_clip_is_asked_and_judged(checkpoint, tmp_path):
     model, processor = tango.load(checkpoint)
     with tango.prune(model, "uniform", retention_ratio=0.25):
-        (record,) = evaluate(model, processor, tmp_path, [2], num_frames=4)
+        (records,) = evaluate(model, processor, tmp_path, [2], num_frames=4)
     questions = benchmark_clip(2)[1]
-    assert (record["clip"], record["tokens_before"], record["tokens_after"]) == (2, 196, 49)
-    assert [q["kind"] for q in record["questions"]] == [q.kind for q in questions]
-    for said, asked in zip(record["questions"], questions, strict=True):
+    assert [record["question_id"] for record in records] == [f"0002-{q.kind}" for q in questions]
+    for said, asked in zip(records, questions, strict=True):
+        assert (said["clip"], said["video_id"], said["benchmark"]) == (2, "clip_0002", "TangoMini")
+        assert (said["tokens_before"], said["tokens_after"]) == (196, 49)
+        assert (said["group"], said["answer"], said["failed"]) == (asked.kind, asked.answer, False)
         assert said["choice"] in asked.options
-        assert said["right"] == (said["choice"] == asked.answer)
-        assert said["exact"] == (said["text"] == asked.answer)
+        assert said["choice_correct"] == (said["choice"] == asked.answer)
+        assert said["correct"] == (said["text"] == asked.answer)
+
+
+def test_inside_the_llm_tokens_are_counted_in_the_mean_over_its_layers(tmp_path):
+    write_checkpoint(make_model(0, **{**SIZES, "layers": 3}), tmp_path / "model")
+    model, processor = tango.load(tmp_path / "model")
+    inside = tango.build_layer_pruner("fastv-merge", layer=1)
+    with tango.prune(model, "uniform", retention_ratio=0.5, layer_pruner=inside) as pruning:
+        ((*_, record),) = evaluate(model, processor, tmp_path, [2], num_frames=4)
+        stats = pruning.stats
+    assert record["tokens_entering"] == stats.tokens_after == 98
+    assert record["tokens_after"] == pytest.approx(196 * stats.layer.mean_retention_ratio)
+    assert record["tokens_after"] < 98
 
 
 def test_controls_show_something_else(checkpoint, tmp_path, monkeypatch):
@@ -59,17 +74,42 @@ def test_controls_show_something_else(checkpoint, tmp_path, monkeypatch):
     assert (shown["other"] == following).all()
 
 
+RUN = {"model": "m", "method": {"method": "tango"}, "num_frames": None, "settings": {"dtype": "auto"}}
+
+
+def answered(index: int) -> list[dict]:
+    """Records of a whole clip."""
+    about = {"benchmark": "TangoMini", "clip": index, "video_id": str(index), "correct": True}
+    return [{**about, "question_id": f"{index}-{question.kind}"} for question in benchmark_clip(index)[1]]
+
+
 def test_results_continue_after_a_crash(tmp_path):
-    file, setting = tmp_path / "results.jsonl", {"method": "tango"}
-    Results(file, setting).add({"clip": 0})
+    file = tmp_path / "results.jsonl"
+    Results(file, RUN).add(answered(0))
+    whole = file.read_bytes()
     with file.open("a") as lines:
+        lines.writelines(json.dumps(record) + "\n" for record in answered(1)[:2])
         lines.write('{"clip": 1, "ques')  # what a crash may leave
-    results = Results(file, setting)
-    assert results.records == [{"clip": 0}]
-    results.add({"clip": 1})
-    assert Results(file, setting).records == [{"clip": 0}, {"clip": 1}]
-    with pytest.raises(TangoError, match="results of another run"):
-        Results(file, {"method": "uniform"})
+    (run,), (note,) = read_records(file)
+    assert len(run.questions) == len(answered(0)) + 2
+    assert "cut off" in note
+    results = Results(file, {**RUN, "date": "later"})
+    assert (results.records, results.clips) == (answered(0), {0})
+    assert file.read_bytes() == whole
+    results.add(answered(1))
+    assert Results(file, RUN).records == answered(0) + answered(1)
+
+
+def test_results_of_something_else_are_left_alone(tmp_path):
+    file = tmp_path / "results.jsonl"
+    Results(file, RUN).add(answered(0))
+    before = file.read_bytes()
+    with pytest.raises(TangoError, match=r"results of another run \(method: got .*uniform.*, there .*tango"):
+        Results(file, {**RUN, "method": {"method": "uniform"}})
+    run_file(file).unlink()
+    with pytest.raises(TangoError, match=r"it has no results\.run\.json, as in the form of an earlier release"):
+        Results(file, RUN)
+    assert file.read_bytes() == before
 
 
 def test_intervals_count_clips_not_questions():
@@ -85,15 +125,12 @@ def test_intervals_count_clips_not_questions():
 
 
 def test_the_summary_weighs_questions_equally():
-    def answers(kind: str, *right: bool) -> list[dict[str, object]]:
-        return [{"kind": kind, "right": r, "exact": False} for r in right]
+    def answers(clip: int, kind: str, *right: bool) -> list[dict[str, object]]:
+        tokens = {"tokens_before": 10, "tokens_entering": (5, 1)[clip]}
+        return [{"clip": clip, "group": kind, "choice_correct": r, "correct": False, **tokens} for r in right]
 
-    records = [
-        {"clip": 0, "questions": answers("color", True, True) + answers("count", False), "tokens_before": 10,
-         "tokens_after": 5},
-        {"clip": 1, "questions": answers("color", False), "tokens_before": 10, "tokens_after": 1},
-    ]  # fmt: skip
-    summary = summarise(records)
+    summary = summarise(answers(0, "color", True, True) + answers(0, "count", False) + answers(1, "color", False))
+    assert summary["clips"] == 2
     assert summary["all"]["accuracy"] == 50
     assert summary["color"] == {"questions": 3, "accuracy": pytest.approx(200 / 3), "margin": pytest.approx(
         summary["color"]["margin"]), "exact": 0}  # fmt: skip
@@ -136,18 +173,36 @@ def test_the_command_writes_results_and_a_table(checkpoint, tmp_path, capsys):
     assert main([*command, "--num-clips", "1"]) == 0
     table = capsys.readouterr().out
     assert "method tango" in table
-    assert len(output.read_text().splitlines()) == 2
+    assert len(output.read_text().splitlines()) == len(benchmark_clip(0)[1])
     assert main([*command, "--num-clips", "2", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["clips"] == 2
     assert summary["all"]["questions"] == sum(len(benchmark_clip(i)[1]) for i in range(2))
     assert main([*command[:-2], "--retention-ratio", "0.5", "--output", str(output), "--num-clips", "2"]) == 2
     assert "results of another run" in capsys.readouterr().err
+    assert main(["runs", "--results", str(output), "--json"]) == 0
+    (line,) = json.loads(capsys.readouterr().out)
+    assert (line["model"], line["benchmark"], line["method"], line["retention_ratio"]) == (
+        "model", "TangoMini", "tango", 0.2,
+    )  # fmt: skip
+    assert line["accuracy"] == pytest.approx(summary["all"]["exact"], abs=1e-3)
+    assert line["interval"][0] <= line["accuracy"] <= line["interval"][1]
+    assert line["tokens_percent"] == pytest.approx(100 * summary["tokens_kept"], abs=1e-3)
+    assert (line["num_questions"], line["num_clips"]) == (summary["all"]["questions"], 2)
+    assert (line["num_expected"], line["num_failed"]) == (1903, 0)
+    assert set(line["groups"]) == {question.kind for i in range(2) for question in benchmark_clip(i)[1]}
+
+
+def test_without_a_file_there_is_the_table_alone(checkpoint, tmp_path, capsys):
+    command = ["mini", "evaluate", "--model", str(checkpoint), "--num-frames", "4", "--num-clips", "1"]
+    assert main([*command, "--method", "none", "--clips", str(tmp_path)]) == 0
+    assert "method none, 100.0 % of the visual tokens kept, 1 clips" in capsys.readouterr().out
 
 
 def test_the_clips_command_writes_clips_and_questions(tmp_path, capsys):
     assert main(["mini", "clips", str(tmp_path / "clips"), "--num-clips", "2"]) == 0
-    assert {f.name for f in (tmp_path / "clips").iterdir()} == {"clip_0000.mp4", "clip_0001.mp4", "questions.jsonl"}
+    made = {f.name for f in (tmp_path / "clips").iterdir() if f.name != ".lock"}
+    assert made == {"clip_0000.mp4", "clip_0001.mp4", "questions.jsonl"}
     captured = capsys.readouterr()
     assert "questions.jsonl" in captured.out
     assert "2/2" in captured.err  # how far it is, also where stderr is no terminal

@@ -55,7 +55,7 @@ def test_the_tower_runs_over_whole_rows_and_gives_the_stock_values(dtype):
     for block in tower.encoder.layers:
         block.register_forward_pre_hook(lambda _, args: strides.append(args[0].is_contiguous()))
     with torch.no_grad():
-        hidden = run_tower(tower, 2, pixels, attention=False, keys=False).hidden
+        hidden = run_tower(tower, 2, pixels).hidden
         ours, strides[:] = list(strides), []
         stock = tower(pixels, output_hidden_states=True).hidden_states[2]
     assert ours == [True, True]

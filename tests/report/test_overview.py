@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tango.cli import main
-from tests.report.folders import everything, write_vlmevalkit
+from tests.report.folders import everything, write_run
 
 pytestmark = pytest.mark.usefixtures("miniature")
 FULL = "111111101101;11111100;111010;1111011"
@@ -17,8 +17,8 @@ PRUNED = "111110101100;11110000;101010;1111000"
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
-    write_vlmevalkit(tmp_path, {"method": "none"}, everything(FULL), tokens=(6272.0, 6272.0))
-    write_vlmevalkit(tmp_path, {"method": "tango", "retention_ratio": 0.1}, everything(PRUNED))
+    write_run(tmp_path, {"method": "none"}, everything(FULL), tokens=(6272.0, 6272.0))
+    write_run(tmp_path, {"method": "tango", "retention_ratio": 0.1}, everything(PRUNED))
     return tmp_path
 
 
@@ -48,8 +48,8 @@ def test_the_table_is_markdown(outputs, capsys):
 
 
 def test_another_run_is_the_reference(outputs, capsys):
-    write_vlmevalkit(outputs, {"method": "uniform", "retention_ratio": 0.1}, everything(FULL))
-    write_vlmevalkit(outputs, {"method": "uniform", "retention_ratio": 0.2}, everything(FULL))
+    write_run(outputs, {"method": "uniform", "retention_ratio": 0.1}, everything(FULL))
+    write_run(outputs, {"method": "uniform", "retention_ratio": 0.2}, everything(FULL))
     assert main(["runs", "--results", str(outputs), "--against", "tango", "--json"]) == 0
     lines = {
         (line["method"], line["retention_ratio"]): line
@@ -76,6 +76,6 @@ def test_an_unknown_reference_is_refused(outputs, capsys):
 
 
 def test_a_part_of_a_benchmark_says_so(tmp_path, capsys):
-    write_vlmevalkit(tmp_path, {"method": "none"}, {"Video-MME": [True] * 6}, limit=6)
+    write_run(tmp_path, {"method": "none"}, {"Video-MME": [True] * 6}, limit=6)
     assert main(["runs", "--results", str(tmp_path)]) == 0
     assert "| 6 of 12 | 2 | 0 |" in capsys.readouterr().out

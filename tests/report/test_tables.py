@@ -19,7 +19,7 @@ from tango.report.intervals import accuracies, average, paired_difference
 from tango.report.readers import read_results
 from tango.report.render import RENDERERS
 from tango.report.tables import Cell, Table, build
-from tests.report.folders import everything, verdicts, write_lmms_eval, write_vlmevalkit
+from tests.report.folders import everything, unnamed_clips, verdicts, write_lines, write_run
 from tests.report.test_paper import EXPERIMENTS
 
 GOLDEN = Path(__file__).parents[1] / "data" / "results" / "golden"
@@ -33,11 +33,11 @@ pytestmark = pytest.mark.usefixtures("miniature")
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
     """All tokens and Tango on everything; top-k on fewer questions; HoliTom failed on one benchmark."""
-    write_vlmevalkit(tmp_path, {"method": "none"}, everything(FULL), tokens=(6272.0, 6272.0))
-    write_vlmevalkit(tmp_path, {"method": "tango", "retention_ratio": 0.1}, everything(TANGO))
-    write_vlmevalkit(tmp_path, PART, everything("1110;1100;1010;11"), limit=4)
+    write_run(tmp_path, {"method": "none"}, everything(FULL), tokens=(6272.0, 6272.0))
+    write_run(tmp_path, {"method": "tango", "retention_ratio": 0.1}, everything(TANGO))
+    write_run(tmp_path, PART, everything("1110;1100;1010;11"), limit=4)
     holitom = dict(list(everything(TANGO).items())[:3])
-    write_vlmevalkit(tmp_path, {"method": "holitom"}, holitom, errors={"MLVU_MCQ": "no memory"})
+    write_run(tmp_path, {"method": "holitom", "saliency": "p-attn"}, holitom, errors={"MLVU_MCQ": "no memory"})
     return tmp_path
 
 
@@ -112,27 +112,25 @@ class TestCells:
 
     def test_a_part_of_one_benchmark_marks_the_average(self, tmp_path: Path) -> None:
         answers = everything(TANGO) | {"MVBench": verdicts("1100")}
-        write_vlmevalkit(tmp_path, {"method": "tango", "retention_ratio": 0.1}, answers)
+        write_run(tmp_path, {"method": "tango", "retention_ratio": 0.1}, answers)
         found = cells(table(1, tmp_path), "tango")
         assert [found[name].partial for name in ("Video-MME", "MVBench", "average")] == [False, True, True]
 
     def test_whole_runs_are_taken_before_parts(self, outputs: Path) -> None:
-        write_vlmevalkit(
-            outputs / "later", {"method": "tango", "retention_ratio": 0.1}, everything("0;0;0;0"), date="2027"
-        )
+        write_run(outputs / "later", {"method": "tango", "retention_ratio": 0.1}, everything("0;0;0;0"), date="2027")
         made = table(1, outputs)
         assert value(cells(made, "tango")["MVBench"]) == 50
         assert any("later" in note and "is left out" in note and note.endswith("is whole") for note in made.notes)
 
     def test_no_right_answer_at_all(self, tmp_path: Path) -> None:
         nothing = everything(";".join("0" * len(part) for part in FULL.split(";")))
-        write_vlmevalkit(tmp_path, {"method": "none"}, nothing)
+        write_run(tmp_path, {"method": "none"}, nothing)
         found = cells(table(1, tmp_path), "full")
         assert value(found["average"]) == 0
         assert found["performance"].ours is None
 
     def test_groups_that_nothing_was_asked_in(self, tmp_path: Path) -> None:
-        write_vlmevalkit(tmp_path, {"method": "none"}, {"Video-MME": verdicts("101")})  # of the first clip, short
+        write_run(tmp_path, {"method": "none"}, {"Video-MME": verdicts("101")})  # of the first clip, short
         found = cells(table(1, tmp_path), "full")
         assert value(found["Video-MME/short"]) == pytest.approx(200 / 3)
         assert found["Video-MME/long"].ours is None
@@ -163,17 +161,16 @@ class TestWhichRuns:
 
     def test_another_number_of_frames_is_another_experiment(self, tmp_path: Path) -> None:
         settings = {"method": "tango", "retention_ratio": 0.1}
-        folder = write_vlmevalkit(tmp_path, settings, everything(TANGO), num_frames=8)
+        folder = write_run(tmp_path, settings, everything(TANGO), num_frames=8)
         made = table(1, tmp_path)
         assert {cell.ours for cell in cells(made, "tango").values()} == {None}
         assert f"{folder} (MVBench) is left out: it has 8 frames, the paper 32" in made.notes
-        mini = write_vlmevalkit(tmp_path / "mini", settings, everything(TANGO), model="tango-mini", num_frames=8)
+        mini = write_run(tmp_path / "mini", settings, everything(TANGO), model="tango-mini", num_frames=8)
         assert value(cells(table(1, mini, model="tango-mini"), "tango")["MVBench"]) == 50  # the paper has none of it
 
     def test_results_of_both_toolkits_fill_one_table(self, outputs: Path) -> None:
-        lines = [{"mvbench_accuracy": {"score": score}} for score in (1, 1, 1, 1, 1, 0, 0, 0)]
-        folder = outputs / "lmms"
-        write_lmms_eval(folder, {"method": "dart", "retention_ratio": 0.1}, {"mvbench_action_count": lines})
+        lines = unnamed_clips("mvbench_action_count", verdicts("11111000"))
+        write_lines(outputs / "lmms" / "now_records.jsonl", {"method": "dart", "retention_ratio": 0.1}, lines)
         made = table(1, outputs)
         assert value(cells(made, "dart")["MVBench"]) == 62.5
         assert value(cells(made, "tango")["MVBench"]) == 50
@@ -181,7 +178,7 @@ class TestWhichRuns:
 
     def test_another_model_fills_the_rows_by_its_name_alone(self, tmp_path: Path) -> None:
         for settings in ({"method": "none"}, {"method": "tango", "retention_ratio": 0.2}):
-            write_vlmevalkit(tmp_path, settings, everything(FULL), model="tango-mini")
+            write_run(tmp_path, settings, everything(FULL), model="tango-mini")
         assert all(not cell.ours for row in table(1, tmp_path).rows for cell in row.cells.values())
         made = table(1, tmp_path, model="tango-mini")
         found = next(row.cells for row in made.rows if row.row.section == "20 %" and row.row.name == "tango")
@@ -236,8 +233,8 @@ class TestAgainst:
         assert (found.num_questions, found.value) == (4, -25)
 
     def test_questions_of_two_toolkits_are_not_the_same(self, outputs: Path) -> None:
-        lines = [{"mvbench_accuracy": {"score": 1}}] * 8
-        write_lmms_eval(outputs / "lmms", {"method": "dart", "retention_ratio": 0.1}, {"mvbench_action_count": lines})
+        lines = unnamed_clips("mvbench_action_count", verdicts("11111111"))
+        write_lines(outputs / "lmms" / "now_records.jsonl", {"method": "dart", "retention_ratio": 0.1}, lines)
         made = table(1, outputs, against="tango")
         assert cells(made, "dart")["MVBench"].against is None
         assert any("no question in common" in note for note in made.notes)

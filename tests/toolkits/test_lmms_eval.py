@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tango.report.readers import read_results
 from tests.toolkits import lmms
 from tests.toolkits.checkpoints import CLIPS
 
@@ -79,6 +80,8 @@ def test_unreadable_videos_are_reported_and_count_as_wrong(readme_run: lmms.Run)
     assert f"{SAMPLES} samples, {len(failed)} failed" in readme_run.out
     assert "broken.mp4" in readme_run.err
     assert "missing.mp4 does not exist" in readme_run.err
+    (run,) = read_results([readme_run.folder]).runs
+    assert (len(run.questions), run.num_failed) == (SAMPLES, len(failed))
 
 
 def test_two_processes_killed_and_started_again_answer_like_one(root: Path, checkpoints: Path, readme_run: lmms.Run):
@@ -102,6 +105,13 @@ def test_two_processes_killed_and_started_again_answer_like_one(root: Path, chec
     after = journalled(output)
     assert len(after) == len(set(after)) == READABLE  # nothing was answered twice, by either process
     assert len(list(output.rglob("answers-*.jsonl"))) == 2
+    one, two = (read_results([run.folder]).runs[0] for run in (readme_run, again))
+    assert set(two.questions) == set(one.questions)
+    assert (two.num_failed, two.tokens_before, two.tokens_after) == (
+        one.num_failed,
+        one.tokens_before,
+        one.tokens_after,
+    )
 
 
 def journalled(output: Path) -> list[str]:
@@ -173,7 +183,7 @@ def test_profile_script_goes_through_methods_and_stops_at_an_unknown_one(root: P
     output = root / "profile"
     settings = {
         "METHODS": "tango tangos", "RATIOS": "0.2", "LIMIT": "4", "BATCH_SIZE": "2", "OUTPUT": str(output),
-        "PRETRAINED": str(checkpoints / "llava-ov"), "MODEL_ARGS": "max_frames_num=8",
+        "MODEL": str(checkpoints / "llava-ov"), "MODEL_ARGS": "max_frames_num=8",
     }  # fmt: skip
     done = lmms.run(["bash", str(PROFILE)], root, output, **settings)
     written = lmms.Run(0, "", "", output / "tango-0.2").efficiency()
@@ -192,6 +202,11 @@ def test_profile_script_goes_through_methods_and_stops_at_an_unknown_one(root: P
 def test_profile_script_explains_itself():
     shown = subprocess.run(["bash", str(PROFILE), "--help"], capture_output=True, text=True, check=True).stdout
     assert all(name in shown for name in ("METHODS", "RATIOS", "NUM_PROCESSES", "--num_machines"))
-    wrong = subprocess.run(["bash", str(PROFILE)], env={**os.environ, "MODEL": "llava"}, capture_output=True, text=True)
-    assert wrong.returncode == 2
-    assert "llava_onevision, llava_vid, qwen2_5_vl" in wrong.stderr
+    for variable, value, message in (
+        ("FAMILY", "llava", "known: llava_onevision, llava_vid, qwen2_5_vl"),
+        ("MODEL", "llava_vid", "MODEL=llava_vid names no checkpoint, which MODEL is; say FAMILY=llava_vid"),
+        ("PRETRAINED", "mine", "say MODEL=mine in place of PRETRAINED"),
+    ):
+        environment = {**os.environ, variable: value}
+        wrong = subprocess.run(["bash", str(PROFILE)], env=environment, capture_output=True, text=True)
+        assert (wrong.returncode, message in wrong.stderr) == (2, True)

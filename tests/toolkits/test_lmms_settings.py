@@ -57,6 +57,19 @@ def test_arguments_go_before_the_environment(settings: ModuleType):
     assert settings.read_settings({"pretrained": "x"}, around).journal == "kept"
 
 
+def test_what_lmms_eval_makes_of_model_args_means_the_same(settings: ModuleType):
+    from lmms_eval.utils import simple_parse_args_string
+
+    from tango.methods import Plan
+
+    texts = {"base_time": "1e4", "alpha": "2.0", "num_neighbors": "1e1", "kernels": "off", "exact_budget": "1",
+             "rope_sections": "2:3:4", "segment_threshold": "None", "rope": "none", "pruned_layer": "18"}  # fmt: skip
+    told = simple_parse_args_string(",".join(["pretrained=x", *(f"{name}={text}" for name, text in texts.items())]))
+    assert told["kernels"] == "off"
+    assert isinstance(told["num_neighbors"], float)
+    assert settings.read_settings(told, {"WRAPPER": "tango"}).method.plan == Plan.parse(texts, method="tango")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

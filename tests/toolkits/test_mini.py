@@ -106,9 +106,14 @@ def test_the_report_reads_them(places: Places) -> None:
     assert Counter(run.benchmark.name for run in runs) == {"TangoMini": 3, "TangoMini-blank": 3}
     assert {run.model for run in runs} == {"tango-mini"}
     for run in runs:
-        assert run.partial
+        assert (run.partial, run.num_failed, run.num_frames) == (True, 0, 16)
         assert len({question.video_id for question in run.questions}) == 2
         assert {question.group for question in run.questions} == {question["kind"] for question in QUESTIONS}
+        found = json.loads((run.source / "tango_summary.json").read_text())["datasets"][f"{run.benchmark.name}_16frame"]
+        assert sum(question.correct for question in run.questions) == found["num_correct"]
+        lines = [json.loads(line) for line in (run.source / "records.jsonl").read_text().splitlines()]
+        assert all(0 < line["tokens_after"] <= line["tokens_before"] for line in lines)
+        assert run.tokens_after == pytest.approx(found["efficiency"]["means"]["mean_visual_tokens"])
 
 
 @pytest.mark.usefixtures("printed")
@@ -147,7 +152,7 @@ def lmms_run(places: Places) -> lmms.Run:
 def test_both_toolkits_show_the_same_clips(places: Places) -> None:
     theirs, ours = (folder / cache_name() for folder in (places.home, places.home.parent / "LMUData"))
     clips = {f"{kind}_{i:04d}.mp4" for kind in ("clip", "blank") for i in range(2)}
-    assert {path.name for path in theirs.iterdir()} == clips
+    assert {path.name for path in theirs.iterdir()} == {".lock", *clips}
     for name in clips:  # the same pixels; an encoder may choose other bytes for them
         seen = [decode_everything(folder / name) for folder in (theirs, ours)]
         assert np.array_equal(*seen)
@@ -169,9 +174,15 @@ def test_both_toolkits_ask_and_score_alike(name: str, places: Places, lmms_run: 
 def test_the_report_reads_lmms_eval_too(lmms_run: lmms.Run) -> None:
     runs = read_results([lmms_run.folder]).runs
     assert {run.benchmark.name for run in runs} == set(NAMES)
+    results = lmms_run.results()["results"]
     for run in runs:
-        assert run.partial
+        assert (run.partial, run.limited, run.num_failed) == (True, True, 0)
         assert len({question.video_id for question in run.questions}) == 2
+        right = sum(question.correct for question in run.questions)
+        assert 100 * right / len(run.questions) == pytest.approx(results[NAMES[run.benchmark.name]]["accuracy,none"])
+        assert run.tokens_after is not None
+        assert run.tokens_before is not None
+        assert 0 < run.tokens_after < 0.12 * run.tokens_before
 
 
 def test_the_script_explains_itself() -> None:

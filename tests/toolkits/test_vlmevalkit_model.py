@@ -310,7 +310,9 @@ class TestData:
 class TestSummary:
     """What is wrong with a run decides its exit code."""
 
-    def run(self, folder: Path, *, scores: list[int] | None, failures: int = 0, **status: Any) -> list[str]:
+    def run(
+        self, folder: Path, *, scores: list[int] | None, failures: int = 0, without: tuple[str, ...] = (), **status: Any
+    ) -> list[str]:
         import json
 
         import pandas as pd
@@ -328,11 +330,13 @@ class TestSummary:
         (folder / "M").mkdir()
         (folder / "M/status.json").write_text(json.dumps({"datasets": {"MVBench_8frame": status}}))
         if scores is not None:
-            rows = pd.DataFrame({"task_type": ["a", "a", "b"], "score": scores})
-            rows.to_excel(folder / "M/M_MVBench_8frame_score.xlsx", index=False)
+            named = {"index": [0, 1, 2], "prefix": "p/", "video": ["u", "v", "v"], "prediction": ["A", "", "B"]}
+            rows = pd.DataFrame({**named, "task_type": ["a", "a", "b"], "score": scores})
+            rows.drop(columns=list(without)).to_excel(folder / "M/M_MVBench_8frame_score.xlsx", index=False)
             record = {
                 "failures": [{"index": i, "error": "VideoReadError: no"} for i in range(failures)],
-                "efficiency": {"sums": {"samples": 3}},
+                "efficiency": {"sums": {"samples": 3}, "means": {"visual_tokens_before": 100}},
+                "tokens": {"1": [100, 10.5]},
             }
             (folder / "M/M_MVBench_8frame_tango.json").write_text(json.dumps(record))
         problems = summarise(run)
@@ -345,6 +349,34 @@ class TestSummary:
         assert self.found["groups_percent"] == {"a": 50, "b": 100}
         assert self.found["mean_of_groups_percent"] == 75
         assert (self.found["num_correct"], self.found["num_questions"], self.found["num_failures"]) == (2, 3, 1)
+
+    def test_the_records_have_every_question(self, tmp_path: Path) -> None:
+        import json
+
+        from tango.report.readers import read_results
+
+        self.run(tmp_path, scores=[1, 0, 1], failures=1, status="done")
+        lines = [json.loads(line) for line in (tmp_path / "M/records.jsonl").read_text().splitlines()]
+        assert [line["failed"] for line in lines] == [True, False, False]
+        assert [(line["tokens_before"], line["tokens_after"]) for line in lines] == [
+            (None, None), (100, 10.5), (None, None),
+        ]  # fmt: skip
+        assert [line["text"] for line in lines] == ["A", None, "B"]
+        (run,) = read_results([tmp_path]).runs
+        assert [(q.question_id, q.video_id, q.group) for q in run.questions] == [
+            ("0", "p//u", "a"), ("1", "p//v", "a"), ("2", "p//v", "b"),
+        ]  # fmt: skip
+        assert [question.correct for question in run.questions] == [False, False, True]  # the first failed
+        assert (run.benchmark.name, run.num_failed, run.tokens_before, run.tokens_after) == ("MVBench", 1, 100, 10.5)
+        assert "tokens" not in self.found
+
+    def test_a_table_without_clips_has_scores_and_no_records(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.run(tmp_path, scores=[1, 0, 1], without=("video",), status="done") == []
+        assert self.found["num_correct"] == 2
+        assert "run.py: warning: M: cannot make records of" in capsys.readouterr().err
+        assert not (tmp_path / "M/records.jsonl").exists()
 
     def test_what_the_judge_could_not_score_is_not_right(self, tmp_path: Path) -> None:
         assert self.run(tmp_path, scores=[1, -1, 1]) == []

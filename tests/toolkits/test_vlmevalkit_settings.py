@@ -153,9 +153,9 @@ class TestNames:
         (["--config=nowhere.json"], "cannot read nowhere.json: No such file"),
         (["--config=README.md"], 'README.md must be JSON with entries under "model" and "data"'),
         (["--config=run_config/llava_video_7b.json", "--datasets", "MVB"], "no data set 'MVB' in the JSON file; there"),
-        (["--config=run_config/llava_video_7b.json", "--limit", "few"], "limit must be a whole number, 0 or more, got"),
-        (["--config=run_config/llava_video_7b.json", "--workers", "-1"], "workers must be a whole number, 0 or more"),
-        (["--config=run_config/llava_video_7b.json", "--option", "alpha"], "--option takes NAME=VALUE, got 'alpha'"),
+        (["--config=run_config/llava_video_7b.json", "--limit", "few"], "limit must be a whole number, got 'few'"),
+        (["--config=run_config/llava_video_7b.json", "--workers", "-1"], "workers must be 0 or more, got -1"),
+        (["--config=run_config/llava_video_7b.json", "--option", "alpha"], "--option needs NAME=VALUE, got 'alpha'"),
         (["--config=run_config/llava_video_7b.json", "--method", "x"], "unknown method 'x'"),
         (["--config=run_config/llava_video_7b.json", "--retain-ratio", "0.1"], "'none' keeps all tokens"),
         (
@@ -220,5 +220,5 @@ class TestSeveral:
             "MVBench_8frame": {"class": "MVBench", "dataset": "MVBench", "nframe": 8, "num_clips": 2,
                                "control": "blank"}
         }  # fmt: skip
-        with pytest.raises(OptionError, match="--data-option takes NAME=VALUE, got 'num_clips'"):
+        with pytest.raises(OptionError, match="--data-option needs NAME=VALUE, got 'num_clips'"):
             resolve(written(tmp_path), "--data-option", "num_clips")

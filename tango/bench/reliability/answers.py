@@ -19,7 +19,7 @@ from tango.bench.reliability.corpus import draw_frame
 from tango.bench.reliability.workers import Bench, Outcome, Row, attempt, counted, run_all
 from tango.containers import Video
 from tango.evaluation.preparation import collate
-from tango.methods import available_pruners
+from tango.methods import ready_pruners
 
 MODELS = (mini.NAME, "llava-onevision-tiny", "llava-video-tiny", "qwen2.5-vl-tiny")
 _QUESTIONS = {
@@ -121,7 +121,7 @@ def repeat(name: str, method: str, times: int) -> tuple[list[str], float]:
 def check_determinism(bench: Bench) -> Iterator[Row]:
     """R6: the same input 20 times, threads 1 and 2, places in a batch."""
     times = 200 if bench.full else 20
-    pairs = [(mini.NAME, method) for method in available_pruners()] + [(name, "tango") for name in MODELS[1:]]
+    pairs = [(mini.NAME, method) for method in ready_pruners()] + [(name, "tango") for name in MODELS[1:]]
     outcomes = run_all([partial(repeat, *pair, times) for pair in pairs], replace(bench, limit_s=1800))
     faults = [fault for o in outcomes if o.kind == "ok" for fault in o.value[0]]
     faults += [f"{pair}: {o.message}" for pair, o in zip(pairs, outcomes, strict=True) if o.kind != "ok"]
@@ -220,7 +220,7 @@ def not_a_number(name: str, method: str, ratio: float = _RATIO) -> str:
 
 def check_batches(bench: Bench) -> Iterator[Row]:
     """R7: batches and odd inputs, for every family and method."""
-    methods = available_pruners()
+    methods = ready_pruners()
     pairs = [*((mini.NAME, method) for method in methods), *((name, "tango") for name in MODELS[1:])]
     if bench.full:
         pairs = list(itertools.product(MODELS, methods))

@@ -209,7 +209,7 @@ def _cli_kills(bench: Bench, kills: int) -> tuple[int, list[str]]:
     for number in range(kills):
         output = bench.folder / f"killed_{number}.jsonl"
         with subprocess.Popen([*command, str(output)], **quiet) as process:
-            lines = rng.randrange(1, 6)
+            lines = rng.randrange(1, 50)  # of about ten a clip
             while process.poll() is None and (not output.exists() or output.read_bytes().count(b"\n") < lines):
                 time.sleep(0.01)
             process.kill()

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -205,35 +204,6 @@ def _checkpoint(folder: Path) -> Path:
     return folder
 
 
-def zip_bomb(path: Path, megabytes: int) -> Path:
-    """An Excel file that is small and unpacks to this much."""
-    head, row, tail = (
-        b'<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData>',
-        b'<row r="1"><c r="A1" t="inlineStr"><is><t>' + b"x" * 900 + b"</t></is></c></row>\n",
-        b"</sheetData></worksheet>",
-    )
-    block = row * 1100
-    with (
-        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
-        archive.open("xl/worksheets/sheet1.xml", "w") as sheet,
-    ):
-        sheet.write(head)
-        for _ in range(megabytes):
-            sheet.write(block)
-        sheet.write(tail)
-    return path
-
-
-def unpack(path: str) -> tuple[str, str]:
-    """Read an Excel file; its own ValueError is as good as a TangoError here."""
-    from tango.report.xlsx import read_xlsx
-
-    try:
-        return "read", str(len(read_xlsx(Path(path))))
-    except ValueError as error:
-        return "refused", str(error)
-
-
 def check_probes(bench: Bench) -> Iterator[Row]:
     """R9, of what happens on this machine."""
     folder = bench.folder / "probes"
@@ -248,9 +218,6 @@ def check_probes(bench: Bench) -> Iterator[Row]:
     yield counted("R9", "connections that these made", len(elsewhere), seen, noun="connections")
     large = large_files(folder, clip, full=bench.full)
     outcomes = {name: alone(partial(peak, partial(take, str(path))), bench) for name, path in large.items()}
-    outcomes["an Excel file of 400 MB"] = alone(
-        partial(peak, partial(unpack, str(zip_bomb(folder / "bomb.xlsx", 400)))), bench
-    )
     may_read = ("300 MB behind a clip", "ten hours")
     yield counted("R9", "enormous files: not refused by name", len(outcomes), faults_of(outcomes, may_read))
     sizes = {name: outcome.value[1] for name, outcome in outcomes.items() if outcome.kind == "ok"}

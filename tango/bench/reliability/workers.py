@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tango.errors import TangoError
+from tango.extensions import import_packages, imported
 
 # Loaded once and forked with, not loaded anew in every process.
 _PRELOADED = [
@@ -103,9 +104,14 @@ def start(target: Callable[..., None], *args: Any) -> Any:
     """Start a process that has the libraries loaded already; it is forked from a server that has done nothing else."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    process = context.Process(target=target, args=args, daemon=True)
+    process = context.Process(target=_begin, args=(imported(), target, *args), daemon=True)
     process.start()
     return process
+
+
+def _begin(packages: list[str], target: Callable[..., None], *args: Any) -> None:
+    import_packages(*packages)
+    target(*args)
 
 
 def _serve(connection: Any) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from tango import mini
 from tango.bench.common import positive
 from tango.commands.common import add_method_arguments, add_model_arguments, frame_count, load_model, method_from
-from tango.evaluation.records import identity
+from tango.evaluation import MethodConfig
+from tango.evaluation.records import environment, identity
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--control", choices=("none", "blank", "other"), default="none",
         help="show a grey video, or another clip, in place of the one asked about (none)",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, help="JSON lines, one per clip; a file that is there is continued")
+    parser.add_argument(
+        "--output", type=Path, metavar="X.jsonl",
+        help="records, a line per question, and X.run.json beside; a file that is there is continued; for `tango runs`",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
@@ -43,28 +47,40 @@ def run(args: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         results = None
         if args.output is not None:
-            behind = identity(args.model, local_files_only=args.offline)
-            if args.siglip:
-                behind["siglip"] = identity(args.siglip, local_files_only=args.offline)["content"]["checkpoint"]
-            how = {"dtype": args.dtype, "attn_implementation": args.attn_implementation}
-            setting = {**asked_for, **how, **behind}
-            results = evaluation.Results(args.output, setting)
+            results = evaluation.Results(args.output, _run(args, method))
             if args.clips:
                 results.check_clips(args.clips, args.control)
         records = [] if results is None else list(results.records)
-        done = {record["clip"] for record in records}
+        done = set() if results is None else results.clips
         remaining = [index for index in range(args.num_clips) if index not in done]
         model, processor = load_model(args)
         stack.enter_context(method.apply(model))
         options = {"num_frames": args.num_frames, "control": args.control}
         asked = evaluation.evaluate(model, processor, folder, remaining, **options)
-        for record in tqdm(asked, total=len(remaining), unit="clip", disable=None):
-            records.append(record)
+        for of_clip in tqdm(asked, total=len(remaining), unit="clip", disable=None):
+            records += of_clip
             if results is not None:
-                results.add(record)
+                results.add(of_clip)
     summary = evaluation.summarise([record for record in records if record["clip"] < args.num_clips])
-    print(json.dumps({**asked_for, **summary}) if args.json else _table(setting, summary))
+    print(json.dumps({**asked_for, **summary}) if args.json else _table(asked_for, summary))
     return 0
+
+
+def _run(args: argparse.Namespace, method: MethodConfig) -> dict[str, Any]:
+    """What the results' file says of all its records."""
+    behind = identity(args.model, method, local_files_only=args.offline)
+    if args.siglip:
+        behind["siglip"] = identity(args.siglip, local_files_only=args.offline)["content"]["checkpoint"]
+    how = {name: getattr(args, name) for name in ("model", "control", "dtype", "attn_implementation")}
+    found = environment()
+    return {
+        "model": Path(args.model).name,
+        "method": method.to_dict(),
+        "num_frames": args.num_frames,
+        "date": found["date"],
+        "settings": {**how, **behind},
+        "environment": found,
+    }
 
 
 def _table(setting: dict[str, Any], summary: dict[str, Any]) -> str:

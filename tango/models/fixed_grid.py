@@ -1,0 +1,203 @@
+"""The base of LLaVA-like families: frames of one size pass a CLIP or SigLIP tower one by one, as a grid of patches.
+
+A family says how patches become tokens (`project`, `pool`, `side`) and what stands beside them in the prompt
+(`newlines`); the rest is here. `llava_next_video.py` is the example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tango.containers import PrunedTokens, Signal, VisualTokens
+from tango.errors import OptionError, UnsupportedModelError
+from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideos
+from tango.models.frame_batches import FrameRows, frame_batches
+from tango.models.siglip import TowerStates, project, run_tower
+from tango.models.timestamps import video_timestamps
+from tango.ops.blocks import upload
+from tango.ops.saliency import AttentionPool, TowerBlock, block_signals
+from tango.profiling import StageTimer
+
+PositionRule = Literal["contiguous", "kept"]
+_COMPILED = "compiled_tower"  # attribute of a model that stands in for `run_tower`
+
+
+class FixedGridAdapter(Adapter):
+    """N tokens of a frame are `side` x `side` pools of its patches.
+
+    Args:
+        positions: of the pruned prompt: "contiguous", as in the paper's release; "kept": every token keeps its
+            position in the unpruned prompt.
+    Raises:
+        UnsupportedModelError: the config asks for several feature layers, or for another strategy than the tower's:
+            "default" leaves a CLS token out, "full" is for towers without.
+    """
+
+    signals: ClassVar[Signal] = Signal.SALIENCY | Signal.FRAME_EMBEDS | Signal.TIMESTAMPS | Signal.KEYS
+    image_options: ClassVar[tuple[str, ...]] = ()  # inputs that `get_image_features` takes beside pixels and sizes
+    # Places of a grid of this size whose attention is high whatever the image.
+    sink_positions: ClassVar[tuple[int, ...]] = ()
+    sink_grid: ClassVar[tuple[int, int] | None] = None
+
+    def __init__(self, model: Any, *, saliency: str = "p-attn", positions: PositionRule = "contiguous"):
+        super().__init__(model, saliency=saliency)
+        if positions not in ("contiguous", "kept"):
+            raise OptionError(f"positions of {self.title} must be 'contiguous' or 'kept', got {positions!r}")
+        self.position_rule = positions
+        config, cls = model.config, self.pooling_query == "cls"
+        layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
+        depth, wanted = config.vision_config.num_hidden_layers, "default" if cls else "full"
+        if type(layer) is not int or strategy != wanted or not (-depth <= layer < 0 or 0 < layer <= depth):
+            raise UnsupportedModelError(
+                f"the {config.model_type} adapter handles one vision_feature_layer of {depth} with strategy "
+                f"{wanted!r}, got {layer!r} with {strategy!r}"
+            )
+        self.patches = config.vision_config.image_size // config.vision_config.patch_size  # per side
+        self.grid = (self.side(config),) * 2  # (H, W) of a frame's tokens
+
+    @classmethod
+    def side(cls, config: Any) -> int:
+        """Tokens per side of a frame."""
+        return config.vision_config.image_size // config.vision_config.patch_size // 2
+
+    @classmethod
+    def tokens_per_step(cls, config: Any) -> int:
+        return cls.side(config) ** 2
+
+    @classmethod
+    def tower(cls, model: Any) -> Any:
+        return model.model.vision_tower
+
+    @classmethod
+    def tower_blocks(cls, model: Any) -> Any:
+        return cls.tower(model).encoder.layers
+
+    @classmethod
+    def compilable(cls, model: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
+        return [(model, _COMPILED, run_tower)]
+
+    @property
+    def video_token_id(self) -> int:
+        return self.model.config.video_token_id
+
+    def head(self) -> AttentionPool | None:
+        """The attention-pooling head of the tower, where there is one."""
+        return None
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Features (T, N, D) from what the tower makes of the patches, (T, patches^2, P)."""
+        return self.pool(self.model.model.multi_modal_projector(hidden))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Shrink the patch grid of every frame, (T, patches^2, C) -> (T, N, C), as the model does; on average here.
+
+        Rows and columns that do not fill a token are left out.
+        """
+        # A view, so channels stay last: the same values, and on a GPU pooling is many times as fast in 16 bit.
+        x = x.unflatten(1, (self.patches, self.patches)).permute(0, 3, 1, 2)
+        return F.avg_pool2d(x, self.patches // self.grid[0]).permute(0, 2, 3, 1).flatten(1, 2)
+
+    def encode_videos(self, inputs: Mapping[str, Any], wants: Signal, timer: StageTimer) -> EncodedVideos:
+        """Frames pass in batches; what is pooled of all of them is kept, and no hidden state longer than its batch."""
+        videos = list(inputs[self.video_input])  # a (V, T, C, h, w) tensor, or tensors of unequal length
+        lengths = [len(video) for video in videos]
+        if not lengths or 0 in lengths:
+            raise ValueError(f"{self.video_input} must hold videos of at least one frame, got frames {lengths}")
+        frames = [frame for video in videos for frame in video.unbind()]
+        device, dtype, width = self.model.device, self.model.dtype, self.model.config.vision_config.hidden_size
+        batches = list(frame_batches([self.patches**2] * len(frames), width, dtype, device))
+        rows = FrameRows(len(frames))
+        for batch in batches:
+            rows.add(**self._encode_frames(frames[batch], batches[0].stop, wants, timer))
+        sinks = self.sink_positions if self.grid == self.sink_grid else ()
+        given = inputs.get("video_timestamps_s")
+        times = video_timestamps(given, lengths, wanted=Signal.TIMESTAMPS in wants)
+        parts = {name: rows.split(name, lengths) for name in TOKEN_FIELDS}
+        encoded = []
+        for i, seconds in enumerate(times):
+            fields: dict[str, Any] = {name: part[i] for name, part in parts.items()}
+            encoded.append(VisualTokens(grid=self.grid, timestamps_s=seconds, sink_positions=sinks, **fields))
+        return EncodedVideos(videos=encoded)
+
+    def _encode_frames(
+        self, frames: list[Tensor], batch_size: int, wants: Signal, timer: StageTimer
+    ) -> dict[str, Tensor]:
+        """Pooled features of a few frames (C, h, w), and the signals that are wanted."""
+        with timer.stage("tower"):
+            states = self._run_tower(frames, batch_size)
+        prefix = states.hidden.shape[1] - self.patches**2
+        hidden = states.hidden[:, prefix:]
+        with timer.stage("prune"):
+            last = self.tower_blocks(self.model)[self._depth - 1]
+            block = TowerBlock(
+                grid=self.grid,
+                hidden=hidden,
+                project=partial(project, last, states.entering),
+                scale=last.self_attn.scale,
+                pool=self.pool,
+                pooling_query=self.pooling_query,
+                head=self.head(),
+                cls=states.hidden[:, 0] if prefix else None,
+            )
+            rows = block_signals(block, wants, self.saliency)
+        del states, block  # the projector is wide, so what the block entered with leaves before
+        with timer.stage("project"):
+            rows["features"] = self.project(hidden)
+        return rows
+
+    @property
+    def _depth(self) -> int:
+        """Blocks of the tower that run."""
+        layer = self.model.config.vision_feature_layer
+        return len(self.tower_blocks(self.model)) + 1 + layer if layer < 0 else layer
+
+    def _run_tower(self, frames: list[Tensor], batch_size: int) -> TowerStates:
+        compiled = vars(self.model).get(_COMPILED)
+        padding = [] if compiled is None else frames[-1:] * (batch_size - len(frames))  # to compile for one size
+        pixels = upload(torch.stack(frames + padding), self.model.device).to(self.model.dtype)
+        states = (compiled or run_tower)(self.tower(self.model), self._depth, pixels)
+        return TowerStates(*(x[: len(frames)] for x in states)) if padding else states
+
+    def encode_images(self, inputs: Mapping[str, Any]) -> EncodedImages | None:
+        if inputs.get("pixel_values") is None:
+            return None
+        options = {name: inputs[name] for name in self.image_options if inputs.get(name) is not None}
+        output = self.model.model.get_image_features(
+            inputs["pixel_values"].to(self.model.dtype), inputs["image_sizes"], return_dict=True, **options
+        )
+        return EncodedImages(token_id=self.model.config.image_token_id, features=torch.cat(list(output.pooler_output)))
+
+    def lay_out(self, tokens: VisualTokens, pruned: PrunedTokens) -> tuple[Tensor, Tensor]:
+        """Newlines are outside every ratio: the one after a video always stays, that of a row while any of the row's
+        tokens does."""
+        (T, N, _), (H, W), K = tokens.features.shape, tokens.grid, len(pruned.indices)
+        stays = torch.zeros(T * N, dtype=torch.bool, device=pruned.indices.device)
+        stays[pruned.indices] = True
+        if self.newlines == "none":
+            return pruned.features, stays
+        embeds = torch.cat([pruned.features, self.model.model.image_newline.to(pruned.features)[None]])
+        if self.newlines == "video":
+            return embeds, F.pad(stays, (0, 1), value=True)
+        # For each placeholder the row of `embeds` that stands there, -1 where the placeholder leaves.
+        source = torch.where(stays, stays.cumsum(0) - 1, -1).view(T * H, W)
+        newline = torch.where((source >= 0).any(dim=1, keepdim=True), K, -1)
+        source = torch.cat([source, newline], dim=1).flatten()
+        stays = source >= 0
+        return embeds[source[stays]], stays
+
+    @property
+    def positions_are_kept(self) -> bool:
+        return self.position_rule == "kept"
+
+    def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]) -> Tensor | None:
+        del inputs
+        if self.position_rule == "contiguous":
+            return None
+        attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        return attended.cumsum(dim=1) - 1  # those of padding do not count
