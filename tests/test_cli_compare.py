@@ -68,7 +68,8 @@ def test_every_method_is_compared_by_default(record):
 @pytest.mark.parametrize("method", available_pruners())
 def test_a_method_keeps_what_it_would_keep_alone(files, record, capsys, method):
     """Signals that others want make no difference."""
-    assert tango(files, "--json", "--retention-ratio", "0.25", "--method", method, command="inspect") == 0
+    options = ["--json", "--retention-ratio", "0.25", "--saliency", "p-attn", "--method", method]
+    assert tango(files, *options, command="inspect") == 0
     alone = json.loads(capsys.readouterr().out)
     together = next(m for m in record["methods"] if m["method"] == method)
     assert together["indices"] == alone["indices"]
