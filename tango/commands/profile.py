@@ -23,11 +23,12 @@ import tango
 from tango.bench import endtoend, random_model
 from tango.bench.common import number, positive, thread_count, threads
 from tango.bench.endtoend import Candidate, first_line
-from tango.commands.common import parse_option, parsing, quiet, words
+from tango.commands.common import parsing, quiet, words
 from tango.errors import OptionError, TangoError
 from tango.evaluation import Efficiency, MethodConfig, environment
 from tango.evaluation.efficiency import TTFT
 from tango.files import make_folder, write_bytes, write_json
+from tango.methods.plan import named_value
 from tango.models import adapter_class
 from tango.models.loading import available_attention, check_attention, choose_device
 from tango.profiling import StageTimer
@@ -163,9 +164,10 @@ def candidates_from(args: argparse.Namespace) -> list[Candidate]:
             print("tango: warning: tango-plain is deprecated; write tango:engine=plain", file=sys.stderr)
             text = "tango:engine=plain"
         name, *given = text.split(":")
-        options = dict(map(parse_option, given))
+        settings: dict[str, Any] = {} if args.saliency is None else {"saliency": args.saliency}
+        settings |= dict(map(named_value, given))
         methods += [
-            MethodConfig(method=name, options=own | options, saliency=args.saliency)
+            MethodConfig.from_settings({"method": name, **own}, settings, release=False)
             for own in ([{}] if name == "none" else [{"retention_ratio": ratio} for ratio in ratios])
         ]
     towers: Sequence[str | None] = _names(args.tower_attn_implementation or "") or [None]
