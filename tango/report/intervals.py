@@ -43,8 +43,7 @@ class Estimate:
             return None
         if self.is_share and np.ptp(draws) == 0:
             return wilson(self.value, self.num_clips)
-        low, high = np.quantile(draws, [0.025, 0.975])
-        return float(low), float(high)
+        return float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))
 
 
 def wilson(percent: float, num_trials: int) -> tuple[float, float]:
