@@ -113,6 +113,7 @@ def test_a_check_that_hangs_is_given_up(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (finding,) = run_group("readers", ["torchcodec"], timeout_s=15)
     assert (finding.status, finding.detail) == ("failed", "the check gave no result within 15 s")
+    assert "--timeout" in finding.way_out
 
 
 @pytest.mark.parametrize("options", [["--timeout", "0"], ["--timeout", "nan"], ["--fix"], ["all"]], ids=" ".join)

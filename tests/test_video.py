@@ -108,7 +108,9 @@ def test_rotated_clips_come_upright(clockwise: int, tmp_path: Path, clip: Clip) 
 def test_an_edit_list_that_cuts_the_end_is_no_damage(tmp_path: Path, clip: Clip) -> None:
     data = bytearray(clip("edit_list.mp4").read_bytes())
     duration = data.index(b"elst") + 12
-    data[duration : duration + 4] = (600).to_bytes(4, "big")  # in milliseconds
+    movie = data.index(b"mvhd") + 16
+    ticks_per_s = int.from_bytes(data[movie : movie + 4], "big")  # 1000, and as the video's from FFmpeg 9 on
+    data[duration : duration + 4] = (ticks_per_s * 6 // 10).to_bytes(4, "big")
     path = tmp_path / "both_ends.mp4"
     path.write_bytes(data)
     read = read_video(path, num_frames=3)

@@ -59,9 +59,9 @@ def examine(*, timeout_s: float = 120.0) -> list[Finding]:
 
 def run_group(module: str, names: Sequence[str], *, timeout_s: float) -> Iterator[Finding]:
     """Run checks of a module one after the other in one process, and in a new one after each that kills it."""
-    remaining = list(names)
+    remaining, late = list(names), f"gave no result within {timeout_s:g} s"
     while remaining:
-        reason = f"gave no result within {timeout_s:g} s"
+        reason = late
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
             command = [sys.executable, "-c", _START, json.dumps(sys.path), module, *remaining]
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
@@ -80,7 +80,10 @@ def run_group(module: str, names: Sequence[str], *, timeout_s: float) -> Iterato
                 process.kill()
                 process.wait()
         if remaining:
-            yield Finding(remaining.pop(0), "failed", f"the check {reason}", "reinstall what it uses, or report it")
+            way_out = "reinstall what it uses, or report it"
+            if reason == late:
+                way_out = "on a slow or busy machine give it longer (--timeout); if that does not help, " + way_out
+            yield Finding(remaining.pop(0), "failed", f"the check {reason}", way_out)
 
 
 def _pass_on(stream: IO[bytes], lines: queue.Queue[bytes | None]) -> None:

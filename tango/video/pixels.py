@@ -44,12 +44,12 @@ def is_mirrored(frame: av.VideoFrame) -> bool:
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[float, ...]:
     """Return a, b, c, d: a coded (x, y) is shown at (a x + c y, b x + d y), y down."""
-    side_data: Any = frame.side_data  # PyAV's stubs take it for a mapping
-    for data in side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            matrix = np.frombuffer(data, "=i4").tolist()
-            return tuple(float(matrix[i]) for i in (0, 1, 3, 4))
-    return 1.0, 0.0, 0.0, 1.0
+    side_data: Any = frame.side_data  # iterated over, it gives data up to PyAV 18 and their types from 19 on
+    data = side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 1.0, 0.0, 0.0, 1.0
+    matrix = np.frombuffer(data, "=i4").tolist()
+    return tuple(float(matrix[i]) for i in (0, 1, 3, 4))
 
 
 def _colours(frame: av.VideoFrame) -> dict[str, Any]:

@@ -102,6 +102,13 @@ def import_av(path: str) -> Any:
     return av
 
 
+def lenient() -> dict[str, Any]:
+    """Options for `av.open`: a title that is not UTF-8 would be an error before PyAV 19, which lacks the option."""
+    import av
+
+    return {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
 @contextmanager
 def opened(path: str, limits: Limits, **options: str) -> Iterator[Source]:
     """Open a file and its main video stream; errors of FFmpeg inside the block become VideoReadError."""
@@ -109,12 +116,11 @@ def opened(path: str, limits: Limits, **options: str) -> Iterator[Source]:
     # "file:" and the lists keep FFmpeg from reading the name as an address and from following what the file points to.
     url = f"file:{os.path.abspath(path)}"
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file", **options}
-    # Before PyAV 19 a title that is not UTF-8 would be an error. No options for decoders: given any,
-    # PyAV 15 writes beyond its memory where a container, such as FLV, shows its streams late.
-    lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    # No options for decoders: given any, PyAV 15 writes beyond its memory where a container, such as FLV, shows its
+    # streams late.
     with complaints() as said:
         try:
-            with av.open(url, container_options=options, **lenient) as container:
+            with av.open(url, container_options=options, **lenient()) as container:
                 yield Source(
                     path=path, container=container, stream=_main_stream(path, container), limits=limits, said=said
                 )

@@ -19,6 +19,7 @@ from tango.bench.reliability.workers import Bench, Outcome, Row, counted, run_al
 from tango.sampling import sample_indices
 from tango.video import read_video
 from tango.video.pixels import Converter
+from tango.video.source import lenient
 
 # The sound files that are damaged: every container, and every codec, at least once.
 SOURCES = (
@@ -52,7 +53,7 @@ def sequential(path: Path, name: str) -> Reading:
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)
     try:
-        with av.logging.Capture() as log, av.open(str(path), metadata_errors="replace") as container:
+        with av.logging.Capture() as log, av.open(str(path), **lenient()) as container:
             container.streams.video[0].codec_context.thread_count = 1
             try:
                 for frame in container.decode(video=0):
