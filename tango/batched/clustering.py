@@ -155,14 +155,15 @@ def runs(starts: Ints, counts: Ints) -> Ints:
 
 
 def _turns(sizes: Ints, device: torch.device) -> Iterator[list[Ints]]:
-    """Buckets that are worked on together: a GPU's, as long as their distances fit into memory; a CPU's one by one."""
+    """Buckets that are worked on together, as long as their distances fit into memory."""
     turn: list[Ints] = []
-    room = MAX_HELD_GPU
+    most = _MAX_BATCH_CPU if device.type == "cpu" else MAX_HELD_GPU
+    room = most
     for sets in _buckets(sizes, device):
         needed = len(sets) * int(sizes[sets].max()) ** 2
-        if turn and (needed > room or device.type == "cpu"):
+        if turn and needed > room:
             yield turn
-            turn, room = [], MAX_HELD_GPU
+            turn, room = [], most
         turn.append(sets)
         room -= needed
     if turn:
