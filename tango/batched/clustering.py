@@ -134,8 +134,8 @@ def _cluster(plan: _Plan, gather: Gather, k: int, centres: Int[Tensor, "C"], nea
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     delta = of_each(lambda own, bucket: own.to_denser(of(bucket, rank))).clamp_min_(0)
     score = (distance_sum / exponents).exp_().mul_(delta.sqrt_())  # infinite where nothing is denser
-    # Numbers that are not negative are in the order of their bits.
-    best = (set_keys - score.view(torch.int32)).sort(stable=True).indices.index_select(0, places)
+    # Numbers are in the order of their bits if none is negative, -0 neither.
+    best = (set_keys - score.abs_().view(torch.int32)).sort(stable=True).indices.index_select(0, places)
     in_order = best.sort().values
     listed = in_order.index_select(0, slots)
     of_set = listed - first_rows

@@ -64,9 +64,7 @@ class TangoPruner(Pruner):
     rope_sections: tuple[int, int, int] | None = None  # None: near-equal even parts; 1196, 1194, 1194 of 3584
     merge_weight: float = 0.6  # least weight of the anchor in its cluster (release); 0: average pooling (paper)
     anchor_order: Literal["aligned", "release"] = "aligned"  # release: merged rows land by density order
-    kernels: bool = (
-        True  # Triton kernels for averaging and rotating on GPUs that they run on; False: PyTorch's operators
-    )
+    kernels: bool = True  # Triton kernels that average and rotate, on GPUs that they run on; False: PyTorch's operators
     engine: Literal["auto", "plain", "batched"] = "auto"  # plain: this page as it stands; batched: all segments at once
 
     needs: ClassVar[Signal] = Signal.SALIENCY

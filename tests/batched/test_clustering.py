@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tango.batched import clustering
 from tango.batched.clustering import density_peaks_of_sets
-from tango.ops.clustering import TICK_LENGTH, density_peaks
+from tango.ops.clustering import TICK_LENGTH, Ticks, density_peaks
 
 GPU = torch.device("cuda")
 SIZES = [12, 5, 40, 12, 1, 70, 33, 12, 2]
@@ -83,6 +83,21 @@ class TestEqualsOneByOne:
             clustered(rows, sizes, counts, k=7), one_by_one(rows, sizes, counts, 7), strict=True
         ):
             assert torch.equal(found, expected)
+
+
+def test_distances_of_minus_zero_are_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rounds to -0 between equal rows ties with what rounds to 0."""
+    rows = random_rows(5)[[0, 1, 2, 0, 1, 2, 0, 1, 2, 3, 4]]
+    expected = one_by_one(rows, [11], [9], 3)
+    to_denser = Ticks.to_denser
+
+    def with_minus_zeros(ticks: Ticks, rank: Tensor) -> Tensor:
+        delta = to_denser(ticks, rank)
+        return torch.where((delta == 0) & (rank % 2 == 0), -0.0, delta)
+
+    monkeypatch.setattr(Ticks, "to_denser", with_minus_zeros)
+    for found, correct in zip(clustered(rows, [11], [9], k=3), expected, strict=True):
+        assert torch.equal(found, correct)
 
 
 @pytest.mark.parametrize("num_clusters", [0, 6])
