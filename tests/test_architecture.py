@@ -15,6 +15,7 @@ import pytest
 import tango
 import tango.evaluation
 import tango.mini
+import tango.report
 
 ROOT = Path(tango.__file__).parent
 FILES = {path.relative_to(ROOT.parent).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
@@ -123,7 +124,9 @@ def test_imports_no_more_than_needed(statement: str, absent: set[str]) -> None:
     assert len(run.stdout.splitlines()) == 1  # nothing else printed
 
 
-@pytest.mark.parametrize("package", [tango, tango.evaluation, tango.mini], ids=lambda package: package.__name__)
+@pytest.mark.parametrize(
+    "package", [tango, tango.evaluation, tango.mini, tango.report], ids=lambda package: package.__name__
+)
 class TestPublicNames:
     def test_resolve(self, package: Any) -> None:
         for name in package.__all__:

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tango import TangoError
-from tango.report.benchmarks import Benchmark, benchmark
-from tango.report.readers import without_records
-from tango.report.records import write_records
+from tango.report import Benchmark, benchmark, without_records, write_records
 from tango_vlmeval.settings import STORED
 
 SUMMARY = "tango_summary.json"

@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tango import TangoError
-from tango.errors import WriteError
+from tango import TangoError, WriteError
 from tango.evaluation import environment, write_json
 from tango_vlmeval import records
 from tango_vlmeval.records import SUMMARY, read_json

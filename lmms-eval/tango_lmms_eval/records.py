@@ -13,11 +13,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from tango import TangoError
-from tango.errors import WriteError
-from tango.report.benchmarks import benchmark
-from tango.report.readers import with_method, without_records
-from tango.report.records import write_records
+from tango import TangoError, WriteError
+from tango.report import benchmark, with_method, without_records, write_records
 
 Answers = Mapping[tuple[str, int], Mapping[str, Any]]  # by task and document: tokens_before, tokens_after, error
 

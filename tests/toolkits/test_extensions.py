@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tango_lmms_eval.settings import read_settings
 
 from tango import TangoError
 from tests import lmms_checkpoint
@@ -83,6 +82,8 @@ def test_lmms_eval_runs_a_method_that_the_environment_names(
 
 
 def test_packages_that_cannot_be_imported_are_refused_by_both() -> None:
+    from tango_lmms_eval.settings import read_settings
+
     with pytest.raises(TangoError, match="cannot import 'not_there': ModuleNotFoundError"):
         read_settings({"pretrained": "x"}, {"TANGO_IMPORT": "not_there", "WRAPPER": "none"})
     command = [sys.executable, "run.py", "--config", "run_config/llava_onevision_7b.json", "--import", "not_there"]
