@@ -30,6 +30,7 @@ def check_ratio(name: str, value: float) -> None:
 
 
 Limits = dict[str, tuple[float, float]]
+ByRatio = Mapping[str, Callable[[float], float]]  # by option: its value at a retention ratio
 _TRUTH = {**dict.fromkeys(("true", "on", "yes", "1"), True), **dict.fromkeys(("false", "off", "no", "0"), False)}
 
 
@@ -205,7 +206,7 @@ class Pruner(Learnable, ABC):
     budget_rule: ClassVar[str] = ""  # tokens kept, in words
     default_saliency: ClassVar[str] = "p-attn"  # of a model's choices, where a run names none
     default_positions: ClassVar[str | None] = None  # None: the model's own
-    by_ratio: ClassVar[Mapping[str, Callable[[float], float]]] = {}  # options whose None goes by the retention ratio
+    by_ratio: ClassVar[ByRatio] = {}  # options whose None goes by the retention ratio
     paper: ClassVar[Paper] = UNPUBLISHED
 
     def __post_init__(self) -> None:

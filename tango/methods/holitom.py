@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
-from tango.methods.base import Limits, Pruner
+from tango.methods.base import ByRatio, Limits, Pruner
 from tango.methods.registry import register
 from tango.ops.assembly import assemble
 from tango.ops.blocks import upload
@@ -60,7 +60,7 @@ class HolitomPruner(Pruner):
         "num_neighbors": (2, math.inf),
         "max_segment_frames": (1, math.inf),
     }
-    by_ratio: ClassVar = {"segment_threshold": default_threshold}
+    by_ratio: ClassVar[ByRatio] = {"segment_threshold": default_threshold}
     budget_rule: ClassVar[str] = "ceil per frame, round per static set, at a ratio raised by what averaging saves"
     paper: ClassVar[Paper] = Paper(
         title="HoliTom: Holistic Token Merging for Fast Video Large Language Models",

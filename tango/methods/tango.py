@@ -15,7 +15,7 @@ from torch.profiler import record_function
 from tango.batched import Options, Segments, prune_segments
 from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError
-from tango.methods.base import Limits, Pruner
+from tango.methods.base import ByRatio, Limits, Pruner
 from tango.methods.registry import register
 from tango.ops.assembly import assemble
 from tango.ops.budget import exact_count, exact_segment_budgets, segment_budgets
@@ -73,7 +73,7 @@ class TangoPruner(Pruner):
         **dict.fromkeys(("context_ratio", "merge_weight"), (0, 1)),
         **dict.fromkeys(("alpha", "num_neighbors", "base_time", "base_space"), (1, math.inf)),
     }
-    by_ratio: ClassVar = {"segment_threshold": default_threshold}
+    by_ratio: ClassVar[ByRatio] = {"segment_threshold": default_threshold}
     budget_rule: ClassVar[str] = "ceil(r N) per frame; static tokens count once, their saving is shared out"
     paper: ClassVar[Paper] = Paper(
         title="Tango: Taming Visual Signals for Efficient Video Large Language Models",
