@@ -114,6 +114,7 @@ class Answerer:
                 self._journal = Journal(journal, {**self.config, **behind}, rank=rank)
                 stack.callback(self._journal.close)
             self._stack = stack.pop_all()
+        self.config["method"] = self.method.to_record()
         self.config |= {"batch_size": batch_size, "device": str(self.model.device), "environment": environment()}
         self._efficiency = Efficiency(device=self.model.device.type, elapsed_ms=[0.0])
 
