@@ -100,7 +100,7 @@ class Answerer:
             )
             self.config: dict[str, Any] = {
                 "pretrained": str(pretrained),
-                "method": self.method.to_dict(),
+                "method": self.method.to_record(),
                 **self._details(),
                 "siglip": siglip and str(siglip),
                 "min_pixels": min_pixels,
@@ -114,7 +114,6 @@ class Answerer:
                 self._journal = Journal(journal, {**self.config, **behind}, rank=rank)
                 stack.callback(self._journal.close)
             self._stack = stack.pop_all()
-        self.config["method"] = self.method.to_record()
         self.config |= {"batch_size": batch_size, "device": str(self.model.device), "environment": environment()}
         self._efficiency = Efficiency(device=self.model.device.type, elapsed_ms=[0.0])
 
