@@ -76,6 +76,6 @@ evaluate --methods none
 # shellcheck disable=SC2086 # lists of words
 evaluate --methods $methods --ratios $ratios --datasets TangoMini
 
-tango runs --results "$output" --json >"$output/runs.json"
-tango runs --results "$output" | tee "$output/runs.md"
-tango figure accuracy --results "$output" --benchmarks TangoMini --output "$output/accuracy.png" >&2
+tango "${imports[@]}" runs --results "$output" --json >"$output/runs.json"
+tango "${imports[@]}" runs --results "$output" | tee "$output/runs.md"
+tango "${imports[@]}" figure accuracy --results "$output" --benchmarks TangoMini --output "$output/accuracy.png" >&2

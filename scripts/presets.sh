@@ -49,7 +49,8 @@ evaluate "tango tango-paper tango-release" --option positions=kept "$@"
 evaluate tango --option positions=kept --option static_merging=false "$@"
 [ "${NODE_RANK:-0}" -eq 0 ] || exit "$failed"
 
-tango() { "$PYTHON" -m tango.cli "$@"; }
+source scripts/imports.sh
+tango() { "$PYTHON" -m tango.cli "${imports[@]}" "$@"; }
 tango runs --results "$OUTPUT" --against tango --json >"$OUTPUT/.presets.json"
 tango runs --results "$OUTPUT" --against tango >"$OUTPUT/.presets.md"
 mv "$OUTPUT/.presets.json" "$OUTPUT/presets.json"

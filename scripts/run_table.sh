@@ -73,7 +73,8 @@ elif [ "$TABLE" = 4 ]; then
     DATASETS=${DATASETS:-Video-MME MLVU_MCQ}
 fi
 
-tango() { "$PYTHON" -m tango.cli "$@"; }
+source scripts/imports.sh
+tango() { "$PYTHON" -m tango.cli "${imports[@]}" "$@"; }
 
 rows=(experiments "$TABLE" --model "$name" --runs)
 # shellcheck disable=SC2206 # lists of words

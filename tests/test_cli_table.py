@@ -317,6 +317,24 @@ class TestScripts:
         assert {line["against"] for line in lines} == {"tango"}
         assert {"tango", "tango-kept", "tango-static_mergingFalse-kept"} <= {line["method"] for line in lines}
 
+    @pytest.mark.parametrize(
+        ("script", "settings", "commands"),
+        [
+            ("table1.sh", {"CONFIG": "llava-onevision-7b", "RUN": "0"}, ["experiments", *["table"] * 3]),
+            ("presets.sh", {}, ["runs"] * 2),
+        ],
+    )
+    def test_packages_reach_the_commands_that_read_results(self, python, tmp_path, script, settings, commands):
+        text = f"import sys\nwith open({str(tmp_path / 'seen')!r}, 'a') as seen: print(*sys.argv[1:], file=seen)\n"
+        (tmp_path / "a_package.py").write_text(text)
+        places = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
+        settings = {**settings, "OUTPUT": str(tmp_path / "out"), "TANGO_IMPORT": "a_package", "PYTHONPATH": places}
+        write_run(tmp_path / "out", {"method": "none"}, everything(FULL))
+        done = self.run(python, script, **settings)
+        assert done.returncode == 0, done.stderr
+        seen = [line.split()[:2] for line in (tmp_path / "seen").read_text().splitlines()]
+        assert seen == [["--import=a_package", command] for command in commands]
+
     @pytest.mark.parametrize("script", ["table1.sh", "table2.sh", "table3.sh", "table4.sh", "presets.sh"])
     def test_help(self, python, script):
         done = self.run(python, script, "--help")

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,17 +47,19 @@ def write(folder: Path) -> None:
         data = stored.get("settings", {}).get("data", {})
         records: list[dict[str, Any]] = []
         about: dict[str, Any] = {}
+        names = Counter(_benchmark(data.get(key, {}), key).name for key in summary["datasets"])
+        shared = {name for name, count in names.items() if count > 1}  # by several entries: their keys tell them apart
         for key, found in summary["datasets"].items():
             entry = data.get(key, {})
             known = _benchmark(entry, key)
-            title = key if benchmark(key) == known else known.name
+            title = key if benchmark(key) == known or known.name in shared else known.name
             about[title] = _of_benchmark(entry, found)
             table = scores(folder, f"{name}_{key}")
             if table is None:
                 about[title].setdefault("error", "no scores")
             else:
                 answered = read_json(folder / f"{name}_{key}_tango.json").get("tokens", {})
-                records += _of_questions(title, table, found, answered)
+                records += _of_questions(title, known, table, found, answered)
         environment = summary.get("environment", {})
         run = {
             "model": name.rpartition(f"-{settings['method']['method']}")[0] or name,
@@ -87,14 +90,15 @@ def _of_benchmark(entry: Mapping[str, Any], found: Mapping[str, Any]) -> dict[st
 
 def _of_questions(
     title: str,
+    known: Benchmark,
     table: Any,
     found: Mapping[str, Any],
     tokens: Mapping[str, tuple[float | None, float | None]],
 ) -> list[dict[str, Any]]:
     """The rows of a table of scores. What the toolkit could not score is not right."""
     errors = {str(failure["index"]): failure["error"] for failure in found.get("failures", [])}
-    known = len(errors) == found.get("num_failures")  # which ones failed, not only how many
-    clip, group = _CLIP.get(benchmark(title).name, ("video",)), group_column({}, title)
+    all_known = len(errors) == found.get("num_failures")  # which ones failed, not only how many
+    clip, group = _CLIP.get(known.name, ("video",)), _GROUP.get(known.name, "task_type")
     records = []
     for row in table.to_dict("records"):
         index = str(row["index"])
@@ -107,7 +111,7 @@ def _of_questions(
             "correct": bool(row["score"] == 1),
             "text": _text(row.get("prediction")),
             "answer": _text(row.get("answer")),
-            "failed": index in errors if known else None,
+            "failed": index in errors if all_known else None,
             "error": errors.get(index),
             "tokens_before": before,
             "tokens_after": after,

@@ -64,7 +64,7 @@ class ModelSettings:
     def to_dict(self) -> dict[str, Any]:
         """All that the answers depend on."""
         kept = {name: value for name, value in self.arguments.items() if name not in _OF_SPEED}
-        return {"method": self.method.to_dict(), "arguments": kept}
+        return {"method": self.method.to_record(), "arguments": kept}
 
 
 @dataclass(frozen=True, kw_only=True)

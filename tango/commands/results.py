@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 import tango
 from tango.errors import TangoError
 from tango.evaluation import MethodConfig
+from tango.evaluation.config import label_of
 from tango.report.readers import read_results
 from tango.report.results import Results, Run
 
@@ -58,6 +58,8 @@ def warn_of_failures(runs: Iterable[Run]) -> None:
 
 
 def _complete(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
+    if any("weights" in (recorded.get(part) or {}) for part in ("options", "layer_options")):
+        return recorded  # of a learned method: its file may hold other weights by now
     try:
         return MethodConfig(**recorded).to_dict()
     except (TangoError, TypeError, ValueError):
@@ -66,13 +68,9 @@ def _complete(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def resolve(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """All fields of the configuration that settings describe."""
-    return MethodConfig.from_settings(settings).to_dict()
+    return MethodConfig.from_settings(settings).to_record()
 
 
 def label(method: Mapping[str, Any]) -> str:
     """A configuration's name without its retention ratio."""
-    try:
-        named = MethodConfig(**method).label
-    except (TangoError, TypeError, ValueError):
-        return str(method["method"])
-    return re.sub(r"-[rm](\d|\.|e-)+(?=-|$)", "", named, count=1)
+    return label_of(_complete(method), ratio=False)

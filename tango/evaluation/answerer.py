@@ -100,7 +100,7 @@ class Answerer:
             )
             self.config: dict[str, Any] = {
                 "pretrained": str(pretrained),
-                "method": self.method.to_dict(),
+                "method": self.method.to_record(),
                 **self._details(),
                 "siglip": siglip and str(siglip),
                 "min_pixels": min_pixels,

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tango.errors import OptionError, UnknownNameError
 from tango.fingerprints import of_file, of_packages
 from tango.methods import Plan
 from tango.methods.plan import method_kind, settled
@@ -16,6 +17,8 @@ from tango.ops.saliency import saliency_function
 
 if TYPE_CHECKING:
     from tango.pruning import Pruning
+
+_UNKNOWN = object()  # the default of an option that is not known here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,7 @@ class MethodConfig:
     saliency: str | None = None
     positions: str | None = None
     plan: Plan = field(init=False, repr=False, compare=False)
+    weights: Mapping[str, str] = field(init=False, repr=False, compare=False)  # hashes of content, by learned method
 
     def __post_init__(self) -> None:
         for name in ("options", "layer_options"):
@@ -50,7 +54,7 @@ class MethodConfig:
         plan = Plan.of(**{item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.init})
         for name, value in {"plan": plan, "saliency": plan.saliency, "positions": plan.positions}.items():
             object.__setattr__(self, name, value)
-        self.content()
+        object.__setattr__(self, "weights", self._weights())
 
     def apply(self, model: Any) -> AbstractContextManager[Pruning | None]:
         """Switch the method on, as `tango.prune` does; nothing for "none".
@@ -77,19 +81,29 @@ class MethodConfig:
             "positions": self.positions,
         }
 
+    def to_record(self) -> dict[str, Any]:
+        """`to_dict` as results have it: of a learned method also what its weights held, as `weights` (by name)."""
+        return {**self.to_dict(), "weights": dict(self.weights)} if self.weights else self.to_dict()
+
     def content(self) -> dict[str, Any]:
         """What answers depend on and `to_dict` does not hold: hashes of weights, and of other packages' code.
 
         Raises:
-            OptionError: weights cannot be read.
+            OptionError: weights cannot be read, or are not those that were there when this was made.
         """
-        pruners = [pruner for pruner in (self.plan.pruner, self.plan.layer_pruner) if pruner is not None]
-        for pruner in pruners:
-            pruner.check_weights()
-        weights = {pruner.name: of_file(path) for pruner in pruners if (path := getattr(pruner, "weights", None))}
-        sources = [*map(type, pruners), saliency_function(self.plan.saliency)]
+        if (weights := self._weights()) != self.weights:
+            raise OptionError(f"the weights of {', '.join(weights)} changed while this ran; start it again")
+        sources = [*map(type, self._pruners()), saliency_function(self.plan.saliency)]
         found = {"weights": weights, "packages": of_packages(*sources)}
         return {name: value for name, value in found.items() if value}
+
+    def _pruners(self) -> list[Any]:
+        return [pruner for pruner in (self.plan.pruner, self.plan.layer_pruner) if pruner is not None]
+
+    def _weights(self) -> dict[str, str]:
+        for pruner in self._pruners():
+            pruner.check_weights()
+        return {pruner.name: of_file(path) for pruner in self._pruners() if (path := getattr(pruner, "weights", None))}
 
     def _complete(self) -> tuple[dict[str, Any], dict[str, Any], float | None]:
         """All options of the method and of the layer pruner, and the mean, if it is not the method's own ratio."""
@@ -110,19 +124,7 @@ class MethodConfig:
 
         Options that differ from their defaults are in it, so different configurations have different names.
         """
-        options, layer_options, mean = self._complete()
-        if self.method == "none":
-            return "none"
-        parts = [self.method, f"r{options['retention_ratio']:g}" if mean is None else f"m{mean:g}"]
-        parts += _differences(self.method, options, but="retention_ratio")
-        if self.layer_pruner is not None:
-            parts.append(f"{self.layer_pruner}{layer_options['layer']}")
-            parts += _differences(self.layer_pruner, layer_options, but="layer")
-        if self.saliency is not None and self.saliency != "p-attn":
-            parts.append(self.saliency)
-        if self.positions is not None:
-            parts.append(self.positions)
-        return "-".join(re.sub(r"[^A-Za-z0-9.+-]+", "_", part).strip("_") for part in parts)
+        return label_of(self.to_record())
 
     @classmethod
     def from_settings(cls, *sources: Mapping[str, Any], method: str = "none", release: bool = True) -> MethodConfig:
@@ -142,8 +144,40 @@ class MethodConfig:
         return settings
 
 
-def _differences(name: str, options: Mapping[str, Any], but: str) -> list[str]:
+def label_of(method: Mapping[str, Any], *, ratio: bool = True) -> str:
+    """The label of a configuration as `to_record` has it, whether or not its method is known here.
+
+    No weights are opened. Of a method that is not known, neither are its defaults, and all options are in the label.
+
+    Args:
+        ratio: whether the retention ratio, or the mean over layers, is in it.
+    """
+    name, options, layers = method["method"], method.get("options") or {}, method.get("layer_options") or {}
+    weights, pruner, parts = method.get("weights") or {}, method.get("layer_pruner"), [str(name)]
+    if name == "none":
+        return "none"
+    mean = method.get("mean_retention_ratio")
+    if ratio:
+        parts.append(f"r{options['retention_ratio']:g}" if mean is None else f"m{mean:g}")
+    parts += _differences(name, options, "retention_ratio", weights)
+    if pruner is not None:
+        parts.append(f"{pruner}{layers.get('layer', '')}")
+        parts += _differences(str(pruner), layers, "layer", weights)
+    if method.get("saliency") not in (None, "p-attn"):
+        parts.append(str(method["saliency"]))
+    if method.get("positions") is not None:
+        parts.append(str(method["positions"]))
+    known = {*(item.name for item in dataclasses.fields(MethodConfig)), "retention_ratio"}
+    parts += [f"{key}{value}" for key, value in method.items() if key not in known]  # written by hand
+    return "-".join(re.sub(r"[^A-Za-z0-9.+-]+", "_", part).strip("_") for part in parts)
+
+
+def _differences(name: str, options: Mapping[str, Any], but: str, weights: Mapping[str, str]) -> list[str]:
     """Options that are not at their default, as parts of a label; of weights, which are a file, what it holds."""
-    defaults = {item.name: item.default for item in dataclasses.fields(method_kind(name))}
-    differ = {name: value for name, value in options.items() if name != but and value != defaults[name]}
-    return [f"{name}{of_file(value)[:8] if name == 'weights' else value}" for name, value in differ.items()]
+    try:
+        defaults = {item.name: item.default for item in dataclasses.fields(method_kind(name))}
+    except UnknownNameError:
+        defaults = {}
+    differ = {key: value for key, value in options.items() if key != but and value != defaults.get(key, _UNKNOWN)}
+    held = {"weights": weights[name][:8]} if name in weights else {}
+    return [f"{key}{held.get(key, value)}" for key, value in differ.items()]

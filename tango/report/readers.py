@@ -43,26 +43,28 @@ def read_folder(folder: Path) -> Found:
     """All results in a folder and below it.
 
     Raises:
-        TangoError: a file of results cannot be read, or there are results of releases that wrote no records.
+        TangoError: a file of results cannot be read.
     """
     found = Found([], [])
+    left_out = set()
     for command, results in without_records(folder):
-        raise TangoError(
-            f"{results} is of a release that wrote no records: run `python -m {command} {folder}` once, with the "
-            "toolkits installed, which adds them beside it"
+        left_out.add(results)
+        found.notes.append(
+            f"{results} is left out: it has no records, being of a release that wrote none, or none could be made; "
+            f"`python -m {command} {folder}`, with the toolkits installed, adds them beside it or says why it cannot"
         )
     for path in sorted(folder.rglob("*.jsonl")):
         if path.name.endswith("records.jsonl") or run_file(path).is_file():
             found.runs.extend((read := read_records(path)).runs)
             found.notes.extend(read.notes)
     for started in sorted(folder.rglob("tango_args.json")):
-        if not (started.parent / "records.jsonl").is_file():
+        if started.parent not in left_out and not (started.parent / "records.jsonl").is_file():
             found.notes.append(f"{started.parent} is unfinished: it has no records.jsonl")
     for journals in sorted(path for path in folder.rglob("journals") if path.is_dir()):
         if not any(journals.parent.glob("*_results.json")):
             found.notes.append(f"{journals.parent} is unfinished: lmms-eval has not written its results there")
     for results in sorted(folder.rglob("*_results.json")):
-        if not _records_of(results).is_file():
+        if results not in left_out and not _records_of(results).is_file():
             found.notes.append(f"{results} has no records, which need one of Tango's models and --log_samples")
     return found
 

@@ -67,13 +67,15 @@ def write_records(path: Path, run: Mapping[str, Any], records: Iterable[Mapping[
     """Write a file of records, and its run beside it, each in one step: a run without records is an unfinished one.
 
     Raises:
-        TypeError: a field is missing or not what it must be.
+        TypeError: a field is missing or not what it must be, or a question is there twice.
         WriteError: one cannot be written; what was there before is untouched.
     """
     run, lines = {"schema": SCHEMA, **run}, list(records)
     _check_run(run)
-    for line in lines:
-        _check({**_shared(run, line), **line})
+    first: dict[tuple[str, str], int] = {}
+    for number, line in enumerate(lines, start=1):
+        _check(record := {**_shared(run, line), **line})
+        _check_once(record, number, first)
     write_json(run_file(path), run)
     write_bytes(path, _as_bytes(lines))
 
@@ -127,23 +129,20 @@ def read_records(path: Path) -> Found:
         raise unreadable(path, "line 1: expected a JSON object, got something else")
     if cut_off:
         found.notes.append(f"{path}: its last line is cut off and left out; the command that writes it goes on there")
-    parts: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {}
+    parts: dict[str, list[dict[str, Any]]] = {}
+    seen: dict[tuple[str, str], int] = {}
     for number, line in lines:
         record = {**_shared(run, line), **line}
         try:
             _check(record)
-            key = json.dumps([record[name] for name in ("model", "method", "benchmark")], sort_keys=True)
-            first, _ = parts.setdefault(key, {}).setdefault(str(record["question_id"]), (number, record))
-            if first != number:
-                what = f"question {record['question_id']} of {record['benchmark']}"
-                raise TypeError(f"{what} is there twice, first in line {first}")
+            parts.setdefault(_check_once(record, number, seen), []).append(record)
         except TypeError as error:
             raise unreadable(path, f"line {number}: {error}") from error
     source = path.parent if path.name == "records.jsonl" else path
     for name, about in (run.get("benchmarks") or {}).items():
         if about.get("error") is not None:
             found.notes.append(f"{source}: {benchmark(name).name} failed: {' '.join(about['error'].split())}")
-    found.runs.extend(_run(source, [record for _, record in part.values()]) for part in parts.values())
+    found.runs.extend(_run(source, part) for part in parts.values())
     return found
 
 
@@ -178,6 +177,16 @@ def _check(record: Mapping[str, Any]) -> None:
             raise TypeError(f"it has no {name!r}")
     _check_fields(record, _OF_A_LINE)
     checked_method(record["method"])
+
+
+def _check_once(record: Mapping[str, Any], number: int, seen: dict[tuple[str, str], int]) -> str:
+    """Which run a line belongs to. Raise TypeError if an earlier line, by number in `seen`, has its question."""
+    key = json.dumps([record[name] for name in ("model", "method", "benchmark")], sort_keys=True)
+    first = seen.setdefault((key, str(record["question_id"])), number)
+    if first != number:
+        what = f"question {record['question_id']} of {record['benchmark']}"
+        raise TypeError(f"{what} is there twice, first in line {first}")
+    return key
 
 
 def _check_fields(record: Mapping[str, Any], kinds: Mapping[str, str]) -> None:

@@ -164,6 +164,9 @@ def checked_method(value: Any) -> Mapping[str, Any]:
     for name in ("options", "layer_options"):
         if not isinstance(value.get(name, {}), Mapping):
             raise TypeError(f"{name} of a method must be an object, got {shown(value[name])}")
+    weights = value.get("weights", {})
+    if not isinstance(weights, Mapping) or not all(isinstance(held, str) for held in weights.values()):
+        raise TypeError(f"weights of a method must be an object of hashes, got {shown(weights)}")
     for ratio in (value.get("mean_retention_ratio"), value.get("options", {}).get("retention_ratio")):
         if ratio is not None and not is_number(ratio):
             raise TypeError(f"a method's retention ratio must be a number, got {shown(ratio)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -10,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from tango import extensions
-from tango.errors import TangoError
+from tango.commands.results import label, read
+from tango.errors import OptionError, TangoError
 from tango.evaluation import Answerer, MethodConfig, check_journal, identity
 from tango.methods import registry
+from tango.report.records import write_records
+from tango.report.results import choose
 from tests.evaluation.conftest import ask
 from tests.foreign import EXAMPLE, FIRST, write_scorer
 
@@ -48,6 +52,30 @@ def test_a_learned_method_is_journalled_and_resumed(files: Path, tmp_path: Path)
     assert recorded["method"]["options"]["weights"] == str(weights)
     assert set(recorded["content"]["weights"]) == {"scorer"}
     assert set(recorded["content"]["packages"]) == {"tango_example"}
+
+
+def test_runs_of_other_weights_are_told_apart_without_the_file(tmp_path: Path) -> None:
+    path, labels = tmp_path / "scorer.safetensors", []
+    line = {"benchmark": "b", "question_id": 1, "video_id": "v", "correct": True}
+    for seed in range(2):
+        method = learned(write_scorer(path, DIM, seed=seed))
+        labels.append(method.label.replace("-r0.5", ""))
+        write_records(tmp_path / f"{seed}_records.jsonl", {"model": "m", "method": method.to_record()}, [line])
+    for text in (None, "neither"):  # as it is now, and no weights at all
+        if text is not None:
+            path.write_text(text)
+        runs = read(argparse.Namespace(results=[tmp_path])).runs
+        assert len(choose(runs)[0]) == 2
+        assert [label(run.method) for run in runs] == labels
+        assert labels[0] != labels[1]
+
+
+def test_weights_that_change_after_they_were_named_are_refused(tmp_path: Path) -> None:
+    method = learned(write_scorer(tmp_path / "scorer.safetensors", DIM))
+    assert method.to_record()["weights"] == method.content()["weights"]
+    write_scorer(tmp_path / "scorer.safetensors", DIM, seed=1)
+    with pytest.raises(OptionError, match="weights of scorer changed while this ran"):
+        method.content()
 
 
 def test_other_weights_in_the_same_file_are_refused(files: Path, tmp_path: Path) -> None:

@@ -79,3 +79,23 @@ def test_a_part_of_a_benchmark_says_so(tmp_path, capsys):
     write_run(tmp_path, {"method": "none"}, {"Video-MME": [True] * 6}, limit=6)
     assert main(["runs", "--results", str(tmp_path)]) == 0
     assert "| 6 of 12 | 2 | 0 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"saliency": "of_a_package"}, "tango-of_a_package"),
+        ({"options": {"retention_ratio": 0.1, "gone": 3}}, "tango-gone3"),
+        ({"positions": "of_a_package"}, "tango-of_a_package"),
+        ({"method": "of_a_package", "options": {"retention_ratio": 0.1, "depth": 2}}, "of_a_package-depth2"),
+    ],
+)
+def test_a_run_whose_package_is_not_imported_is_no_plain_one(outputs, capsys, changed, name):
+    folder = write_run(outputs / "foreign", {"method": "tango", "retention_ratio": 0.1}, everything(FULL))
+    run = json.loads((folder / "run.json").read_text())
+    run["method"] |= changed
+    (folder / "run.json").write_text(json.dumps(run))
+    assert main(["runs", "--results", str(outputs), "--against", "tango", "--json"]) == 0
+    found = [line for line in json.loads(capsys.readouterr().out) if line["benchmark"] == "Video-MME"]
+    lines = {line["method"]: line["minus"] for line in found}
+    assert lines == {"none": None, "tango": None, name: round(200 / 12, 4)}

@@ -124,16 +124,21 @@ class TestFolders:
 
     @pytest.mark.parametrize(("folder", "module"), [("vlmevalkit", "tango_vlmeval"), ("lmms_eval", "tango_lmms_eval")])
     def test_results_of_releases_without_records_name_the_way_out(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str, module: str
+        self, tmp_path: Path, folder: str, module: str
     ) -> None:
         shutil.copytree(
             RECORDED / folder, tmp_path / "old", ignore=shutil.ignore_patterns("*records.jsonl", "*run.json")
         )
-        assert main(["runs", "--results", str(tmp_path)]) == 2
-        out, err = capsys.readouterr()
-        assert (out, err.count("\n")) == ("", 1)
-        assert "is of a release that wrote no records" in err
-        assert f"run `python -m {module}.records {tmp_path}` once" in err
+        write_run(tmp_path, TANGO, {"MVBench": verdicts("10")})
+        results = read_results([tmp_path])
+        assert [run.benchmark.name for run in results.runs] == ["MVBench"]  # the others are shown
+        assert len(results.notes) == len(
+            list(tmp_path.rglob("*_efficiency.json" if "lmms" in folder else "tango_summary.json"))
+        )
+        for note in results.notes:
+            assert note.startswith(str(tmp_path / "old"))
+            assert "is left out: it has no records" in note
+            assert f"`python -m {module}.records {tmp_path}`" in note
 
 
 class TestRunFile:
@@ -159,7 +164,11 @@ class TestRunFile:
         assert (second.tokens_before, second.tokens_after) == (100, None)
 
     def test_a_question_is_known_by_its_line_and_read_once(self, tmp_path: Path) -> None:
-        write_records(tmp_path / "records.jsonl", self.RUN, [self.LINE, {**self.LINE, "benchmark": "c"}, self.LINE])
+        path, lines = tmp_path / "records.jsonl", [self.LINE, {**self.LINE, "benchmark": "c"}]
+        with pytest.raises(TypeError, match=r"question 1 of b is there twice, first in line 1"):
+            write_records(path, self.RUN, [*lines, self.LINE])
+        write_records(path, self.RUN, lines)
+        append_records(path, [self.LINE], "all is kept")
         with pytest.raises(TangoError, match=r"line 3: question 1 of b is there twice, first in line 1"):
             read_results([tmp_path])
 

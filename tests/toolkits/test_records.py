@@ -69,6 +69,24 @@ class TestVlmevalkit:
         }
         assert (runs["Video-MME"].num_failed, runs["MLVU"].num_failed) == (2, 0)
 
+    def test_two_entries_on_one_data_set_are_two_runs(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = write_vlmevalkit(tmp_path, TANGO, {"MLVU_MCQ": verdicts("110"), "Video-MME": verdicts("0111")})
+        renamed = {"MLVU_MCQ_32frame": "short", "Video-MME_32frame": "long"}
+        for path in folder.iterdir():
+            text = path.read_text()
+            for old, new in renamed.items():
+                text, path = text.replace(old, new), path.rename(path.with_name(path.name.replace(old, new)))
+            path.write_text(
+                text.replace('"dataset": "MLVU_MCQ"', '"dataset": "Video-MME"').replace("task_type", "duration")
+            )
+        made_by("tango_vlmeval", tmp_path, capsys, monkeypatch)
+        runs = {run.benchmark.name: run for run in read_results([tmp_path]).runs}
+        right = {name: [question.correct for question in run.questions] for name, run in runs.items()}
+        assert right == {"short": verdicts("110"), "long": verdicts("0111")}
+        assert {question.group for run in runs.values() for question in run.questions} >= {"needle", "short"}
+
     def test_scores_that_are_missing_and_failures_of_the_toolkit(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

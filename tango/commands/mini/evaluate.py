@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace, method: MethodConfig) -> dict[str, Any]:
     found = environment()
     return {
         "model": Path(args.model).name,
-        "method": method.to_dict(),
+        "method": method.to_record(),
         "num_frames": args.num_frames,
         "date": found["date"],
         "settings": {**how, **behind},
