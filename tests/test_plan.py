@@ -152,8 +152,22 @@ class TestDoors:
     def test_a_null_of_json_and_yaml_counts(self, doors: dict[str, Callable[[dict[str, Any]], Plan]]) -> None:
         for door in ("mapping", "VLMEvalKit entry", "lmms-eval model_args"):
             assert doors[door]({"segment_threshold": None}).pruner == TangoPruner()
-            with pytest.raises(OptionError, match="alpha must be a number, got None"):
-                doors[door]({"alpha": None})
+
+    @pytest.mark.parametrize("null", [None, "null", "~"])
+    def test_a_null_where_none_is_no_value_is_not_given(self, null: str | None) -> None:
+        given: dict[str, Any] = {"method": "tango", "retain_ratio": 0.2, "alpha": 2}
+        plan = Plan.parse(given)
+        assert Plan.parse({"retention_ratio": null, "alpha": null, "layer_layer": null}, given) == plan
+        assert Plan.parse({"mean_retention_ratio": null}, given) == plan
+        assert Plan.parse({"mean_retention_ratio": null, **given}) == plan
+        assert Plan.parse({"retain_ratio": null, "rope": "none"}, method="tango") == Plan.of("tango", {"rope": "none"})
+        assert MethodConfig.from_settings({"mean_retention_ratio": null}, given).label == "tango-r0.2-alpha2"
+
+    def test_yaml_without_a_value_is_null(self, tmp_path: Path) -> None:
+        (tmp_path / "method.yaml").write_text("method: tango\nalpha:\nretention_ratio: null\nsegment_threshold: ~\n")
+        assert at_the_shell("--config", str(tmp_path / "method.yaml")) == Plan.of("tango")
+        with pytest.raises(OptionError, match="alpha must be a number, got ''"):  # a variable that was not set
+            at_the_shell("--method=tango", "--option", "alpha=")
 
 
 class TestReading:
@@ -219,6 +233,7 @@ class TestDefaults:
     @pytest.mark.parametrize(("name", "saliency"), [("tango", "p-attn"), ("holitom", "attn"), ("visionzip", "attn")])
     def test_saliency_is_the_methods_own(self, name: str, saliency: str) -> None:
         assert Plan.of(name).saliency == Plan.parse({"method": name}).saliency == saliency
+        assert Plan(pruner=build_pruner(name)) == Plan.of(build_pruner(name)) == Plan.of(name)
         assert at_the_shell("--method", name).saliency == saliency
         assert at_the_shell("--method", name, "--saliency", "p-attn").saliency == "p-attn"
         with tango.prune(tiny.llava_onevision(), name, saliency=None if saliency == "attn" else "attn") as pruning:

@@ -78,7 +78,8 @@ class _TextLoader(yaml.SafeLoader):
     """Leaves scalars as the text that they are: what they mean depends on the option."""
 
 
-_TextLoader.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # but for merging mappings
+# But for merging mappings, and for nothing at all behind a name, which is null.
+_TextLoader.yaml_implicit_resolvers = {first: yaml.SafeLoader.yaml_implicit_resolvers[first] for first in ("<", "")}
 
 
 def read_options(file: Path) -> dict[str, Any]:
