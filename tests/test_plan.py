@@ -14,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tango
+from tango import methods
 from tango.commands.common import add_method_arguments, add_model_arguments, method_from
 from tango.errors import BudgetError, OptionError, TangoError
 from tango.evaluation import MethodConfig
+from tango.evaluation.settings import method_from as former_method_from
 from tango.methods import Plan, TangoPruner, available_methods, build_pruner, method_class
 from tango.methods.base import read_option
 from tango.methods.fastv_merge import FastvMergePruner
@@ -289,3 +291,22 @@ class TestPrune:
             assert pruning.method == "none"
         with pytest.raises(OptionError, match="a plan is complete; leave out alpha, saliency"):
             tango.prune(model, plan, alpha=2, saliency="attn")
+
+
+class TestFormerNames:
+    def test_build_for_a_mean(self) -> None:
+        with pytest.warns(DeprecationWarning, match=r"Pruner\.for_mean"):
+            build = methods.build_pruner_for_mean
+        layer = FastvMergePruner(layer=18)
+        assert build("tango", 0.1, layer, 28, alpha=2) == TangoPruner(alpha=2).for_mean(0.1, 28, layer)
+        with pytest.raises(BudgetError, match="not both"):
+            build("tango", 0.1, None, 28, retention_ratio=0.2)
+        with pytest.warns(DeprecationWarning, match=r"LayerPruner\.for_mean"):
+            build_inside = methods.build_layer_pruner_for_mean
+        assert build_inside("fastv", 28, 0.3) == methods.build_layer_pruner("fastv").for_mean(0.3, 28)
+        with pytest.raises(AttributeError, match="no attribute 'build_for_mean'"):
+            methods.build_for_mean  # noqa: B018
+
+    def test_method_from(self) -> None:
+        with pytest.warns(DeprecationWarning, match=r"MethodConfig\.from_settings"):
+            assert former_method_from({"wrapper": "tango", "retain_ratio": "0.2"}).label == "tango-r0.2"
