@@ -17,7 +17,7 @@ paper's, the difference, and a confidence interval. Answers are kept as they com
   ROWS        only rows of these names, e.g. "full tango"
   RATIOS      only rows at these retention ratios, e.g. "0.1 0.2"
   LIMIT       only the first so many questions of each data set; the table marks such runs
-  OUTPUT      outputs/<CONFIG>; tables that share it share their rows
+  OUTPUT      outputs/<CONFIG in lower case>; tables that share it share their rows
   DATASETS    VLMEvalKit's data sets to run; those of CONFIG by default (table 4: Video-MME and MLVU_MCQ)
   BENCHMARKS  the table's columns, if not the paper's; TangoMini for tango-mini
   AGAINST     a row's name: compare every row with it, question by question
@@ -65,7 +65,7 @@ name=$CONFIG
 case $name in
     *.json) name=$("$PYTHON" -c 'import json, sys; print(*json.load(open(sys.argv[1]))["model"])' "VLMEvalKit/$config") ;;
 esac
-OUTPUT=${OUTPUT:-outputs/$name}
+OUTPUT=${OUTPUT:-outputs/$(tr A-Z a-z <<<"$name")} # one folder, however CONFIG spells the name
 case $OUTPUT in /*) ;; *) OUTPUT=$here/$OUTPUT ;; esac
 if [ "$name" = tango-mini ]; then
     DATASETS=${DATASETS:-TangoMini} BENCHMARKS=${BENCHMARKS:-TangoMini}

@@ -295,3 +295,9 @@ class TestPictures:
             features=torch.rand(1, 2), indices=torch.tensor([2]), assignment=torch.tensor([0, -1, 0, -1])
         )
         assert compare.token_states(tokens, pruned).tolist() == [[[MERGED, DROPPED], [KEPT, DROPPED]]]
+
+
+def test_help_says_that_all_methods_read_one_saliency(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    assert "(p-attn for all methods)" in " ".join(capsys.readouterr().out.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -228,6 +229,8 @@ def test_all_rows_failing_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path:
     ("options", "message"),
     [
         (["--methods", "tangle"], "unknown method 'tangle'. Did you mean 'tango'?"),
+        (["--methods", "tango:engine"], "--methods needs name:option=value, got 'tango:engine'"),
+        (["--methods", "tango:rope_sections=1:2"], "rope_sections must be 3 numbers or null (None), got '1:2'"),
         (["--methods", ","], "must name at least one"),
         (["--ratios", "0.1,much"], "--ratios needs numbers with commas between, got '0.1,much'"),
         (["--ratios", "2"], "must lie in (0, 1]"),
@@ -242,6 +245,14 @@ def test_mistakes_are_one_line(options: list[str], message: str, capsys: Any) ->
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_value_may_have_colons() -> None:
+    parser = argparse.ArgumentParser()
+    profile.add_arguments(parser)
+    options = ["--methods", "tango:rope_sections=2:2:2:kernels=off"]
+    (row,) = profile.candidates_from(parser.parse_args([*QUICK[1:], *options]))
+    assert row.method.options == {"retention_ratio": 0.1, "rope_sections": (2, 2, 2), "kernels": False}
 
 
 def test_a_model_that_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -363,9 +363,10 @@ class TestScripts:
         assert ("qwen2_5_vl_7b.json" in done.stderr) == message.endswith("there are:\n")
         assert not (tmp_path / "log").exists()
 
-    def test_a_file_in_place_of_a_name(self, python, tmp_path):
-        done = self.run(python, "table2.sh", CONFIG="run_config/qwen2_5_vl_7b.json", ROWS="full", LIMIT="9")
+    @pytest.mark.parametrize("config", ["run_config/qwen2_5_vl_7b.json", "Qwen2.5-VL-7B", "qwen2.5-vl-7b"])
+    def test_a_file_in_place_of_a_name(self, python, tmp_path, config):
+        done = self.run(python, "table2.sh", CONFIG=config, ROWS="full", LIMIT="9")
         assert done.returncode == 0, done.stderr
         (flags,) = (tmp_path / "log").read_text().splitlines()
-        folder = tmp_path / "outputs" / "Qwen2.5-VL-7B"  # by the name that results go by
+        folder = tmp_path / "outputs" / "qwen2.5-vl-7b"  # one, however the model is named
         assert flags == f"--config run_config/qwen2_5_vl_7b.json --work-dir {folder} --limit 9 --method none"

@@ -14,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tango
+from tango import methods
 from tango.commands.common import add_method_arguments, add_model_arguments, method_from
 from tango.errors import BudgetError, OptionError, TangoError
 from tango.evaluation import MethodConfig
+from tango.evaluation.settings import method_from as former_method_from
 from tango.methods import Plan, TangoPruner, available_methods, build_pruner, method_class
 from tango.methods.base import read_option
 from tango.methods.fastv_merge import FastvMergePruner
@@ -152,8 +154,22 @@ class TestDoors:
     def test_a_null_of_json_and_yaml_counts(self, doors: dict[str, Callable[[dict[str, Any]], Plan]]) -> None:
         for door in ("mapping", "VLMEvalKit entry", "lmms-eval model_args"):
             assert doors[door]({"segment_threshold": None}).pruner == TangoPruner()
-            with pytest.raises(OptionError, match="alpha must be a number, got None"):
-                doors[door]({"alpha": None})
+
+    @pytest.mark.parametrize("null", [None, "null", "~"])
+    def test_a_null_where_none_is_no_value_is_not_given(self, null: str | None) -> None:
+        given: dict[str, Any] = {"method": "tango", "retain_ratio": 0.2, "alpha": 2}
+        plan = Plan.parse(given)
+        assert Plan.parse({"retention_ratio": null, "alpha": null, "layer_layer": null}, given) == plan
+        assert Plan.parse({"mean_retention_ratio": null}, given) == plan
+        assert Plan.parse({"mean_retention_ratio": null, **given}) == plan
+        assert Plan.parse({"retain_ratio": null, "rope": "none"}, method="tango") == Plan.of("tango", {"rope": "none"})
+        assert MethodConfig.from_settings({"mean_retention_ratio": null}, given).label == "tango-r0.2-alpha2"
+
+    def test_yaml_without_a_value_is_null(self, tmp_path: Path) -> None:
+        (tmp_path / "method.yaml").write_text("method: tango\nalpha:\nretention_ratio: null\nsegment_threshold: ~\n")
+        assert at_the_shell("--config", str(tmp_path / "method.yaml")) == Plan.of("tango")
+        with pytest.raises(OptionError, match="alpha must be a number, got ''"):  # a variable that was not set
+            at_the_shell("--method=tango", "--option", "alpha=")
 
 
 class TestReading:
@@ -219,6 +235,7 @@ class TestDefaults:
     @pytest.mark.parametrize(("name", "saliency"), [("tango", "p-attn"), ("holitom", "attn"), ("visionzip", "attn")])
     def test_saliency_is_the_methods_own(self, name: str, saliency: str) -> None:
         assert Plan.of(name).saliency == Plan.parse({"method": name}).saliency == saliency
+        assert Plan(pruner=build_pruner(name)) == Plan.of(build_pruner(name)) == Plan.of(name)
         assert at_the_shell("--method", name).saliency == saliency
         assert at_the_shell("--method", name, "--saliency", "p-attn").saliency == "p-attn"
         with tango.prune(tiny.llava_onevision(), name, saliency=None if saliency == "attn" else "attn") as pruning:
@@ -274,3 +291,22 @@ class TestPrune:
             assert pruning.method == "none"
         with pytest.raises(OptionError, match="a plan is complete; leave out alpha, saliency"):
             tango.prune(model, plan, alpha=2, saliency="attn")
+
+
+class TestFormerNames:
+    def test_build_for_a_mean(self) -> None:
+        with pytest.warns(DeprecationWarning, match=r"Pruner\.for_mean"):
+            build = methods.build_pruner_for_mean
+        layer = FastvMergePruner(layer=18)
+        assert build("tango", 0.1, layer, 28, alpha=2) == TangoPruner(alpha=2).for_mean(0.1, 28, layer)
+        with pytest.raises(BudgetError, match="not both"):
+            build("tango", 0.1, None, 28, retention_ratio=0.2)
+        with pytest.warns(DeprecationWarning, match=r"LayerPruner\.for_mean"):
+            build_inside = methods.build_layer_pruner_for_mean
+        assert build_inside("fastv", 28, 0.3) == methods.build_layer_pruner("fastv").for_mean(0.3, 28)
+        with pytest.raises(AttributeError, match="no attribute 'build_for_mean'"):
+            methods.build_for_mean  # noqa: B018
+
+    def test_method_from(self) -> None:
+        with pytest.warns(DeprecationWarning, match=r"MethodConfig\.from_settings"):
+            assert former_method_from({"wrapper": "tango", "retain_ratio": "0.2"}).label == "tango-r0.2"

@@ -20,12 +20,20 @@ from tango.models import default_num_frames
 _MOST_FRAMES = 100_000
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
-    """Which model, where, and how its saliency is computed. Without a default the model must be named."""
+def add_model_arguments(
+    parser: argparse.ArgumentParser, *, default: str | None = None, saliency: str | None = None
+) -> None:
+    """Which model, where, and how its saliency is computed. Without a default the model must be named.
+
+    `saliency` is that of all methods where none is named; None: each method's own.
+    """
     known = "hub id or local folder of a checkpoint, or tango-mini" + (f" ({default})" if default else "")
     parser.add_argument("--model", required=default is None, default=default, help=known)
     parser.add_argument("--siglip", help="hub id or folder of the SigLIP that has the pooling head (see README)")
-    parser.add_argument("--saliency", metavar="NAME", help="source of saliency: p-attn, attn (each method's own)")
+    usual = "each method's own" if saliency is None else f"{saliency} for all methods"
+    parser.add_argument(
+        "--saliency", metavar="NAME", default=saliency, help=f"source of saliency: p-attn, attn ({usual})"
+    )
     parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16 (auto)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (CUDA if there is one)")
     parser.add_argument("--attn-implementation", help="sdpa, flash_attention_2, eager (the model's default)")
@@ -78,7 +86,8 @@ class _TextLoader(yaml.SafeLoader):
     """Leaves scalars as the text that they are: what they mean depends on the option."""
 
 
-_TextLoader.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # but for merging mappings
+# But for merging mappings, and for nothing at all behind a name, which is null.
+_TextLoader.yaml_implicit_resolvers = {first: yaml.SafeLoader.yaml_implicit_resolvers[first] for first in ("<", "")}
 
 
 def read_options(file: Path) -> dict[str, Any]:

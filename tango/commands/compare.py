@@ -72,8 +72,7 @@ class Result:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `tango compare`."""
     add_video_arguments(parser)
-    add_model_arguments(parser)
-    parser.set_defaults(saliency="p-attn")  # one for all of them
+    add_model_arguments(parser, saliency="p-attn")
     add = parser.add_argument
     add(
         "--methods", default="all", metavar="NAMES", help="names with commas between, see `tango methods`; or all (all)"

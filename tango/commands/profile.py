@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -163,9 +164,11 @@ def candidates_from(args: argparse.Namespace) -> list[Candidate]:
         if text == "tango-plain":
             print("tango: warning: tango-plain is deprecated; write tango:engine=plain", file=sys.stderr)
             text = "tango:engine=plain"
-        name, *given = text.split(":")
+        name, *given = re.split(r":(?=[^:]*=)", text)  # a value may have colons, too
+        if ":" in name:
+            raise OptionError(f"--methods needs name:option=value, got {text!r}")
         settings: dict[str, Any] = {} if args.saliency is None else {"saliency": args.saliency}
-        settings |= dict(map(named_value, given))
+        settings |= dict(named_value(item, "name:option=value", "--methods") for item in given)
         methods += [
             MethodConfig.from_settings({"method": name, **own}, settings, release=False)
             for own in ([{}] if name == "none" else [{"retention_ratio": ratio} for ratio in ratios])

@@ -1,5 +1,8 @@
 """The pruning methods. Importing this package registers them all."""
 
+import warnings
+
+from tango.methods import deprecated
 from tango.methods.base import KeepAllPruner, LayerPruner, Pruner
 from tango.methods.dart import DartPruner
 from tango.methods.divprune import DivPrunePruner
@@ -69,3 +72,16 @@ __all__ = [
     "ready_pruners",
     "register",
 ]
+
+
+_DEPRECATED = {
+    "build_pruner_for_mean": "build_pruner and Pruner.for_mean",
+    "build_layer_pruner_for_mean": "build_layer_pruner and LayerPruner.for_mean",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _DEPRECATED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"tango.methods.{name} is deprecated; use {_DEPRECATED[name]}", DeprecationWarning, stacklevel=2)
+    return getattr(deprecated, name)

@@ -51,6 +51,9 @@ def check_options(options: Any) -> None:
             raise OptionError(f"{name} must lie in [{low}, {high}], got {value!r}")
 
 
+NULLS = ("~", "null", "none")  # texts for None
+
+
 def read_option(name: str, value: Any, hint: Any) -> Any:
     """What a value from a flag, a file or the environment means where this annotation stands. Text becomes a value.
 
@@ -78,7 +81,7 @@ def _read(value: Any, kind: Any) -> Any:
         text = value.strip()
         if typing.get_origin(kind) is typing.Literal:
             return {str(choice): choice for choice in typing.get_args(kind)}[text]
-        if kind is type(None) and text.lower() in ("", "~", "null", "none"):
+        if kind is type(None) and text.lower() in ("", *NULLS):
             return None
         if kind in (int, float):
             with suppress(ValueError):

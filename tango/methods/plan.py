@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tango.errors import BudgetError, OptionError, TangoError, UnknownNameError
 from tango.extensions import load_group
-from tango.methods.base import KeepAllPruner, LayerPruner, Pruner, check_ratio, read_option
+from tango.methods.base import NULLS, KeepAllPruner, LayerPruner, Pruner, check_ratio, read_option
 from tango.methods.registry import (
     GROUP,
     available_methods,
@@ -44,6 +44,7 @@ _OWN: dict[str, Any] = {
     "pruned_layer": int | None,
     "pre_retain_ratio": float | None,
 }
+Given = list[tuple[str, str, Any]]  # of one source: our name, the name that was given, the value
 _ONE_RATIO = {"retention_ratio": "mean_retention_ratio", "mean_retention_ratio": "retention_ratio"}
 
 
@@ -56,7 +57,7 @@ class Plan:
         layer_pruner: inside the LLM.
         mean: fraction kept on average over the LLM's layers, from which a ratio follows once their number is known:
             that of `pruner`, or where all tokens pass it, of `layer_pruner`. None: the ratios are as they are.
-        saliency, positions: as in `tango.prune`.
+        saliency, positions: as in `tango.prune`; left out: the method's own.
     Example:
         >>> plan = Plan.parse({"method": "tango", "base_time": "1e4", "kernels": "off"})
         >>> with tango.prune(model, plan): ...
@@ -65,10 +66,12 @@ class Plan:
     pruner: Pruner = dataclasses.field(default_factory=KeepAllPruner)
     layer_pruner: LayerPruner | None = None
     mean: float | None = None
-    saliency: str = "p-attn"
+    saliency: str = ""
     positions: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "saliency", self.saliency or self.pruner.default_saliency)
+        object.__setattr__(self, "positions", self.positions or self.pruner.default_positions)
         saliency_function(self.saliency)
         read_option("positions", self.positions, Positions | None)
 
@@ -77,7 +80,8 @@ class Plan:
         """The plan that flags, files and environment describe together; earlier sources win.
 
         Values may be text, which means the same in all of them (see `read_option`). Names are those of the options or
-        of the release's flags, with underscores or hyphens. Beside the fields of the method there are:
+        of the release's flags, with underscores or hyphens. A null where None is no value, and of a ratio or a mean,
+        counts as not given. Beside the fields of the method there are:
 
         * `method` or `wrapper`; "none": all tokens;
         * `retain_ratio` or `retention_ratio`, and in its place `mean_retention_ratio`: over the LLM's layers;
@@ -147,13 +151,7 @@ class Plan:
             layer_pruner = build_layer_pruner(method, **options)
         elif method != "none":
             pruner = build_pruner(method, **options, **({} if mean is None else {"retention_ratio": mean}))
-        return cls(
-            pruner=pruner,
-            layer_pruner=layer_pruner,
-            mean=mean,
-            saliency=saliency or pruner.default_saliency,
-            positions=positions or pruner.default_positions,
-        )
+        return cls(pruner=pruner, layer_pruner=layer_pruner, mean=mean, saliency=saliency or "", positions=positions)
 
     def pruners(self, num_layers: int) -> tuple[Pruner, LayerPruner | None]:
         """What prunes before the LLM and inside it, for an LLM of so many layers.
@@ -188,9 +186,8 @@ def read_options(kind: type[Pruner] | type[LayerPruner], given: Mapping[str, Any
     Raises:
         OptionError: a value means nothing there.
     """
-    hints = typing.get_type_hints(kind)
-    known = {field.name for field in dataclasses.fields(kind)}
-    return {name: read_option(name, value, hints[name]) if name in known else value for name, value in given.items()}
+    hints = _hints(kind)
+    return {name: read_option(name, value, hints[name]) if name in hints else value for name, value in given.items()}
 
 
 def named_value(item: str, form: str = "NAME=VALUE", flag: str = "--option") -> tuple[str, str]:
@@ -207,9 +204,11 @@ def named_value(item: str, form: str = "NAME=VALUE", flag: str = "--option") -> 
 
 def settled(*sources: Mapping[str, Any], method: str = "none", release: bool = False) -> dict[str, Any]:
     """What `Plan.parse` makes of its sources, as arguments of `Plan.of`: every value read, no method built."""
-    options, flags = _merged(sources)
-    method = options.pop("method", method)
+    given = [_named(source) for source in sources]
+    method = next((value for source in given for name, _, value in source if name == "method"), method)
     kind = method_kind(method)
+    options, flags = _merged(_without_nulls(given, kind))
+    options.pop("method", None)
     fields = {field.name for field in dataclasses.fields(kind)}
     inside = issubclass(kind, LayerPruner)
     passing = (*_TUNING, "pruned_layer") if inside else _TUNING
@@ -244,7 +243,7 @@ def _split_ratio(kind: Any, options: dict[str, Any], own: dict[str, Any], pre: f
         options |= {"retention_ratio": pre, **kind.fixed_by_mean(mean, options)}
 
 
-def _merged(sources: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, str]]:
+def _merged(sources: Sequence[Given]) -> tuple[dict[str, Any], dict[str, str]]:
     """Settings by our names, earlier sources first, and the name that each was given by.
 
     A ratio of an earlier source takes the place of a mean in a later one, and the other way round.
@@ -254,13 +253,7 @@ def _merged(sources: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[
     for source in reversed(sources):
         own: dict[str, str] = {}
         merged = dict(settings)
-        for given, value in source.items():
-            flag = given.replace("-", "_").lower()
-            name = ALIASES.get(flag, flag)
-            if name == "method" and value is None:
-                continue
-            if name == "method" and not isinstance(value, str):
-                raise OptionError(f"{flag} must be a name, got {value!r:.200}")
+        for name, flag, value in source:
             if name in own and str(merged[name]) != str(value):
                 raise OptionError(f"{own[name]} and {flag} are one option, got {merged[name]!r} and {value!r}")
             if (other := _ONE_RATIO.get(name)) is not None and other not in own:
@@ -268,3 +261,47 @@ def _merged(sources: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], dict[
             merged[name], own[name] = value, flag
         settings, flags = merged, flags | own
     return settings, flags
+
+
+def _named(source: Mapping[str, Any]) -> Given:
+    """A source by our names; a method that is None is not given."""
+    named = []
+    for given, value in source.items():
+        flag = given.replace("-", "_").lower()
+        name = ALIASES.get(flag, flag)
+        if name == "method" and value is None:
+            continue
+        if name == "method" and not isinstance(value, str):
+            raise OptionError(f"{flag} must be a name, got {value!r:.200}")
+        named.append((name, flag, value))
+    return named
+
+
+def _without_nulls(sources: Sequence[Given], kind: type[Pruner] | type[LayerPruner]) -> list[Given]:
+    """The sources without nulls that say that nothing is given."""
+    hints = _OWN | _hints(kind)
+    named = [item for source in sources for item in source]
+    inside = [value for name, _, value in named if name == "layer_pruner" and not _null(value)] or ["fastv-merge"]
+    if any(name not in hints and name.startswith("layer_") and _null(value) for name, _, value in named):
+        hints = {f"layer_{name}": hint for name, hint in _hints(layer_pruner_class(inside[0])).items()} | hints
+    return [
+        [item for item in source if not (item[0] in hints and _says_nothing(item[0], item[2], hints[item[0]]))]
+        for source in sources
+    ]
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _says_nothing(name: str, value: Any, hint: Any) -> bool:
+    """Whether a value is a null, and None either no value of this option or its way of not being given."""
+    try:
+        return read_option(name, value, hint) is None and name in _ONE_RATIO
+    except OptionError:
+        return _null(value)
+
+
+def _null(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() in NULLS)
