@@ -88,8 +88,8 @@ def _parts(x: Float[Tensor, "*any"]) -> tuple[Tensor, Tensor]:
 def _matmul_precision(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
     """How float32 is multiplied on a GPU within this block.
 
-    PyTorch has this setting for the whole process. Tango's own threads take turns; products that another thread launches
-    in the same fraction of a millisecond are multiplied this way, too.
+    PyTorch has this setting for the whole process. Tango's own threads take turns; products that another thread
+    launches in the same fraction of a millisecond are multiplied this way, too.
     """
     matmul: Any = torch.backends.cuda.matmul
     old = not hasattr(matmul, "fp32_precision")  # torch before 2.9
