@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import record_function
 
+from tango.batched.layout import in_turns
 from tango.ops.blocks import upload_together
 from tango.ops.clustering import MAX_HELD_GPU, TICK_LENGTH, Ticks
 from tango.shapes import Int
@@ -156,18 +157,8 @@ def runs(starts: Ints, counts: Ints) -> Ints:
 
 def _turns(sizes: Ints, device: torch.device) -> Iterator[list[Ints]]:
     """Buckets that are worked on together, as long as their distances fit into memory."""
-    turn: list[Ints] = []
     most = _MAX_BATCH_CPU if device.type == "cpu" else MAX_HELD_GPU
-    room = most
-    for sets in _buckets(sizes, device):
-        needed = len(sets) * int(sizes[sets].max()) ** 2
-        if turn and needed > room:
-            yield turn
-            turn, room = [], most
-        turn.append(sets)
-        room -= needed
-    if turn:
-        yield turn
+    return in_turns(((sets, len(sets) * int(sizes[sets].max()) ** 2) for sets in _buckets(sizes, device)), most)
 
 
 def _buckets(sizes: Ints, device: torch.device) -> Iterator[Ints]:

@@ -7,10 +7,12 @@ wants few launches; of what stays in its cache on a CPU.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 
 class Group(NamedTuple):
@@ -120,18 +122,27 @@ def lay_out(groups: Iterable[Group], num_frames: int, num_places: int, *, max_ro
 
 def _in_batches(groups: Iterable[Group], max_rows: int) -> Iterator[list[Group]]:
     """Groups in turns; one whose frames are independent may be divided between several."""
-    batch: list[Group] = []
-    room = max_rows
-    for group in groups:
-        size = len(group.places)
-        turn = len(group.frames) if group.joint else max(1, max_rows // size)
-        for start in range(0, len(group.frames), turn):
-            part = group._replace(frames=group.frames[start : start + turn])
-            needed = len(part.frames) * size
-            if batch and needed > room:
-                yield batch
-                batch, room = [], max_rows
-            batch.append(part)
-            room -= needed
-    if batch:
-        yield batch
+
+    def parts() -> Iterator[tuple[Group, int]]:
+        for group in groups:
+            size = len(group.places)
+            turn = len(group.frames) if group.joint else max(1, max_rows // size)
+            for start in range(0, len(group.frames), turn):
+                part = group._replace(frames=group.frames[start : start + turn])
+                yield part, len(part.frames) * size
+
+    return in_turns(parts(), max_rows)
+
+
+def in_turns(items: Iterable[tuple[T, int]], most: int) -> Iterator[list[T]]:
+    """Items with their sizes, one after the other, as many together as `most` allows; a larger one is alone."""
+    turn: list[T] = []
+    room = most
+    for item, size in items:
+        if turn and size > room:
+            yield turn
+            turn, room = [], most
+        turn.append(item)
+        room -= size
+    if turn:
+        yield turn
