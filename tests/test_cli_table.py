@@ -327,7 +327,7 @@ class TestScripts:
     def test_packages_reach_the_commands_that_read_results(self, python, tmp_path, script, settings, commands):
         text = f"import sys\nwith open({str(tmp_path / 'seen')!r}, 'a') as seen: print(*sys.argv[1:], file=seen)\n"
         (tmp_path / "a_package.py").write_text(text)
-        places = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
+        places = os.pathsep.join((str(tmp_path), str(ROOT)))
         settings = {**settings, "OUTPUT": str(tmp_path / "out"), "TANGO_IMPORT": "a_package", "PYTHONPATH": places}
         write_run(tmp_path / "out", {"method": "none"}, everything(FULL))
         done = self.run(python, script, **settings)
