@@ -5,12 +5,15 @@
         print(tango.answer(model, processor, "clip.mp4", "What happens?"))
         print(pruning.stats)
 
-Importing this package defines names and does nothing else; each name is imported when first used.
+Importing this package defines names and does nothing else; each name is imported when first used. Modules that had
+another name once are found under it still, see `tango.moved`.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+
+from tango import moved
 
 TYPE_CHECKING = False  # that of `typing`, whose import takes longer than all of this
 
@@ -59,14 +62,14 @@ _HOME = {
     "register": "tango.methods",
     "register_saliency": "tango.ops.saliency",
     "Plan": "tango.methods",
-    "prune": "tango.pruning",
-    "Pruning": "tango.pruning",
-    "PruningStats": "tango.stats",
-    "compile_tower": "tango.compiling",
+    "prune": "tango.runtime.pruning",
+    "Pruning": "tango.runtime.pruning",
+    "PruningStats": "tango.runtime.stats",
+    "compile_tower": "tango.runtime.compiling",
     "load": "tango.models",
-    "answer": "tango.answering",
-    "prepare": "tango.answering",
-    "read_video": "tango.video",
+    "answer": "tango.runtime.answering",
+    "prepare": "tango.runtime.answering",
+    "read_video": "tango.video.reading",
     "TangoError": "tango.errors",
     "UnknownNameError": "tango.errors",
     "OptionError": "tango.errors",
@@ -82,8 +85,6 @@ _HOME = {
 __all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
-    from tango.answering import answer, prepare
-    from tango.compiling import compile_tower
     from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, Video, VisualTokens
     from tango.errors import (
         BudgetError,
@@ -132,9 +133,14 @@ if TYPE_CHECKING:
     )
     from tango.models import Adapter, EncodedImages, EncodedVideos, load, register_adapter
     from tango.ops.saliency import available_saliency, register_saliency
-    from tango.pruning import Pruning, prune
-    from tango.stats import PruningStats
-    from tango.video import read_video
+    from tango.runtime.answering import answer, prepare
+    from tango.runtime.compiling import compile_tower
+    from tango.runtime.pruning import Pruning, prune
+    from tango.runtime.stats import PruningStats
+    from tango.video.reading import read_video
+
+
+moved.install()
 
 
 def __getattr__(name: str) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tango.interrupts import run
+from tango.processes import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

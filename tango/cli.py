@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 if __name__ == "__main__":  # before all other imports: they take a moment, in which Ctrl-C may come
-    from tango.__main__ import main as program
+    import runpy
 
-    raise SystemExit(program())
+    runpy.run_module("tango", run_name="__main__", alter_sys=True)
 
 import argparse
 import errno
@@ -35,7 +35,7 @@ _COMMANDS = (
     ("figure", "tango.commands.figure", "plot accuracy against visual tokens, from recorded results"),
     ("convert", "tango.commands.convert", "write an lmms-lab checkpoint in the layout of transformers"),
     ("doctor", "tango.commands.doctor", "check this installation: versions, readers, GPU, toolkits, a small answer"),
-    ("quickstart", "tango.quickstart", "try everything on a tiny model and a generated clip"),
+    ("quickstart", "tango.commands.quickstart", "try everything on a tiny model and a generated clip"),
 )
 _MINI = (
     ("train", "tango.commands.mini.train", "train the small model from nothing"),
@@ -44,9 +44,9 @@ _MINI = (
     ("similarity", "tango.commands.mini.similarity", "measure how static the benchmark's clips are"),
 )
 _BENCHMARKS = (
-    ("pruner", "tango.bench.pruner", "time the pruner alone, stage by stage"),
-    ("methods", "tango.bench.methods", "time all methods on the same tokens"),
-    ("reliability", "tango.bench.reliability.command", "try damaged files, kills, batches and hostile inputs"),
+    ("pruner", "tango.lab.bench.pruner", "time the pruner alone, stage by stage"),
+    ("methods", "tango.lab.bench.methods", "time all methods on the same tokens"),
+    ("reliability", "tango.lab.reliability.command", "try damaged files, kills, batches and hostile inputs"),
 )
 
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Exit codes: 0 done; 1 a defect of Tango, with its traceback, or a fault that `doctor` found; 2 a mistake of the
-    user's, in one line on stderr; 130 interrupted (see `tango.interrupts`); 141 nobody reads the output any more.
+    user's, in one line on stderr; 130 interrupted (see `tango.processes`); 141 nobody reads the output any more.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text

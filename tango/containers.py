@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tango.shapes import Float, Int, UInt8
+from tango.annotations import Float, Int, UInt8
 
 
 class Signal(enum.Flag):

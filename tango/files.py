@@ -13,6 +13,12 @@ from typing import Any
 from tango.errors import WriteError
 
 
+def configs_folder() -> Path:
+    """The folder `configs`: in an installation it is the package `tango.configs`, in a clone it is at the top."""
+    installed = Path(__file__).with_name("configs")
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+
+
 @contextmanager
 def writing(path: str | os.PathLike[str], kept: str) -> Iterator[None]:
     """Name the file, and what was kept, where the system alone says that the disk is full.

@@ -15,14 +15,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tango.sources import local_path
+from tango.video.addresses import local_path
 
 _ORIENTATION = 0x112  # number of an EXIF tag
 _CHECKPOINT = (".json", ".safetensors", ".jinja", ".txt", ".model")
 _NOT_FOREIGN = {"tango", "torch"}
 _SETTLED_NS = 2_000_000_000  # a file that changed later than this ago may change again without its times showing it
 # Parts of the package that change no answer.
-_BESIDE_THE_ANSWERS = {"bench", "cli.py", "commands", "examples", "quickstart.py", "report"}
+_BESIDE_THE_ANSWERS = {"cli.py", "commands", "doctor", "lab", "report", "toy.py"}
 
 
 def of_file(path: str | os.PathLike[str]) -> str:

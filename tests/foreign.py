@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tango.quickstart import tiny_siglip
+from tango.toy import tiny_siglip
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tango-example"
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tango.quickstart import tiny_model, tiny_tokenizer
+from tango.toy import tiny_model, tiny_tokenizer
 from tests.tiny import IMAGE_SIZE
 
 ROPE_THETA = 123456.0  # neither library's default

@@ -11,7 +11,7 @@ from torch import Tensor
 import tango
 from tango.models import base
 from tango.models.llava_onevision import LlavaOnevisionAdapter
-from tango.splice import ShortPrompt
+from tango.models.splice import ShortPrompt
 from tests import tiny
 
 GREEDY = {"do_sample": False, "max_new_tokens": 4}

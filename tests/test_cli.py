@@ -19,7 +19,7 @@ from tango.methods import (
     layer_pruner_class,
     pruner_class,
 )
-from tango.quickstart import write_checkpoint, write_clip
+from tango.toy import write_checkpoint, write_clip
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent

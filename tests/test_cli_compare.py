@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from tango.answering import prepare
 from tango.cli import main
 from tango.commands import compare
 from tango.containers import PrunedTokens, VisualTokens
@@ -19,10 +18,11 @@ from tango.errors import MissingSignalError
 from tango.methods import TangoPruner, available_layer_pruners, available_pruners
 from tango.models import load
 from tango.models.llava_onevision import LlavaOnevisionAdapter
-from tango.pruning import prune
-from tango.quickstart import write_checkpoint, write_clip
 from tango.report.figures import DROPPED, KEPT, MERGED, contact_sheet, png, shade, thumbnails
-from tango.video import read_video
+from tango.runtime.answering import prepare
+from tango.runtime.pruning import prune
+from tango.toy import write_checkpoint, write_clip
+from tango.video.reading import read_video
 from tests import tiny, tiny_qwen
 
 

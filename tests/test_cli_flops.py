@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tango.cli import main
-from tango.llm_shapes import PRESETS
-from tango.quickstart import write_checkpoint
+from tango.ops.llm_shapes import PRESETS
+from tango.toy import write_checkpoint
 from tests import tiny
 
 

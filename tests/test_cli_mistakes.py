@@ -13,7 +13,7 @@ import pytest
 
 from tango.cli import main
 from tango.files import write_bytes
-from tango.quickstart import write_clip
+from tango.toy import write_clip
 
 ROOT = Path(__file__).parents[1]
 MINI = ["--model", "tango-mini", "--offline"]

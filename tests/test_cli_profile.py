@@ -15,10 +15,10 @@ import pytest
 import torch
 
 import tango
-from tango.bench import endtoend, random_model
 from tango.cli import main
 from tango.commands import profile
-from tango.quickstart import write_checkpoint, write_clip
+from tango.lab.bench import endtoend, random_model
+from tango.toy import write_checkpoint, write_clip
 from tests import tiny
 
 ROOT = Path(tango.__file__).parent.parent

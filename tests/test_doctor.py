@@ -21,7 +21,7 @@ from tango.doctor.clip import FILE, NUM_FRAMES, PLANES, decoded_planes
 from tango.mini.benchmark import benchmark_clip
 from tango.mini.files import to_yuv
 from tango.mini.scenes import render_frame
-from tango.sampling import sample_indices
+from tango.video.sampling import sample_indices
 
 ROOT = Path(__file__).parent.parent
 NAMES = [name for names in GROUPS.values() for name in names]

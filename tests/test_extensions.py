@@ -15,13 +15,13 @@ import torch
 
 import tango
 from tango import extensions
-from tango.bench.reliability import workers
 from tango.cli import main
 from tango.errors import TangoError, UnknownNameError, UnsupportedModelError
 from tango.evaluation import MethodConfig
+from tango.lab.reliability import workers
 from tango.methods import registry
 from tango.models import base
-from tango.quickstart import tiny_model, write_clip
+from tango.toy import tiny_model, write_clip
 from tests import tiny
 from tests.foreign import FIRST, install_example, write_coarse, write_package, write_scorer
 

@@ -16,7 +16,7 @@ from tango import WriteError
 from tango.evaluation import Answer
 from tango.evaluation.journal import Journal
 from tango.files import make_folder, write_bytes, write_json
-from tango.mini.recipe import load_state, save_state
+from tango.lab.training.recipe import load_state, save_state
 
 
 def test_files_and_folders_are_made(tmp_path):

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import tango
-from tango.bench import pruner
 from tango.cli import _parser
 from tango.commands import profile
+from tango.lab.bench import pruner
 
 ROOT = Path(tango.__file__).parent.parent
 

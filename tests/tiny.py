@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 from tango.models.pooling_head import PoolingHead
-from tango.quickstart import tiny_model, tiny_siglip, tiny_tokenizer
+from tango.toy import tiny_model, tiny_siglip, tiny_tokenizer
 
 IMAGE_SIZE = 112  # 8 x 8 patches, 4 x 4 tokens a frame
 

@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from tango.quickstart import tiny_tokenizer
+from tango.toy import tiny_tokenizer
 from tests import tiny
 
 Grid = tuple[int, int, int]  # temporal steps, rows and columns of patches

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import record_function
 
+from tango.annotations import Int
 from tango.batched.layout import in_turns
 from tango.ops.blocks import upload_together
 from tango.ops.clustering import MAX_HELD_GPU, TICK_LENGTH, Ticks
-from tango.shapes import Int
 
 _MAX_BATCH_CPU = 1 << 24  # distances of the sets that a CPU clusters together; more only cost it memory
 _GPU_BUCKETS = 3

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import record_function
 
+from tango.annotations import Float
 from tango.batched.layout import competing_groups, lay_out
 from tango.batched.merging import merge_over_frames
 from tango.batched.reduction import Kept, clusters_of_tokens, reduce_rows
@@ -26,7 +27,6 @@ from tango.containers import PrunedTokens
 from tango.ops.blocks import upload_together
 from tango.ops.clustering import TICK_LENGTH
 from tango.ops.strope import check_sections, strope_rotations
-from tango.shapes import Float
 
 # Of rotated tokens worked on at once, unless a single segment has more. A GPU takes a whole video of 256 frames; a CPU,
 # what stays in its last cache.

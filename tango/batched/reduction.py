@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from tango.annotations import Float, Int
 from tango.batched.clustering import Gather, density_peaks_of_sets, runs
 from tango.batched.layout import Batch
 from tango.batched.selection import diverse_top_k
 from tango.ops.blocks import upload_together
-from tango.shapes import Float, Int
 
 
 class Kept(NamedTuple):

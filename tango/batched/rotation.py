@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tango.annotations import Float, Int
 from tango.batched.kernels import kernels_run_on
 from tango.ops.blocks import blocks
 from tango.ops.strope import Rotation, rotate
-from tango.shapes import Float, Int
 
 
 def gather_rotated(

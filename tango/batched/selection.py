@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tango.annotations import Float, Int
 from tango.batched.clustering import Gather, Ints, density_peaks_of_sets, runs
 from tango.ops.blocks import upload, upload_together
 from tango.ops.selection import top_k
-from tango.shapes import Float, Int
 
 
 def diverse_top_k(

@@ -6,8 +6,6 @@ import argparse
 import json
 
 import tango
-from tango.answering import generate_text
-from tango.bench.common import positive
 from tango.commands.common import (
     add_method_arguments,
     add_model_arguments,
@@ -17,7 +15,9 @@ from tango.commands.common import (
     num_frames_from,
     words,
 )
+from tango.lab.bench.common import positive
 from tango.profiling import StageTimer
+from tango.runtime.answering import generate_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ import yaml
 import tango
 from tango.errors import TangoError
 from tango.evaluation import MethodConfig
+from tango.files import configs_folder
 from tango.methods.plan import named_value
 from tango.models import default_num_frames
 
@@ -59,7 +60,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         "--positions", metavar="NAME",
         help="of the pruned prompt; LLaVA: contiguous or kept (contiguous); Qwen-VL: correct or stock (correct)",
     )  # fmt: skip
-    parser.add_argument("--config", help="YAML file with `method:` and its options, e.g. configs/methods/tango.yaml")
+    parser.add_argument("--config", help="YAML file with `method:` and its options, or a name in configs/methods")
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="any other option of the method; repeatable"
     )
@@ -72,7 +73,7 @@ def method_from(args: argparse.Namespace) -> MethodConfig:
         TangoError: the file cannot be read, an option is not NAME=VALUE, or the method cannot have it;
         UnknownNameError: unknown names.
     """
-    file = read_options(Path(args.config)) if args.config else {}
+    file = read_options(_config_file(args.config)) if args.config else {}
     configured = file.get("method")
     if configured is not None and args.method not in (None, configured):
         raise TangoError(f"{args.config} is for the method {configured}, but --method says {args.method}")
@@ -80,6 +81,12 @@ def method_from(args: argparse.Namespace) -> MethodConfig:
     flags = {name: value for name in names if (value := getattr(args, name)) is not None}
     options = dict(named_value(item) for item in args.option)
     return MethodConfig.from_settings(flags, options, file, method="tango", release=False)
+
+
+def _config_file(name: str) -> Path:
+    """A file, or one of Tango's own by its bare name."""
+    own = configs_folder() / "methods" / f"{name}.yaml"
+    return own if Path(name).name == name and not Path(name).exists() and own.is_file() else Path(name)
 
 
 class _TextLoader(yaml.SafeLoader):

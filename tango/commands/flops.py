@@ -8,9 +8,9 @@ import math
 from typing import Any
 
 from tango.errors import OptionError
-from tango.llm_shapes import PRESETS, Shape, llm_widths
 from tango.ops.budget import exact_count
 from tango.ops.flops import check_layer, kv_cache_bytes, layer_flops, mean_retention_ratio, solve_retention_ratio
+from tango.ops.llm_shapes import PRESETS, Shape, llm_widths
 
 _MOST = 10**9  # frames, or tokens; what is longer is a slip
 _BYTES_PER_NUMBER = 2  # 16-bit keys and values

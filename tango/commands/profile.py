@@ -21,14 +21,14 @@ import torch
 from tqdm import tqdm
 
 import tango
-from tango.bench import endtoend, random_model
-from tango.bench.common import number, positive, thread_count, threads
-from tango.bench.endtoend import Candidate, first_line
 from tango.commands.common import parsing, quiet, words
 from tango.errors import OptionError, TangoError
 from tango.evaluation import Efficiency, MethodConfig, environment
 from tango.evaluation.efficiency import TTFT
 from tango.files import make_folder, write_bytes, write_json
+from tango.lab.bench import endtoend, random_model
+from tango.lab.bench.common import number, positive, thread_count, threads
+from tango.lab.bench.endtoend import Candidate, first_line
 from tango.methods.plan import named_value
 from tango.models import adapter_class
 from tango.models.loading import available_attention, check_attention, choose_device

@@ -9,14 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tango
 from tango.errors import TangoError
 from tango.evaluation import MethodConfig
 from tango.evaluation.config import label_of
+from tango.files import configs_folder
 from tango.report.readers import read_results
 from tango.report.results import Results, Run
-
-EXPERIMENTS = Path(tango.__file__).parents[1] / "configs" / "experiments"
 
 
 def add_results_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +35,8 @@ def seed(text: str) -> int:
 
 def add_experiments_argument(parser: argparse.ArgumentParser) -> None:
     """Where the rows of the tables are described."""
-    parser.add_argument("--experiments", type=Path, default=EXPERIMENTS, metavar="DIR", help="folder of table<n>.yaml")
+    folder = configs_folder() / "experiments"
+    parser.add_argument("--experiments", type=Path, default=folder, metavar="DIR", help="folder of table<n>.yaml")
 
 
 def read(args: argparse.Namespace) -> Results:

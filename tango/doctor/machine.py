@@ -75,7 +75,7 @@ def _nvidia_smi(fields: str) -> str:
 
 def decode() -> Finding:
     """Tango's own reader gives the known pixels of the clip."""
-    from tango.video import read_video
+    from tango.video.reading import read_video
 
     return clip.compare("decode", "PyAV", read_video(clip.FILE, num_frames=clip.NUM_FRAMES).frames.numpy())
 
@@ -86,7 +86,7 @@ def answer() -> Finding:
 
     import tango
     from tango import mini
-    from tango.answering import generate_text
+    from tango.runtime.answering import generate_text
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, processor = tango.load(mini.NAME, device=device, dtype="float32")

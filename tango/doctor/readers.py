@@ -10,7 +10,7 @@ from tango.errors import TangoError
 
 
 def _read(name: str) -> Finding:
-    from tango.video import read_video
+    from tango.video.reading import read_video
 
     if find_spec(name) is None:
         return Finding(name, "note", "not installed; PyAV reads the videos")

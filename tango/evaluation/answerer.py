@@ -23,10 +23,10 @@ from tango.evaluation.readahead import read_ahead
 from tango.evaluation.records import environment, identity, peak_bytes
 from tango.models import load
 from tango.models.base import pooling_head_of
-from tango.models.messages import TimeInstruction
-from tango.models.qwen_processor import VisionMarks, check_marks
-from tango.pruning import prune
-from tango.video import check_backend
+from tango.models.processors.messages import TimeInstruction
+from tango.models.processors.qwen import VisionMarks, check_marks
+from tango.runtime.pruning import prune
+from tango.video.reading import check_backend
 
 _Outcome = PreparedQuestion | Answer | Exception
 _Pair = tuple[str | None, _Outcome]  # under which key the answer is journalled, if it is

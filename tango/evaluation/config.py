@@ -16,7 +16,7 @@ from tango.methods.plan import method_kind, settled
 from tango.ops.saliency import saliency_function
 
 if TYPE_CHECKING:
-    from tango.pruning import Pruning
+    from tango.runtime.pruning import Pruning
 
 _UNKNOWN = object()  # the default of an option that is not known here
 
@@ -64,7 +64,7 @@ class MethodConfig:
         """
         if self.method == "none":
             return nullcontext()
-        from tango.pruning import prune
+        from tango.runtime.pruning import prune
 
         return prune(model, self.plan)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from tango.answering import generate_ids
 from tango.errors import PromptError, TangoError, VideoReadError
 from tango.evaluation.preparation import PreparedQuestion, collate
 from tango.evaluation.questions import Answer
-from tango.pruning import Pruning
+from tango.runtime.answering import generate_ids
+from tango.runtime.pruning import Pruning
 
 log = logging.getLogger(__name__)
 

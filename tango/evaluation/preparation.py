@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tango.answering import prepare_chat
 from tango.errors import OptionError
 from tango.evaluation.questions import Question
-from tango.models.messages import TimeInstruction
-from tango.models.qwen_processor import VisionMarks
+from tango.models.processors.messages import TimeInstruction
+from tango.models.processors.qwen import VisionMarks
 from tango.profiling import StageTimer
-from tango.sources import load_video
+from tango.runtime.answering import prepare_chat
+from tango.video.reading import load_video
 
 _PER_TOKEN = {"attention_mask": 0, "mm_token_type_ids": 0}  # name -> what stands where a row is filled up
 

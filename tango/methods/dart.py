@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tango.annotations import Float, Int
 from tango.containers import LayerTokens, Paper
 from tango.methods.base import LayerPruner, Limits
 from tango.methods.registry import register
 from tango.ops.selection import top_k
 from tango.ops.similarity import unit_cosines, unit_rows
-from tango.shapes import Float, Int
 
 
 @register("dart")

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tango.annotations import Float, Int
 from tango.containers import Paper, PrunedTokens, VisualTokens
 from tango.methods.base import Pruner
 from tango.methods.registry import register
@@ -15,7 +16,6 @@ from tango.ops.blocks import blocks
 from tango.ops.budget import exact_count
 from tango.ops.checks import check_finite
 from tango.ops.similarity import unit_cosines, unit_rows, unit_self_cosines
-from tango.shapes import Float, Int
 
 MAX_BYTES = 512 << 20  # of a matrix of all cosines, float32: up to 11585 tokens, 64 frames of LLaVA-Video included
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tango.annotations import Float
 from tango.containers import Paper, PrunedTokens, VisualTokens
 from tango.errors import BudgetError, OptionError
 from tango.methods.base import Limits, Pruner
@@ -18,7 +19,6 @@ from tango.ops.blocks import blocks, upload
 from tango.ops.budget import apportion, exact_count
 from tango.ops.checks import check_finite
 from tango.ops.similarity import paired_cosines, unit_rows
-from tango.shapes import Float
 
 
 @register("dycoke")

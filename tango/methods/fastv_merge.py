@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from tango.annotations import Float, Int
 from tango.containers import LayerTokens, Paper
 from tango.methods.base import LayerPruner, Limits
 from tango.methods.registry import register
 from tango.ops.attention import attention_of_last_token
 from tango.ops.budget import exact_count
-from tango.shapes import Float, Int
 
 
 @register("fastv-merge")

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 
+from tango.annotations import Bool, Float, Int
 from tango.containers import LayerTokens, Paper
 from tango.methods.base import LayerPruner, Limits
 from tango.methods.registry import register
@@ -18,7 +19,6 @@ from tango.ops.flops import solve_layer_ratio
 from tango.ops.merging import cluster_means
 from tango.ops.selection import top_k
 from tango.ops.similarity import unit_cosines, unit_rows
-from tango.shapes import Bool, Float, Int
 
 
 @register("framefusion")

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from tango.annotations import Float, Int
 from tango.containers import LayerTokens, Paper
 from tango.methods.base import LayerPruner
 from tango.methods.registry import register
@@ -14,7 +15,6 @@ from tango.ops.attention import attention_of_last_token
 from tango.ops.budget import exact_count
 from tango.ops.selection import top_k
 from tango.ops.similarity import unit_cosines, unit_rows
-from tango.shapes import Float, Int
 
 
 @register("holitom-merge")

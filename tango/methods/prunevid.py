@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tango.annotations import Float, Int
 from tango.containers import Paper, PrunedTokens, VisualTokens
 from tango.errors import OptionError
 from tango.methods.base import Limits, Pruner
@@ -24,7 +25,6 @@ from tango.ops.clustering import density_peaks_counting_self
 from tango.ops.merging import merge_into_anchors
 from tango.ops.segmentation import segment_by_labels
 from tango.ops.similarity import mean_pair_cosines
-from tango.shapes import Float, Int
 
 
 class _Segment(NamedTuple):

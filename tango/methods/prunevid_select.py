@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import torch
 
+from tango.annotations import Bool, Float, Int
 from tango.containers import LayerTokens, Paper
 from tango.methods.base import LayerPruner
 from tango.methods.registry import register
 from tango.ops.attention import text_attention
 from tango.ops.budget import ROUNDING_ERROR
-from tango.shapes import Bool, Float, Int
 
 
 @register("prunevid-select")

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from tango.annotations import Float, Int
 from tango.containers import LayerTokens, Paper
 from tango.errors import OptionError
 from tango.methods.base import LayerPruner
@@ -16,7 +17,6 @@ from tango.ops.attention import attention_of_last_token
 from tango.ops.budget import floor_count
 from tango.ops.selection import top_k
 from tango.ops.stages import mean_over_stages, solve_stages
-from tango.shapes import Float, Int
 
 _NUM_STAGES = 3  # they cut the LLM into four equal parts
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 
+from tango.annotations import Float, Int
 from tango.containers import LayerTokens, Paper
 from tango.errors import OptionError
 from tango.methods.base import LayerPruner
@@ -20,7 +21,6 @@ from tango.ops.flops import check_layer
 from tango.ops.merging import cluster_means
 from tango.ops.selection import top_k
 from tango.ops.stages import mean_over_stages, solve_stages
-from tango.shapes import Float, Int
 
 # Tokens that the three stages leave of 576, by the nominal number of tokens (release; the two ends are Tango's).
 _TABLE = {0: (0, 0, 0), 64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36), 192: (300, 200, 110), 576: (576,) * 3}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import record_function
 
+from tango.annotations import Float, Int
 from tango.batched import Options, Segments, prune_segments
 from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError
@@ -32,7 +33,6 @@ from tango.ops.segmentation import (
 from tango.ops.selection import mask_sinks, top_k
 from tango.ops.similarity import unit_rows
 from tango.ops.strope import check_sections, strope
-from tango.shapes import Float, Int
 
 _Segments = tuple[list[int], list[NDArray[np.bool_]]]
 

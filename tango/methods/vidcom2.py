@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tango.annotations import Float, Int
 from tango.containers import Paper, PrunedTokens, VisualTokens
 from tango.errors import OptionError
 from tango.methods.base import Pruner
@@ -19,7 +20,6 @@ from tango.methods.registry import register
 from tango.ops.blocks import blocks, upload
 from tango.ops.budget import exact_count, round_to_total
 from tango.ops.checks import check_finite
-from tango.shapes import Float, Int
 
 _WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1, 2)  # variances of the Gaussian kernels that are added up
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from tango.annotations import Float, Int
 from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
 from tango.methods.base import Limits, Pruner
 from tango.methods.registry import register
@@ -18,7 +19,6 @@ from tango.ops.checks import check_finite
 from tango.ops.merging import add_to_anchors, merge_into_anchors
 from tango.ops.selection import top_k
 from tango.ops.similarity import unit_cosines, unit_rows
-from tango.shapes import Float, Int
 
 
 class _Choice(NamedTuple):

@@ -9,22 +9,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from tango.answering import generate_output, prepare
 from tango.containers import Video
 from tango.errors import TangoError
 from tango.fingerprints import of_content
 from tango.mini.benchmark import benchmark_clip, clip_file
 from tango.mini.questions import KINDS, Question, is_right
-from tango.mini.train_vision import see
-from tango.ops.segmentation import adjacent_similarity, segment_by_static_tokens
-from tango.pruning import pruning_of
 from tango.report.records import append_records, read_run, run_file, write_records
 from tango.report.results import read_json_lines
-from tango.video import read_video
+from tango.runtime.answering import generate_output, prepare
+from tango.runtime.pruning import pruning_of
+from tango.video.reading import read_video
 
 Control = Literal["none", "blank", "other"]
 _KEPT = "all clips before this one are kept; make room, and the same command goes on from there"
@@ -192,21 +187,3 @@ def clustered(chosen: list[list[dict[str, Any]]], field: str) -> tuple[float, fl
         return 100 * share, math.nan
     variance = ((right - share * asked) ** 2).sum() / asked.sum() ** 2 * clips / (clips - 1)
     return 100 * share, 100 * 1.96 * math.sqrt(variance)
-
-
-def similarity(model: Any, frames: Tensor) -> NDArray[np.float32]:
-    """Cosine between the tokens at the same place in neighbouring frames, (T - 1, N)."""
-    with torch.inference_mode():
-        return adjacent_similarity(see(model, frames)[0])[0].numpy()
-
-
-def static_share(
-    table: NDArray[np.float32], *, segment_threshold: float = 0.65, static_threshold: float = 0.8
-) -> float:
-    """Share of a video's tokens that averaging static ones over their segments saves; Tango's defaults at 10 %."""
-    static, start, saved = table > static_threshold, 0, 0
-    for length in segment_by_static_tokens(table, segment_threshold):
-        if length > 1:
-            saved += (length - 1) * int(static[start : start + length - 1].all(axis=0).sum())
-        start += length
-    return saved / ((len(table) + 1) * table.shape[1])

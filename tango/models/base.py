@@ -13,17 +13,17 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tango.calls import Call
 from tango.containers import ALL_SIGNALS, PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.extensions import load_group
-from tango.llm_shapes import Newlines
-from tango.models import stock
+from tango.models.calls import Call
 from tango.models.pooling_head import PoolingHead
+from tango.models.processors import stock
+from tango.models.splice import ShortPrompt
 from tango.models.weights import read_model
+from tango.ops.llm_shapes import Newlines
 from tango.ops.saliency import PoolingQuery, saliency_function
 from tango.profiling import StageTimer
-from tango.splice import ShortPrompt
 
 # Text models, by `model_type`, whose layers have `self_attn` with `q_proj`, `k_proj` and half-split rotations, which
 # methods with `reads = "own"` count on, and whose masks are plainly causal.

@@ -18,8 +18,8 @@ from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError, UnsupportedModelError
 from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideos
 from tango.models.frame_batches import FrameRows, frame_batches
+from tango.models.processors.timestamps import video_timestamps
 from tango.models.siglip import TowerStates, project, run_tower
-from tango.models.timestamps import video_timestamps
 from tango.ops.blocks import upload
 from tango.ops.saliency import AttentionPool, TowerBlock, block_signals
 from tango.profiling import StageTimer

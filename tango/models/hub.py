@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tango import mini
 from tango.errors import TangoError
 
 # What a checkpoint needs, and nothing that could run code.
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+# Checkpoints that come with Tango, by the name that they go by.
+PACKAGED = {"tango-mini": Path(__file__).parents[1] / "mini" / "weights"}
 CONFIG_FILES = ["config.json", "adapter_config.json"]  # enough to tell what a checkpoint is
 
 
@@ -26,7 +27,7 @@ def resolve_folder(
     """
     name = str(path_or_id)
     try:
-        folder = mini.folder() if name == mini.NAME else Path(path_or_id).expanduser()
+        folder = PACKAGED.get(name) or Path(path_or_id).expanduser()
         if folder.is_dir():
             return folder
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, or a home that nobody has

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from tango.containers import Signal
 from tango.errors import MissingSignalError
-from tango.models import stock
 from tango.models.base import Newlines, pooling_head_of, register_adapter
 from tango.models.checkpoint import load_tokenizer
 from tango.models.fixed_grid import FixedGridAdapter
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
-from tango.models.processor import Processor, chat_template
+from tango.models.processors import stock
+from tango.models.processors.llava import Processor, chat_template
 from tango.ops.saliency import PoolingQuery
 
 

@@ -16,7 +16,7 @@ from tango.errors import UnsupportedModelError
 from tango.models.base import Newlines, register_adapter
 from tango.models.fixed_grid import FixedGridAdapter, PositionRule
 from tango.models.llava_onevision import LlavaOnevisionAdapter
-from tango.models.processor import Processor
+from tango.models.processors.llava import Processor
 
 
 @register_adapter("llava_video")

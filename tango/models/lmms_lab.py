@@ -13,7 +13,7 @@ from typing import Any
 
 from tango.errors import CheckpointError, UnsupportedModelError
 from tango.models import checkpoint
-from tango.models.processor import CHATML
+from tango.models.processors.llava import CHATML
 from tango.models.weights import read_model
 
 # The tower that the originals hard-code: so400m without its last block, so that the last hidden state is the one used.

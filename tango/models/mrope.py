@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tango.shapes import Int
+from tango.annotations import Int
 
 Grid = tuple[int, int, int]  # temporal steps, rows, columns
 

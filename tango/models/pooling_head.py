@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
+from tango.annotations import Float
 from tango.errors import CheckpointError, UnsupportedModelError
 from tango.fingerprints import of_content
 from tango.models.checkpoint import check_weight_files, read_json, reading, some
 from tango.models.hub import resolve_files
 from tango.ops.attention import fold_probe, probe_attention
-from tango.shapes import Float
 
 DEFAULT_SIGLIP = "google/siglip-so400m-patch14-384"
 _PREFIXES = ("vision_model.", "", "vision_model.vision_model.", "model.vision_tower.")

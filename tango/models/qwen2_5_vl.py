@@ -18,7 +18,7 @@ from tango.errors import OptionError, UnsupportedModelError
 from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideos, register_adapter
 from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_step, vision_positions
-from tango.models.qwen_processor import MAX_PIXELS, QwenForm, QwenProcessor
+from tango.models.processors.qwen import MAX_PIXELS, QwenForm, QwenProcessor
 from tango.models.qwen_tower import queries_or_keys, tap_attention, window_order
 from tango.ops.blocks import upload
 from tango.ops.saliency import TowerBlock, block_signals

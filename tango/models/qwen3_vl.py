@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tango.calls import Call, cache_of
 from tango.containers import PrunedTokens
 from tango.models.base import EncodedImages, EncodedVideos, register_adapter
+from tango.models.calls import Call, cache_of
 from tango.models.mrope import vision_positions
+from tango.models.processors.qwen import HALF, QwenForm
 from tango.models.qwen2_5_vl import QwenVlAdapter
-from tango.models.qwen_processor import HALF, QwenForm
-from tango.splice import ShortPrompt
+from tango.models.splice import ShortPrompt
 
 
 @register_adapter("qwen3_vl")

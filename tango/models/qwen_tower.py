@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tango.shapes import Float
+from tango.annotations import Float
 
 
 @contextmanager

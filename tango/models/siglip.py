@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tango.shapes import Float
+from tango.annotations import Float
 
 
 class TowerStates(NamedTuple):

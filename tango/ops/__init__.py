@@ -1,1 +1,1 @@
-"""Pure tensor functions: no model, no method, no state. Shape letters: see `tango.shapes`."""
+"""Pure tensor functions: no model, no method, no state. Shape letters: see `tango.annotations`."""

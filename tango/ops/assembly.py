@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tango.annotations import Int
 from tango.containers import PrunedTokens
-from tango.shapes import Int
 
 
 def assemble(indices: Sequence[Tensor], features: Sequence[Tensor], absorbed_by: Int[Tensor, "M"]) -> PrunedTokens:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tango.annotations import Float, Int
 from tango.containers import LayerTokens
 from tango.ops.blocks import blocks
-from tango.shapes import Float, Int
 
 
 def fold_probe(

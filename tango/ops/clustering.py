@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tango.annotations import Float, Int
 from tango.ops.similarity import gram, products
-from tango.shapes import Float, Int
 
 TICK_LENGTH = 2.0**-9  # of rows of length 1: a tick is its square
 # How many distances are held (1 GiB, all of one set up to 16384 rows; on a GPU half of that), and looked at together:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tango.annotations import Float, Int
 from tango.ops.blocks import blocks
-from tango.shapes import Float, Int
 
 
 def merge_into_anchors(

@@ -15,11 +15,11 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from tango.annotations import Float
 from tango.containers import Signal
 from tango.errors import MissingSignalError, OptionError, UnknownNameError
 from tango.extensions import load_group
 from tango.ops.attention import mean_received_attention
-from tango.shapes import Float
 
 # What asks for a frame's tokens in "p-attn": the query of SigLIP's pooling head, the tower's CLS token, or, where a
 # tower has neither, the mean query of the frame.

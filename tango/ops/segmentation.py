@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tango.annotations import Float
 from tango.ops.blocks import blocks
-from tango.shapes import Float
 
 
 def default_threshold(retention_ratio: float) -> float:

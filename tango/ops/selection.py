@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tango.annotations import Float, Int
 from tango.ops.blocks import upload
-from tango.shapes import Float, Int
 
 
 def mask_sinks(saliency: Float[Tensor, "T N"], sink_positions: tuple[int, ...]) -> Float[Tensor, "T N"]:

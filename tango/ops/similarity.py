@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tango.annotations import Float
 from tango.ops.blocks import blocks
-from tango.shapes import Float
 
 _TICKS = 2.0**18
 _MAX_STRIPPED, _STRIP = 200, 64  # rows

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from tango.annotations import Float
 from tango.ops.blocks import upload
-from tango.shapes import Float
 
 # Cosines and sines for one of the three axes, (positions, 2, section / 2)
 Rotation = Tensor

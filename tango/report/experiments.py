@@ -126,8 +126,7 @@ def read_experiment(folder: Path, table: int) -> Experiment:
         )
     except FileNotFoundError:
         raise TangoError(
-            f"{path} does not exist; the experiments are in the repository's configs/experiments: work in a clone, or "
-            "name that folder with --experiments"
+            f"{path} does not exist; leave --experiments out for Tango's own, or name a folder that has this file"
         ) from None
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TangoError(f"cannot read {path}: {type(error).__name__} {' '.join(str(error).split())}") from error

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 from tango.errors import VideoReadError
-from tango.sampling import one_line, sample_indices
 from tango.video.index import SEEKABLE, Index, index_frames
 from tango.video.pixels import is_mirrored
 from tango.video.reader import check_pictures, hides_no_damage, read_pyav
+from tango.video.sampling import one_line, sample_indices
 from tango.video.source import Clip, Limits, opened
 
 
@@ -48,7 +48,7 @@ def read_torchcodec(path: str, num_frames: int, limits: Limits) -> Clip:
 
 def read_decord(path: str, num_frames: int, limits: Limits) -> Clip:
     """Read with decord where its frames are those asked for: it seeks to wrong places in some files."""
-    from tango._decord_worker import run_worker
+    from tango.video.decord_worker import run_worker
 
     index, containers = _checked(path, num_frames, limits)
     if "mpegts" in containers:

@@ -7,7 +7,7 @@ import re
 import stat
 
 from tango.errors import VideoReadError
-from tango.sampling import one_line
+from tango.video.sampling import one_line
 
 _IMAGE = rb"\x89PNG|\xff\xd8\xff|II\*\0|MM\0\*|BM....\0\0\0\0|RIFF....WEBP|....ftyp(avif|heic|heix|mif1)"
 _BINARY = set(range(32)) - set(b"\t\n\r\f\x1b")  # bytes that no text file has

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tango.errors import VideoReadError
-from tango.sampling import one_line
+from tango.video.sampling import one_line
 from tango.video.source import Source, opened
 
 # Those whose packets carry true presentation times. The others (AVI, raw streams) give decoding times or none.

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tango.errors import DamagedVideoWarning, VideoReadError
-from tango.sampling import one_line, sample_indices
 from tango.video.index import Index, index_frames, times_s
 from tango.video.pixels import Converter
+from tango.video.sampling import one_line, sample_indices
 from tango.video.source import Clip, Limits, Source, import_av, opened
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tango.errors import VideoReadError
-from tango.sampling import one_line
 from tango.video.ffmpeg_log import complaints
+from tango.video.sampling import one_line
 
 if TYPE_CHECKING:  # at run time PyAV loads on first use
     import av

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tango.evaluation import Question
-from tango.quickstart import write_checkpoint
+from tango.toy import write_checkpoint
 from tests import tiny, tiny_qwen
 from tests.clips import write_clip
 

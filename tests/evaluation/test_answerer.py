@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 import tango
-from tango.answering import generate_ids
 from tango.errors import MissingSignalError, OptionError, TangoError, UnknownNameError
 from tango.evaluation import Answer, Answerer, MethodConfig, Question
 from tango.profiling import STAGES
-from tango.video import read_video
+from tango.runtime.answering import generate_ids
+from tango.video.reading import read_video
 from tests.evaluation.conftest import FRAMES, ask
 
 PRUNED = MethodConfig(method="tango", options={"retention_ratio": 0.3}, saliency="attn")

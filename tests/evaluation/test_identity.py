@@ -15,7 +15,7 @@ import tango.evaluation.answerer
 import tango.evaluation.records
 from tango.errors import TangoError
 from tango.evaluation import Answerer, MethodConfig, Question
-from tango.video import read_video
+from tango.video.reading import read_video
 from tests.evaluation.conftest import ask
 
 TANGO = MethodConfig(method="tango", options={"retention_ratio": 0.3})

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tango.bench.synthetic import synthetic_tokens
 from tango.containers import PrunedTokens, VisualTokens
+from tango.lab.bench.synthetic import synthetic_tokens
 from tango.methods.tango import TangoPaperPruner, TangoPruner, TangoReleasePruner
 from tango.ops.segmentation import segment_by_static_tokens
 from tests.synthetic import VIDEOS, video_tokens

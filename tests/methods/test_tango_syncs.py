@@ -22,8 +22,8 @@ from tango.batched import clustering as batched_clustering
 from tango.batched import engine as engine_module
 from tango.batched import merging as batched_merging
 from tango.batched import rotation as batched_rotation
-from tango.bench.synthetic import synthetic_tokens
 from tango.containers import VisualTokens
+from tango.lab.bench.synthetic import synthetic_tokens
 from tango.methods import build_pruner
 from tango.ops import blocks as blocks_module
 from tango.ops import clustering as clustering_module

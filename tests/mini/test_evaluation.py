@@ -12,10 +12,11 @@ import torch
 import tango
 from tango.cli import main
 from tango.errors import TangoError
+from tango.lab.similarity import similarity, static_share
+from tango.lab.training.train import write_checkpoint
 from tango.mini.benchmark import benchmark_clip
-from tango.mini.evaluation import Results, clustered, evaluate, similarity, static_share, summarise
+from tango.mini.evaluation import Results, clustered, evaluate, summarise
 from tango.mini.model import make_model
-from tango.mini.train import write_checkpoint
 from tango.report.records import read_records, run_file
 
 SIZES = {"vision_width": 32, "vision_layers": 1, "width": 32, "layers": 1}

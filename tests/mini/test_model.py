@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import tango
+from tango.lab.training.language import _pack, prefix_of
+from tango.lab.training.packed import packed_forward
+from tango.lab.training.train import write_checkpoint
+from tango.lab.training.vision import see, to_pixel_values
 from tango.mini.benchmark import benchmark_clip, clip_file
 from tango.mini.model import IDS, NUM_FRAMES, WORDS, make_model, make_tokenizer
-from tango.mini.packed import packed_forward
-from tango.mini.train import write_checkpoint
-from tango.mini.train_language import _pack, prefix_of
-from tango.mini.train_vision import see, to_pixel_values
 from tango.models import default_num_frames
-from tango.models.processor import preprocess_frames
+from tango.models.processors.llava import preprocess_frames
 
 SIZES = {"vision_width": 32, "vision_layers": 2, "width": 32, "layers": 2}
 

@@ -7,9 +7,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from tango.mini.benchmark import benchmark_clip, benchmark_questions
+from tango.mini.benchmark import benchmark_clip, benchmark_questions, benchmark_seed
 from tango.mini.questions import COLOR_NAMES, KINDS, ask, ask_all, is_right
-from tango.mini.recipe import benchmark_seed
 from tango.mini.scenes import QUADRANTS, draw_clip, render_frame
 from tango.mini.shapes import LETTERS, PATTERNS
 from tango.report.benchmarks import OWN

@@ -7,7 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tango.mini.recipe import Recipe, benchmark_seed, language_seed, vision_seed
+from tango.lab.training.recipe import Recipe, language_seed, vision_seed
+from tango.mini.benchmark import benchmark_seed
 from tango.mini.scenes import (
     CAPTION_OWNER,
     CELL,

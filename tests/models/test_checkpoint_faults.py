@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import tango
 from tango import CheckpointError
-from tango.quickstart import write_checkpoint
+from tango.toy import write_checkpoint
 from tests import lmms_checkpoint, tiny, tiny_qwen
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4932048512\n"

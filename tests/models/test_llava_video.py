@@ -6,15 +6,15 @@ import pytest
 import torch
 
 import tango
-from tango.answering import generate_text
 from tango.containers import PrunedTokens, Signal, Video, VisualTokens, keep_all
 from tango.models.base import adapter_class, family, stock_is_right
 from tango.models.llava_video import LlavaVideoAdapter
-from tango.models.processor import CHATML, Processor, describe_time
+from tango.models.processors.llava import CHATML, Processor, describe_time
 from tango.profiling import StageTimer
+from tango.runtime.answering import generate_text
 from tests import tiny
 from tests.models.test_loading import video
-from tests.test_pruning import state_of
+from tests.runtime.test_pruning import state_of
 from tests.tiny import new_tokens
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6}

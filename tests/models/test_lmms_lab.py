@@ -17,8 +17,8 @@ from transformers.utils import logging as transformers_logging
 import tango
 from tango.cli import main
 from tango.models import default_num_frames, lmms_lab
-from tango.models.processor import CHATML
-from tango.quickstart import tiny_siglip
+from tango.models.processors.llava import CHATML
+from tango.toy import tiny_siglip
 from tests import lmms_checkpoint, tiny
 from tests.models.test_loading import video
 

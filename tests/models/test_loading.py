@@ -13,8 +13,8 @@ from PIL import Image
 import tango
 from tango.containers import Video
 from tango.models import default_num_frames
-from tango.models.processor import preprocess_frames
-from tango.quickstart import write_checkpoint
+from tango.models.processors.llava import preprocess_frames
+from tango.toy import write_checkpoint
 from tests import tiny
 
 

@@ -19,7 +19,7 @@ from transformers.video_utils import VideoMetadata
 
 import tango
 from tango.errors import MissingPartError, OptionError, PromptError, VideoReadError
-from tango.models.protocol import WrappedProcessor
+from tango.models.processors.protocol import WrappedProcessor
 from tests import clips, tiny, tiny_qwen
 
 FAMILIES = ("llava_onevision", *tiny_qwen.FAMILIES)
@@ -245,7 +245,7 @@ class TestRefusals:
         ):
             with pytest.raises(PromptError, match="a token with a meaning of its own"):
                 processor.apply_chat_template(conversation)
-        from tango.answering import prepare_chat
+        from tango.runtime.answering import prepare_chat
 
         with pytest.raises(PromptError, match="the text of the prefill holds '<video>'"):
             prepare_chat(processor, [{"role": "user", "content": "Hi"}], prefill="<video>")

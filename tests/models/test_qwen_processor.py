@@ -14,7 +14,7 @@ import tango
 from tango.containers import Video
 from tango.errors import OptionError, UnknownNameError
 from tango.models import adapter_class
-from tango.models.qwen_processor import CLIP_MEAN, CLIP_STD, Patches, QwenProcessor
+from tango.models.processors.qwen import CLIP_MEAN, CLIP_STD, Patches, QwenProcessor
 from tests import tiny_qwen
 
 PLAIN = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # pixels come out as they went in

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from tango.quickstart import tiny_siglip
+from tango.toy import tiny_siglip
 from tests import lmms_checkpoint, tiny_qwen
 from tests.clips import write_clip
 

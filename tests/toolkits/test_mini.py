@@ -36,8 +36,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
     base = tmp_path_factory.mktemp("mini")
     weights = mini.folder()
     if not (weights / "config.json").exists():
+        from tango.lab.training.train import write_checkpoint
         from tango.mini.model import make_model
-        from tango.mini.train import write_checkpoint
 
         weights = base / "weights"
         write_checkpoint(make_model(0), weights)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tango.shapes import Float, Int
+from tango.annotations import Float, Int
 
 SHAPE = {"MEMBERS": 8, "CHANNELS": 256}  # of the block that a program reads at once
 

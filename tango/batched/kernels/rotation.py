@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tango.shapes import Float, Int
+from tango.annotations import Float, Int
 
 SHAPE = {"CHANNELS": 256}  # rotated at once, each with its partner
 

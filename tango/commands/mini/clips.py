@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tango.bench.common import positive
+from tango.lab.bench.common import positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

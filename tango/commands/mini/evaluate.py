@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tango import mini
-from tango.bench.common import positive
 from tango.commands.common import add_method_arguments, add_model_arguments, frame_count, load_model, method_from
 from tango.evaluation import MethodConfig
 from tango.evaluation.records import environment, identity
+from tango.lab.bench.common import positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tango import mini
-from tango.bench.common import positive
 from tango.commands.common import add_model_arguments, load_model
+from tango.lab.bench.common import positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     import tango
-    from tango.mini import evaluation
+    from tango.lab import similarity
     from tango.mini.benchmark import clip_file
 
     model, processor = load_model(args)
@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         for index in tqdm(range(args.num_clips), unit="clip", disable=None):
             video = tango.read_video(clip_file(folder, index), num_frames=processor.default_num_frames)
-            tables.append(evaluation.similarity(model, video.frames))
+            tables.append(similarity.similarity(model, video.frames))
     quantiles = (1, 5, 10, 25, 50, 75, 90, 95, 99)
     every = np.concatenate(tables)
-    shares = [evaluation.static_share(table) for table in tables]
+    shares = [similarity.static_share(table) for table in tables]
     record = {
         "clips": args.num_clips,
         "cosine_percentiles": {q: round(float(np.percentile(every, q)), 4) for q in quantiles},

@@ -6,8 +6,8 @@ import argparse
 import time
 from pathlib import Path
 
-from tango.bench.common import positive, thread_count
 from tango.errors import OptionError
+from tango.lab.bench.common import positive, thread_count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from tango.commands.common import quiet
-    from tango.mini.recipe import Recipe
-    from tango.mini.train import train as run_training
+    from tango.lab.training.recipe import Recipe
+    from tango.lab.training.train import train as run_training
     from tango.models.loading import choose_device
 
     quiet()

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tango.batched import kernels, merging, rotation
-from tango.bench.synthetic import synthetic_tokens
+from tango.lab.bench.synthetic import synthetic_tokens
 from tango.methods import build_pruner
 
 CUDA_TENSOR: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))

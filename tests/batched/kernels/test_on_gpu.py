@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tango.batched.kernels import kernels_run_on
-from tango.bench.synthetic import synthetic_tokens
+from tango.lab.bench.synthetic import synthetic_tokens
 from tango.methods import build_pruner
 from tango.ops.merging import merge_into_anchors
 from tango.ops.similarity import split_products

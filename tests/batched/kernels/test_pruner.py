@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
-from tango.bench.synthetic import synthetic_tokens
+from tango.lab.bench.synthetic import synthetic_tokens
 from tango.methods import build_pruner
 
 pytest.importorskip("triton", reason="the kernels are Triton's; `pip install triton`")

@@ -1,1 +1,0 @@
-"""Examples to run and to copy from: `python -m tango.examples.NAME`."""

@@ -1,0 +1,1 @@
+"""What measures Tango and trains its small model; nothing of the library needs it."""

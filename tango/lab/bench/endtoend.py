@@ -1,0 +1,244 @@
+"""Times a model from the video to the last token, with several methods in alternating runs. Behind `tango profile`."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tango.containers import Video
+from tango.evaluation import Answer, Efficiency, MethodConfig
+from tango.evaluation.records import peak_bytes
+from tango.lab.bench.common import synchronize
+from tango.models import adapter_class
+from tango.ops.flops import layer_flops
+from tango.ops.llm_shapes import llm_widths
+from tango.runtime.answering import generate_ids
+from tango.runtime.pruning import Pruning, prune
+from tango.runtime.stats import PruningStats
+from tango.toy import draw_frames
+
+_RATE = "Avg_Decoding_Throughput (token/s)"  # a row of `Efficiency`
+_Runs = list[dict[str, float | None]]
+Inputs = tuple[Any, dict[str, float]]  # model inputs on their device; milliseconds spent on reading and preprocessing
+
+
+@dataclass(kw_only=True)
+class Candidate:
+    """A method in one setting, and its measured runs. `error` says why it has no more of them."""
+
+    method: MethodConfig
+    tower_attention: str | None = None  # None: the tower's own
+    answers: list[Answer] = field(default_factory=list)
+    stats: PruningStats | None = None  # of the last run
+    error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """A name for tables, such as "tango-r0.1" or "tango-r0.1, eager tower"."""
+        tower = "" if self.tower_attention is None else f", {self.tower_attention} tower"
+        return f"{self.method.label}{tower}"
+
+    def applied(self, model: Any) -> Pruning:
+        """The pruning that is measured."""
+        return prune(model, self.method.plan)
+
+
+def measure(
+    model: Any,
+    candidates: Sequence[Candidate],
+    make_inputs: Callable[[], Inputs],
+    *,
+    repeats: int,
+    max_new_tokens: int,
+    after_run: Callable[[], object] = lambda: None,
+    after_round: Callable[[], object] = lambda: None,
+) -> None:
+    """Run all candidates in turn, round after round, so that a busy machine slows all of them alike.
+
+    The first round warms up and is not recorded. Inputs are made anew in every round, and their times count for each
+    of its runs: they do not depend on the method. A candidate that fails once is left out from then on.
+    """
+    for i in range(1 + repeats):
+        if all(candidate.error is not None for candidate in candidates):
+            return
+        inputs, before_ms = make_inputs()
+        for candidate in candidates:
+            if candidate.error is None:
+                _attempt(model, candidate, inputs, before_ms, max_new_tokens, record=i > 0)
+            after_run()
+        after_round()
+
+
+def _attempt(
+    model: Any, candidate: Candidate, inputs: Any, before_ms: dict[str, float], max_new_tokens: int, *, record: bool
+) -> None:
+    try:
+        answer, candidate.stats = run_once(model, candidate, inputs, before_ms, max_new_tokens)
+        if record:
+            candidate.answers.append(answer)
+    except Exception as error:  # whatever it is, the others can still be measured
+        candidate.error = f"{type(error).__name__}: {first_line(error)}"
+    if candidate.error is not None:  # only here is the failed run's memory free
+        gc.collect()
+        if model.device.type == "cuda":
+            with contextlib.suppress(RuntimeError):  # of a GPU that is lost
+                torch.cuda.empty_cache()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, as far as it fits into a table."""
+    return (str(error).strip().splitlines() or ["no reason given"])[0]
+
+
+def run_once(
+    model: Any, candidate: Candidate, inputs: Any, before_ms: dict[str, float], max_new_tokens: int
+) -> tuple[Answer, PruningStats]:
+    """Generate exactly `max_new_tokens` tokens: the end of the answer is suppressed, to have decoding to measure."""
+    device = model.device
+    with attention_of_tower(model, candidate.tower_attention), candidate.applied(model) as pruning:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        synchronize(device)
+        start = time.perf_counter()
+        new = generate_ids(model, inputs, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens)
+        synchronize(device)
+        elapsed_ms = 1e3 * (time.perf_counter() - start)
+        stats = pruning.stats
+    assert stats is not None
+    stages = stats.timer.ms()
+    if new.shape[1] == 1:  # the prefill gave the only token
+        stages.pop("decoding", None)
+    inside = stats.layer
+    answer = Answer(
+        text="",
+        input_tokens=stats.prompt_after[0],
+        output_tokens=new.shape[1],
+        visual_tokens_before=stats.tokens_before,
+        visual_tokens_after=stats.tokens_after,
+        mean_visual_tokens=stats.tokens_after if inside is None else stats.tokens_before * inside.mean_retention_ratio,
+        stages_ms={**before_ms, **stages},
+        elapsed_ms=elapsed_ms,
+        peak_bytes=peak_bytes(device),
+    )
+    return answer, stats
+
+
+@contextlib.contextmanager
+def attention_of_tower(model: Any, name: str | None) -> Iterator[None]:
+    """While entered, the vision tower uses this attention implementation; None: its own.
+
+    Raises:
+        ValueError, ImportError: it cannot.
+    """
+    tower = adapter_class(model.config).tower(model)
+    before = tower.config._attn_implementation
+    try:
+        if name is not None:
+            tower.set_attn_implementation(name)
+        yield
+    finally:
+        tower.config._attn_implementation = before
+
+
+def synthetic_video(num_frames: int, *, size: int = 448) -> Video:
+    """A video that was never in a file: frames of `draw_frames`, a second apart."""
+    frames = torch.stack([torch.from_numpy(frame) for frame in draw_frames(num_frames=num_frames, size=size)])
+    return Video(
+        frames=frames,
+        timestamps_s=torch.arange(num_frames, dtype=torch.float64),
+        frame_indices=tuple(range(num_frames)),
+        num_source_frames=num_frames,
+        duration_s=float(num_frames),
+        fps=1.0,
+        path="synthetic",
+        backend="synthetic",
+    )
+
+
+def layer_tokens(stats: PruningStats, num_layers: int) -> list[int]:
+    """Prompt tokens that enter each layer of the LLM, in a call with one prompt."""
+    tokens = [stats.prompt_after[0]] * num_layers
+    if stats.layer is not None:
+        entered, *left = stats.layer.tokens
+        for layer, visual in zip(stats.layer.layers, left, strict=True):
+            tokens[layer:] = [stats.prompt_after[0] - entered + visual] * (num_layers - layer)
+    return tokens
+
+
+def summarise(model: Any, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """One plain record per candidate: tokens, medians and extremes, and speed-ups over all tokens with the same tower.
+
+    `ttft_ms` is the time from the start of the tower to the end of the prefill; the row of that name in `release_table`
+    leaves out what lies between the stages. Speed-ups are taken run by run. `ttft_over_eager` is over all tokens with
+    an eager tower, as the paper's release runs it, if that is among the candidates. `prefill_by_flops` is what the FLOP
+    model predicts from the token counts alone.
+    """
+    device = model.device.type
+    plain = {c.tower_attention: _runs(c, device) for c in candidates if c.method.method == "none"}
+    eager = plain.get("eager", [])
+    return [_summary(model, c, plain.get(c.tower_attention, []), eager, device) for c in candidates]
+
+
+def _summary(model: Any, candidate: Candidate, of_plain: _Runs, of_eager: _Runs, device: str) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "label": candidate.label,
+        "method": candidate.method.to_dict(),
+        "tower_attention": candidate.tower_attention,
+        "error": candidate.error,
+        "runs": len(candidate.answers),
+    }
+    answers, stats = candidate.answers, candidate.stats
+    if stats is None or not answers:
+        return row
+    runs, counts = _runs(candidate, device), stats.to_dict()
+    counted = ("tokens_before", "tokens_after", "entering_after", "prompt_before", "prompt_after", "layer")
+    num_layers = model.config.get_text_config().num_hidden_layers
+    all_tokens, left = [stats.prompt_before[0]] * num_layers, layer_tokens(stats, num_layers)
+    all_flops, flops = (
+        sum(layer_flops(n, **llm_widths(model.config)) for n in tokens) for tokens in (all_tokens, left)
+    )
+    return row | {
+        "tokens": {**{key: counts[key] for key in counted}, "mean": answers[-1].mean_visual_tokens},
+        "new_tokens": answers[-1].output_tokens,
+        "stages_ms": {stage: _spread([run[stage] for run in runs]) for stage in answers[0].stages_ms},
+        "ttft_ms": _spread([run["ttft"] for run in runs]),
+        "decoding_tokens_per_s": _spread([run[_RATE] for run in runs]),
+        "elapsed_ms": _spread([answer.elapsed_ms for answer in answers]),
+        "peak_bytes": max(answer.peak_bytes for answer in answers),
+        "prefill_flops": flops,
+        "speedup": {
+            "ttft": _ratios(of_plain, runs, "ttft"),
+            "ttft_over_eager": _ratios(of_eager, runs, "ttft"),
+            "prefill": _ratios(of_plain, runs, "prefill"),
+            "prefill_by_flops": all_flops / flops,
+        },
+        "release_table": Efficiency.of(answers, device=device).rows(),
+    }
+
+
+def _runs(candidate: Candidate, device: str) -> _Runs:
+    """Of every run its stages, its time to the first token as "ttft", and the rows of the efficiency table for it."""
+    runs: _Runs = []
+    for answer in candidate.answers:
+        one = Efficiency.of([answer], device=device)
+        runs.append({**answer.stages_ms, "ttft": one.means().get("ttft_ms"), **one.rows()})
+    return runs
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
+    """Median, least and greatest; None where nothing was measured."""
+    known = [value for value in values if value is not None]
+    return {"median": statistics.median(known), "min": min(known), "max": max(known)} if known else None
+
+
+def _ratios(of_plain: _Runs, own: _Runs, key: str) -> dict[str, float] | None:
+    """How many times longer all tokens take, round by round; one that failed has fewer rounds."""
+    pairs = ((slow[key], run[key]) for slow, run in zip(of_plain, own, strict=False))
+    return _spread([slow / fast for slow, fast in pairs if slow is not None and fast is not None])

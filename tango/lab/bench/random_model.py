@@ -1,0 +1,143 @@
+"""Models of the published shapes with random weights, made on the device itself: to measure speed without a download.
+
+Classes and processors are the real ones; the tokenizer knows bytes and the special tokens, nothing else. Answers mean
+nothing, and what a method keeps is what it keeps of noise; times, memory and token counts are those of the shape.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tango.errors import OptionError, UnknownNameError
+from tango.models import adapter_class
+from tango.models.pooling_head import PoolingHead
+from tango.ops.llm_shapes import PRESETS
+from tango.toy import tiny_tokenizer
+
+# Not published: narrow and shallow, for trying things out.
+_TINY: dict[str, Any] = {
+    "width": 256, "mlp_width": 512, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64
+}  # fmt: skip
+SHAPES = {
+    **PRESETS,
+    **{
+        f"{family}-tiny": replace(PRESETS[f"{family}-7b"], **_TINY)
+        for family in ("llava-onevision", "llava-video", "qwen2.5-vl")
+    },
+}
+# Rows of the vocabulary by size, in config.json of Qwen/Qwen2-* and Qwen/Qwen2.5-*; the small ones reuse them as head.
+_VOCABULARIES = {"0.5b": 151936, "3b": 151936, "7b": 152064, "72b": 152064, "tiny": 512}
+_TIED = ("0.5b", "3b", "tiny")
+# vision_config of google/siglip-so400m-patch14-384, without its last block and head, as LLaVA's checkpoints have it.
+_SIGLIP: dict[str, Any] = {
+    "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26,
+    "num_attention_heads": 16, "image_size": 384, "patch_size": 14, "vision_use_head": False,
+}  # fmt: skip
+_TINY_SIGLIP = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+# vision_config of Qwen/Qwen2.5-VL-7B-Instruct; the sizes differ in `out_hidden_size`, 72B's also in its MLP.
+_QWEN_TOWER: dict[str, Any] = {
+    "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14,
+    "spatial_merge_size": 2, "temporal_patch_size": 2, "tokens_per_second": 2, "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}  # fmt: skip
+_TINY_QWEN_TOWER = {"depth": 2, "hidden_size": 64, "intermediate_size": 96, "num_heads": 4}
+_QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+
+
+def build(
+    name: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    attn_implementation: str | None = None,
+    layers: int | None = None,
+    tower_layers: int | None = None,
+    seed: int = 0,
+) -> tuple[Any, Any]:
+    """A model and its processor, as `tango.load` would return them; LLaVA's with a random pooling head beside it.
+
+    The global random generators are left as they were.
+
+    Args:
+        layers, tower_layers: fewer layers of LLM and tower than published; the widths stay.
+    Raises:
+        UnknownNameError: there is no such shape; OptionError: more layers than published, or none.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    if name not in SHAPES:
+        raise UnknownNameError("shape", name, SHAPES)
+    tokenizer = tiny_tokenizer()
+    config = make_config(name, tokenizer, layers=layers, tower_layers=tower_layers)
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        with torch.device(device):
+            model = AutoModelForImageTextToText.from_config(config, dtype=dtype, **options).eval()
+            if config.vision_config.model_type == "siglip_vision_model":
+                model.__dict__["pooling_head"] = _random_head(config.vision_config.to_dict())
+    model.generation_config.eos_token_id = config.text_config.eos_token_id
+    model.generation_config.pad_token_id = config.text_config.pad_token_id
+    with tempfile.TemporaryDirectory() as empty:  # where a checkpoint would have files of its own
+        processor = adapter_class(config).make_processor(Path(empty), config, tokenizer)
+    return model, processor
+
+
+def make_config(name: str, tokenizer: Any, *, layers: int | None = None, tower_layers: int | None = None) -> Any:
+    """The transformers config of a shape; placeholders have the ids of this tokenizer, which may get new ones."""
+    import transformers
+
+    family, _, size = name.rpartition("-")
+    llm = SHAPES[name]
+    ids = tokenizer.convert_tokens_to_ids
+    text = {
+        "hidden_size": llm.width, "intermediate_size": llm.mlp_width, "num_attention_heads": llm.num_heads,
+        "num_hidden_layers": _fewer("layers", layers, llm.num_layers), "num_key_value_heads": llm.num_kv_heads,
+        "vocab_size": _VOCABULARIES[size], "tie_word_embeddings": size in _TIED, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 128000, "bos_token_id": None, "eos_token_id": ids("<|im_end|>"),
+        "pad_token_id": ids("<|endoftext|>"), "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    }  # fmt: skip
+    if family == "qwen2.5-vl":
+        tokenizer.add_special_tokens({"additional_special_tokens": _QWEN_TOKENS})
+        eighth = llm.head_dim // 8  # of a head: time has two, rows and columns three each, in halves
+        text["rope_parameters"] |= {"mrope_section": [eighth, 3 * eighth // 2, 3 * eighth // 2]}
+        tower = {**_QWEN_TOWER, **(_TINY_QWEN_TOWER if size == "tiny" else {}), "out_hidden_size": llm.width}
+        if size == "72b":
+            tower["intermediate_size"] = 3456
+        depth = _fewer("tower layers", tower_layers, tower["depth"])
+        whole_frames = [i for i in tower["fullatt_block_indexes"] if i < depth - 1]
+        tower |= {"depth": depth, "fullatt_block_indexes": [*whole_frames, depth - 1]}
+        return transformers.Qwen2_5_VLConfig(
+            vision_config=tower, text_config=text, tie_word_embeddings=size in _TIED,
+            image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
+            vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
+        )  # fmt: skip
+    tower = {**_SIGLIP, **(_TINY_SIGLIP if size == "tiny" else {})}
+    tower["num_hidden_layers"] = _fewer("tower layers", tower_layers, tower["num_hidden_layers"])
+    config = transformers.LlavaOnevisionConfig(
+        vision_config=tower, text_config={"model_type": "qwen2", **text}, tie_word_embeddings=size in _TIED,
+        image_token_index=ids("<image>"), video_token_index=ids("<video>"), vision_feature_layer=-1,
+    )  # fmt: skip
+    if family == "llava-video":
+        config.mm_newline_position, config.mm_spatial_pool_mode = "grid", "average"
+    return config
+
+
+def _fewer(what: str, asked: int | None, published: int) -> int:
+    if asked is not None and not 1 <= asked <= published:
+        raise OptionError(f"this shape has {published} {what}; ask for 1 to {published}, got {asked}")
+    return published if asked is None else asked
+
+
+def _random_head(vision: dict[str, Any]) -> PoolingHead:
+    """The attention-pooling head of a SigLIP of this width, on the device that is the default now."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    config = SiglipVisionConfig(**{**vision, "num_hidden_layers": 1, "vision_use_head": True})
+    tensors = {name: tensor.float() for name, tensor in SiglipVisionModel(config).state_dict().items()}
+    return PoolingHead.from_tensors(tensors, num_heads=config.num_attention_heads, eps=config.layer_norm_eps)

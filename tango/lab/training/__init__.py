@@ -1,0 +1,1 @@
+"""How `tango-mini` was trained."""

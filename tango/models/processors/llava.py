@@ -1,0 +1,276 @@
+"""From a question and videos to model inputs: the preprocessing that the LLaVA models were trained with.
+
+Own code, in torch alone: the stock video processors need torchvision, and their class defaults normalise with CLIP's
+statistics. Pixels here are those of the original code: bicubic resize with antialiasing, mean and deviation 0.5.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import BatchFeature
+
+from tango.annotations import Float, UInt8
+from tango.containers import Video
+from tango.errors import MissingPartError, OptionError, PromptError
+from tango.models.processors.messages import TimeInstruction, describe_time
+from tango.models.processors.protocol import ChatProtocol
+from tango.ops.blocks import blocks
+from tango.video.images import read_image
+from tango.video.reading import load_video
+from tango.video.sampling import one_line
+
+__all__ = [
+    "CHATML",
+    "ChatProcessor",
+    "Processor",
+    "TimeInstruction",
+    "chat_template",
+    "describe_time",
+    "preprocess_frames",
+]
+
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'video' %}<video>\n"
+    "{% elif part['type'] == 'image' %}<image>\n{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+Videos = Any  # a video in any form, or a list of them; None: no video
+Matched = tuple[list[str], list[Tensor], list[Tensor] | None]
+
+
+def preprocess_frames(frames: UInt8[Tensor, "T h w 3"], size: int) -> Float[Tensor, "T 3 size size"]:
+    """Resize frames to a square and scale them to [-1, 1], a block of frames at a time."""
+    T, h, w, _ = frames.shape
+    pixels = torch.empty(T, 3, size, size)
+    for block in blocks(T, h * w * 3, frames.device, cpu_bytes=64 << 20):
+        resized = F.interpolate(
+            frames[block].permute(0, 3, 1, 2), size=(size, size), mode="bicubic", antialias=True, align_corners=False
+        )
+        pixels[block] = resized
+    return pixels.mul_(1 / 127.5).sub_(1)
+
+
+def chat_template(folder: Path) -> str | None:
+    """The template that older processors keep in a file of their own; newer ones reach the tokenizer."""
+    file = folder / "chat_template.json"
+    return json.loads(file.read_text(encoding="utf-8"))["chat_template"] if file.is_file() else None
+
+
+class ChatProcessor(ChatProtocol):
+    """What the processors of all families share: a tokenizer, a chat template, and placeholders for media.
+
+    Prompts are padded on the left. The attribute `time_instruction` is what `tango.prepare` tells the model about the
+    video's time (see `describe_time`).
+    """
+
+    image_token: str
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        video_token: str,
+        image_token: str,
+        chat_template: str,
+        default_num_frames: int,
+    ):
+        self.tokenizer, self.video_token, self.image_token = tokenizer, video_token, image_token
+        self.chat_template, self.default_num_frames = chat_template, default_num_frames
+        self.time_instruction: TimeInstruction = "none"
+        self.tokenizer.padding_side = "left"
+
+    def stock(self) -> Any:
+        """The transformers processor of the family, with the same tokenizer and sizes; it does the images.
+
+        Raises:
+            MissingPartError: there is none, or torchvision, which it needs, is not installed.
+        """
+        try:
+            stock = self._build_stock()
+        except ImportError as error:
+            raise MissingPartError(f"transformers' processors need torchvision ({one_line(error)})") from error
+        stock.chat_template = self.chat_template
+        return stock
+
+    def _build_stock(self) -> Any:
+        raise MissingPartError("this processor knows none of transformers; make it with tango.load")
+
+    def match(self, text: Any, videos: Videos, num_frames: int | None = None) -> Matched:
+        """Prompts, frames of every video, and their times if all videos have them.
+
+        Args:
+            num_frames: as in `tango.prepare`.
+        Raises:
+            PromptError: the numbers of placeholders and of videos differ, or the text is none.
+            VideoReadError: a video cannot be read.
+        """
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts):
+            raise PromptError(
+                f"the text must be a prompt or a list of prompts, got {type(text).__name__}; "
+                "name the arguments: processor(text=..., videos=..., images=...)"
+            )
+        given = [] if videos is None else list(videos) if _are_several(videos) else [videos]
+        self._count(texts, self.video_token, len(given), "videos")
+        read = [load_video(video, num_frames=num_frames, usual=self.default_num_frames) for video in given]
+        frames = [video.frames if isinstance(video, Video) else video for video in read]
+        times = [video.timestamps_s for video in read if isinstance(video, Video)]
+        return list(texts), frames, times if given and len(times) == len(given) else None
+
+    def image_inputs(self, texts: Sequence[str], images: Any) -> tuple[list[str], dict[str, Any]]:
+        """Text in place of every image's placeholder, and the inputs for the images, as the stock processor makes them.
+
+        Args:
+            images: in order, flat, or a list per prompt.
+        Raises:
+            PromptError: the numbers of placeholders and of images differ.
+            MissingPartError: images cannot be done here; see `stock`.
+        """
+        flat = [] if images is None else list(_flat(images))
+        self._count(texts, self.image_token, len(flat), "images")
+        if not flat:
+            return [], {}
+        stock, remaining = self.stock(), iter([read_image(image) for image in flat])
+        rows = [list(islice(remaining, text.count(self.image_token))) for text in texts]
+        inputs = stock.image_processor([row for row in rows if row], return_tensors="pt")
+        return [stock.replace_image_token(inputs, i) for i in range(len(flat))], dict(inputs)
+
+    def tokenize(self, texts: list[str], pieces: dict[str, list[str]], options: dict[str, Any]) -> BatchFeature:
+        """Put the piece of every video and image in place of its token, and tokenize.
+
+        Args:
+            pieces: token -> what to put in its places, in order.
+        """
+        for token, values in pieces.items():
+            remaining = iter(values)
+            texts = ["".join(self._filled(text, token, remaining)) for text in texts] if values else texts
+        options = {"padding": True, **options, "return_tensors": "pt"}
+        return BatchFeature(dict(self.tokenizer(texts, **options)))
+
+    @staticmethod
+    def _filled(text: str, token: str, remaining: Iterator[str]) -> Iterator[str]:
+        first, *rest = text.split(token)
+        yield first
+        for piece in rest:
+            yield next(remaining) + piece
+
+    @staticmethod
+    def _count(texts: Sequence[str], token: str | None, given: int, what: str) -> None:
+        count = sum(text.count(token) for text in texts) if token else 0
+        if count != given:
+            raise PromptError(f"the prompt has {count} {token}, but {given} {what} are given; each needs the other")
+
+
+def _are_several(videos: Any) -> bool:
+    """Whether a list holds videos; a list of images or of single frames is one video."""
+    if not isinstance(videos, (list, tuple)):
+        return False
+    return not videos or not all(_is_frame(item) for item in videos)
+
+
+def _is_frame(item: Any) -> bool:
+    return hasattr(item, "convert") or len(getattr(item, "shape", ())) == 3
+
+
+def _flat(images: Any) -> Iterator[Any]:
+    if not isinstance(images, (list, tuple)):
+        yield images
+        return
+    for image in images:
+        yield from _flat(image)
+
+
+class Processor(ChatProcessor):
+    """LLaVA's tokenizer and video preprocessing in one callable, used like a transformers processor.
+
+    `processor(text=..., videos=...)` returns `input_ids`, `attention_mask`, `pixel_values_videos` and
+    `video_timestamps_s`; the last lets `tango.prune` see real time.
+
+    Args:
+        num_video_tokens: frames -> placeholders that a video takes in an unpruned prompt.
+        make_stock: tokenizer -> transformers' own processor, for images and checkpoints.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        image_size: int,
+        num_video_tokens: Callable[[int], int],
+        default_num_frames: int,
+        chat_template: str | None = None,
+        make_stock: Callable[[Any], Any] | None = None,
+    ):
+        template = chat_template or getattr(tokenizer, "chat_template", None) or CHATML
+        super().__init__(
+            tokenizer,
+            video_token="<video>",
+            image_token="<image>",
+            chat_template=template,
+            default_num_frames=default_num_frames,
+        )
+        self.image_size, self.num_video_tokens, self._make_stock = image_size, num_video_tokens, make_stock
+
+    media_input_names = ("pixel_values_videos", "video_timestamps_s", "pixel_values", "image_sizes", "batch_num_images")
+
+    def _build_stock(self) -> Any:
+        return super()._build_stock() if self._make_stock is None else self._make_stock(self.tokenizer)
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        videos: Videos = None,
+        images: Any = None,
+        *,
+        num_frames: int | None = None,
+        video_timestamps: bool = True,
+        **options: Any,
+    ) -> BatchFeature:
+        """Tokenize prompts that contain one `<video>` per video, and preprocess the videos in that order.
+
+        A video has any form that `tango.read_video` takes; images stand in the prompts as `<image>`. `options` are the
+        tokenizer's.
+
+        Raises:
+            PromptError: the numbers of `<video>` and of videos, or of `<image>` and of images, differ.
+            VideoReadError: one of them cannot be read.
+        """
+        check_options(options)
+        texts, frames, times = self.match(text, videos, num_frames)
+        pieces, extra = self.image_inputs(texts, images)
+        placeholders = [self.video_token * self.num_video_tokens(len(f)) for f in frames]
+        inputs = self.tokenize(texts, {self.image_token: pieces, self.video_token: placeholders}, options)
+        inputs.update(extra)
+        if frames:
+            pixels = [preprocess_frames(f, self.image_size) for f in frames]
+            same = len({len(p) for p in pixels}) == 1
+            inputs["pixel_values_videos"] = torch.stack(pixels) if same else pixels
+        if times is not None and video_timestamps:
+            inputs["video_timestamps_s"] = times
+        return inputs
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Drop what stock processors take and what is done here anyway; refuse what would not be done.
+
+    Raises:
+        OptionError: sound, or tensors of another kind.
+    """
+    if options.pop("audio", None) is not None:
+        raise OptionError("these models hear nothing; leave out audio")
+    kind = options.pop("return_tensors", "pt")
+    if kind not in ("pt", None):
+        raise OptionError(f"return_tensors must be 'pt', got {kind!r}")

@@ -1,0 +1,258 @@
+"""From a question and videos to the inputs of a Qwen-VL model: frames of any shape, cut into patches.
+
+Own code, in torch alone: the stock video processors need torchvision, and assume 24 frames a second where they are not
+told. Frames are resized to multiples of one merge unit with at most 448 x 448 pixels, as in arXiv:2604.09547.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import BatchFeature
+
+from tango.annotations import Float, UInt8
+from tango.errors import UnknownNameError
+from tango.models.checkpoint import load_tokenizer
+from tango.models.mrope import seconds_per_step
+from tango.models.processors import stock
+from tango.models.processors.llava import ChatProcessor, Videos, chat_template, check_options
+from tango.ops.blocks import blocks
+
+MAX_PIXELS = 448 * 448
+IMAGE, VIDEO, START, END = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+
+VisionMarks = Literal["nested", "flat"]
+
+_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+)
+_TURNS = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patches:
+    """How frames become patches: sizes in pixels, frames per temporal step, patches per side of a merge unit."""
+
+    size: int
+    temporal: int = 2
+    merge: int = 2
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+    min_pixels: int = 128 * 28 * 28  # per frame; the families' own lower bound for videos
+    max_pixels: int = MAX_PIXELS
+
+    def frame_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that a frame is resized to: multiples of a merge unit, about the same aspect ratio.
+
+        Raises:
+            ValueError: one side is more than 200 times the other.
+        """
+        if max(height, width) > 200 * min(height, width):
+            raise ValueError(f"frames of {height} x {width} pixels are too narrow: at most 200 : 1")
+        side = self.size * self.merge
+        h, w = (max(side, round(x / side) * side) for x in (height, width))
+        if h * w > self.max_pixels:
+            shrink = math.sqrt(height * width / self.max_pixels)
+            h, w = (max(side, math.floor(x / shrink / side) * side) for x in (height, width))
+        elif h * w < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (height * width))
+            h, w = (math.ceil(x * grow / side) * side for x in (height, width))
+        return h, w
+
+    def cut(self, frames: UInt8[Tensor, "F h w 3"]) -> tuple[Float[Tensor, "patches features"], tuple[int, int, int]]:
+        """Resize and normalise frames; return their patches, merge unit by merge unit, and the grid of patches.
+
+        A last frame without partner is repeated.
+        """
+        frames = torch.cat([frames, frames[-1:].expand(-len(frames) % self.temporal, -1, -1, -1)])
+        h, w = self.frame_size(frames.shape[1], frames.shape[2])
+        pixels = torch.empty(len(frames), 3, h, w)
+        for block in blocks(len(frames), frames[0].numel(), frames.device, cpu_bytes=64 << 20):
+            pixels[block] = F.interpolate(
+                frames[block].permute(0, 3, 1, 2), size=(h, w), mode="bicubic", antialias=True, align_corners=False
+            )
+        mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        pixels.sub_(mean).div_(std)
+        t, rows, columns = len(frames) // self.temporal, h // self.size, w // self.size
+        sides = (rows // self.merge, self.merge, self.size, columns // self.merge, self.merge, self.size)
+        patches = pixels.view(t, self.temporal, 3, *sides).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+        return patches.reshape(t * rows * columns, -1), (t, rows, columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QwenForm:
+    """How a family writes videos into its prompts. The names are those of transformers' own processors."""
+
+    processor: str
+    video_processor: str = "Qwen2VLVideoProcessor"
+    frames_carry_time: bool = False  # every temporal step is a block of its own, after its time as text
+    seconds_per_step: bool = False  # positions follow the clock, by the input `second_per_grid_ts`
+    system_turn: bool = True  # a conversation that has none gets one
+    mean: tuple[float, ...] = CLIP_MEAN  # where a checkpoint does not say
+    std: tuple[float, ...] = CLIP_STD
+
+
+class QwenProcessor(ChatProcessor):
+    """Tokenizer and video preprocessing in one callable, used like a transformers processor.
+
+    `processor(text=..., videos=...)` returns `input_ids`, `attention_mask`, `mm_token_type_ids`,
+    `pixel_values_videos`, `video_grid_thw` and, from the videos' times, `video_timestamps_s` and, where the family
+    wants it, `second_per_grid_ts`.
+
+    Attributes:
+        vision_marks: only where frames carry their time. "nested": `<|vision_start|>`, each frame's time and the
+            frame between marks of its own, `<|vision_end|>`, as transformers 5.17 and later write it. "flat": without
+            the outer pair.
+    """
+
+    media_input_names = (
+        "pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "video_timestamps_s", "pixel_values",
+        "image_grid_thw", "mm_token_type_ids",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        form: QwenForm,
+        patches: Patches,
+        default_num_frames: int = 32,
+        chat_template: str | None = None,
+        image_settings: dict[str, Any] | None = None,
+    ):
+        own = _SYSTEM + _TURNS if form.system_turn else _TURNS
+        template = chat_template or getattr(tokenizer, "chat_template", None) or own
+        super().__init__(
+            tokenizer,
+            video_token=VIDEO,
+            image_token=IMAGE,
+            chat_template=template,
+            default_num_frames=default_num_frames,
+        )
+        self.form, self.patches, self._image_settings = form, patches, image_settings or {}
+        if form.frames_carry_time:
+            self.vision_marks: VisionMarks = "nested"
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, config: Any, tokenizer: Any = None, *, form: QwenForm, default_num_frames: int = 32
+    ) -> QwenProcessor:
+        """The processor of a checkpoint: pixel statistics from its preprocessor file, sizes from the model's config."""
+        settings = stock.video_settings(folder)
+        vision = config.vision_config
+        side = vision.patch_size * vision.spatial_merge_size
+        patches = Patches(
+            size=vision.patch_size,
+            temporal=vision.temporal_patch_size,
+            merge=vision.spatial_merge_size,
+            mean=tuple(settings.get("image_mean") or form.mean),
+            std=tuple(settings.get("image_std") or form.std),
+            min_pixels=128 * side**2,
+        )
+        return cls(
+            tokenizer or load_tokenizer(folder),
+            form=form,
+            patches=patches,
+            default_num_frames=default_num_frames,
+            chat_template=chat_template(folder),
+            image_settings=stock.image_settings(folder),
+        )
+
+    def _build_stock(self) -> Any:
+        return stock.qwen(self.tokenizer, form=self.form, patches=self.patches, images=self._image_settings)
+
+    def num_video_tokens(self, num_frames: int, height: int, width: int) -> int:
+        """Placeholders that a video of this size takes in an unpruned prompt."""
+        h, w = self.patches.frame_size(height, width)
+        units = h * w // (self.patches.size * self.patches.merge) ** 2
+        return math.ceil(num_frames / self.patches.temporal) * units
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        videos: Videos = None,
+        images: Any = None,
+        *,
+        num_frames: int | None = None,
+        video_timestamps: bool = True,
+        vision_marks: VisionMarks | None = None,
+        **options: Any,
+    ) -> BatchFeature:
+        """Tokenize prompts that contain one `<|video_pad|>` per video, and preprocess the videos in that order.
+
+        A video has any form that `tango.read_video` takes; images stand in the prompts as `<|image_pad|>`.
+
+        Args:
+            vision_marks: in place of the attribute, for Qwen3-VL.
+        Raises:
+            PromptError: the numbers of `<|video_pad|>` and of videos, or of `<|image_pad|>` and of images, differ.
+            VideoReadError: one of them cannot be read; UnknownNameError: there are no such marks.
+        """
+        check_options(options)
+        texts, frames, times = self.match(text, videos, num_frames)
+        pieces, extra = self.image_inputs(texts, images)
+        cut = [self.patches.cut(f) for f in frames]
+        grids = [grid for _, grid in cut]
+        if self.form.frames_carry_time:
+            marks = self.vision_marks if vision_marks is None else vision_marks
+            check_marks(marks)
+            if marks == "flat":  # the placeholders bring marks of their own, around every frame
+                texts = [t.replace(START + VIDEO + END, VIDEO) for t in texts]
+            if frames and times is None:
+                warnings.warn("frames without times: the prompt counts them as half a second apart", stacklevel=2)
+        placeholders = [
+            self._placeholders(grid, None if times is None else times[i], len(frames[i]))
+            for i, grid in enumerate(grids)
+        ]
+        inputs = self.tokenize(texts, {IMAGE: pieces, VIDEO: placeholders}, options)
+        inputs["mm_token_type_ids"] = self._kinds(inputs["input_ids"])
+        inputs.update(extra)
+        if frames:
+            inputs["pixel_values_videos"] = torch.cat([patches for patches, _ in cut])
+            inputs["video_grid_thw"] = torch.tensor(grids)
+        if times is not None:
+            if video_timestamps:
+                inputs["video_timestamps_s"] = times
+            if self.form.seconds_per_step:
+                steps = [grid[0] for grid in grids]
+                seconds = seconds_per_step({"video_timestamps_s": times}, steps, self.patches.temporal, warn=False)
+                inputs["second_per_grid_ts"] = torch.tensor(seconds)
+        return inputs
+
+    def _placeholders(self, grid: tuple[int, int, int], times: Tensor | None, num_frames: int) -> str:
+        t, rows, columns = grid
+        frame = VIDEO * (rows * columns // self.patches.merge**2)
+        if not self.form.frames_carry_time:
+            return frame * t
+        times = torch.arange(num_frames) / 2 if times is None else times
+        times = torch.cat([times, times[-1:].expand(t * self.patches.temporal - num_frames)])
+        middles = times.view(t, self.patches.temporal)[:, [0, -1]].mean(dim=1).tolist()
+        return "".join(f"<{seconds:.1f} seconds>{START}{frame}{END}" for seconds in middles)
+
+    def _kinds(self, input_ids: Any) -> Any:
+        """0 for text, 1 for image and 2 for video placeholders; stock models compute positions from it."""
+        image, video = (self.tokenizer.convert_tokens_to_ids(token) for token in (IMAGE, VIDEO))
+        return (input_ids == image).int() + 2 * (input_ids == video).int()
+
+
+def check_marks(name: str | None) -> None:
+    """Raise UnknownNameError unless Qwen3-VL's frames can be marked like this; None: as the processor says."""
+    if name is not None and name not in get_args(VisionMarks):
+        raise UnknownNameError("vision marks", str(name), get_args(VisionMarks))

@@ -1,0 +1,98 @@
+"""The processors of transformers that go with Tango's own: they do the images, and stand for ours in a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tango.errors import MissingPartError
+from tango.models.processors.protocol import WrappedProcessor
+from tango.video.sampling import one_line
+
+_HALF = [0.5, 0.5, 0.5]  # SigLIP's; the classes' defaults are CLIP's
+# Of a preprocessor's file, what names classes and not settings.
+_NO_SETTINGS = ("image_processor_type", "feature_extractor_type", "video_processor_type", "processor_class", "auto_map")
+
+
+def image_settings(folder: Path) -> dict[str, Any]:
+    """How a checkpoint prepares images, from whichever file says it; {} where none does."""
+    nested = _read(folder / "processor_config.json").get("image_processor")
+    settings = _read(folder / "preprocessor_config.json") or nested or {}
+    return {name: value for name, value in settings.items() if name not in _NO_SETTINGS}
+
+
+def video_settings(folder: Path) -> dict[str, Any]:
+    """The same for videos; for images where a checkpoint says nothing about videos."""
+    nested = _read(folder / "processor_config.json")
+    return (
+        _read(folder / "video_preprocessor_config.json")
+        or nested.get("video_processor")
+        or _read(folder / "preprocessor_config.json")
+        or nested.get("image_processor")
+        or {}
+    )
+
+
+def llava_onevision(tokenizer: Any, *, config: Any, images: dict[str, Any]) -> Any:
+    """`LlavaOnevisionProcessor` for a model of this config.
+
+    Args:
+        images: settings that go before those that follow from the config.
+    Raises:
+        ImportError: torchvision is not installed.
+    """
+    from transformers import LlavaOnevisionImageProcessor, LlavaOnevisionProcessor, LlavaOnevisionVideoProcessor
+
+    side = config.vision_config.image_size
+    shared = {"size": {"height": side, "width": side}, "image_mean": _HALF, "image_std": _HALF}
+    pinpoints = [list(pair) for pair in config.image_grid_pinpoints]
+    return LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessor(**{**shared, "image_grid_pinpoints": pinpoints, **images}),
+        tokenizer=tokenizer,
+        video_processor=LlavaOnevisionVideoProcessor(**shared),
+        num_image_tokens=(side // config.vision_config.patch_size) ** 2,
+        vision_feature_select_strategy=getattr(config, "vision_feature_select_strategy", "full"),
+        vision_aspect_ratio=getattr(config, "vision_aspect_ratio", "anyres_max_9"),
+    )
+
+
+def qwen(tokenizer: Any, *, form: Any, patches: Any, images: dict[str, Any]) -> Any:
+    """The processor of a Qwen-VL family, with the patches of ours.
+
+    Raises:
+        ImportError: torchvision is not installed.
+    """
+    import transformers
+
+    sizes = {"patch_size": patches.size, "merge_size": patches.merge, "temporal_patch_size": patches.temporal}
+    shared = {**sizes, "image_mean": list(patches.mean), "image_std": list(patches.std)}
+    return getattr(transformers, form.processor)(
+        image_processor=transformers.Qwen2VLImageProcessor(**{**shared, **images}),
+        tokenizer=tokenizer,
+        video_processor=getattr(transformers, form.video_processor)(**shared),
+    )
+
+
+def wrapped(folder: Path, *, default_num_frames: int) -> WrappedProcessor:
+    """The processor of a checkpoint as transformers makes it: told frame indices and rate, it adds the frames' times.
+
+    Raises:
+        MissingPartError: torchvision, which it needs, is not installed.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor = WrappedProcessor(AutoProcessor.from_pretrained(folder, trust_remote_code=False))
+    except ImportError as error:
+        raise MissingPartError(
+            f"this model's processor is transformers' own, which needs torchvision ({one_line(error)}); "
+            "pip install torchvision"
+        ) from error
+    processor.tokenizer.padding_side = "left"
+    processor.default_num_frames = default_num_frames
+    return processor
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,0 +1,115 @@
+"""Shortening a prompt: placeholders of pruned tokens leave, the rest moves together, rows are padded on the left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tango.annotations import Bool, Float, Int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShortPrompt:
+    """A batch of shortened prompts. S is the longest row; `kept` says which source position each column came from."""
+
+    input_ids: Int[Tensor, "B S"]
+    text_ids: Int[Tensor, "B S"]  # with pads in place of the videos' tokens
+    attention_mask: Int[Tensor, "B S"]
+    inputs_embeds: Float[Tensor, "B S D"]
+    position_ids: Int[Tensor, "B S"] | Int[Tensor, "R B S"]  # one row, or text positions and the family's own
+    retains_positions: bool  # False: they count contiguously, as stock `generate` does by itself
+    is_video: Bool[Tensor, "B S"]
+    kept: Int[Tensor, "B S"]
+    source_length: int  # L
+
+    def gather_labels(self, labels: Int[Tensor, "B L"], *, ignore: int = -100) -> Int[Tensor, "B S"]:
+        """Shorten labels in the same way.
+
+        A row's first token is not predicted from anything, so its label is ignored: after padding on the left it
+        would otherwise be predicted from padding.
+        """
+        if labels.shape != (len(self.kept), self.source_length):
+            expected = (len(self.kept), self.source_length)
+            raise ValueError(f"labels must have the shape of input_ids, {expected}, got {tuple(labels.shape)}")
+        predictable = self.attention_mask.cumsum(dim=1) > 1
+        return labels.gather(1, self.kept).masked_fill(~predictable, ignore)
+
+    def spread(self, rows: Float[Tensor, "B S V"]) -> Float[Tensor, "B L V"]:
+        """Bring rows of this prompt, such as logits, to the length of the source.
+
+        A column that left has the row of the last kept one before it, from which the token after it is predicted.
+        """
+        S = self.attention_mask.shape[1]
+        stays = torch.zeros(len(self.kept), self.source_length, dtype=torch.long, device=self.kept.device)
+        stays.scatter_(1, self.kept, self.attention_mask)
+        columns = (stays.cumsum(dim=1) - stays.sum(dim=1, keepdim=True) + S - 1).clamp_min(0)
+        return rows.gather(1, columns.to(rows.device)[..., None].expand(-1, -1, rows.shape[-1]))
+
+
+def shorten(
+    input_ids: Int[Tensor, "B L"],
+    attention_mask: Int[Tensor, "B L"] | None,
+    embed: Callable[[Tensor], Tensor],
+    *,
+    video: Bool[Tensor, "B L"],
+    stays: Bool[Tensor, "placeholders"],
+    video_features: Float[Tensor, "kept D"],
+    images: tuple[Tensor, Tensor] | None,
+    positions: Int[Tensor, "B L"] | Int[Tensor, "R B L"] | None,
+    pad_token_id: int,
+) -> ShortPrompt:
+    """Drop the video placeholders that do not stay, and embed what is left.
+
+    `video` says which placeholders are the videos'; `images` which are the images' (B, L), and their features.
+    `stays` and `video_features` follow the order of the placeholders in the flattened batch. Padding is dropped and
+    laid anew on the left. Positions are contiguous in every row, unless `positions` of the full prompt are given: one
+    row keeps its values in their place, several (such as M-RoPE's three) follow the contiguous ones as further rows.
+
+    Raises:
+        ValueError: prompt and features disagree on the number of placeholders.
+    """
+    _check_count("video", int(video.sum()), len(stays))
+    attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    keep = attended.bool().masked_scatter(video, stays.to(input_ids.device))
+    lengths = keep.sum(dim=1)
+    S = int(lengths.max())
+    # A stable sort by the flag moves what is kept to the right end, in order.
+    kept = keep.byte().sort(dim=1, stable=True).indices[:, -S:]
+    mask = (torch.arange(S, device=input_ids.device) >= S - lengths[:, None]).long()
+    ids = input_ids.gather(1, kept).masked_fill(mask == 0, pad_token_id)
+    is_video = video.gather(1, kept) & mask.bool()
+    text_ids = ids.masked_fill(is_video, pad_token_id)
+    embeds = embed(text_ids)  # what a placeholder would embed to is nobody's business
+    embeds = embeds.masked_scatter(is_video[..., None], video_features.to(embeds))
+    if images is not None:
+        image, image_features = images
+        is_image = image.gather(1, kept) & mask.bool()
+        _check_count("image", int(is_image.sum()), len(image_features))
+        embeds = embeds.masked_scatter(is_image[..., None], image_features.to(embeds))
+    position_ids = (mask.cumsum(dim=1) - 1).clamp_min(0)
+    if positions is not None and positions.dim() == 2:
+        position_ids = positions.gather(1, kept).masked_fill(mask == 0, 0)
+    elif positions is not None:
+        position_ids = torch.cat([position_ids[None], positions.gather(2, kept.expand(len(positions), -1, -1))])
+    return ShortPrompt(
+        input_ids=ids,
+        text_ids=text_ids,
+        attention_mask=mask,
+        inputs_embeds=embeds,
+        position_ids=position_ids,
+        retains_positions=positions is not None,
+        is_video=is_video,
+        kept=kept,
+        source_length=input_ids.shape[1],
+    )
+
+
+def _check_count(kind: str, in_prompt: int, in_features: int) -> None:
+    if in_prompt != in_features:
+        raise ValueError(
+            f"the prompt has {in_prompt} {kind} placeholders, but the {kind} inputs make {in_features} tokens; "
+            f"was the prompt built by this model's processor for these {kind}s?"
+        )

@@ -1,0 +1,160 @@
+"""`answer`: one question about one video, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tango.errors import OptionError
+from tango.methods import KeepAllPruner
+from tango.models.base import stock_is_right
+from tango.models.processors.messages import TimeInstruction
+from tango.models.processors.protocol import ChatProtocol, Reading, WrappedProcessor
+from tango.models.processors.qwen import VisionMarks, check_marks
+from tango.runtime.pruning import prune, pruning_of
+
+
+def prepare(
+    processor: Any,
+    video: Any,
+    question: str,
+    *,
+    num_frames: int | None = None,
+    backend: str = "auto",
+    fps: float | None = None,
+    time_instruction: TimeInstruction | None = None,
+    vision_marks: VisionMarks | None = None,
+) -> Any:
+    """Make the inputs for `model.generate` from one video and one question.
+
+    Works with the processor of `tango.load` and with a stock transformers processor.
+
+    Args:
+        video: a `Video`, or anything that `tango.read_video` takes. Frames in memory and lists have no timestamps.
+        question: what to ask. Tokens that mean something to the model (`<|im_end|>`, `<image>`) are refused in it.
+        num_frames: frames to take; None: the model's usual number (32 for LLaVA-OneVision, 64 for LLaVA-Video) of a
+            file or a folder, and all frames in memory or of a list. A `Video` is taken as it is.
+        fps: frames a second of a folder (None: 3), of a list or of frames in memory, which get timestamps by it.
+        time_instruction: what stands before the question: "frames" says how long the video is and when its frames are
+            shown; "release" the same with a slip of the paper's release, the frames' height as their number; "none"
+            nothing. None: as the model was trained, "frames" for LLaVA-Video (if `video` has timestamps), else "none".
+        vision_marks: how Qwen3-VL's prompt marks frames: "nested" as transformers does, or "flat", without the pair of
+            marks around the whole video. None: what the processor says, which is "nested".
+    Returns:
+        `input_ids`, `attention_mask`, `pixel_values_videos` and, where known, `video_timestamps_s`.
+    Raises:
+        VideoReadError: the video cannot be read.
+        UnknownNameError: there is no such time instruction or way of marking.
+        PromptError: the question holds a token that is reserved, or a time instruction is asked for, but the video has
+            no timestamps.
+        OptionError: an option that this model or this video does not have.
+    """
+    content = [{"type": "video", "video": video}, {"type": "text", "text": question}]
+    return prepare_chat(
+        processor,
+        [{"role": "user", "content": content}],
+        num_frames=num_frames,
+        backend=backend,
+        fps=fps,
+        time_instruction=time_instruction,
+        vision_marks=vision_marks,
+    )
+
+
+def prepare_chat(
+    processor: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    prefill: str = "",
+    num_frames: int | None = None,
+    backend: str = "auto",
+    fps: float | None = None,
+    time_instruction: TimeInstruction | None = None,
+    vision_marks: VisionMarks | None = None,
+) -> Any:
+    """Make the inputs for `model.generate` from a conversation; as `prepare`, for any number of videos and turns.
+
+    Args:
+        messages: as for a chat template; parts of type "video" hold under "video" (or "path", "url") a video in any
+            form, parts of type "image" an image.
+        prefill: the first words of the answer, which the model continues.
+    """
+    if not isinstance(processor, ChatProtocol):
+        processor = WrappedProcessor(processor)
+    reading = Reading(processor, num_frames=num_frames, fps=fps, backend=backend, time_instruction=time_instruction)
+    return processor.prepare_turns(messages, reading, prefill=prefill, **_marks(processor, vision_marks))
+
+
+def _marks(processor: Any, vision_marks: VisionMarks | None) -> dict[str, Any]:
+    if vision_marks is None:
+        return {}
+    check_marks(vision_marks)
+    if not hasattr(processor, "vision_marks"):
+        raise OptionError(
+            f"vision_marks={vision_marks!r} is for Qwen3-VL with the processor of tango.load; leave it out"
+        )
+    return {"vision_marks": vision_marks}
+
+
+def answer(
+    model: Any,
+    processor: Any,
+    video: Any,
+    question: str,
+    *,
+    num_frames: int | None = None,
+    max_new_tokens: int = 128,
+    backend: str = "auto",
+    fps: float | None = None,
+    time_instruction: TimeInstruction | None = None,
+    vision_marks: VisionMarks | None = None,
+    **generate_options: Any,
+) -> str:
+    """Ask a question about a video; greedy decoding unless `generate_options` say otherwise.
+
+    The other arguments are those of `tango.prepare`, and so are the errors.
+
+    With `tango.prune` active the video is pruned; without, this is stock generation with all tokens (for LLaVA-Video,
+    which stock code gets wrong, Tango's own with all tokens kept).
+    """
+    inputs = prepare(
+        processor,
+        video,
+        question,
+        num_frames=num_frames,
+        backend=backend,
+        fps=fps,
+        time_instruction=time_instruction,
+        vision_marks=vision_marks,
+    )
+    return generate_text(model, processor, inputs, max_new_tokens=max_new_tokens, **generate_options)
+
+
+def generate_text(model: Any, processor: Any, inputs: Any, **generate_options: Any) -> str:
+    """Generate from prepared inputs of one prompt and decode the new tokens."""
+    new = generate_ids(model, inputs, **generate_options)
+    return processor.decode(new[0], skip_special_tokens=True).strip()
+
+
+def generate_ids(model: Any, inputs: Any, **generate_options: Any) -> Tensor:
+    """Generate from prepared inputs; return the new tokens (B, n) of every prompt, padded where it ended early."""
+    output = generate_output(model, inputs, **generate_options)
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    return sequences[:, inputs["input_ids"].shape[1] :]
+
+
+def generate_output(model: Any, inputs: Any, **generate_options: Any) -> Any:
+    """What `model.generate` returns for prepared inputs; greedy unless the options say otherwise."""
+    inputs = dict(inputs.to(model.device))
+    scope: AbstractContextManager[Any] = nullcontext()
+    if pruning_of(model) is None:
+        if stock_is_right(model):
+            inputs.pop("video_timestamps_s", None)  # stock generate refuses inputs it does not know
+        else:
+            scope = prune(model, KeepAllPruner())
+    with scope, torch.inference_mode():
+        return model.generate(**inputs, **{"do_sample": False, **generate_options})

@@ -1,0 +1,355 @@
+"""Pruning inside the LLM: at the inputs of some decoder layers, visual tokens leave the prompt for what follows.
+
+Stock decoders stay as they are; hooks do the work while one `generate` or `forward` call runs:
+
+* Queries and keys are those that the attention function of the layer before gets, rotated as the family does it (or,
+  if the method reads the layer's own, are computed at its input), so no attention matrix is formed and no attention
+  implementation is forced.
+* At a pruned layer the kept rows are gathered. Rotations and masks of that layer and of those after it are gathered
+  alike, so tokens keep their positions; each layer's cache simply holds what the layer has seen.
+* After the final norm, states are spread to the prompt's full length, so logits and labels keep their shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tango.containers import LayerTokens
+from tango.errors import UnsupportedModelError
+from tango.methods import LayerPruner
+from tango.models.attention_tap import AttentionTap
+from tango.models.calls import Call, cache_of
+from tango.ops.flops import check_layer
+from tango.runtime.layer_masks import Kept, noncausal_mask, short_mask
+from tango.runtime.stats import LayerStats
+
+
+@dataclass(kw_only=True)
+class LayerRecord:
+    """What layer pruning did: each prompt's visual tokens that entered the LLM, and that stayed at every layer."""
+
+    method: str
+    num_layers: int
+    entered: tuple[int, ...] = ()
+    stayed: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    places: tuple[tuple[Tensor, Tensor], ...] = ()  # of what is left: frame, and place in the frame
+
+    def counts(self, prompt: int, layer: int) -> tuple[int, ...]:
+        """Visual tokens of one prompt that ran through each of the layers before `layer`."""
+        counts = [self.entered[prompt]]
+        for i in range(1, layer):
+            counts.append(self.stayed[i][prompt] if i in self.stayed else counts[-1])
+        return tuple(counts)
+
+    def stats(self, retention_ratio: float) -> LayerStats:
+        """Sums over the batch; `retention_ratio` is the fraction of visual tokens that entered the LLM."""
+        tokens = (sum(self.entered), *(sum(counts) for counts in self.stayed.values()))
+        edges = (0, *self.stayed, self.num_layers)
+        lengths = [b - a for a, b in pairwise(edges)]
+        mean = sum(n * length for n, length in zip(tokens, lengths, strict=True)) / (tokens[0] * self.num_layers)
+        return LayerStats(
+            method=self.method,
+            layers=tuple(self.stayed),
+            tokens=tokens,
+            mean_retention_ratio=retention_ratio * mean,
+            places=self.places,
+        )
+
+
+@contextmanager
+def layer_pruning(
+    decoder: nn.Module,
+    layer_pruner: LayerPruner,
+    *,
+    is_visual: Tensor,
+    attention_mask: Tensor,
+    places: tuple[Tensor, Tensor] | None = None,
+    queries: Tensor | None = None,
+    call: Call | None = None,
+) -> Iterator[LayerRecord]:
+    """Prune at the inputs of the layers `layer_pruner.layers` during one `generate` or `forward` call.
+
+    Works with and without a cache, dynamic or static, for beams, several samples per prompt and assisted decoding.
+    Without a cache every step selects anew, and arrives at the same tokens because only the prompt is looked at.
+    Passes that are not the call's own are left alone; nothing stays behind. Captured hidden states of the later layers
+    are short, and a cache returned by `forward` fits later calls only if no row was padded.
+
+    Args:
+        decoder: a text model with `layers` and `norm`; see `Adapter.decoder`.
+        is_visual: visual tokens of every prompt, newlines included, (B, S).
+        attention_mask: zeros are padding, (B, S).
+        places: frame and place in the frame of every visual token, in order, (number of them,) each; None: all are of
+            one frame.
+        queries: column of each prompt's last token, (B,), if labels follow it; None: the last column.
+        call: whose passes are pruned; None: all of this thread.
+    Raises:
+        BudgetError: the decoder has no such layer.
+        UnsupportedModelError: chunked prefill, gradient checkpointing, or masks of an unknown form (on the call).
+    """
+    for layer in layer_pruner.layers:
+        check_layer(layer, len(decoder.layers))  # type: ignore[arg-type]
+    attended = attention_mask.bool()
+    prompts = _prompts(is_visual.bool(), attended, places, queries)
+    run = _Run(decoder, layer_pruner, attended, prompts, call or Call())
+    with ExitStack() as stack:
+        for handle in run.hook():
+            stack.callback(handle.remove)
+        yield run.record
+
+
+def last_prompt_columns(is_visual: Tensor, labels: Tensor) -> Tensor:
+    """Column of each row's last prompt token (B,): before the first labelled token, but not before a video's end."""
+    S = labels.shape[1]
+    columns = torch.arange(S, device=labels.device)
+    first_label = columns.masked_fill(labels == -100, S).amin(1)
+    last_video = columns.masked_fill(~is_visual, 0).amax(1)
+    return torch.maximum(first_label - 1, last_video)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prompt:
+    """Columns of one prompt: its visual tokens that are still there, with their places, and its other tokens."""
+
+    visual: Tensor
+    frames: Tensor
+    cells: Tensor
+    others: Tensor
+    text: Tensor  # after the video; some of `others`
+
+    @property
+    def columns(self) -> Tensor:
+        """All that is still there, in order."""
+        return torch.cat([self.visual, self.others]).sort().values
+
+    def keep(self, chosen: Tensor) -> _Prompt:
+        """Only these of the visual tokens."""
+        visual, frames, cells = (x[chosen] for x in (self.visual, self.frames, self.cells))
+        return replace(self, visual=visual, frames=frames, cells=cells)
+
+
+def _prompts(
+    is_visual: Tensor, attended: Tensor, places: tuple[Tensor, Tensor] | None, queries: Tensor | None
+) -> list[_Prompt]:
+    """Split a batch; the lengths are needed on the host, so this reads the masks once."""
+    device, (B, S) = is_visual.device, is_visual.shape
+    masks = torch.stack([is_visual & attended, attended & ~is_visual]).cpu()
+    last = [S - 1] * B if queries is None else queries.tolist()
+    counts = masks[0].sum(1).tolist()
+    zeros = torch.zeros(sum(counts), dtype=torch.long, device=device)
+    frames, cells = (x.to(device).split(counts) for x in places or (zeros, torch.arange(len(zeros), device=device)))
+    prompts = []
+    for b in range(B):
+        visual, others = (mask[b].nonzero()[:, 0] for mask in masks)
+        end = int(visual[-1]) if len(visual) else -1
+        text = others[(others > end) & (others <= last[b])]
+        text = text if len(text) else torch.tensor([last[b]])
+        columns = {"visual": visual.to(device), "others": others.to(device), "text": text.to(device)}
+        prompts.append(_Prompt(**columns, frames=frames[b], cells=cells[b]))
+    return prompts
+
+
+class _Run:
+    """State of one call. A "prompt call" is a forward through the decoder that holds the whole prompt.
+
+    B prompts of S columns make `rows` = B * repeats sequences of `length` >= S tokens; S' columns of a prompt stay.
+    """
+
+    def __init__(self, decoder: Any, pruner: LayerPruner, attended: Tensor, prompts: list[_Prompt], call: Call):
+        self.decoder, self.pruner, self.attended, self.prompts = decoder, pruner, attended, prompts
+        self.flash = "flash" in str(decoder.config._attn_implementation)
+        self.record = LayerRecord(method=pruner.name, num_layers=len(decoder.layers))
+        self.record.entered = tuple(len(prompt.visual) for prompt in prompts)
+        self.call = call
+        self.cache: Any = None  # of the prompt that has passed
+        self.prompt_call = False
+        self.rows = self.length = 0
+        self.taps: dict[int, AttentionTap] = {}  # of the layers before the pruned ones, while the prompt passes
+        self.captured: dict[str, Any] = {}  # queries, keys and scale of the layer before, or what its own are made of
+        self.left: list[_Prompt] = []  # the prompts, as far as they are still there
+        self.kept: dict[int, Kept] = {}  # what stays from each pruned layer on
+        self.changes: dict[str, Any] = {}  # arguments of the layers that see a short prompt, in the running call
+
+    def hook(self) -> Iterator[Any]:
+        """Register the hooks one by one, so that those that exist can be removed if one fails."""
+        layers, pruned = self.decoder.layers, self.pruner.layers
+        yield self.decoder.register_forward_pre_hook(self._guard(self._begin), with_kwargs=True)
+        yield self
+        if self.pruner.noncausal_layer:
+            attention = layers[pruned[0] - 1].self_attn
+            yield attention.register_forward_pre_hook(self._guard(self._before_attention), with_kwargs=True)
+        for i, layer in enumerate(layers[pruned[0] :], start=pruned[0]):
+            hook = partial(self._at_layer, i) if i in pruned else self._after_layer
+            yield layer.register_forward_pre_hook(self._guard(hook), with_kwargs=True)
+        yield self.decoder.norm.register_forward_hook(self._guard(self._spread))
+
+    def remove(self) -> None:
+        """Leave the attention functions alone again."""
+        for tap in self.taps.values():
+            tap.remove()
+        self.taps.clear()
+
+    def _guard(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: hook(*args) if self.call.own else None
+
+    def _begin(self, decoder: Any, _args: tuple, kwargs: dict[str, Any]) -> None:
+        """At the decoder's door: is this the prompt, or decoding after it?"""
+        inputs = kwargs["input_ids"] if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+        cache = cache_of(kwargs)
+        self.rows, self.length = inputs.shape[:2]
+        self.prompt_call = cache is None or cache is not self.cache
+        if not self.prompt_call:
+            return
+        self.cache, self.left, self.kept = cache, self.prompts, {}
+        K, S = self.pruner.layer, self.attended.shape[1]
+        if self.length < S or (cache is not None and int(cache.get_seq_length()) > 0):
+            raise UnsupportedModelError(
+                f"pruning at layer {K} needs the prompt of {S} tokens in one forward call, got {self.length}; "
+                "leave out prefill_chunk_size, and caches that hold a part of the prompt"
+            )
+        if decoder.training and getattr(decoder.layers[K], "gradient_checkpointing", False):
+            raise UnsupportedModelError("pruning at a layer does not work with gradient checkpointing; switch it off")
+        if len(kwargs.get("deepstack_visual_embeds") or ()) > K:
+            count = len(kwargs["deepstack_visual_embeds"])
+            raise UnsupportedModelError(f"this model feeds layers up to {count} with features; prune there or later")
+        self.remove()
+        for layer in self.pruner.layers if self.pruner.reads == "before" else ():
+            self.taps[layer] = AttentionTap(decoder.layers[layer - 1].self_attn, self._guard(self._capture))
+
+    def _before_attention(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if not self.prompt_call:
+            return None
+        return args, {**kwargs, **noncausal_mask(kwargs, self.attended, self.rows, self.length, flash=self.flash)}
+
+    def _capture(self, queries: Tensor, keys: Tensor, scale: float) -> None:
+        if self.prompt_call:
+            self.captured.update(q=queries, k=keys, scale=scale)
+
+    def _at_layer(self, K: int, module: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Input of a pruned layer: select and merge, then do as for the layers that follow."""
+        self.changes = {}
+        if self.prompt_call:
+            if self.pruner.reads == "own":
+                self.captured["normed"] = module.input_layernorm(args[0].detach())
+                self.captured["rotation"] = self._rotation(kwargs)
+            args = (self._select(K, args[0]), *args[1:])
+            self.changes["position_embeddings"] = self._rotation(kwargs)
+            self.changes["position_ids"] = None  # only read to recognise packed sequences, which gaps look like
+        self.changes["attention_mask"] = short_mask(
+            kwargs, self.kept[K], self.rows, self.length, self.prompt_call, flash=self.flash
+        )
+        return self._after_layer(module, args, kwargs)
+
+    def _after_layer(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, **self.changes}
+
+    def _rotation(self, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Cosines and sines of what is still there."""
+        if not self.kept:
+            return kwargs["position_embeddings"]
+        columns = self._latest().extended(self.length)[..., None]
+        full = (x.expand(self.rows, -1, -1) for x in kwargs["position_embeddings"])
+        return tuple(x.gather(1, columns.expand(-1, -1, x.shape[-1])) for x in full)
+
+    def _latest(self) -> Kept:
+        return self.kept[max(self.kept)]
+
+    def _select(self, K: int, hidden: Tensor) -> Tensor:
+        """Let the pruner choose for every prompt; return the states (rows, S' + rest, D) that stay."""
+        if K in self.taps:
+            self.taps.pop(K).remove()  # decoding goes on without
+        repeats = self.rows // len(self.prompts)  # beams and samples agree on the prompt, so the first decides
+        width = self._latest().columns.shape[1] if self.kept else self.attended.shape[1]
+        hidden, left, places = hidden.clone(), [], []
+        for b, prompt in enumerate(self.left):
+            columns = prompt.columns
+            rows = columns  # of `hidden`
+            if self.kept:
+                rows = torch.arange(width - len(columns), width, device=columns.device)
+            if len(prompt.visual):
+                tokens = self._tokens(K, prompt, columns, hidden, b, rows)
+                states, chosen = self.pruner(tokens)
+                hidden[b * repeats : (b + 1) * repeats, rows[tokens.visual[chosen]]] = states
+                prompt = prompt.keep(chosen)
+                rows = rows[torch.searchsorted(columns, prompt.columns)]
+            left.append(prompt)
+            places.append(rows)
+        self.captured.clear()
+        self.left, self.record.stayed[K] = left, tuple(len(prompt.visual) for prompt in left)
+        self.record.places = tuple((prompt.frames, prompt.cells) for prompt in left)
+        lengths = [len(rows) for rows in places]
+        self.kept[K] = Kept.of([prompt.columns for prompt in left], repeats, self.attended.shape[1])
+        index = torch.stack([F.pad(rows, (max(lengths) - len(rows), 0)) for rows in places])
+        rest = torch.arange(width, hidden.shape[1], device=index.device)
+        index = torch.cat([index.repeat_interleave(repeats, dim=0), rest.expand(self.rows, -1)], dim=1)
+        return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+
+    def _tokens(self, K: int, prompt: _Prompt, columns: Tensor, hidden: Tensor, b: int, places: Tensor) -> LayerTokens:
+        """What the pruner sees of prompt `b`, which stands at these places of its first row."""
+        row = b * (self.rows // len(self.prompts))
+        visual, text = (torch.searchsorted(columns, x) for x in (prompt.visual, prompt.text))
+        if self.pruner.reads == "before":
+            if "q" not in self.captured:
+                raise UnsupportedModelError(
+                    f"pruning at layer {K} reads queries and keys where layer {K - 1} calls transformers' attention "
+                    "function, which it did not; leave out torch.compile for the decoder, and attention code of its own"
+                )
+            queries, keys = (self.captured[name][row].transpose(0, 1).float() for name in ("q", "k"))
+            queries, keys, scale = queries[places[text]], keys[places], self.captured["scale"]
+        else:
+            queries, keys, scale = self._own_queries_and_keys(self.decoder.layers[K].self_attn, row, places, text)
+        return LayerTokens(
+            layer=K,
+            hidden=hidden[row, places],
+            visual=visual,
+            text=text,
+            queries=queries,
+            keys=keys,
+            scale=scale,
+            norm_weight=self.decoder.norm.weight.detach(),
+            frames=prompt.frames,
+            cells=prompt.cells,
+            counts=self.record.counts(b, K),
+        )
+
+    def _own_queries_and_keys(
+        self, attention: Any, row: int, places: Tensor, text: Tensor
+    ) -> tuple[Tensor, Tensor, float]:
+        """Those of a layer that has not run yet, rotated halves against halves, and the scale of their products."""
+        normed = self.captured["normed"][row, places]
+        cos, sin = (x.expand(self.rows, -1, -1)[row, places, None].float() for x in self.captured["rotation"])
+        queries, keys = (_project(attention, name, x).float() for name, x in (("q", normed[text]), ("k", normed)))
+        return _rotate(queries, cos[text], sin[text]), _rotate(keys, cos, sin), attention.scaling
+
+    def _spread(self, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
+        """Back to the full length. A dropped token's state is that of the last kept one before it, from which the
+        next token is predicted."""
+        if not self.prompt_call:
+            return None
+        keep = torch.zeros_like(self.attended)
+        for row, prompt in zip(keep, self.left, strict=True):
+            row[prompt.columns] = True
+        keep = keep.repeat_interleave(self.rows // len(keep), dim=0)
+        keep = F.pad(keep, (0, self.length - keep.shape[1]), value=True)
+        last = keep.cumsum(1)
+        index = (last - last[:, -1:] + output.shape[1] - 1).clamp_min(0)
+        return output.gather(1, index[..., None].expand(-1, -1, output.shape[-1]))
+
+
+def _project(attention: Any, name: str, normed: Tensor) -> Tensor:
+    projected = getattr(attention, f"{name}_proj")(normed).detach().unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{name}_norm", None)
+    return projected if norm is None else norm(projected)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -1,0 +1,74 @@
+"""Prepared embeddings for a prompt that stock `generate` believes to consist of ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tango.models.base import Adapter
+from tango.models.calls import Call, cache_of, remember_prompt
+from tango.models.splice import ShortPrompt
+from tango.profiling import StageTimer
+
+
+class Overlay:
+    """While entered, the prompt's positions get the embeddings of `short` instead of those of their ids.
+
+    `generate` accepts embeddings too, but then goes wrong with assisted decoding and chunked prefill. Passes that are
+    not the call's own are left alone. With a cache the hooks leave once the prompt has passed, so decoding runs without
+    them. The time until then is the stage "prefill", and `prefill_end` the mark that decoding starts from.
+    """
+
+    def __init__(self, model: Any, short: ShortPrompt, timer: StageTimer, call: Call, adapter: Adapter):
+        self.prefill_end: Any = None
+        self._model, self._short, self._timer, self._call = model, short, timer, call
+        self._adapter = adapter
+        self._start: Any = None  # of the pass that is running, if it counts as prefill
+        self._cached = False
+        self._passed = False
+
+    def __enter__(self) -> Overlay:
+        self._handles = [
+            self._model.register_forward_pre_hook(self._before, with_kwargs=True),
+            self._model.register_forward_hook(self._after),
+        ]
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if not self._call.own or kwargs.get("input_ids") is None or kwargs.get(self._adapter.video_input) is not None:
+            return None  # a pass that brings a video of its own is another call's
+        ids, cache, prompt = kwargs["input_ids"], cache_of(kwargs), self._short.inputs_embeds
+        past = 0 if cache is None else int(cache.get_seq_length())
+        S = prompt.shape[1]
+        self._call.passed = True
+        if past >= S:
+            return None
+        if not self._passed:
+            self._start = self._timer.mark()
+            remember_prompt(cache, self._short.input_ids)
+        count = min(S - past, ids.shape[1])
+        self._cached, self._passed = cache is not None, past + count >= S
+        repeats = len(ids) // len(prompt)  # beams, or several samples per prompt
+        now = slice(past, past + count)
+        embeds = prompt[:, now].repeat_interleave(repeats, dim=0)
+        text_ids = torch.cat([self._short.text_ids[:, now].repeat_interleave(repeats, dim=0), ids[:, count:]], dim=1)
+        if count < ids.shape[1]:
+            rest = model.get_input_embeddings()(ids[:, count:])
+            embeds = torch.cat([embeds.to(rest), rest], dim=1)
+        others = {name: value for name, value in kwargs.items() if name != "input_ids"}
+        return args, {**others, **self._adapter.beside_embeds(text_ids), "inputs_embeds": embeds}
+
+    def _after(self, _model: nn.Module, _args: tuple, _output: Any) -> None:
+        if not self._call.own or self._start is None:
+            return
+        self.prefill_end = self._timer.mark()
+        self._timer.add("prefill", self._start, self.prefill_end)
+        self._start = None
+        if self._passed and self._cached:
+            self.__exit__()

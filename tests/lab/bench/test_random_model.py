@@ -1,0 +1,95 @@
+"""Models with random weights: the published shapes, made where they are wanted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tango.errors import OptionError, UnknownNameError
+from tango.lab.bench import random_model
+from tango.models import adapter_class
+from tango.ops.llm_shapes import PRESETS, llm_widths
+from tango.toy import tiny_tokenizer
+
+META, CPU = torch.device("meta"), torch.device("cpu")
+
+# Parameters of model and LLM (without its head) as the hub states them, or as they follow from Qwen2's own numbers.
+PUBLISHED = {
+    "llava-onevision-0.5b": (893_618_208, 494_032_768),
+    "llava-onevision-7b": (8_030_348_832, 7_615_616_512 - 152064 * 3584),
+    "llava-video-7b": (8_030_348_832, 7_615_616_512 - 152064 * 3584),
+    "qwen2.5-vl-3b": (3_754_622_976, 3_085_938_688),
+    "qwen2.5-vl-7b": (8_292_166_656, 7_615_616_512 - 152064 * 3584),
+    "qwen2.5-vl-72b": (73_410_777_344, 72_706_203_648 - 152064 * 8192),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
+    model, _ = random_model.build(name, device=META, dtype=torch.bfloat16)
+    found = [sum(p.numel() for p in part.parameters()) for part in (model, model.model.language_model)]
+    assert tuple(found) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_shapes_agree_with_those_that_flops_are_counted_of(name: str) -> None:
+    shape = PRESETS[name]
+    config = random_model.make_config(name, tiny_tokenizer())
+    assert llm_widths(config) == {key: getattr(shape, key) for key in llm_widths(config)}
+    assert config.get_text_config().num_hidden_layers == shape.num_layers
+    adapter, frames = adapter_class(config), shape.default_frames
+    assert adapter.default_num_frames == frames
+    steps = frames // shape.frames_per_step
+    full = steps * shape.tokens_per_step
+    assert adapter.num_video_tokens(config, frames) == full + round(shape.num_newlines(steps, full))
+
+
+@pytest.mark.parametrize("name", ["llava-onevision-7b", "qwen2.5-vl-7b"])
+def test_everything_is_made_on_the_device_in_the_type_that_was_asked_for(name: str) -> None:
+    model, _ = random_model.build(name, device=META, dtype=torch.float16, attn_implementation="eager")
+    assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {"meta"}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
+    assert model.config._attn_implementation == "eager"
+    assert not model.training
+    if name.startswith("llava"):
+        assert model.pooling_head.folded_probe.device.type == "meta"
+        assert model.pooling_head.width == 1152
+
+
+def test_weights_follow_from_the_seed_and_leave_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    models = [
+        random_model.build("llava-video-tiny", device=CPU, dtype=torch.float32, seed=seed)[0] for seed in (0, 0, 1)
+    ]
+    assert torch.equal(torch.get_rng_state(), before)
+    probes = [model.pooling_head.folded_probe for model in models]
+    weights = [model.model.language_model.layers[0].self_attn.q_proj.weight for model in models]
+    for same, again, other in (probes, weights):
+        assert torch.equal(same, again)
+        assert not torch.equal(same, other)
+
+
+@pytest.mark.parametrize("name", ["llava-onevision-7b", "qwen2.5-vl-7b"])
+def test_fewer_layers_keep_the_widths(name: str) -> None:
+    config = random_model.make_config(name, tiny_tokenizer(), layers=3, tower_layers=9)
+    full = random_model.make_config(name, tiny_tokenizer())
+    assert config.get_text_config().num_hidden_layers == 3
+    assert llm_widths(config) == llm_widths(full)
+    assert config.vision_config.hidden_size == full.vision_config.hidden_size
+    if name.startswith("qwen"):
+        assert config.vision_config.depth == 9
+        assert list(config.vision_config.fullatt_block_indexes) == [7, 8]  # the last sees whole frames, as published
+        assert list(full.vision_config.fullatt_block_indexes) == [7, 15, 23, 31]
+    else:
+        assert config.vision_config.num_hidden_layers == 9
+
+
+@pytest.mark.parametrize("options", [{"layers": 29}, {"layers": 0}, {"tower_layers": 27}])
+def test_more_layers_than_published_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(OptionError, match=r"this shape has 2[68] "):
+        random_model.build("llava-onevision-7b", device=META, dtype=torch.float32, **options)
+
+
+def test_unknown_shapes_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'llava-video-7b'"):
+        random_model.build("llava-video-8b", device=META, dtype=torch.float32)
