@@ -27,7 +27,7 @@ RUN = "from tango.processes import run; import sys\nsys.exit(run('tango', lambda
 
 
 def python(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    """Run Python as a terminal does, where Ctrl-C works. In a script's background, as these tests may be, it does not."""
+    """Run Python as a terminal does, where Ctrl-C works. In a script's background, as these may run, it does not."""
     options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False, **options

@@ -1,4 +1,4 @@
-"""Judged questions in Tango's form, `records.jsonl` and `run.json` (docs/file-formats.md), from the toolkit's tables.
+"""Scored questions in Tango's form, `records.jsonl` and `run.json` (docs/file-formats.md), from the toolkit's tables.
 
 python -m tango_vlmeval.records outputs     # for results of releases that wrote none
 """

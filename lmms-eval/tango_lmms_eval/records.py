@@ -1,4 +1,4 @@
-"""Judged questions in Tango's form, `<time>_records.jsonl` and `<time>_run.json` (docs/file-formats.md).
+"""Scored questions in Tango's form, `<time>_records.jsonl` and `<time>_run.json` (docs/file-formats.md).
 
 python -m tango_lmms_eval.records logs     # for results of releases that wrote none
 """

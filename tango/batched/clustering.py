@@ -18,8 +18,8 @@ from torch.profiler import record_function
 
 from tango.annotations import Int
 from tango.batched.layout import in_turns
-from tango.ops.blocks import upload_together
 from tango.ops.clustering import MAX_HELD_GPU, TICK_LENGTH, Ticks
+from tango.ops.device import to_device_together
 
 _MAX_BATCH_CPU = 1 << 24  # distances of the sets that a CPU clusters together; more only cost it memory
 _GPU_BUCKETS = 3
@@ -113,7 +113,7 @@ def _plan(buckets: list[Ints], sizes: Ints, num_clusters: Ints, k: int) -> _Plan
 
 def _cluster(plan: _Plan, gather: Gather, k: int, centres: Int[Tensor, "C"], nearest: Int[Tensor, "R+1"]) -> None:
     """Write the results of a plan's sets to where they belong."""
-    numbers, sources, set_keys, exponents, slots, first_rows, places, targets, padding = upload_together(
+    numbers, sources, set_keys, exponents, slots, first_rows, places, targets, padding = to_device_together(
         *plan[1:], device=centres.device
     )
     rows = gather(sources)

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from tango.annotations import Float
-from tango.batched.layout import competing_groups, lay_out
+from tango.batched.layout import arrange, competing_groups
 from tango.batched.merging import merge_over_frames
 from tango.batched.reduction import Kept, clusters_of_tokens, reduce_rows
 from tango.batched.rotation import gather_rotated, identity_rotations
 from tango.containers import PrunedTokens
-from tango.ops.blocks import upload_together
 from tango.ops.clustering import TICK_LENGTH
+from tango.ops.device import to_device_together
 from tango.ops.strope import check_sections, strope_rotations
 
 # Of rotated tokens worked on at once, unless a single segment has more. A GPU takes a whole video of 256 frames; a CPU,
@@ -74,8 +74,8 @@ def prune_segments(
     x = features.flatten(0, 1)
     with torch.no_grad():
         max_rows = (_CPU_BYTES if device.type == "cpu" else _GPU_BYTES) // (4 * D)
-        layout = lay_out(competing_groups(*segments, options.context_ratio), T, N, max_rows=max_rows)
-        token, span, row, members, first_members = upload_together(
+        layout = arrange(competing_groups(*segments, options.context_ratio), T, N, max_rows=max_rows)
+        token, span, row, members, first_members = to_device_together(
             layout.tokens, layout.spans, layout.rows,
             layout.members, layout.spans.cumsum() - layout.spans, device=device,
         )  # fmt: skip
@@ -89,9 +89,9 @@ def prune_segments(
             )
             for batch in layout.batches
         ]  # fmt: skip
-        rows, anchors, absorbed_by = _numbered_together(kept)
+        rows, anchors, assignment = _numbered_together(kept)
         indices, order = token[rows].sort()
-        cluster = clusters_of_tokens(rows[order], absorbed_by)[row]
+        cluster = clusters_of_tokens(rows[order], assignment)[row]
         anchors = anchors[order]
     with record_function("tango::merging"):
         merged = merge_over_frames(
@@ -134,9 +134,9 @@ def _numbered_together(batches: Sequence[Kept]) -> Kept:
     """What is kept of all batches, rows being numbered from the first batch's first on."""
     if len(batches) == 1:
         return batches[0]
-    starts = np.cumsum([0, *(len(batch.absorbed_by) for batch in batches[:-1])]).tolist()
+    starts = np.cumsum([0, *(len(batch.assignment) for batch in batches[:-1])]).tolist()
     moved = [
-        Kept(rows + start, anchors + start, torch.where(absorbed_by < 0, -1, absorbed_by + start))
-        for (rows, anchors, absorbed_by), start in zip(batches, starts, strict=True)
+        Kept(rows + start, anchors + start, torch.where(assignment < 0, -1, assignment + start))
+        for (rows, anchors, assignment), start in zip(batches, starts, strict=True)
     ]
     return Kept(*(torch.cat(parts) for parts in zip(*moved, strict=True)))

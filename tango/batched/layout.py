@@ -93,7 +93,7 @@ class Layout(NamedTuple):
         return max(batch.rows.stop - batch.rows.start for batch in self.batches)
 
 
-def lay_out(groups: Iterable[Group], num_frames: int, num_places: int, *, max_rows: int) -> Layout:
+def arrange(groups: Iterable[Group], num_frames: int, num_places: int, *, max_rows: int) -> Layout:
     """Give every competing token a row, and divide the rows into batches of at most `max_rows` where groups allow."""
     batches, tokens, spans, members, num_rows, num_averaged = [], [], [], [], 0, 0
     row_of = np.full(num_frames * num_places, -1)

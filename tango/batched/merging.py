@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tango.annotations import Float, Int
 from tango.batched.kernels import kernels_run_on
-from tango.ops.blocks import blocks
+from tango.ops.device import chunks
 from tango.ops.merging import means_and_sizes
 
 
@@ -42,7 +42,7 @@ def merge_over_frames(
     slot = torch.repeat_interleave(spans, output_size=num_averaged)
     frame = torch.arange(num_averaged, device=x.device) - (spans.cumsum(0) - spans)[slot]
     rows, share = anchors[slot] + frame * stride, (w[:, 0] / spans)[slot, None]
-    for block in blocks(num_averaged, x.shape[1] * 4, x.device):
-        parts = x.index_select(0, rows[block]) * share[block]
-        merged = merged.index_add_(0, slot[block], parts.float())
+    for chunk in chunks(num_averaged, x.shape[1] * 4, x.device):
+        parts = x.index_select(0, rows[chunk]) * share[chunk]
+        merged = merged.index_add_(0, slot[chunk], parts.float())
     return merged.to(x.dtype)

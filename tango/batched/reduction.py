@@ -12,7 +12,7 @@ from tango.annotations import Float, Int
 from tango.batched.clustering import Gather, density_peaks_of_sets, runs
 from tango.batched.layout import Batch
 from tango.batched.selection import diverse_top_k
-from tango.ops.blocks import upload_together
+from tango.ops.device import to_device_together
 
 
 class Kept(NamedTuple):
@@ -20,7 +20,7 @@ class Kept(NamedTuple):
 
     rows: Int[Tensor, "K"]
     anchors: Int[Tensor, "K"]  # the row that each kept one has its content from
-    absorbed_by: Int[Tensor, "R"]  # the kept row that stands for each row; -1: none
+    assignment: Int[Tensor, "R"]  # the kept row that stands for each row; -1: none
 
 
 @torch.no_grad()
@@ -50,13 +50,13 @@ def reduce_rows(
     others = free.sort(descending=True, stable=True).indices  # in order; the salient ones come last
     starts, whole = sizes.cumsum() - sizes, counts == sizes
     open_ = (counts > 0) & ~whole
-    own, open_rows = upload_together(
+    own, open_rows = to_device_together(
         runs(starts[whole], sizes[whole]), runs(starts[open_], sizes[open_]), device=device
     )
     rows = torch.cat([salient, others[own]]) if len(own) else salient
-    absorbed_by = torch.full_like(free, -1, dtype=torch.long).index_copy_(0, rows, rows)
+    assignment = torch.full_like(free, -1, dtype=torch.long).index_copy_(0, rows, rows)
     if not open_.any():
-        return Kept(rows, rows, absorbed_by)
+        return Kept(rows, rows, assignment)
     rest = others[open_rows]
     with record_function("tango::clustering"):
         centres, nearest = density_peaks_of_sets(
@@ -65,16 +65,16 @@ def reduce_rows(
     anchors = rest[centres]
     if not by_density:
         kept = torch.cat([rows, anchors])
-        return Kept(kept, kept, absorbed_by.index_copy_(0, rest, rest[nearest]))
+        return Kept(kept, kept, assignment.index_copy_(0, rest, rest[nearest]))
     in_order = centres.sort().values
     landing_of = torch.empty_like(rest).index_copy_(0, in_order, anchors)
-    absorbed_by.index_copy_(0, rest, landing_of[nearest])
-    return Kept(torch.cat([rows, anchors]), torch.cat([rows, rest[in_order]]), absorbed_by)
+    assignment.index_copy_(0, rest, landing_of[nearest])
+    return Kept(torch.cat([rows, anchors]), torch.cat([rows, rest[in_order]]), assignment)
 
 
-def clusters_of_tokens(kept: Int[Tensor, "K"], absorbed_by: Int[Tensor, "R"]) -> Int[Tensor, "R+1"]:
+def clusters_of_tokens(kept: Int[Tensor, "K"], assignment: Int[Tensor, "R"]) -> Int[Tensor, "R+1"]:
     """For every row the place in `kept` of the row that stands for it, and for no row at all: K if none does."""
     none = len(kept)
-    place = torch.full((len(absorbed_by) + 1,), none, device=kept.device)
+    place = torch.full((len(assignment) + 1,), none, device=kept.device)
     place[kept] = torch.arange(none, device=kept.device)
-    return torch.cat([place[absorbed_by], place[-1:]])  # -1 is the last place
+    return torch.cat([place[assignment], place[-1:]])  # -1 is the last place

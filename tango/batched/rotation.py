@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tango.annotations import Float, Int
 from tango.batched.kernels import kernels_run_on
-from tango.ops.blocks import blocks
+from tango.ops.device import chunks
 from tango.ops.strope import Rotation, rotate
 
 
@@ -29,11 +29,11 @@ def gather_rotated(
     (H, W), D = grid, x.shape[1]
     place = tokens % (H * W)
     positions = (tokens // (H * W), place // W, place % W)
-    for block in blocks(len(tokens), D * 4, x.device):
-        chosen = tokens[block]
-        turns = (axis.index_select(0, at[block]) for axis, at in zip(rotations, positions, strict=True))
-        rotate(x.index_select(0, chosen).float(), turns, out=out[block])
-        out[block].mul_(inverse_norms.index_select(0, chosen)[:, None])
+    for chunk in chunks(len(tokens), D * 4, x.device):
+        chosen = tokens[chunk]
+        turns = (axis.index_select(0, at[chunk]) for axis, at in zip(rotations, positions, strict=True))
+        rotate(x.index_select(0, chosen).float(), turns, out=out[chunk])
+        out[chunk].mul_(inverse_norms.index_select(0, chosen)[:, None])
     return out
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tango.annotations import Float, Int
 from tango.batched.clustering import Gather, Ints, density_peaks_of_sets, runs
-from tango.ops.blocks import upload, upload_together
+from tango.ops.device import to_device, to_device_together
 from tango.ops.selection import top_k
 
 
@@ -41,7 +41,7 @@ def diverse_top_k(
     open_ = num_candidates > counts  # the others' candidates are all kept
     starts = sizes.cumsum() - sizes
     ranked = _ranked(scores, sizes)
-    sure, places = upload_together(
+    sure, places = to_device_together(
         runs(starts[~open_], counts[~open_]), runs(starts[open_], num_candidates[open_]), device=scores.device
     )
     if not open_.any():
@@ -61,5 +61,5 @@ def _ranked(scores: Float[Tensor, "R"], sizes: Ints) -> Int[Tensor, "R"]:
         first = torch.arange(0, len(scores), int(sizes[0]), device=scores.device)
         return (top_k(scores.view(len(sizes), -1), int(sizes[0])) + first[:, None]).flatten()
     by_score = scores.sort(descending=True, stable=True).indices
-    set_of = upload(np.repeat(np.arange(len(sizes)), sizes), scores.device)
+    set_of = to_device(np.repeat(np.arange(len(sizes)), sizes), scores.device)
     return by_score[set_of[by_score].sort(stable=True).indices]

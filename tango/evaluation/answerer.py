@@ -15,7 +15,7 @@ import torch
 from tango.errors import OptionError, UnknownNameError
 from tango.evaluation.config import MethodConfig
 from tango.evaluation.efficiency import Efficiency
-from tango.evaluation.generation import answers_of, failure, go_together
+from tango.evaluation.generation import answers_of, can_batch, failure
 from tango.evaluation.journal import Journal
 from tango.evaluation.preparation import PreparedQuestion, Preparer
 from tango.evaluation.questions import Answer, Question
@@ -202,7 +202,7 @@ class Answerer:
         """Neighbours that are generated together; answers of the journal and errors stand alone."""
         group: list[_Pair] = []
         for pair in outcomes:
-            if group and not go_together(group[0][1], pair[1]):
+            if group and not can_batch(group[0][1], pair[1]):
                 yield group
                 group = []
             group.append(pair)

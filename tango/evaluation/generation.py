@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _OF_A_QUESTION = (RuntimeError, ValueError, OSError, MemoryError)
 
 
-def go_together(first: Any, second: Any) -> bool:
+def can_batch(first: Any, second: Any) -> bool:
     """Whether two questions make one batch. Those that are sampled do not: each has its own random numbers."""
     if not (isinstance(first, PreparedQuestion) and isinstance(second, PreparedQuestion)):
         return False

@@ -12,9 +12,9 @@ from tango.annotations import Float, Int
 from tango.containers import Paper, PrunedTokens, VisualTokens
 from tango.methods.base import Pruner
 from tango.methods.registry import register
-from tango.ops.blocks import blocks
 from tango.ops.budget import exact_count
 from tango.ops.checks import check_finite
+from tango.ops.device import chunks
 from tango.ops.similarity import unit_cosines, unit_rows, unit_self_cosines
 
 MAX_BYTES = 512 << 20  # of a matrix of all cosines, float32: up to 11585 tokens, 64 frames of LLaVA-Video included
@@ -70,8 +70,8 @@ def _loneliest(unit: Float[Tensor, "M D"], cosines: Float[Tensor, "M M"] | None)
     """The row whose most alike other row is the least alike."""
     M = len(unit)
     nearest = []
-    for rows in blocks(M, M * 4, unit.device):
-        block = unit_cosines(unit[rows], unit) if cosines is None else cosines[rows].clone()
-        block.diagonal(rows.start).fill_(-torch.inf)
-        nearest.append(block.amax(dim=1))
+    for rows in chunks(M, M * 4, unit.device):
+        chunk = unit_cosines(unit[rows], unit) if cosines is None else cosines[rows].clone()
+        chunk.diagonal(rows.start).fill_(-torch.inf)
+        nearest.append(chunk.amax(dim=1))
     return torch.cat(nearest).argmin(keepdim=True)

@@ -15,9 +15,9 @@ from tango.containers import Paper, PrunedTokens, VisualTokens
 from tango.errors import BudgetError, OptionError
 from tango.methods.base import Limits, Pruner
 from tango.methods.registry import register
-from tango.ops.blocks import blocks, upload
 from tango.ops.budget import apportion, exact_count
 from tango.ops.checks import check_finite
+from tango.ops.device import chunks, to_device
 from tango.ops.similarity import paired_cosines, unit_rows
 
 
@@ -64,12 +64,12 @@ class DyCokePruner(Pruner):
         kept = [t * N + i for t, r in enumerate(references) if r == t for i in _spread(counts[t], N)]
         with torch.no_grad():
             check_finite(x.sum(dtype=torch.float32), "features")
-            indices = upload(kept, device)
+            indices = to_device(kept, device)
             if thinned:
                 alike = _likeness(tokens.features, thinned, [references[t] for t in thinned])
-                order = alike.sort(dim=1, stable=True).indices + upload(thinned, device)[:, None] * N
+                order = alike.sort(dim=1, stable=True).indices + to_device(thinned, device)[:, None] * N
                 first = np.concatenate([row * N + np.arange(counts[t]) for row, t in enumerate(thinned)])
-                indices = torch.cat([indices, order.flatten().index_select(0, upload(first, device))]).sort().values
+                indices = torch.cat([indices, order.flatten().index_select(0, to_device(first, device))]).sort().values
         return PrunedTokens(features=x.index_select(0, indices), indices=indices)
 
     def _plan(self, T: int, N: int) -> tuple[list[int], list[int]]:
@@ -120,7 +120,7 @@ def _spread(count: int, N: int) -> list[int]:
 def _likeness(x: Float[Tensor, "T N D"], frames: list[int], references: list[int]) -> Float[Tensor, "F N"]:
     """Cosine of every token of some frames with the one at its place in another."""
     rows = []
-    for block in blocks(len(frames), x[0].numel() * 8, x.device):
-        a, b = (unit_rows(x.index_select(0, upload(pair[block], x.device))) for pair in (frames, references))
+    for chunk in chunks(len(frames), x[0].numel() * 8, x.device):
+        a, b = (unit_rows(x.index_select(0, to_device(pair[chunk], x.device))) for pair in (frames, references))
         rows.append(paired_cosines(a, b))
     return torch.cat(rows)

@@ -15,10 +15,10 @@ from tango.methods.base import Limits, Pruner
 from tango.methods.registry import register
 from tango.ops.anchor_frames import divided_counts, equal_counts, exact_counts, last_of_runs
 from tango.ops.assembly import assemble
-from tango.ops.blocks import upload
 from tango.ops.budget import apportion, exact_count
 from tango.ops.checks import check_finite
 from tango.ops.clustering import density_peaks_counting_self
+from tango.ops.device import to_device
 from tango.ops.merging import merge_into_anchors, merge_others_into_anchors
 from tango.ops.segmentation import adjacent_similarity, segment_by_cuts
 from tango.ops.selection import top_k
@@ -83,12 +83,12 @@ class FastVidPruner(Pruner):
             lengths, is_open = self._cut(tokens)
             counts = self._counts(lengths, is_open, N)
             ranked = top_k(tokens.saliency.float(), N) + torch.arange(T, device=device)[:, None] * N
-            best = upload([t * N + i for t, (num, _) in enumerate(counts) for i in range(num)], device)
+            best = to_device([t * N + i for t, (num, _) in enumerate(counts) for i in range(num)], device)
             salient = ranked.flatten()[best]
         merge = merge_into_anchors if self.rule == "onevision" else merge_others_into_anchors
         indices, features = [salient], [x.index_select(0, salient)]
-        absorbed_by = torch.full((T * N,), -1, device=device).index_copy_(0, salient, salient)
-        is_salient = absorbed_by >= 0
+        assignment = torch.full((T * N,), -1, device=device).index_copy_(0, salient, salient)
+        is_salient = assignment >= 0
         start = 0
         for length in lengths:
             segment = slice(start * N, (start + length) * N)
@@ -104,10 +104,10 @@ class FastVidPruner(Pruner):
                 features.append(merge(rows, cluster, local, weight=self.merge_weight))
                 num_covered = len(rows) if t == anchor_frames[-1] else (t + 1) * N - segment.start
                 stands_for = torch.cat([anchors, anchors.new_full((1,), -1)])[cluster[:num_covered]]
-                own = absorbed_by[segment][:num_covered]
+                own = assignment[segment][:num_covered]
                 own.copy_(torch.where(free[:num_covered], stands_for, own))
             start += length
-        return assemble(indices, features, absorbed_by)
+        return assemble(indices, features, assignment)
 
     def _cut(self, tokens: VisualTokens) -> tuple[list[int], list[bool]]:
         """Frames per segment, and which frames get tokens of their own: not those that the next one repeats."""

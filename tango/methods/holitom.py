@@ -16,10 +16,10 @@ from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
 from tango.methods.base import ByRatio, Limits, Pruner
 from tango.methods.registry import register
 from tango.ops.assembly import assemble
-from tango.ops.blocks import upload
 from tango.ops.budget import apportion, ceil_count, exact_count
 from tango.ops.checks import check_finite
 from tango.ops.clustering import density_peaks_counting_self
+from tango.ops.device import to_device
 from tango.ops.merging import merge_into_anchors
 from tango.ops.segmentation import adjacent_similarity, default_threshold, segment_by_static_tokens
 from tango.ops.selection import top_k
@@ -83,33 +83,33 @@ class HolitomPruner(Pruner):
             pairs = tokens.features if T > 1 else tokens.features.expand(2, -1, -1)
             table = (adjacent_similarity(pairs)[0] + 0 * saliency.sum()).cpu()  # the only synchronisation
             check_finite(table, "features or saliency")
-        indices, features, absorbed_by = [], [], torch.full((T * N,), -1, device=device)
+        indices, features, assignment = [], [], torch.full((T * N,), -1, device=device)
 
         def cluster(ids: Tensor, rows: Tensor, count: int) -> None:
             centres, nearest, merged = self._merge(rows, count)
             indices.append(torch.atleast_2d(ids)[0, centres])
             features.append(merged.to(x.dtype))
-            absorbed_by[ids] = indices[-1][nearest]
+            assignment[ids] = indices[-1][nearest]
 
         for start, static, num_static, num_dynamic in self._segments(table[: T - 1].numpy(), N):
-            of_segment = upload(range(start, start + len(num_dynamic)), device)[:, None] * N
+            of_segment = to_device(range(start, start + len(num_dynamic)), device)[:, None] * N
             if num_static:
-                ids = of_segment + upload(np.flatnonzero(static), device)
+                ids = of_segment + to_device(np.flatnonzero(static), device)
                 rows = x.index_select(0, ids.flatten()).view(*ids.shape, -1).mean(0, dtype=torch.float32)
                 cluster(ids, rows, num_static)
-            ids = of_segment + upload(np.flatnonzero(~static), device)
+            ids = of_segment + to_device(np.flatnonzero(~static), device)
             ranked = top_k(saliency.flatten()[ids], ids.shape[1])
             for budget in sorted(set(num_dynamic) - {0}):
-                alike = upload([frame for frame, own in enumerate(num_dynamic) if own == budget], device)
+                alike = to_device([frame for frame, own in enumerate(num_dynamic) if own == budget], device)
                 best = ids[alike].gather(1, ranked[alike])
                 num_salient = round(budget * (1 - self.context_ratio))
                 salient = best[:, :num_salient].flatten()
                 indices.append(salient)
                 features.append(x.index_select(0, salient))
-                absorbed_by[salient] = salient
+                assignment[salient] = salient
                 for rest in best[:, num_salient:].sort(dim=-1).values if num_salient < budget else ():
                     cluster(rest, x.index_select(0, rest), budget - num_salient)
-        return assemble(indices, features, absorbed_by)
+        return assemble(indices, features, assignment)
 
     def _segments(self, similarity: NDArray[np.float32], N: int) -> list[_Segment]:
         """Cut the video and share out its budget. Host arithmetic only."""

@@ -18,10 +18,10 @@ from tango.errors import OptionError
 from tango.methods.base import Limits, Pruner
 from tango.methods.registry import register
 from tango.ops.assembly import assemble
-from tango.ops.blocks import blocks, upload
 from tango.ops.budget import apportion, exact_count
 from tango.ops.checks import check_finite
 from tango.ops.clustering import density_peaks_counting_self
+from tango.ops.device import chunks, to_device
 from tango.ops.merging import merge_into_anchors
 from tango.ops.segmentation import segment_by_labels
 from tango.ops.similarity import mean_pair_cosines
@@ -80,7 +80,7 @@ class PruneVidPruner(Pruner):
         with torch.no_grad():
             lengths = self._cut(tokens.features)  # waits for the device; once more below, and never again
             static = mean_pair_cosines(tokens.features, lengths).cpu().numpy() > self.static_threshold
-        indices, features, absorbed_by = [], [], torch.full((T * N,), -1, device=device)
+        indices, features, assignment = [], [], torch.full((T * N,), -1, device=device)
 
         def keep(ids: Tensor, rows: Tensor, count: int) -> Tensor:
             """Merge sets of rows; returns the token that stands for each of their `ids`."""
@@ -91,18 +91,18 @@ class PruneVidPruner(Pruner):
             return kept.gather(1, cluster)
 
         for start, still, num_static, num_dynamic in self._plan(lengths, static):
-            of_segment = upload(range(start, start + len(num_dynamic)), device)[:, None] * N
+            of_segment = to_device(range(start, start + len(num_dynamic)), device)[:, None] * N
             if num_static:
-                ids = of_segment + upload(np.flatnonzero(still), device)
+                ids = of_segment + to_device(np.flatnonzero(still), device)
                 mean = x.index_select(0, ids.flatten()).view(*ids.shape, D).mean(0, dtype=torch.float32)
-                absorbed_by[ids] = keep(ids[:1], mean[None], num_static)
-            ids = of_segment + upload(np.flatnonzero(~still), device)
+                assignment[ids] = keep(ids[:1], mean[None], num_static)
+            ids = of_segment + to_device(np.flatnonzero(~still), device)
             for budget in sorted(set(num_dynamic) - {0}):
                 frames = [frame for frame, own in enumerate(num_dynamic) if own == budget]
-                for block in blocks(len(frames), ids.shape[1] * D * 8, device):
-                    own = ids.index_select(0, upload(frames[block], device))
-                    absorbed_by[own] = keep(own, x.index_select(0, own.flatten()).view(*own.shape, D), budget)
-        return assemble(indices, features, absorbed_by)
+                for chunk in chunks(len(frames), ids.shape[1] * D * 8, device):
+                    own = ids.index_select(0, to_device(frames[chunk], device))
+                    assignment[own] = keep(own, x.index_select(0, own.flatten()).view(*own.shape, D), budget)
+        return assemble(indices, features, assignment)
 
     def _cut(self, x: Float[Tensor, "T N D"]) -> list[int]:
         """Frames per segment."""

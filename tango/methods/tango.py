@@ -28,7 +28,7 @@ from tango.ops.segmentation import (
     default_threshold,
     segment_by_cuts,
     segment_by_static_tokens,
-    static_places,
+    static_positions,
 )
 from tango.ops.selection import mask_sinks, top_k
 from tango.ops.similarity import unit_rows
@@ -111,7 +111,7 @@ class TangoPruner(Pruner):
 
         points = self.rotate(tokens)
         index = torch.arange(T * N, device=x.device).view(T, N)
-        absorbed_by = torch.full_like(index, -1)  # the kept token that stands for each
+        assignment = torch.full_like(index, -1)  # the kept token that stands for each
         indices, features, start = [], [], 0
         for length, places, (num_static, num_others) in zip(lengths, static, budgets, strict=True):
             still, moving = (torch.from_numpy(own).to(x.device) for own in (places, ~places))
@@ -128,9 +128,9 @@ class TangoPruner(Pruner):
                     indices.append(tokens_of_rows.flatten()[kept])
                     features.append(merged.to(x.dtype))
                     ids = torch.where(stands_for >= 0, tokens_of_rows.flatten()[stands_for], -1)
-                    absorbed_by[frames, own] = ids.view_as(tokens_of_rows)
+                    assignment[frames, own] = ids.view_as(tokens_of_rows)
             start += length
-        return assemble(indices, features, absorbed_by.flatten())
+        return assemble(indices, features, assignment.flatten())
 
     def _reduce(
         self, x: Float[Tensor, "n L D"], saliency: Float[Tensor, "n L"], points: Float[Tensor, "n L D"], budget: int
@@ -214,7 +214,7 @@ class TangoPruner(Pruner):
             else:
                 lengths = segment_by_static_tokens(table[:, :N], threshold)
             is_static = (table[:, :N] > self.resolved_static_threshold) & self.static_merging
-            return lengths, static_places(lengths, is_static)
+            return lengths, static_positions(lengths, is_static)
 
     def _budgets(
         self, lengths: list[int], static: list[NDArray[np.bool_]]

@@ -17,9 +17,9 @@ from tango.containers import Paper, PrunedTokens, VisualTokens
 from tango.errors import OptionError
 from tango.methods.base import Pruner
 from tango.methods.registry import register
-from tango.ops.blocks import blocks, upload
 from tango.ops.budget import exact_count, round_to_total
 from tango.ops.checks import check_finite
+from tango.ops.device import chunks, to_device
 
 _WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1, 2)  # variances of the Gaussian kernels that are added up
 
@@ -67,7 +67,7 @@ class VidCom2Pruner(Pruner):
             order = (to_video + to_frame).sort(dim=1, stable=True).indices  # the least alike first
             flat = order + torch.arange(T, device=x.device)[:, None] * N
             places = np.concatenate([t * N + np.arange(count) for t, count in enumerate(counts)])
-            indices = flat.flatten().index_select(0, upload(places, x.device)).sort().values
+            indices = flat.flatten().index_select(0, to_device(places, x.device)).sort().values
         return PrunedTokens(features=x.flatten(0, 1).index_select(0, indices), indices=indices)
 
     def _counts(self, importance: NDArray[np.float64], N: int) -> list[int]:
@@ -85,11 +85,11 @@ def _channel_variance(x: Float[Tensor, "T N D"]) -> Float[Tensor, "D"]:
     """Variance of each channel over all tokens, in float32."""
     T, N, D = x.shape
     mean, variance = torch.zeros(D, device=x.device), torch.zeros(D, device=x.device)
-    for block in blocks(T, N * D * 4, x.device):
-        mean += x[block].float().sum(dim=(0, 1))
+    for chunk in chunks(T, N * D * 4, x.device):
+        mean += x[chunk].float().sum(dim=(0, 1))
     mean /= T * N
-    for block in blocks(T, N * D * 4, x.device):
-        variance += (x[block].float() - mean).square_().sum(dim=(0, 1))
+    for chunk in chunks(T, N * D * 4, x.device):
+        variance += (x[chunk].float() - mean).square_().sum(dim=(0, 1))
     return variance / (T * N)
 
 
@@ -99,18 +99,18 @@ def _likeness(
     """Likeness of every token to the mean token of the video and to that of its frame, on unit-length tokens."""
     T, N, _ = x.shape
     C = len(channels)
-    cuts = list(blocks(T, N * C * 4, x.device))
+    cuts = list(chunks(T, N * C * 4, x.device))
 
-    def unit(block: slice) -> Tensor:
-        return F.normalize(x[block].index_select(2, channels).float(), dim=-1)
+    def unit(chunk: slice) -> Tensor:
+        return F.normalize(x[chunk].index_select(2, channels).float(), dim=-1)
 
-    frame_means = torch.cat([unit(block).mean(1) for block in cuts])
+    frame_means = torch.cat([unit(chunk).mean(1) for chunk in cuts])
     video_mean = frame_means.mean(0)
     to_video, to_frame = [], []
-    for block in cuts:
-        rows = unit(block)
+    for chunk in cuts:
+        rows = unit(chunk)
         to_video.append(_gaussians((rows - video_mean).square_().sum(-1)))
-        to_frame.append(_gaussians((rows - frame_means[block, None]).square_().sum(-1)))
+        to_frame.append(_gaussians((rows - frame_means[chunk, None]).square_().sum(-1)))
     return torch.cat(to_video), torch.cat(to_frame)
 
 

@@ -68,7 +68,7 @@ class VisionZipPruner(Pruner):
         with torch.no_grad():
             total = x.sum(dtype=torch.float32) + saliency.sum() + keys.sum(dtype=torch.float32)
             check_finite(total, "features, saliency or keys")
-        absorbed_by = torch.full((T, N), -1, device=x.device)
+        assignment = torch.full((T, N), -1, device=x.device)
         indices, features = [], []
         for budget, frames in groupby(range(T), budgets.__getitem__):
             numbers = list(frames)
@@ -76,19 +76,19 @@ class VisionZipPruner(Pruner):
             num_context = self._num_context(budget, N)
             with torch.no_grad():
                 choice = _choose(saliency[block], keys[block], budget - num_context, num_context)
-            kept, rows = self._reduce(x[block], choice, absorbed_by[block], first=block.start * N)
+            kept, rows = self._reduce(x[block], choice, assignment[block], first=block.start * N)
             indices.append(kept)
             features.append(rows)
-        return assemble(indices, features, absorbed_by.flatten())
+        return assemble(indices, features, assignment.flatten())
 
     def _num_context(self, budget: int, N: int) -> int:
         """Contextual tokens of a frame."""
         return min(round(self.context_ratio * (N if self.context_base == "tokens" else budget)), budget // 2)
 
     def _reduce(
-        self, x: Float[Tensor, "B N D"], choice: _Choice, absorbed_by: Int[Tensor, "B N"], *, first: int
+        self, x: Float[Tensor, "B N D"], choice: _Choice, assignment: Int[Tensor, "B N"], *, first: int
     ) -> tuple[Int[Tensor, "k"], Float[Tensor, "k D"]]:
-        """Flat indices and features of what is kept of some frames; notes in `absorbed_by` what stands for what.
+        """Flat indices and features of what is kept of some frames; notes in `assignment` what stands for what.
 
         Args:
             first: flat index of the first token.
@@ -98,12 +98,12 @@ class VisionZipPruner(Pruner):
         dominant, rest = choice.dominant + start, choice.rest + start  # local from here on, N to a frame
         anchors = rest.index_select(1, choice.anchors)
         num_context, none = anchors.shape[1], anchors.numel()
-        absorbed_by.scatter_(1, choice.dominant, dominant + first)
+        assignment.scatter_(1, choice.dominant, dominant + first)
         source = x.reshape(B * N, -1)
         kept, rows = dominant.flatten(), source.index_select(0, dominant.flatten())
         if not num_context:
             return kept + first, rows
-        absorbed_by.scatter_(1, choice.rest, anchors.gather(1, choice.cluster) + first)
+        assignment.scatter_(1, choice.rest, anchors.gather(1, choice.cluster) + first)
         numbered = choice.cluster + torch.arange(B, device=x.device)[:, None] * num_context
         if self.context_merge == "sum":
             numbered = numbered.index_fill(1, choice.anchors, none)

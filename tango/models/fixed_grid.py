@@ -20,7 +20,7 @@ from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideo
 from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.processors.timestamps import video_timestamps
 from tango.models.siglip import TowerStates, project, run_tower
-from tango.ops.blocks import upload
+from tango.ops.device import to_device
 from tango.ops.saliency import AttentionPool, TowerBlock, block_signals
 from tango.profiling import StageTimer
 
@@ -160,7 +160,7 @@ class FixedGridAdapter(Adapter):
     def _run_tower(self, frames: list[Tensor], batch_size: int) -> TowerStates:
         compiled = vars(self.model).get(_COMPILED)
         padding = [] if compiled is None else frames[-1:] * (batch_size - len(frames))  # to compile for one size
-        pixels = upload(torch.stack(frames + padding), self.model.device).to(self.model.dtype)
+        pixels = to_device(torch.stack(frames + padding), self.model.device).to(self.model.dtype)
         states = (compiled or run_tower)(self.tower(self.model), self._depth, pixels)
         return TowerStates(*(x[: len(frames)] for x in states)) if padding else states
 
@@ -177,19 +177,19 @@ class FixedGridAdapter(Adapter):
         """Newlines are outside every ratio: the one after a video always stays, that of a row while any of the row's
         tokens does."""
         (T, N, _), (H, W), K = tokens.features.shape, tokens.grid, len(pruned.indices)
-        stays = torch.zeros(T * N, dtype=torch.bool, device=pruned.indices.device)
-        stays[pruned.indices] = True
+        keep_mask = torch.zeros(T * N, dtype=torch.bool, device=pruned.indices.device)
+        keep_mask[pruned.indices] = True
         if self.newlines == "none":
-            return pruned.features, stays
+            return pruned.features, keep_mask
         embeds = torch.cat([pruned.features, self.model.model.image_newline.to(pruned.features)[None]])
         if self.newlines == "video":
-            return embeds, F.pad(stays, (0, 1), value=True)
+            return embeds, F.pad(keep_mask, (0, 1), value=True)
         # For each placeholder the row of `embeds` that stands there, -1 where the placeholder leaves.
-        source = torch.where(stays, stays.cumsum(0) - 1, -1).view(T * H, W)
+        source = torch.where(keep_mask, keep_mask.cumsum(0) - 1, -1).view(T * H, W)
         newline = torch.where((source >= 0).any(dim=1, keepdim=True), K, -1)
         source = torch.cat([source, newline], dim=1).flatten()
-        stays = source >= 0
-        return embeds[source[stays]], stays
+        keep_mask = source >= 0
+        return embeds[source[keep_mask]], keep_mask
 
     @property
     def positions_are_kept(self) -> bool:

@@ -20,7 +20,7 @@ from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_step, vision_positions
 from tango.models.processors.qwen import MAX_PIXELS, QwenForm, QwenProcessor
 from tango.models.qwen_tower import queries_or_keys, tap_attention, window_order
-from tango.ops.blocks import upload
+from tango.ops.device import to_device
 from tango.ops.saliency import TowerBlock, block_signals
 from tango.profiling import StageTimer
 
@@ -123,7 +123,7 @@ class QwenVlAdapter(Adapter):
         with timer.stage("tower"), tap as record:
             grid_thw = torch.tensor([(T, H * self.merge, W * self.merge) for T, H, W in grids])
             output = self.model.model.get_video_features(
-                upload(pixels, self.model.device), upload(grid_thw, self.model.device), return_dict=True
+                to_device(pixels, self.model.device), to_device(grid_thw, self.model.device), return_dict=True
             )
             if record:
                 record["hidden"] = output.last_hidden_state
@@ -151,7 +151,7 @@ class QwenVlAdapter(Adapter):
         def pool(x: Tensor) -> Tensor:
             x = x.unflatten(1, (H * W, unit)).mean(2)
             order = self.unit_order((H, W))
-            return x if order is None else torch.empty_like(x).index_copy_(1, upload(order, x.device), x)
+            return x if order is None else torch.empty_like(x).index_copy_(1, to_device(order, x.device), x)
 
         block = TowerBlock(
             grid=(H, W),
@@ -184,9 +184,9 @@ class QwenVlAdapter(Adapter):
 
     def lay_out(self, tokens: VisualTokens, pruned: PrunedTokens) -> tuple[Tensor, Tensor]:
         T, N, _ = tokens.features.shape
-        stays = torch.zeros(T * N, dtype=torch.bool, device=pruned.features.device)
-        stays[pruned.indices] = True
-        return pruned.features, stays
+        keep_mask = torch.zeros(T * N, dtype=torch.bool, device=pruned.features.device)
+        keep_mask[pruned.indices] = True
+        return pruned.features, keep_mask
 
     def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
         if self.position_rule == "stock":

@@ -43,9 +43,9 @@ class ShortPrompt:
         A column that left has the row of the last kept one before it, from which the token after it is predicted.
         """
         S = self.attention_mask.shape[1]
-        stays = torch.zeros(len(self.kept), self.source_length, dtype=torch.long, device=self.kept.device)
-        stays.scatter_(1, self.kept, self.attention_mask)
-        columns = (stays.cumsum(dim=1) - stays.sum(dim=1, keepdim=True) + S - 1).clamp_min(0)
+        keep_mask = torch.zeros(len(self.kept), self.source_length, dtype=torch.long, device=self.kept.device)
+        keep_mask.scatter_(1, self.kept, self.attention_mask)
+        columns = (keep_mask.cumsum(dim=1) - keep_mask.sum(dim=1, keepdim=True) + S - 1).clamp_min(0)
         return rows.gather(1, columns.to(rows.device)[..., None].expand(-1, -1, rows.shape[-1]))
 
 
@@ -55,7 +55,7 @@ def shorten(
     embed: Callable[[Tensor], Tensor],
     *,
     video: Bool[Tensor, "B L"],
-    stays: Bool[Tensor, "placeholders"],
+    keep_mask: Bool[Tensor, "placeholders"],
     video_features: Float[Tensor, "kept D"],
     images: tuple[Tensor, Tensor] | None,
     positions: Int[Tensor, "B L"] | Int[Tensor, "R B L"] | None,
@@ -64,16 +64,16 @@ def shorten(
     """Drop the video placeholders that do not stay, and embed what is left.
 
     `video` says which placeholders are the videos'; `images` which are the images' (B, L), and their features.
-    `stays` and `video_features` follow the order of the placeholders in the flattened batch. Padding is dropped and
+    `keep_mask` and `video_features` follow the order of the placeholders in the flattened batch. Padding is dropped and
     laid anew on the left. Positions are contiguous in every row, unless `positions` of the full prompt are given: one
     row keeps its values in their place, several (such as M-RoPE's three) follow the contiguous ones as further rows.
 
     Raises:
         ValueError: prompt and features disagree on the number of placeholders.
     """
-    _check_count("video", int(video.sum()), len(stays))
+    _check_count("video", int(video.sum()), len(keep_mask))
     attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    keep = attended.bool().masked_scatter(video, stays.to(input_ids.device))
+    keep = attended.bool().masked_scatter(video, keep_mask.to(input_ids.device))
     lengths = keep.sum(dim=1)
     S = int(lengths.max())
     # A stable sort by the flag moves what is kept to the right end, in order.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tango.annotations import Float, Int
 from tango.containers import LayerTokens
-from tango.ops.blocks import blocks
+from tango.ops.device import chunks
 
 
 def fold_probe(
@@ -45,8 +45,8 @@ def probe_attention(
     Source: appendix B.1 of arXiv:2604.09547, after FastVID (arXiv:2503.11187).
     """
     received = []
-    for block in blocks(len(hidden), hidden[0].numel() * 4, hidden.device):
-        normed = F.layer_norm(hidden[block].float(), hidden.shape[-1:], norm_weight, norm_bias, eps)
+    for chunk in chunks(len(hidden), hidden[0].numel() * 4, hidden.device):
+        normed = F.layer_norm(hidden[chunk].float(), hidden.shape[-1:], norm_weight, norm_bias, eps)
         received.append((normed @ folded_probe.T).softmax(dim=1).mean(-1))
     return torch.cat(received)
 
@@ -56,14 +56,14 @@ def mean_received_attention(
 ) -> Float[Tensor, "T N"]:
     """Attention that each token receives from all tokens of its frame, averaged over heads and queries ("attn").
 
-    Computed in blocks of frames: the (heads, N, N) matrices of a few frames exist at a time.
+    Computed in chunks of frames: the (heads, N, N) matrices of a few frames exist at a time.
 
     Source: appendix B.1 of arXiv:2604.09547, after VisionZip (arXiv:2412.04467).
     """
     T, heads, N, _ = queries.shape
     received = []
-    for block in blocks(T, heads * N * N * 4, queries.device):
-        weights = (queries[block] @ keys[block].mT * scale).softmax(dim=-1, dtype=torch.float32)
+    for chunk in chunks(T, heads * N * N * 4, queries.device):
+        weights = (queries[chunk] @ keys[chunk].mT * scale).softmax(dim=-1, dtype=torch.float32)
         received.append(weights.mean(dim=(1, 2)))
     return torch.cat(received)
 
@@ -96,6 +96,6 @@ def text_attention(tokens: LayerTokens) -> Iterator[tuple[slice, Tensor]]:
         Which q of `tokens.text` they are, and their weights (heads, q, M).
     """
     heads, S = tokens.queries.shape[1], len(tokens.hidden)
-    for block in blocks(len(tokens.text), heads * S * 4, tokens.hidden.device):
-        weights = causal_attention(tokens.queries[block], tokens.keys, tokens.text[block], scale=tokens.scale)
-        yield block, weights[..., tokens.visual]
+    for chunk in chunks(len(tokens.text), heads * S * 4, tokens.hidden.device):
+        weights = causal_attention(tokens.queries[chunk], tokens.keys, tokens.text[chunk], scale=tokens.scale)
+        yield chunk, weights[..., tokens.visual]

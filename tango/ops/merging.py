@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tango.annotations import Float, Int
-from tango.ops.blocks import blocks
+from tango.ops.device import chunks
 
 
 def merge_into_anchors(
@@ -73,8 +73,8 @@ def means_and_sizes(
     """Mean row and size of every cluster, in float32; an empty one has mean 0."""
     D = x.shape[1]
     sums = torch.zeros(C + 1, D, device=x.device)
-    for block in blocks(len(x), D * 4, x.device) if x.dtype != torch.float32 else (slice(None),):
-        sums = sums.index_add_(0, cluster[block], x[block].float())
+    for chunk in chunks(len(x), D * 4, x.device) if x.dtype != torch.float32 else (slice(None),):
+        sums = sums.index_add_(0, cluster[chunk], x[chunk].float())
     counts = torch.zeros(C + 1, device=x.device).index_add_(0, cluster, torch.ones(len(x), device=x.device))
     counts = counts[:C, None]
     return sums[:C].div_(counts.clamp_min(1)), counts

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tango.annotations import Float
-from tango.ops.blocks import blocks
+from tango.ops.device import chunks
 
 
 def default_threshold(retention_ratio: float) -> float:
@@ -35,14 +35,14 @@ def adjacent_similarity(x: Float[Tensor, "T N D"]) -> tuple[Float[Tensor, "T-1 N
     dots = torch.empty(T - 1, N, device=x.device)
     norms = torch.empty(T, N, device=x.device)
     space = None  # for products; a float32 copy may be overwritten by them
-    for block in blocks(T, N * D * 4, x.device):
-        a, b = x[block].float(), x[block.start + 1 : block.stop + 1]
-        torch.linalg.vector_norm(a, dim=-1, out=norms[block])
+    for chunk in chunks(T, N * D * 4, x.device):
+        a, b = x[chunk].float(), x[chunk.start + 1 : chunk.stop + 1]
+        torch.linalg.vector_norm(a, dim=-1, out=norms[chunk])
         if x.dtype != torch.float32:
             space = a
         elif space is None:
             space = torch.empty_like(a)
-        torch.sum(torch.mul(a[: len(b)], b, out=space[: len(b)]), dim=-1, out=dots[block][: len(b)])
+        torch.sum(torch.mul(a[: len(b)], b, out=space[: len(b)]), dim=-1, out=dots[chunk][: len(b)])
     inverse_norms = norms.clamp_min_(1e-12).reciprocal_()
     return dots.mul_(inverse_norms[:-1]).mul_(inverse_norms[1:]), inverse_norms
 
@@ -104,7 +104,7 @@ def segment_by_cuts(similarity: NDArray[np.float32], threshold: float, *, min_se
     return np.diff(bounds).tolist()
 
 
-def static_places(lengths: Sequence[int], static: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+def static_positions(lengths: Sequence[int], static: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
     """Of every segment the places that do not change between any two adjacent frames of it, (N,); none in one frame.
 
     Args:

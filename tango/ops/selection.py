@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tango.annotations import Float, Int
-from tango.ops.blocks import upload
+from tango.ops.device import to_device
 
 
 def mask_sinks(saliency: Float[Tensor, "T N"], sink_positions: tuple[int, ...]) -> Float[Tensor, "T N"]:
@@ -15,7 +15,7 @@ def mask_sinks(saliency: Float[Tensor, "T N"], sink_positions: tuple[int, ...]) 
     """
     if not sink_positions:
         return saliency
-    return saliency.index_fill(1, upload(sink_positions, saliency.device), 0)
+    return saliency.index_fill(1, to_device(sink_positions, saliency.device), 0)
 
 
 def top_k(scores: Float[Tensor, "B N"], k: int) -> Int[Tensor, "B k"]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tango.annotations import Float
-from tango.ops.blocks import blocks
+from tango.ops.device import chunks
 
 _TICKS = 2.0**18
 _MAX_STRIPPED, _STRIP = 200, 64  # rows
@@ -86,7 +86,7 @@ def _parts(x: Float[Tensor, "*any"]) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _matmul_precision(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
-    """How float32 is multiplied on a GPU within this block.
+    """How float32 is multiplied on a GPU within this chunk.
 
     PyTorch has this setting for the whole process. Tango's own threads take turns; products that another thread
     launches in the same fraction of a millisecond are multiplied this way, too.
@@ -141,8 +141,8 @@ def mean_pair_cosines(x: Float[Tensor, "T N D"], lengths: Sequence[int]) -> Floa
         if length == 1:
             continue
         total, squares = torch.zeros(N, D, device=x.device), torch.zeros(N, device=x.device)
-        for block in blocks(length, N * D * 4, x.device):
-            unit = unit_rows(frames[block])
+        for chunk in chunks(length, N * D * 4, x.device):
+            unit = unit_rows(frames[chunk])
             total += unit.sum(0)
             squares += unit.square().sum((0, 2))
         # The square of the sum holds every pair twice, and every row with itself.

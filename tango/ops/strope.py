@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tango.annotations import Float
-from tango.ops.blocks import upload
+from tango.ops.device import to_device
 
 # Cosines and sines for one of the three axes, (positions, 2, section / 2)
 Rotation = Tensor
@@ -48,9 +48,9 @@ def strope_rotations(
     known = [torch.arange(float(count), device="cpu") for count in (H, W)]
     for dim, base in zip(sections, bases, strict=True):
         known.append(base ** -(torch.arange(0.0, dim, 2, device="cpu") / max(dim, 1)))
-    rows, columns, *frequencies = upload(torch.cat(known), device).split([len(part) for part in known])
+    rows, columns, *frequencies = to_device(torch.cat(known), device).split([len(part) for part in known])
     rotations = []
-    positions = (upload(timestamps_s.float(), device), rows, columns)
+    positions = (to_device(timestamps_s.float(), device), rows, columns)
     for position, frequency in zip(positions, frequencies, strict=True):
         angle = torch.outer(position, frequency)
         table = angle.new_empty(len(position), 2, len(frequency))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tango.errors import TangoError
 from tango.report.benchmarks import Benchmark
-from tango.report.results import Judged
+from tango.report.results import Scored
 
 NUM_DRAWS = 2000
 _DRAWS_AT_ONCE = 250
@@ -58,7 +58,7 @@ def wilson(percent: float, num_trials: int) -> tuple[float, float]:
     return max(0.0, 100 * (middle - margin) / shrink), min(100.0, 100 * (middle + margin) / shrink)
 
 
-def accuracies(questions: Sequence[Judged], benchmark: Benchmark, *, seed: int = 0) -> dict[str | None, Estimate]:
+def accuracies(questions: Sequence[Scored], benchmark: Benchmark, *, seed: int = 0) -> dict[str | None, Estimate]:
     """The accuracy over all questions (None), and of each group by its name.
 
     A question whose clip is not recorded counts as a clip of its own.
@@ -88,7 +88,7 @@ def accuracies(questions: Sequence[Judged], benchmark: Benchmark, *, seed: int =
     return found
 
 
-def _clip(question: Judged) -> str:
+def _clip(question: Scored) -> str:
     return f"question {question.question_id}" if question.video_id is None else question.video_id
 
 
@@ -135,7 +135,7 @@ def ratio(ours: Estimate, full: Estimate) -> Estimate:
 
 
 def paired_difference(
-    ours: Sequence[Judged], theirs: Sequence[Judged], benchmark: Benchmark, *, seed: int = 0
+    ours: Sequence[Scored], theirs: Sequence[Scored], benchmark: Benchmark, *, seed: int = 0
 ) -> dict[str | None, Estimate]:
     """Accuracy of `ours` minus that of `theirs` on the questions that both were asked, overall and by group.
 

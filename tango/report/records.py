@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tango.files import write_bytes, write_json, writing
 from tango.report.benchmarks import benchmark
-from tango.report.results import Judged, Run, checked_method, is_number, read_json, read_json_lines, shown, unreadable
+from tango.report.results import Run, Scored, checked_method, is_number, read_json, read_json_lines, shown, unreadable
 
 SCHEMA = 1
 _EITHER = "text or a number"
@@ -217,9 +217,9 @@ def _run(source: Path, records: list[dict[str, Any]]) -> Run:
     )
 
 
-def _judged(record: Mapping[str, Any]) -> Judged:
+def _judged(record: Mapping[str, Any]) -> Scored:
     clip, group = (None if record.get(name) is None else str(record[name]) for name in ("video_id", "group"))
-    return Judged(str(record["question_id"]), record["correct"] and not record.get("failed"), clip, group)
+    return Scored(str(record["question_id"]), record["correct"] and not record.get("failed"), clip, group)
 
 
 def _mean_of(records: list[dict[str, Any]], name: str) -> float | None:

@@ -14,7 +14,7 @@ from tango.report.benchmarks import Benchmark
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Scored:
     """One question with its verdict."""
 
     question_id: str
@@ -31,7 +31,7 @@ class Run:
     model: str
     method: Mapping[str, Any]  # the fields of a MethodConfig
     benchmark: Benchmark
-    questions: tuple[Judged, ...]
+    questions: tuple[Scored, ...]
     num_expected: int | None  # questions of the whole benchmark; None: not known
     num_frames: int | None = None  # of each video; None: not recorded
     limited: bool = False  # asked for a part of the benchmark only

@@ -164,14 +164,14 @@ class Pruning:
         with timer.stage("splice"):
             images = adapter.encode_images(inputs)
             laid_out = [adapter.lay_out(*pair) for pair in zip(encoded.videos, pruned, strict=True)]
-            features, stays = (torch.cat(parts) for parts in zip(*laid_out, strict=True))
+            features, keep_mask = (torch.cat(parts) for parts in zip(*laid_out, strict=True))
             video, image = adapter.placeholders(input_ids, inputs, images)
             short = shorten(
                 input_ids,
                 attention_mask,
                 self._embed_short,
                 video=video,
-                stays=stays,
+                keep_mask=keep_mask,
                 video_features=features,
                 images=None if images is None else (image, images.features),
                 positions=adapter.positions(input_ids, attention_mask, inputs),
@@ -184,7 +184,7 @@ class Pruning:
             method=self.method,
             retention_ratio=self.pruner.retention_ratio,
             videos=tuple(_video_stats(video, len(p.indices)) for video, p in kept),
-            entering_before=len(stays),
+            entering_before=len(keep_mask),
             entering_after=len(features),
             prompt_before=before,
             prompt_after=after,
@@ -406,9 +406,9 @@ def _places(laid_out: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
     Numbers go on from video to video. A newline after the last frame counts as a frame of its own.
     """
     frames, cells, first_frame, first_cell = [], [], 0, 0
-    for num_frames, stays in laid_out:
-        per_frame = len(stays) // num_frames
-        index = stays.nonzero()[:, 0]
+    for num_frames, keep_mask in laid_out:
+        per_frame = len(keep_mask) // num_frames
+        index = keep_mask.nonzero()[:, 0]
         frames.append(index // per_frame + first_frame)
         cells.append(index % per_frame + first_cell)
         first_frame, first_cell = first_frame + num_frames + 1, first_cell + per_frame

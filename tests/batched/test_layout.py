@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tango.batched.layout import Group, competing_groups, lay_out
+from tango.batched.layout import Group, arrange, competing_groups
 from tango.methods.tango import TangoPruner
-from tango.ops.segmentation import static_places
+from tango.ops.segmentation import static_positions
 
 # Three segments of 2, 1 and 3 frames with 4 places; what is static between frames 0-1, ..., 4-5.
 LENGTHS = [2, 1, 3]
@@ -15,13 +15,13 @@ STATIC = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 0, 1], [1, 1
 
 
 def groups(retention_ratio: float, *, context_ratio: float = 0.5, exact: bool = False) -> list[Group]:
-    static = static_places(LENGTHS, STATIC)
+    static = static_positions(LENGTHS, STATIC)
     static, budgets = TangoPruner(retention_ratio=retention_ratio, exact_budget=exact)._budgets(LENGTHS, static)
     return list(competing_groups(LENGTHS, static, budgets, context_ratio))
 
 
 def test_static_places_do_not_change_at_all_within_a_segment() -> None:
-    found = static_places(LENGTHS, STATIC)
+    found = static_positions(LENGTHS, STATIC)
     assert [places.tolist() for places in found] == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
 
 
@@ -47,13 +47,13 @@ def test_an_exact_budget_is_met(ratio: float) -> None:
 
 
 def test_single_frames_of_one_budget_are_a_group() -> None:
-    static = static_places([1] * 5, np.ones((4, 4), dtype=bool))
+    static = static_positions([1] * 5, np.ones((4, 4), dtype=bool))
     (found,) = competing_groups([1] * 5, static, [(0, 2)] * 5, 0.0)
     assert (found.frames, found.num_salient, found.num_context) == ([0, 1, 2, 3, 4], 2, 0)
 
 
 def test_every_competing_token_has_a_row() -> None:
-    layout = lay_out(groups(0.5), 6, 4, max_rows=100)
+    layout = arrange(groups(0.5), 6, 4, max_rows=100)
     # Static places 0 and 1 of frames 0-1; places 2 and 3 of both; place 1 of frames 3-5; the others of these; frame 2.
     assert layout.tokens.tolist() == [0, 1, 2, 3, 6, 7, 13, 12, 14, 15, 16, 18, 19, 20, 22, 23, 8, 9, 10, 11]
     assert layout.spans.tolist() == [2, 2, 1, 1, 1, 1, 3] + [1] * 13
@@ -75,7 +75,7 @@ def test_every_competing_token_has_a_row() -> None:
 
 
 def test_tokens_of_no_group_have_the_row_after_the_last() -> None:
-    layout = lay_out([Group([1], np.array([0, 2]), 1, 0)], 2, 3, max_rows=100)
+    layout = arrange([Group([1], np.array([0, 2]), 1, 0)], 2, 3, max_rows=100)
     assert layout.rows.tolist() == [2, 2, 2, 0, 2, 1]
 
 
@@ -83,7 +83,7 @@ def test_rows_are_divided_into_batches_where_groups_allow() -> None:
     singles, joint = Group([0, 1, 2, 3, 4], np.arange(4), 1, 1), Group([5, 6, 7], np.arange(4), 1, 2, joint=True)
     small = Group([5], np.arange(2), 1, 0, span=3)
     for order, expected in (((singles, joint, small), [8, 8, 4, 12, 2]), ((joint, small, singles), [12, 10, 8, 4])):
-        layout = lay_out(order, 8, 6, max_rows=11)
+        layout = arrange(order, 8, 6, max_rows=11)
         assert [batch.rows.stop - batch.rows.start for batch in layout.batches] == expected
         assert [batch.frame_sizes.sum() for batch in layout.batches] == expected
         assert layout.batches[-1].rows.stop == len(layout.tokens)

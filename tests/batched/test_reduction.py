@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tango.batched.engine import _numbered_together
-from tango.batched.layout import Group, lay_out
+from tango.batched.layout import Group, arrange
 from tango.batched.merging import merge_over_frames
 from tango.batched.reduction import clusters_of_tokens, reduce_rows
 from tango.ops.clustering import TICK_LENGTH
@@ -22,7 +22,7 @@ OPTIONS = {"alpha": 1.0, "num_neighbors": 2, "by_density": False}
 def reduced(groups: list[Group], x: Tensor, saliency: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Kept tokens in order, their features, and which of them stands for each token (their number: none)."""
     T, N, _ = x.shape
-    layout = lay_out(groups, T, N, max_rows=options.pop("max_rows", 1000))
+    layout = arrange(groups, T, N, max_rows=options.pop("max_rows", 1000))
     token, span, row = (torch.from_numpy(array) for array in (layout.tokens, layout.spans, layout.rows))
     unit = F.normalize(x.flatten(0, 1), dim=-1) / TICK_LENGTH
     score = saliency.flatten()[token]
@@ -32,9 +32,9 @@ def reduced(groups: list[Group], x: Tensor, saliency: Tensor, **options: Any) ->
         )
         for batch in layout.batches
     ]
-    rows, anchors, absorbed_by = _numbered_together(kept)
+    rows, anchors, assignment = _numbered_together(kept)
     indices, order = token[rows].sort()
-    cluster = clusters_of_tokens(rows[order], absorbed_by)[row]
+    cluster = clusters_of_tokens(rows[order], assignment)[row]
     anchors = anchors[order]
     features = merge_over_frames(
         x.flatten(0, 1), cluster, token[anchors], span[anchors], weight=0.0, stride=N, num_averaged=layout.num_averaged

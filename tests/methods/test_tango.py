@@ -33,7 +33,7 @@ def segment_bounds(tokens: VisualTokens, pruner: TangoPruner) -> list[tuple[int,
     return list(pairwise(edges))
 
 
-def static_places(tokens: VisualTokens, pruner: TangoPruner) -> Tensor:
+def static_positions(tokens: VisualTokens, pruner: TangoPruner) -> Tensor:
     """Which tokens are averaged over their segment, (T, N)."""
     static = torch.zeros(tokens.features.shape[:2], dtype=torch.bool)
     for start, stop in segment_bounds(tokens, pruner):
@@ -122,7 +122,7 @@ class TestMerging:
         pruner = TangoPruner(retention_ratio=0.2, merge_weight=1.0)
         pruned = pruner(tokens)
         T, N, D = tokens.features.shape
-        static = static_places(tokens, pruner)
+        static = static_positions(tokens, pruner)
         own = tokens.features.clone()
         for start, stop in segment_bounds(tokens, pruner):
             own[start:stop][:, static[start]] = tokens.features[start:stop][:, static[start]].mean(0)
@@ -177,14 +177,14 @@ class TestMerging:
         pruned = pruner(tokens)
         N = tokens.features.shape[1]
         first_frames = [start for start, _ in segment_bounds(tokens, pruner)]
-        kept_static = pruned.indices[static_places(tokens, pruner).flatten()[pruned.indices]]
+        kept_static = pruned.indices[static_positions(tokens, pruner).flatten()[pruned.indices]]
         assert set((kept_static // N).tolist()) <= set(first_frames)
 
     def test_copies_of_a_static_token_share_its_row(self, tokens: VisualTokens) -> None:
         pruner = TangoPruner(retention_ratio=0.2)
         assignment = pruner(tokens).assignment
         assert assignment is not None
-        rows, static = assignment.view(tokens.features.shape[:2]), static_places(tokens, pruner)
+        rows, static = assignment.view(tokens.features.shape[:2]), static_positions(tokens, pruner)
         for start, stop in segment_bounds(tokens, pruner):
             block = rows[start:stop][:, static[start]]
             assert torch.equal(block, block[:1].expand_as(block))
@@ -204,7 +204,7 @@ class TestCounts:
     @pytest.mark.parametrize(("ratio", "per_frame"), [(0.1, 20), (0.15, 30), (0.2, 40)])
     def test_changing_video_of_llava_onevision_size(self, ratio: float, per_frame: int) -> None:
         tokens = video_tokens(frames=32, grid=(14, 14), static=0.0)
-        assert not static_places(tokens, TangoPruner(retention_ratio=ratio)).any()
+        assert not static_positions(tokens, TangoPruner(retention_ratio=ratio)).any()
         pruned = TangoPruner(retention_ratio=ratio)(tokens)
         assert len(pruned.indices) == {0.1: 640, 0.15: 960, 0.2: 1280}[ratio]
         assert ((pruned.indices // 196).bincount() == per_frame).all()

@@ -133,21 +133,21 @@ def laid_out(model, indices: list[int], H: int, W: int, frames: int) -> tuple[li
     features = torch.arange(len(names), dtype=torch.float32)[:, None].expand(-1, D) + 1000
     tokens = VisualTokens(features=features.view(frames, H * W, D), grid=(H, W), timestamps_s=torch.arange(frames))
     kept = torch.tensor(indices)
-    embeds, stays = adapter.lay_out(tokens, PrunedTokens(features=features[kept], indices=kept))
+    embeds, keep_mask = adapter.lay_out(tokens, PrunedTokens(features=features[kept], indices=kept))
     newline = model.model.image_newline
-    return ["newline" if torch.equal(e, newline) else names[int(e[0]) - 1000] for e in embeds], stays.int().tolist()
+    return ["newline" if torch.equal(e, newline) else names[int(e[0]) - 1000] for e in embeds], keep_mask.int().tolist()
 
 
 def test_a_row_keeps_its_newline_while_any_of_its_tokens_is_kept(even):
-    words, stays = laid_out(even, [0, 2, 4, 9], H=2, W=3, frames=2)
+    words, keep_mask = laid_out(even, [0, 2, 4, 9], H=2, W=3, frames=2)
     assert words == ["t0y0x0", "t0y0x2", "newline", "t0y1x1", "newline", "t1y1x0", "newline"]
-    assert stays == [1, 0, 1, 1, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0, 1]
+    assert keep_mask == [1, 0, 1, 1, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0, 1]
 
 
 def test_all_tokens_have_all_newlines(even):
-    words, stays = laid_out(even, list(range(12)), H=2, W=3, frames=2)
+    words, keep_mask = laid_out(even, list(range(12)), H=2, W=3, frames=2)
     assert [i for i, word in enumerate(words) if word == "newline"] == [3, 7, 11, 15]
-    assert stays == [1] * 16
+    assert keep_mask == [1] * 16
 
 
 def test_the_real_grid_has_182_placeholders_a_frame_and_its_sinks():
@@ -162,8 +162,8 @@ def test_the_real_grid_has_182_placeholders_a_frame_and_its_sinks():
     assert tokens.sink_positions == (26, 157, 11)
     assert tokens.saliency.shape == (1, 169)
     assert adapter.num_video_tokens(full.config, 64) == 64 * 182
-    embeds, stays = adapter.lay_out(tokens, keep_all(tokens))
-    assert len(embeds) == len(stays) == 182
+    embeds, keep_mask = adapter.lay_out(tokens, keep_all(tokens))
+    assert len(embeds) == len(keep_mask) == 182
     assert adapter.default_num_frames == 64
 
 

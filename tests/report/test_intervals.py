@@ -12,13 +12,13 @@ import pytest
 from tango.errors import TangoError
 from tango.report.benchmarks import Benchmark
 from tango.report.intervals import NUM_DRAWS, Estimate, accuracies, average, paired_difference, ratio, wilson
-from tango.report.results import Judged
+from tango.report.results import Scored
 
 POOLED = Benchmark(name="pooled")
 BY_GROUP = Benchmark(name="by group", mean_of_groups=True)
 
 
-def questions(seed: int, num_clips: int = 60, hard: float = 0.0) -> list[Judged]:
+def questions(seed: int, num_clips: int = 60, hard: float = 0.0) -> list[Scored]:
     """One to five questions per clip; clips differ in difficulty, so that answers about one clip go together."""
     rng = random.Random(seed)
     found = []
@@ -26,22 +26,22 @@ def questions(seed: int, num_clips: int = 60, hard: float = 0.0) -> list[Judged]
         ease = rng.betavariate(1, 1)
         for k in range(rng.randint(1, 5)):
             right = rng.random() < ease * (1 - hard)
-            found.append(Judged(f"{clip}-{k}", right, f"clip{clip}", rng.choice(["a", "a", "b"])))
+            found.append(Scored(f"{clip}-{k}", right, f"clip{clip}", rng.choice(["a", "a", "b"])))
     return found
 
 
-def percent(judged: list[Judged]) -> float:
+def percent(judged: list[Scored]) -> float:
     return 100 * statistics.mean(question.correct for question in judged)
 
 
-def of_groups(judged: list[Judged]) -> float:
+def of_groups(judged: list[Scored]) -> float:
     groups = {question.group for question in judged}
     return statistics.mean(percent([q for q in judged if q.group == group]) for group in groups)
 
 
-def written_out(judged: list[Judged], statistic, draws: int = 4000) -> tuple[float, float]:
+def written_out(judged: list[Scored], statistic, draws: int = 4000) -> tuple[float, float]:
     """The percentile bootstrap over clips, without any array."""
-    clips: dict[str | None, list[Judged]] = {}
+    clips: dict[str | None, list[Scored]] = {}
     for question in judged:
         clips.setdefault(question.video_id, []).append(question)
     rng = random.Random(5)
@@ -75,9 +75,9 @@ class TestAccuracies:
 
     def test_clips_count_not_questions(self) -> None:
         """Every clip asked four times over is no more evidence."""
-        once = [Judged(f"{i}", i % 3 == 0, f"clip{i}") for i in range(60)]
-        often = [Judged(f"{i}-{k}", i % 3 == 0, f"clip{i}") for i in range(60) for k in range(4)]
-        apart = [Judged(f"{i}-{k}", i % 3 == 0) for i in range(60) for k in range(4)]  # no clip is recorded
+        once = [Scored(f"{i}", i % 3 == 0, f"clip{i}") for i in range(60)]
+        often = [Scored(f"{i}-{k}", i % 3 == 0, f"clip{i}") for i in range(60) for k in range(4)]
+        apart = [Scored(f"{i}-{k}", i % 3 == 0) for i in range(60) for k in range(4)]  # no clip is recorded
         expected = accuracies(once, POOLED)[None].interval()
         assert accuracies(often, POOLED)[None].interval() == pytest.approx(expected)
         width = np.ptp(accuracies(apart, POOLED)[None].interval() or ())
@@ -112,11 +112,11 @@ class TestAccuracies:
         assert (np.random.get_state()[1].tolist(), random.getstate()) == before
 
     def test_all_right_has_wilsons_interval_over_clips(self) -> None:
-        judged = [Judged(f"{i}-{k}", True, f"clip{i}") for i in range(10) for k in range(3)]
+        judged = [Scored(f"{i}-{k}", True, f"clip{i}") for i in range(10) for k in range(3)]
         assert accuracies(judged, POOLED)[None].interval() == wilson(100.0, 10)
 
     def test_one_clip_has_none(self) -> None:
-        judged = [Judged("0", True, "clip"), Judged("1", False, "clip")]
+        judged = [Scored("0", True, "clip"), Scored("1", False, "clip")]
         assert accuracies(judged, POOLED)[None].interval() is None
 
 
@@ -134,7 +134,7 @@ class TestCombinations:
         ours, theirs = questions(9), questions(9, hard=0.3)
         answers = {question.question_id: question for question in theirs}
 
-        def difference(drawn: list[Judged]) -> float:
+        def difference(drawn: list[Scored]) -> float:
             return percent(drawn) - percent([answers[question.question_id] for question in drawn])
 
         found = paired_difference(ours, theirs, POOLED)[None]
@@ -145,7 +145,7 @@ class TestCombinations:
         """The same hard clips are hard for both."""
         ours = questions(10, num_clips=200)
         rng = random.Random(0)
-        theirs = [Judged(q.question_id, q.correct != (rng.random() < 0.05), q.video_id, q.group) for q in ours]
+        theirs = [Scored(q.question_id, q.correct != (rng.random() < 0.05), q.video_id, q.group) for q in ours]
         paired = paired_difference(ours, theirs, POOLED)[None]
         alone = accuracies(ours, POOLED)[None]
         assert np.ptp(paired.interval() or ()) < 0.5 * np.ptp(alone.interval() or ())

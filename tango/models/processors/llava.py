@@ -22,7 +22,7 @@ from tango.containers import Video
 from tango.errors import MissingPartError, OptionError, PromptError
 from tango.models.processors.messages import TimeInstruction, describe_time
 from tango.models.processors.protocol import ChatProtocol
-from tango.ops.blocks import blocks
+from tango.ops.device import chunks
 from tango.video.images import read_image
 from tango.video.reading import load_video
 from tango.video.sampling import one_line
@@ -52,14 +52,14 @@ Matched = tuple[list[str], list[Tensor], list[Tensor] | None]
 
 
 def preprocess_frames(frames: UInt8[Tensor, "T h w 3"], size: int) -> Float[Tensor, "T 3 size size"]:
-    """Resize frames to a square and scale them to [-1, 1], a block of frames at a time."""
+    """Resize frames to a square and scale them to [-1, 1], a chunk of frames at a time."""
     T, h, w, _ = frames.shape
     pixels = torch.empty(T, 3, size, size)
-    for block in blocks(T, h * w * 3, frames.device, cpu_bytes=64 << 20):
+    for chunk in chunks(T, h * w * 3, frames.device, cpu_bytes=64 << 20):
         resized = F.interpolate(
-            frames[block].permute(0, 3, 1, 2), size=(size, size), mode="bicubic", antialias=True, align_corners=False
+            frames[chunk].permute(0, 3, 1, 2), size=(size, size), mode="bicubic", antialias=True, align_corners=False
         )
-        pixels[block] = resized
+        pixels[chunk] = resized
     return pixels.mul_(1 / 127.5).sub_(1)
 
 

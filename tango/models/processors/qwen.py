@@ -24,7 +24,7 @@ from tango.models.checkpoint import load_tokenizer
 from tango.models.mrope import seconds_per_step
 from tango.models.processors import stock
 from tango.models.processors.llava import ChatProcessor, Videos, chat_template, check_options
-from tango.ops.blocks import blocks
+from tango.ops.device import chunks
 
 MAX_PIXELS = 448 * 448
 IMAGE, VIDEO, START, END = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
@@ -84,9 +84,9 @@ class Patches:
         frames = torch.cat([frames, frames[-1:].expand(-len(frames) % self.temporal, -1, -1, -1)])
         h, w = self.frame_size(frames.shape[1], frames.shape[2])
         pixels = torch.empty(len(frames), 3, h, w)
-        for block in blocks(len(frames), frames[0].numel(), frames.device, cpu_bytes=64 << 20):
-            pixels[block] = F.interpolate(
-                frames[block].permute(0, 3, 1, 2), size=(h, w), mode="bicubic", antialias=True, align_corners=False
+        for chunk in chunks(len(frames), frames[0].numel(), frames.device, cpu_bytes=64 << 20):
+            pixels[chunk] = F.interpolate(
+                frames[chunk].permute(0, 3, 1, 2), size=(h, w), mode="bicubic", antialias=True, align_corners=False
             )
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         pixels.sub_(mean).div_(std)
@@ -102,7 +102,7 @@ class QwenForm:
 
     processor: str
     video_processor: str = "Qwen2VLVideoProcessor"
-    frames_carry_time: bool = False  # every temporal step is a block of its own, after its time as text
+    frames_carry_time: bool = False  # every temporal step is a chunk of its own, after its time as text
     seconds_per_step: bool = False  # positions follow the clock, by the input `second_per_grid_ts`
     system_turn: bool = True  # a conversation that has none gets one
     mean: tuple[float, ...] = CLIP_MEAN  # where a checkpoint does not say
