@@ -60,11 +60,11 @@ def read_option(name: str, value: Any, hint: Any) -> Any:
     None is `null`, `None`, `~` or empty; true is `true`, `on`, `yes` or `1`, and false their opposites; between the
     parts of a tuple stands `:` or `,`. Numbers are written as in Python; 7.0 is a whole one.
 
+    Raises:
+        OptionError: it means nothing there; the message says what is accepted.
     Example:
         >>> read_option("rope_sections", "1196:1194:1194", tuple[int, int, int] | None)
         (1196, 1194, 1194)
-    Raises:
-        OptionError: it means nothing there; the message says what is accepted.
     """
     # A choice may be called "none", and any text is a text.
     for kind in sorted(_alternatives(hint), key=lambda kind: (kind is str, typing.get_origin(kind) is not Literal)):
@@ -227,11 +227,11 @@ class Pruner(Learnable, ABC):
     def for_mean(self, mean: float, num_layers: int, layer_pruner: LayerPruner | None = None) -> Pruner:
         """The same method with the ratio that keeps this fraction of visual tokens, averaged over the LLM's layers.
 
+        Raises:
+            BudgetError: even if all tokens enter the LLM, `layer_pruner` leaves less.
         Example:
             >>> build_pruner("tango").for_mean(0.1, 28, build_layer_pruner("fastv-merge")).retention_ratio
             0.1217...
-        Raises:
-            BudgetError: even if all tokens enter the LLM, `layer_pruner` leaves less.
         """
         share = 1.0 if layer_pruner is None else layer_pruner.mean_share(num_layers)
         ratio = solve_retention_ratio(mean, num_layers=num_layers) / share
