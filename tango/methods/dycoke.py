@@ -117,7 +117,7 @@ def _spread(count: int, N: int) -> list[int]:
     return [(2 * i + 1) * N // (2 * count) for i in range(count)]
 
 
-def _likeness(x: Float[Tensor, "T N D"], frames: list[int], references: list[int]) -> Float[Tensor, "F N"]:
+def _likeness(x: Float[Tensor, "T N D"], frames: list[int], references: list[int]) -> Float[Tensor, "pairs N"]:
     """Cosine of every token of some frames with the one at its place in another."""
     rows = []
     for chunk in chunks(len(frames), x[0].numel() * 8, x.device):
