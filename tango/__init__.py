@@ -5,8 +5,8 @@
         print(tango.answer(model, processor, "clip.mp4", "What happens?"))
         print(pruning.stats)
 
-Importing this package defines names and does nothing else; each name is imported when first used. Modules that had
-another name once are found under it still, see `tango.moved`.
+Importing this package defines names and does nothing else; each name is imported when first used. Modules
+are still found under their former names, see `tango.moved`.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ class VisualTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerTokens:
-    """Everything a layer pruner may look at: one prompt at the input of a decoder layer, as far as it is still there.
+    """Everything a layer pruner may look at: what is left of one prompt at the input of a decoder layer.
 
     Visual tokens include newlines. Queries and keys are rotated, in float32, and come from the layer that
     `LayerPruner.reads` names; `heads / groups` heads share keys.

@@ -105,7 +105,7 @@ class NotFiniteError(TangoError, ValueError):
 
 
 class CheckpointError(TangoError):
-    """A checkpoint's files cannot be used: missing, damaged, of another kind, or not those that `config.json` says.
+    """A checkpoint's files cannot be used: missing, damaged, of another kind, or not as `config.json` says.
 
     Example:
         >>> try:

@@ -11,23 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
-_IN_RUNTIME = (
-    "answering",
-    "callers",
-    "compiling",
-    "layer_masks",
-    "layer_prune",
-    "overlay",
-    "owned",
-    "pruning",
-    "stats",
-)
-_IN_VIDEO = ("images", "sampling", "sources")
-_PROCESSORS = ("messages", "protocol", "stock", "timestamps")
+_RUNTIME = ["answering", "callers", "compiling", "layer_masks", "layer_prune", "overlay", "owned", "pruning", "stats"]
+_VIDEO = ["images", "sampling", "sources"]
+_PROCESSORS = ["messages", "protocol", "stock", "timestamps"]
 # Former name -> name now, for a module and all that is in it.
 MOVED = {
-    **{f"tango.{name}": f"tango.runtime.{name}" for name in _IN_RUNTIME},
-    **{f"tango.{name}": f"tango.video.{name}" for name in _IN_VIDEO},
+    **{f"tango.{name}": f"tango.runtime.{name}" for name in _RUNTIME},
+    **{f"tango.{name}": f"tango.video.{name}" for name in _VIDEO},
     **{f"tango.models.{name}": f"tango.models.processors.{name}" for name in _PROCESSORS},
     "tango.models.processor": "tango.models.processors.llava",
     "tango.models.qwen_processor": "tango.models.processors.qwen",

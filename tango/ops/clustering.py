@@ -171,8 +171,8 @@ class Ticks:
 
 
 def _count(
-    dots: Float[Tensor, "B rows columns"], squares: Float[Tensor, "B rows"], of_columns: Float[Tensor, "B columns"]
-) -> Float[Tensor, "B rows columns"]:
+    dots: Float[Tensor, "B row col"], squares: Float[Tensor, "B row"], of_columns: Float[Tensor, "B col"]
+) -> Float[Tensor, "B row col"]:
     """Turn dot products into squared distances in whole ticks, in place."""
     block = torch.add(squares[:, :, None], dots, alpha=-2, out=dots)
     return block.add_(of_columns[:, None, :]).round_()
@@ -183,7 +183,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _smallest(x: Float[Tensor, "B rows columns"], count: int) -> Float[Tensor, "B rows count"]:
+def _smallest(x: Float[Tensor, "B row col"], count: int) -> Float[Tensor, "B row count"]:
     return x.topk(count, dim=-1, largest=False, sorted=False).values
 
 

@@ -50,7 +50,7 @@ def solve_layer_ratio(mean: float, *, num_layers: int, layer: int) -> float:
     """The fraction to keep at the input of `layer` that gives this mean over the LLM's layers if all tokens enter it.
 
     Raises:
-        BudgetError: `mean` is outside (0, 1], or the layers before `layer`, which see all tokens, exceed it alone.
+        BudgetError: `mean` is outside (0, 1], or the layers before `layer`, which see all tokens, alone reach it.
     Source: eq. 1 of arXiv:2604.09547.
     """
     if not 0 < mean <= 1:

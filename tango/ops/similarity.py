@@ -29,9 +29,7 @@ def unit_rows(x: Float[Tensor, "*sets D"]) -> Float[Tensor, "*sets D"]:
     return F.normalize(x.float(), dim=-1)
 
 
-def unit_cosines(
-    a: Float[Tensor, "*sets rows D"], b: Float[Tensor, "*sets columns D"]
-) -> Float[Tensor, "*sets rows columns"]:
+def unit_cosines(a: Float[Tensor, "*sets row D"], b: Float[Tensor, "*sets col D"]) -> Float[Tensor, "*sets row col"]:
     """Cosines between unit rows, rounded to multiples of 2**-18.
 
     That is several times the error of the float32 product: equal rows have equal cosines, whatever the matrix library,
@@ -56,9 +54,7 @@ def gram(x: Float[Tensor, "*sets M D"]) -> Float[Tensor, "*sets M M"]:
     return found
 
 
-def products(
-    a: Float[Tensor, "*sets rows D"], b: Float[Tensor, "*sets columns D"]
-) -> Float[Tensor, "*sets rows columns"]:
+def products(a: Float[Tensor, "*sets row D"], b: Float[Tensor, "*sets col D"]) -> Float[Tensor, "*sets row col"]:
     """`a @ b.mT` in float32, even if the process lets a GPU multiply in TF32."""
     if not a.is_cuda:
         return a @ b.mT
@@ -68,9 +64,7 @@ def products(
         return a @ b.mT
 
 
-def split_products(
-    a: Float[Tensor, "*sets rows D"], b: Float[Tensor, "*sets columns D"]
-) -> Float[Tensor, "*sets rows columns"]:
+def split_products(a: Float[Tensor, "*sets row D"], b: Float[Tensor, "*sets col D"]) -> Float[Tensor, "*sets row col"]:
     """`a @ b.mT` by three products on tensor cores: high by high part, and each high part by the other's low part.
 
     Tensor cores round sums towards zero. So they sum over pieces of the width alone, whose sums are added in float32.

@@ -38,7 +38,7 @@ def solve_stages(mean: float, *, num_layers: int, layer: int, stages: Stages, sh
     Args:
         shares: grows with the ratio from 0 to 1, where all tokens stay.
     Raises:
-        BudgetError: `mean` is outside (0, 1], or layer 0, which sees all tokens, exceeds it alone.
+        BudgetError: `mean` is outside (0, 1], or layer 0, which sees all tokens, alone reaches it.
     """
     solve_layer_ratio(mean, num_layers=num_layers, layer=1)  # raises
     check_layer(layer, num_layers)
