@@ -1,4 +1,4 @@
-"""Former names of `tango.methods`, which warns of them."""
+"""Functions that `tango.methods` offers under their former names, with a warning."""
 
 from __future__ import annotations
 
