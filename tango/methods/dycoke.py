@@ -123,8 +123,8 @@ def _spread(count: int, N: int) -> list[int]:
     return [(2 * i + 1) * N // (2 * count) for i in range(count)]
 
 
-def _similarity(x: Float[Tensor, "T N D"], frames: list[int], references: list[int]) -> Float[Tensor, "F N"]:
-    """Cosine of every token of F frames with the token at its position in the frame's reference."""
+def _similarity(x: Float[Tensor, "T N D"], frames: list[int], references: list[int]) -> Float[Tensor, "pairs N"]:
+    """Cosine of every token of these frames with the token at its position in its reference frame."""
     rows = []
     for chunk in chunks(len(frames), x[0].numel() * 8, x.device):
         a, b = (unit_rows(x.index_select(0, to_device(pair[chunk], x.device))) for pair in (frames, references))

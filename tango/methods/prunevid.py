@@ -134,15 +134,15 @@ class PruneVidPruner(Pruner):
         return [_Segment(t, places, c[0], c[1:]) for t, places, c in zip(starts, static, shares, strict=True)]
 
     def _merge(
-        self, rows: Float[Tensor, "B m D"], count: int
-    ) -> tuple[Int[Tensor, "B count"], Int[Tensor, "B m"], Float[Tensor, "_ D"]]:
+        self, rows: Float[Tensor, "B M D"], count: int
+    ) -> tuple[Int[Tensor, "B count"], Int[Tensor, "B M"], Float[Tensor, "_ D"]]:
         """Cluster each set: centres in order, the cluster of every row, and the means of all clusters."""
-        B, m, _ = rows.shape
+        B, M, _ = rows.shape
         with torch.no_grad():
             peaks, nearest = density_peaks_counting_self(rows, count, k=self.num_neighbors)
             centres = peaks.sort(dim=1).values
             cluster = torch.searchsorted(centres, nearest)
             set_ = torch.arange(B, device=rows.device)[:, None]
-        anchors = (centres + set_ * m).flatten()
+        anchors = (centres + set_ * M).flatten()
         means = merge_into_anchors(rows.flatten(0, 1), (cluster + set_ * count).flatten(), anchors, weight=0)
         return centres, cluster, means

@@ -133,18 +133,18 @@ class TangoPruner(Pruner):
         return assemble(indices, features, assignment.flatten())
 
     def _reduce(
-        self, x: Float[Tensor, "n L D"], saliency: Float[Tensor, "n L"], points: Float[Tensor, "n L D"], budget: int
-    ) -> tuple[Int[Tensor, "K"], Float[Tensor, "K D"], Int[Tensor, "n*L"]]:
-        """Keep `budget` of n frames of L tokens: which, their features, and which stands for each token (-1: none)."""
-        n, L, _ = x.shape
+        self, x: Float[Tensor, "T N D"], saliency: Float[Tensor, "T N"], points: Float[Tensor, "T N D"], budget: int
+    ) -> tuple[Int[Tensor, "K"], Float[Tensor, "K D"], Int[Tensor, "T*N"]]:
+        """Keep `budget` of T frames of N tokens: which, their features, and which stands for each token (-1: none)."""
+        T, N, _ = x.shape
         # Section 4.2: salient tokens, frame by frame.
-        per_frame = int(budget // n * (1.0 - self.context_ratio))
-        salient = torch.cat([t * L + self.select(saliency[t], points[t], per_frame) for t in range(n)])
+        per_frame = int(budget // T * (1.0 - self.context_ratio))
+        salient = torch.cat([t * N + self.select(saliency[t], points[t], per_frame) for t in range(T)])
         # Section 4.3: the others of all frames are clustered, and each cluster is merged into its anchor.
         x, points = x.flatten(0, 1), points.flatten(0, 1)
-        free = torch.ones(n * L, dtype=torch.bool, device=x.device).index_fill_(0, salient, False)
+        free = torch.ones(T * N, dtype=torch.bool, device=x.device).index_fill_(0, salient, False)
         context, num_merged = free.nonzero()[:, 0], budget - len(salient)
-        stands_for = torch.full((n * L,), -1, device=x.device).index_copy_(0, salient, salient)
+        stands_for = torch.full((T * N,), -1, device=x.device).index_copy_(0, salient, salient)
         if not num_merged:
             return salient, x[salient], stands_for
         if num_merged < len(context):
@@ -158,10 +158,10 @@ class TangoPruner(Pruner):
         stands_for[context] = anchors[cluster]
         return torch.cat([salient, anchors]), torch.cat([x[salient], merged]), stands_for
 
-    def select(self, saliency: Float[Tensor, "L"], points: Float[Tensor, "L D"], k: int) -> Int[Tensor, "k"]:
+    def select(self, saliency: Float[Tensor, "M"], points: Float[Tensor, "M D"], k: int) -> Int[Tensor, "k"]:
         """Section 4.2, eq. 5: of a frame's floor(alpha k) most salient tokens, k that differ, the best of each cluster.
 
-        A subclass may choose k of L tokens otherwise; `points` tell tokens apart: unit rows after ST-RoPE.
+        A subclass may choose k of M tokens otherwise; `points` tell tokens apart: unit rows after ST-RoPE.
         """
         candidates = top_k(saliency[None], min(int(self.alpha * k), len(saliency)))[0]  # best first
         if len(candidates) <= k:
@@ -196,7 +196,7 @@ class TangoPruner(Pruner):
         """Frames per segment of a video, as `prune` cuts it."""
         return self._segment(tokens, adjacent_similarity(_at_least_two(tokens.features))[0])[0]
 
-    def _segment(self, tokens: VisualTokens, similarity: Float[Tensor, "E N"]) -> _Segments:
+    def _segment(self, tokens: VisualTokens, similarity: Float[Tensor, "edges N"]) -> _Segments:
         """Section 4.1, eq. 2-3: frames per segment, and of each which places are averaged over its frames, (N,)."""
         T, N, _ = tokens.features.shape
         with torch.no_grad(), record_function("tango::segmentation"):

@@ -94,12 +94,11 @@ def _channel_variance(x: Float[Tensor, "T N D"]) -> Float[Tensor, "D"]:
 
 
 def _likeness(
-    x: Float[Tensor, "T N D"], channels: Int[Tensor, "C"]
+    x: Float[Tensor, "T N D"], channels: Int[Tensor, "channels"]
 ) -> tuple[Float[Tensor, "T N"], Float[Tensor, "T N"]]:
     """Likeness of every token to the mean token of the video and to that of its frame, on unit-length tokens."""
     T, N, _ = x.shape
-    C = len(channels)
-    cuts = list(chunks(T, N * C * 4, x.device))
+    cuts = list(chunks(T, N * len(channels) * 4, x.device))
 
     def unit(chunk: slice) -> Tensor:
         return F.normalize(x[chunk].index_select(2, channels).float(), dim=-1)

@@ -24,10 +24,10 @@ from tango.ops.similarity import unit_cosines, unit_rows
 class _Choice(NamedTuple):
     """Tokens of B frames: places that are kept as they are, all others in order, and which of those are anchors."""
 
-    dominant: Int[Tensor, "B d"]
-    rest: Int[Tensor, "B R"]
-    anchors: Int[Tensor, "c"]  # columns of `rest`, the same in every frame
-    cluster: Int[Tensor, "B R"]  # the anchor, counted in 0..c-1, that stands for each of the rest
+    dominant: Int[Tensor, "B dominant"]
+    rest: Int[Tensor, "B rest"]
+    anchors: Int[Tensor, "anchors"]  # columns of `rest`, the same in every frame
+    cluster: Int[Tensor, "B rest"]  # the anchor, counted in 0..anchors-1, that stands for each of the rest
 
 
 @register("visionzip")
@@ -87,7 +87,7 @@ class VisionZipPruner(Pruner):
 
     def _reduce(
         self, x: Float[Tensor, "B N D"], choice: _Choice, assignment: Int[Tensor, "B N"], *, first: int
-    ) -> tuple[Int[Tensor, "k"], Float[Tensor, "k D"]]:
+    ) -> tuple[Int[Tensor, "K"], Float[Tensor, "K D"]]:
         """Flat indices and features of what is kept of some frames; notes in `assignment` what stands for what.
 
         Args:

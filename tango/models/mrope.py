@@ -20,7 +20,7 @@ from tango.annotations import Int
 Grid = tuple[int, int, int]  # temporal steps, rows, columns
 
 
-def vision_positions(grid: Grid, *, step: float = 1.0, tokens_per_second: float = 1.0) -> Int[Tensor, "3 n"]:
+def vision_positions(grid: Grid, *, step: float = 1.0, tokens_per_second: float = 1.0) -> Int[Tensor, "3 tokens"]:
     """Temporal, row and column positions of one image's or video's tokens, from 0.
 
     Temporal positions are floor(i * step * tokens_per_second), in float32 and in this order as in the original code.
@@ -33,7 +33,7 @@ def vision_positions(grid: Grid, *, step: float = 1.0, tokens_per_second: float 
 def mrope_positions(
     input_ids: Int[Tensor, "B L"],
     attention_mask: Int[Tensor, "B L"] | None,
-    vision: Mapping[int, Sequence[Int[Tensor, "3 n"]]],
+    vision: Mapping[int, Sequence[Int[Tensor, "3 tokens"]]],
 ) -> Int[Tensor, "3 B L"]:
     """Positions of a batch of prompts: text counts up in all three rows, after an image or video from its maximum + 1.
 

@@ -19,7 +19,7 @@ class ShortPrompt:
     text_ids: Int[Tensor, "B S"]  # with pads in place of the videos' tokens
     attention_mask: Int[Tensor, "B S"]
     inputs_embeds: Float[Tensor, "B S D"]
-    position_ids: Int[Tensor, "B S"] | Int[Tensor, "R B S"]  # one row, or text positions and the family's own
+    position_ids: Int[Tensor, "B S"] | Int[Tensor, "axes B S"]  # one row, or text positions and the family's own
     retains_positions: bool  # False: they count contiguously, as stock `generate` does by itself
     is_video: Bool[Tensor, "B S"]
     kept: Int[Tensor, "B S"]
@@ -37,7 +37,7 @@ class ShortPrompt:
         predictable = self.attention_mask.cumsum(dim=1) > 1
         return labels.gather(1, self.kept).masked_fill(~predictable, ignore)
 
-    def spread(self, rows: Float[Tensor, "B S V"]) -> Float[Tensor, "B L V"]:
+    def spread(self, rows: Float[Tensor, "B S vocabulary"]) -> Float[Tensor, "B L vocabulary"]:
         """Bring rows of this prompt, such as logits, to the length of the source.
 
         A column that left has the row of the last kept one before it, from which the token after it is predicted.
@@ -58,7 +58,7 @@ def shorten(
     keep_mask: Bool[Tensor, "placeholders"],
     video_features: Float[Tensor, "kept D"],
     images: tuple[Tensor, Tensor] | None,
-    positions: Int[Tensor, "B L"] | Int[Tensor, "R B L"] | None,
+    positions: Int[Tensor, "B L"] | Int[Tensor, "axes B L"] | None,
     pad_token_id: int,
 ) -> ShortPrompt:
     """Drop the video placeholders that do not stay, and embed what is left.

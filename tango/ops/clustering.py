@@ -166,8 +166,8 @@ class Ticks:
 
 
 def _count(
-    dots: Float[Tensor, "B R C"], squares: Float[Tensor, "B R"], of_columns: Float[Tensor, "B C"]
-) -> Float[Tensor, "B R C"]:
+    dots: Float[Tensor, "B rows columns"], squares: Float[Tensor, "B rows"], of_columns: Float[Tensor, "B columns"]
+) -> Float[Tensor, "B rows columns"]:
     """Whole distances, in place of the products."""
     block = torch.add(squares[:, :, None], dots, alpha=-2, out=dots)
     return block.add_(of_columns[:, None, :]).round_()
@@ -178,7 +178,7 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _smallest(x: Float[Tensor, "B R C"], count: int) -> Float[Tensor, "B R count"]:
+def _smallest(x: Float[Tensor, "B rows columns"], count: int) -> Float[Tensor, "B rows count"]:
     return x.topk(count, dim=-1, largest=False, sorted=False).values
 
 

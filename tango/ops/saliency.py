@@ -39,15 +39,15 @@ class AttentionPool(Protocol):
 class TowerBlock:
     """The last used block of a vision tower on T frames: all that a saliency may look at.
 
-    A frame has p patches in the tower's own order, and N tokens, row-major; k = prefix + p. Queries and
-    keys are made when they are first asked for.
+    A frame has p patches in the tower's own order, and N tokens, row-major; prefixed = prefix + p. Queries
+    and keys are made when they are first asked for.
     """
 
     grid: tuple[int, int]  # (H, W) of the N tokens
     hidden: Float[Tensor, "T p P"]  # the block's output, patches alone
     project: Callable[[Literal["q", "k"]], Tensor]  # queries or keys, as in the properties
     scale: float  # of queries times keys
-    pool: Callable[[Tensor], Tensor]  # (T, p, C) -> (T, N, C): what the model makes of the patches of a token
+    pool: Callable[[Tensor], Tensor]  # (T, p, any) -> (T, N, any): what the model makes of the patches of a token
     pooling_query: PoolingQuery
     head: AttentionPool | None = None
     cls: Float[Tensor, "T P"] | None = None  # the block's output at the CLS token, where there is one
@@ -58,12 +58,12 @@ class TowerBlock:
         return int(self.cls is not None)
 
     @cached_property
-    def queries(self) -> Float[Tensor, "T heads k d"]:
+    def queries(self) -> Float[Tensor, "T heads prefixed d"]:
         """Queries of the block, rotated where the tower rotates."""
         return self.project("q")
 
     @cached_property
-    def keys(self) -> Float[Tensor, "T heads k d"]:
+    def keys(self) -> Float[Tensor, "T heads prefixed d"]:
         """Keys of the block, rotated where the tower rotates."""
         return self.project("k")
 
@@ -162,7 +162,7 @@ def pooling_attention(block: TowerBlock) -> Tensor:
             raise MissingSignalError("'p-attn' saliency needs SigLIP's attention-pooling head, which is not there")
         return block.pool(block.head.saliency(block.hidden)[..., None])[..., 0]
     if block.pooling_query == "cls":
-        logits = block.queries[:, :, :1] @ block.keys.mT * block.scale  # (T, heads, 1, k)
+        logits = block.queries[:, :, :1] @ block.keys.mT * block.scale  # (T, heads, 1, prefixed)
         received = logits.softmax(dim=-1, dtype=torch.float32).mean((1, 2))
         return block.pool(received[:, block.prefix :, None])[..., 0]
     heads = block.keys.shape[1]

@@ -29,7 +29,9 @@ def unit_rows(x: Float[Tensor, "*sets D"]) -> Float[Tensor, "*sets D"]:
     return F.normalize(x.float(), dim=-1)
 
 
-def unit_cosines(a: Float[Tensor, "*sets A D"], b: Float[Tensor, "*sets E D"]) -> Float[Tensor, "*sets A E"]:
+def unit_cosines(
+    a: Float[Tensor, "*sets rows D"], b: Float[Tensor, "*sets columns D"]
+) -> Float[Tensor, "*sets rows columns"]:
     """Cosines between unit rows, rounded to multiples of 2**-18.
 
     That is several times the error of the float32 product: equal rows have equal cosines, whatever the matrix library,
@@ -38,7 +40,7 @@ def unit_cosines(a: Float[Tensor, "*sets A D"], b: Float[Tensor, "*sets E D"]) -
     return _rounded(products(a, b))
 
 
-def unit_self_cosines(a: Float[Tensor, "*sets A D"]) -> Float[Tensor, "*sets A A"]:
+def unit_self_cosines(a: Float[Tensor, "*sets M D"]) -> Float[Tensor, "*sets M M"]:
     """`unit_cosines(a, a)`, for about half the work on a CPU."""
     return _rounded(gram(a))
 
@@ -54,7 +56,9 @@ def gram(x: Float[Tensor, "*sets M D"]) -> Float[Tensor, "*sets M M"]:
     return found
 
 
-def products(a: Float[Tensor, "*sets A D"], b: Float[Tensor, "*sets E D"]) -> Float[Tensor, "*sets A E"]:
+def products(
+    a: Float[Tensor, "*sets rows D"], b: Float[Tensor, "*sets columns D"]
+) -> Float[Tensor, "*sets rows columns"]:
     """`a @ b.mT` in float32, also where the process allows less on a GPU."""
     if not a.is_cuda:
         return a @ b.mT
@@ -64,7 +68,9 @@ def products(a: Float[Tensor, "*sets A D"], b: Float[Tensor, "*sets E D"]) -> Fl
         return a @ b.mT
 
 
-def split_products(a: Float[Tensor, "*sets A D"], b: Float[Tensor, "*sets E D"]) -> Float[Tensor, "*sets A E"]:
+def split_products(
+    a: Float[Tensor, "*sets rows D"], b: Float[Tensor, "*sets columns D"]
+) -> Float[Tensor, "*sets rows columns"]:
     """`a @ b.mT` by three products on tensor cores: of both high parts, and of each with the other's low part.
 
     Tensor cores round sums towards zero. So they only add up pieces of the width, and these are added in float32.
@@ -129,7 +135,7 @@ def paired_cosines(a: Float[Tensor, "*sets D"], b: Float[Tensor, "*sets D"]) -> 
     return _rounded((a * b).sum(-1))
 
 
-def mean_pair_cosines(x: Float[Tensor, "T N D"], lengths: Sequence[int]) -> Float[Tensor, "S N"]:
+def mean_pair_cosines(x: Float[Tensor, "T N D"], lengths: Sequence[int]) -> Float[Tensor, "segments N"]:
     """Mean cosine between the tokens at one place, over all pairs of a segment's frames; -1 where there are none.
 
     Args:

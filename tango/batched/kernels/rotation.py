@@ -17,7 +17,7 @@ def gather_rotated(
     inverse_norms: Float[Tensor, "M"],
     tokens: Int[Tensor, "R"],
     grid: tuple[int, int],
-    rotations: tuple[Float[Tensor, "T 2 A"], Float[Tensor, "H 2 E"], Float[Tensor, "W 2 F"]],
+    rotations: tuple[Float[Tensor, "T 2 time"], Float[Tensor, "H 2 row"], Float[Tensor, "W 2 column"]],
     *,
     out: Float[Tensor, "R D"],
 ) -> Float[Tensor, "R D"]:

@@ -76,7 +76,9 @@ class Patches:
             h, w = (math.ceil(x * grow / side) * side for x in (height, width))
         return h, w
 
-    def cut(self, frames: UInt8[Tensor, "F h w 3"]) -> tuple[Float[Tensor, "patches features"], tuple[int, int, int]]:
+    def cut(
+        self, frames: UInt8[Tensor, "frames h w 3"]
+    ) -> tuple[Float[Tensor, "patches features"], tuple[int, int, int]]:
         """Resize and normalise frames; return their patches, merge unit by merge unit, and the grid of patches.
 
         A last frame without partner is repeated.
