@@ -1,4 +1,4 @@
-"""The variant of FastV that Tango uses inside the LLM: dropped tokens are merged into kept ones."""
+"""The FastV variant that Tango combines with: dropped tokens are merged into kept ones."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Plan:
         * `retain_ratio` or `retention_ratio`, or instead `mean_retention_ratio`, the mean over the LLM's layers;
         * `layer_pruner`: an intra-LLM method that prunes again, with options `layer_<name>`;
         * `pruned_layer`: the layer at whose input `layer_pruner`, by default "fastv-merge", prunes again. As in the
-          release, the retention ratio is then the mean, unless `pre_retain_ratio` gives the ratio before the LLM;
+          release, the retention ratio is then the mean, unless `pre_retain_ratio` gives the pre-LLM ratio;
         * `saliency`, `positions`: as in `tango.prune`.
 
         Args:
@@ -132,7 +132,7 @@ class Plan:
             )
         if mean is not None and "retention_ratio" in options:
             raise BudgetError(
-                "give retention_ratio (before the LLM) or mean_retention_ratio (over its layers), not both"
+                "give retention_ratio (pre-LLM) or mean_retention_ratio (over the LLM's layers), not both"
             )
         given = [*options, *(["mean_retention_ratio"] if mean is not None else [])]
         if not isinstance(method, str) and given:
@@ -240,12 +240,12 @@ def settled(*sources: Mapping[str, object], method: str = "none", release: bool 
         if method != "none" and issubclass(kind, Pruner) and (release or layer is not None or pre is not None):
             _split_ratio(kind, options, own, pre)
     elif pre is not None:
-        raise OptionError("pre_retain_ratio needs pruned_layer: without it, retain_ratio is the ratio before the LLM")
+        raise OptionError("pre_retain_ratio needs pruned_layer: without it, retain_ratio is the pre-LLM ratio")
     return {"method": method, "options": options, "layer_options": layer_options, **own}
 
 
 def _split_ratio(kind: type[Pruner], options: dict[str, object], own: dict[str, Any], pre: float | None) -> None:
-    """Take the retention ratio beside a layer pruner for the mean; with `pre`, let that be the ratio before the LLM."""
+    """Take the retention ratio beside a layer pruner for the mean; with `pre`, use that before the LLM."""
     if own.get("mean_retention_ratio") is None:
         own["mean_retention_ratio"] = options.pop("retention_ratio", kind.retention_ratio)
     if pre is not None and "retention_ratio" not in options:
