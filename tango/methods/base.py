@@ -331,7 +331,7 @@ class LayerPruner(Method, ABC):
         (54, 27)
     """
 
-    layer: int  # layers that run on all visual tokens before this one
+    layer: int  # number of layers that run on all visual tokens before this one
     retention_ratio: float = 0.5  # of the visual tokens that reach this layer
 
     noncausal_layer: ClassVar[bool] = False  # the layer before `layer` reads the prompt without a causal mask
@@ -354,9 +354,11 @@ class LayerPruner(Method, ABC):
         All tokens enter the LLM.
 
         Source: eq. 1 of arXiv:2604.09547, solved for the ratio.
-
         Raises:
             BudgetError: the layers that see all tokens already exceed this mean.
+        Example:
+            >>> tango.FastvPruner(layer=2).for_mean(0.1, 28).retention_ratio
+            0.0307...
         """
         return dataclasses.replace(
             self, retention_ratio=solve_layer_ratio(mean, num_layers=num_layers, layer=self.layer)

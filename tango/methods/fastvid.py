@@ -86,6 +86,7 @@ class FastVidPruner(Pruner):
         with torch.no_grad():
             lengths, is_open = self._cut(tokens)
             counts = self._counts(lengths, is_open, N)
+            # (T, N): the flat indices t * N + n of each frame, the most salient token first
             ranked = top_k(tokens.saliency.float(), N) + torch.arange(T, device=device)[:, None] * N
             best = to_device([t * N + i for t, (num, _) in enumerate(counts) for i in range(num)], device)
             salient = ranked.flatten()[best]

@@ -95,6 +95,7 @@ class HolitomPruner(Pruner):
             assignment[ids] = indices[-1][nearest]
 
         for start, static, num_static, num_dynamic in self._segments(table[: T - 1].numpy(), N):
+            # Flat indices are frame * N + position; `ids` is (frames of the segment, positions).
             of_segment = to_device(range(start, start + len(num_dynamic)), device)[:, None] * N
             if num_static:
                 ids = of_segment + to_device(np.flatnonzero(static), device)

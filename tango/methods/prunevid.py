@@ -94,6 +94,7 @@ class PruneVidPruner(Pruner):
             return kept.gather(1, cluster)
 
         for start, is_static, num_static, num_dynamic in self._plan(lengths, static):
+            # Flat indices are frame * N + position; `ids` is (frames of the segment, positions).
             of_segment = to_device(range(start, start + len(num_dynamic)), device)[:, None] * N
             if num_static:
                 ids = of_segment + to_device(np.flatnonzero(is_static), device)

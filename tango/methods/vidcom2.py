@@ -68,7 +68,7 @@ class VidCom2Pruner(Pruner):
             check_finite(table, "features")
             counts = self._counts(-table[:T].double().numpy(), N)
             order = (to_video + to_frame).sort(dim=1, stable=True).indices  # the least similar first
-            flat = order + torch.arange(T, device=x.device)[:, None] * N
+            flat = order + torch.arange(T, device=x.device)[:, None] * N  # (T, N): frame * N + position
             best = np.concatenate([t * N + np.arange(count) for t, count in enumerate(counts)])
             indices = flat.flatten().index_select(0, to_device(best, x.device)).sort().values
         return PrunedTokens(features=x.flatten(0, 1).index_select(0, indices), indices=indices)

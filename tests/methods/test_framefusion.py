@@ -154,7 +154,7 @@ def test_the_most_alike_join_where_the_budget_allows_no_more():
     assert torch.equal(states, tokens.hidden[kept])
 
 
-def test_tokens_of_different_places_never_join():
+def test_tokens_of_different_positions_never_join():
     tokens = prompt_of([[1.0, 0.0]] * 6, [0, 1, 2, 3, 4, 5])  # such as two videos of three positions and one frame each
     assert (similarity_to_predecessor(tokens.hidden[:6], tokens.cells) == -math.inf).all()
     assert FrameFusionPruner(retention_ratio=0.5)(tokens)[1].tolist() == [0, 1, 2, 3, 4, 5]  # the next layer cuts

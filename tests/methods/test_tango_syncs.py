@@ -119,7 +119,7 @@ def counted_methods(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
 
 def similarity_table(segments: Sequence[int], num_static: int) -> np.ndarray:
-    """Of a video whose segments have these lengths, the first places being static in each."""
+    """Of a video whose segments have these lengths, the first positions being static in each."""
     table = np.zeros((sum(segments) - 1, GRID[0] * GRID[1]), dtype=np.float32)
     start = 0
     for length in segments:
