@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -122,10 +122,8 @@ class QwenVlAdapter(Adapter):
         self, pixels: Tensor, grids: list[Grid], wants: Signal, timer: StageTimer
     ) -> list[dict[str, Tensor]]:
         """Features and wanted signals of a batch of temporal steps, which may belong to several videos."""
-        nothing: dict[str, Tensor] = {}
-        tap: AbstractContextManager[dict[str, Tensor]] = nullcontext(nothing)
-        if wants & (Signal.SALIENCY | Signal.KEYS):
-            tap = tap_attention(self.tower_blocks(self.model)[-1].attn)
+        attention, needed = self.tower_blocks(self.model)[-1].attn, wants & (Signal.SALIENCY | Signal.KEYS)
+        tap = tap_attention(attention) if needed else nullcontext(dict[str, Tensor]())
         with timer.stage("tower"), tap as record:
             grid_thw = torch.tensor([(T, H * self.merge, W * self.merge) for T, H, W in grids])
             output = self.model.model.get_video_features(

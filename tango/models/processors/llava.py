@@ -20,7 +20,7 @@ from transformers import BatchFeature
 from tango.annotations import Float, UInt8
 from tango.containers import Video
 from tango.errors import MissingPartError, OptionError, PromptError
-from tango.models.processors.messages import TimeInstruction, describe_time
+from tango.models.processors.messages import TimeInstruction
 from tango.models.processors.protocol import ChatProtocol
 from tango.ops.device import chunks
 from tango.video.images import read_image
@@ -30,41 +30,42 @@ from tango.video.sampling import one_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-__all__ = [
-    "CHATML",
-    "ChatProcessor",
-    "Processor",
-    "TimeInstruction",
-    "chat_template",
-    "describe_time",
-    "preprocess_frames",
-]
-
-CHATML = (
+_SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+)
+_TURNS = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'video' %}<video>\n"
-    "{% elif part['type'] == 'image' %}<image>\n{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'video' %}VIDEO"
+    "{% elif part['type'] == 'image' %}IMAGE{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
+def chatml(video: str, image: str, *, system_turn: bool = True) -> str:
+    """The ChatML template, with these texts where videos and images stand."""
+    return (_SYSTEM if system_turn else "") + _TURNS.replace("VIDEO", video).replace("IMAGE", image)
+
+
+CHATML = chatml("<video>\n", "<image>\n")
 Videos = Any  # a video in any form that `tango.read_video` takes, or a list of them; None: no video
 Images = object  # an image in any form that `read_image` takes, a list of them, or a list per prompt; None: no image
 Matched = tuple[list[str], list[Tensor], list[Tensor] | None]
 
 
 def preprocess_frames(frames: UInt8[Tensor, "T h w 3"], size: int) -> Float[Tensor, "T 3 size size"]:
-    """Resize frames to a square and scale them to [-1, 1], a chunk of frames at a time."""
-    T, h, w, _ = frames.shape
-    pixels = torch.empty(T, 3, size, size)
-    for chunk in chunks(T, h * w * 3, frames.device, cpu_bytes=64 << 20):
-        resized = F.interpolate(
-            frames[chunk].permute(0, 3, 1, 2), size=(size, size), mode="bicubic", antialias=True, align_corners=False
+    """Resize frames to a square and scale them to [-1, 1]."""
+    return resize_frames(frames, (size, size)).mul_(1 / 127.5).sub_(1)
+
+
+def resize_frames(frames: UInt8[Tensor, "T h w 3"], size: tuple[int, int]) -> Float[Tensor, "T 3 rows columns"]:
+    """Resize frames to this height and width, a chunk of frames at a time."""
+    pixels = torch.empty(len(frames), 3, *size)
+    for chunk in chunks(len(frames), frames.shape[1:].numel(), frames.device, cpu_bytes=64 << 20):
+        pixels[chunk] = F.interpolate(
+            frames[chunk].permute(0, 3, 1, 2), size=size, mode="bicubic", antialias=True, align_corners=False
         )
-        pixels[chunk] = resized
-    return pixels.mul_(1 / 127.5).sub_(1)
+    return pixels
 
 
 def chat_template(folder: Path) -> str | None:

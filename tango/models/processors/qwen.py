@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import BatchFeature
 
@@ -23,8 +22,15 @@ from tango.errors import UnknownNameError
 from tango.models.checkpoint import load_tokenizer
 from tango.models.mrope import seconds_per_step
 from tango.models.processors import stock
-from tango.models.processors.llava import ChatProcessor, Images, Videos, chat_template, check_options
-from tango.ops.device import chunks
+from tango.models.processors.llava import (
+    ChatProcessor,
+    Images,
+    Videos,
+    chat_template,
+    chatml,
+    check_options,
+    resize_frames,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
@@ -35,18 +41,6 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 HALF = (0.5, 0.5, 0.5)
 
 VisionMarks = Literal["nested", "flat"]
-
-_SYSTEM = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-)
-_TURNS = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +85,7 @@ class Patches:
         """
         frames = torch.cat([frames, frames[-1:].expand(-len(frames) % self.temporal, -1, -1, -1)])
         h, w = self.frame_size(frames.shape[1], frames.shape[2])
-        pixels = torch.empty(len(frames), 3, h, w)
-        for chunk in chunks(len(frames), frames[0].numel(), frames.device, cpu_bytes=64 << 20):
-            pixels[chunk] = F.interpolate(
-                frames[chunk].permute(0, 3, 1, 2), size=(h, w), mode="bicubic", antialias=True, align_corners=False
-            )
+        pixels = resize_frames(frames, (h, w))
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         pixels.sub_(mean).div_(std)
         t, rows, columns = len(frames) // self.temporal, h // self.size, w // self.size
@@ -145,7 +135,7 @@ class QwenProcessor(ChatProcessor):
         chat_template: str | None = None,
         image_settings: dict[str, Any] | None = None,
     ):
-        own = _SYSTEM + _TURNS if form.system_turn else _TURNS
+        own = chatml(START + VIDEO + END, START + IMAGE + END, system_turn=form.system_turn)
         template = chat_template or getattr(tokenizer, "chat_template", None) or own
         super().__init__(
             tokenizer,
