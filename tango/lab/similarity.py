@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tango.lab.training.vision import see
 from tango.ops.segmentation import adjacent_similarity, segment_by_static_tokens
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def similarity(model: PreTrainedModel, frames: Tensor) -> NDArray[np.float32]:

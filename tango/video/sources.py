@@ -6,7 +6,8 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -49,7 +50,7 @@ def read_source(
         if os.path.isdir(path):
             return _read_folder(path, name, num_frames, FOLDER_FPS if fps is None else fps, sizes)
         refuse_fps(fps)
-        with _Named(name, path):
+        with _named(name, path):
             return read_file(path)
     if is_stream(source):
         refuse_fps(fps)
@@ -110,18 +111,15 @@ def refuse_fps(fps: float | None) -> None:
         )
 
 
-class _Named:
+@contextmanager
+def _named(name: str, path: str) -> Iterator[None]:
     """While entered, errors about the file at `path` call it `name`, as the user did."""
-
-    def __init__(self, name: str, path: str):
-        self.name, self.path = name, path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _type: object, error: object, _traceback: object) -> None:
-        if isinstance(error, VideoReadError) and error.path == self.path:
-            raise VideoReadError(self.name, error.reason.replace(self.path, self.name)) from error
+    try:
+        yield
+    except VideoReadError as error:
+        if error.path != path:
+            raise
+        raise VideoReadError(name, error.reason.replace(path, name)) from error
 
 
 def _read_folder(path: str, name: str, num_frames: int, fps: float, sizes: Sizes) -> Video:
@@ -177,7 +175,7 @@ def _read_stream(
         except (OSError, ValueError) as error:  # ValueError: the file object is closed
             reason = f"it cannot be copied to {tempfile.gettempdir()} ({one_line(error)})"
             raise VideoReadError(label, f"{reason}; check both, or name a file") from error
-        with _Named(label, file.name):
+        with _named(label, file.name):
             return replace(read_file(file.name), path=label)
 
 

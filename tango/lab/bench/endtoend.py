@@ -23,6 +23,7 @@ from tango.runtime.answering import generate_ids
 from tango.runtime.pruning import prune
 from tango.runtime.stats import PruningStats
 from tango.toy import draw_frames
+from tango.video.sources import frames_video
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel
@@ -68,25 +69,19 @@ def measure(
     for i in range(1 + repeats):
         if all(candidate.error is not None for candidate in candidates):
             return
-        inputs, before_ms = make_inputs()
+        inputs = make_inputs()
         for candidate in candidates:
             if candidate.error is None:
-                _attempt(model, candidate, inputs, before_ms, max_new_tokens, record=i > 0)
+                _attempt(model, candidate, inputs, max_new_tokens, record=i > 0)
             after_run()
         after_round()
 
 
 def _attempt(
-    model: PreTrainedModel,
-    candidate: Candidate,
-    inputs: BatchFeature,
-    before_ms: dict[str, float],
-    max_new_tokens: int,
-    *,
-    record: bool,
+    model: PreTrainedModel, candidate: Candidate, inputs: Inputs, max_new_tokens: int, *, record: bool
 ) -> None:
     try:
-        answer, candidate.stats = run_once(model, candidate, inputs, before_ms, max_new_tokens)
+        answer, candidate.stats = run_once(model, candidate, inputs, max_new_tokens)
         if record:
             candidate.answers.append(answer)
     except Exception as error:  # whatever it is, the others can still be measured
@@ -104,16 +99,16 @@ def first_line(error: Exception) -> str:
 
 
 def run_once(
-    model: PreTrainedModel, candidate: Candidate, inputs: BatchFeature, before_ms: dict[str, float], max_new_tokens: int
+    model: PreTrainedModel, candidate: Candidate, inputs: Inputs, max_new_tokens: int
 ) -> tuple[Answer, PruningStats]:
     """Generate exactly `max_new_tokens` tokens; the end of the answer is suppressed, so that there is decoding."""
-    device = model.device
+    device, (features, before_ms) = model.device, inputs
     with attention_of_tower(model, candidate.tower_attention), prune(model, candidate.method.plan) as pruning:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         synchronize(device)
         start = time.perf_counter()
-        new = generate_ids(model, inputs, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens)
+        new = generate_ids(model, features, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens)
         synchronize(device)
         elapsed_ms = 1e3 * (time.perf_counter() - start)
         stats = pruning.stats
@@ -156,16 +151,7 @@ def attention_of_tower(model: PreTrainedModel, name: str | None) -> Iterator[Non
 def synthetic_video(num_frames: int, *, size: int = 448) -> Video:
     """A video without a file: frames of `draw_frames`, a second apart."""
     frames = torch.stack([torch.from_numpy(frame) for frame in draw_frames(num_frames=num_frames, size=size)])
-    return Video(
-        frames=frames,
-        timestamps_s=torch.arange(num_frames, dtype=torch.float64),
-        frame_indices=tuple(range(num_frames)),
-        num_source_frames=num_frames,
-        duration_s=float(num_frames),
-        fps=1.0,
-        path="synthetic",
-        backend="synthetic",
-    )
+    return frames_video(frames, range(num_frames), num_frames, 1.0, "synthetic")
 
 
 def layer_tokens(stats: PruningStats, num_layers: int) -> list[int]:

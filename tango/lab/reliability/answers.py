@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 import tango
 from tango import mini
@@ -21,9 +22,7 @@ from tango.lab.reliability.corpus import draw_frame
 from tango.lab.reliability.workers import Bench, Outcome, Row, attempt, counted, run_all
 from tango.methods import Pruner, ready_pruners
 from tango.runtime.answering import generate_output, prepare_chat
-
-if TYPE_CHECKING:
-    from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from tango.video.sources import frames_video
 
 _T = TypeVar("_T")
 MODELS = (mini.NAME, "llava-onevision-tiny", "llava-video-tiny", "qwen2.5-vl-tiny")
@@ -69,11 +68,7 @@ def model_of(name: str, dtype: str = "float32") -> tuple[PreTrainedModel, Proces
 def clip(num_frames: int, seed: int = 0, *, constant: bool = False) -> Video:
     """A short synthetic video, 96 x 96."""
     frames = np.stack([draw_frame(seed * 31 + (0 if constant else 3 * i), (96, 96)) for i in range(num_frames)])
-    return Video(
-        frames=torch.from_numpy(frames), timestamps_s=torch.arange(num_frames, dtype=torch.float64) / 2,
-        frame_indices=tuple(range(num_frames)), num_source_frames=num_frames, duration_s=num_frames / 2, fps=2.0,
-        path="made up", backend="pyav",
-    )  # fmt: skip
+    return frames_video(torch.from_numpy(frames), range(num_frames), num_frames, 2.0, "synthetic")
 
 
 def prompt(name: str, videos: Sequence[Video], number: int = 0, dtype: str = "float32") -> BatchFeature:

@@ -37,10 +37,10 @@ CHECKS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the scorecard."""
     add = parser.add_argument
-    add("--only", metavar="NAMES", help=f"of {', '.join(CHECKS)}, with commas between (all)")
+    add("--only", metavar="NAMES", help=f"comma-separated, of {', '.join(CHECKS)} (all)")
     add("--full", action="store_true", help="five times the damaged files, 50 kills of 300 questions; takes an hour")
     add("--seed", type=int, default=0, help="of the damage and of the moments of the kills (0)")
-    add("--processes", type=int, default=2, help="that read files at the same time (2)")
+    add("--processes", type=int, default=2, help="processes that read files at the same time (2)")
     add("--folder", type=Path, help="where files are made; they are left there (a temporary one)")
     add("--corpus", action="store_true", help="only make the sound files, in --folder, and list them")
     add("--output", type=Path, metavar="FILE.json", help="write the table there and, as Markdown, beside it")

@@ -147,10 +147,6 @@ def _turned(matrix: tuple[int, int, int, int], upright: Callable[[np.ndarray], n
     return Entry(source="h264.mp4", derive=partial(_matrix, matrix), upright=upright)
 
 
-def _transposed(frame: np.ndarray) -> np.ndarray:
-    return frame.transpose(1, 0, 2)
-
-
 _E = Entry
 _CRC = {"level": "3", "slicecrc": "1"}  # without checksums, damage in FFV1 goes unnoticed
 _HIDDEN = {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good"}  # frames that are never shown
@@ -187,7 +183,7 @@ CORPUS: dict[str, Entry] = {
     "turned_180.mp4": _turned((-1, 0, 0, -1), partial(np.rot90, k=2)),
     "turned_270.mp4": _turned((0, -1, 1, 0), partial(np.rot90, k=1)),
     "mirrored.mp4": _turned((-1, 0, 0, 1), np.fliplr), "upside_down.mp4": _turned((1, 0, 0, -1), np.flipud),
-    "transposed.mp4": _turned((0, 1, 1, 0), _transposed),
+    "transposed.mp4": _turned((0, 1, 1, 0), partial(np.transpose, axes=(1, 0, 2))),
     # pixels
     "10_bit.mp4": _E(pix_fmt="yuv420p10le"), "422.mp4": _E(pix_fmt="yuv422p"), "444.mp4": _E(pix_fmt="yuv444p"),
     "grey.mp4": _E(pix_fmt="gray"), "odd_size.mp4": _E(pix_fmt="yuv444p", size=(161, 97)),

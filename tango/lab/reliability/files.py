@@ -99,7 +99,8 @@ def check_damaged(bench: Bench) -> Iterator[Row]:
         names = [path.name for _, path in fuzzed]
         yield counted("R1", f"fuzzed, {backend}: hangs, signals, untyped errors", len(names), _broken(names, *rounds))
         if repeats > 1:
-            unlike = [name for name, *tries in zip(names, *rounds, strict=True) if len({_plain(o) for o in tries}) > 1]
+            verdicts = [{f"{o.kind} {o.value}" for o in tries} for tries in zip(*rounds, strict=True)]
+            unlike = [name for name, different in zip(names, verdicts, strict=True) if len(different) > 1]
             yield counted("R1", f"fuzzed, {backend}: other verdicts in {repeats} readings", len(names), unlike)
         judged = [
             verdict(outcome, truths[name], theirs, own_decoder=backend == "decord")
@@ -153,19 +154,14 @@ def _verdict_rows(backend: str, names: list[str], judged: list[str]) -> Iterator
     )  # fmt: skip
 
 
-def _plain(outcome: Outcome) -> str:
-    return f"{outcome.kind} {outcome.value}"
-
-
 def _broken(names: Collection[str], *rounds: list[Outcome]) -> list[str]:
     bad = {"hang", "signal", "crash"}
     pairs = [(name, o) for outcomes in rounds for name, o in zip(names, outcomes, strict=True) if o.kind in bad]
     return list(dict.fromkeys(f"{name}: {o.kind}, {o.message[:120]}" for name, o in pairs))
 
 
-def _sequential(
-    files: list[tuple[Path, str]], bench: Bench
-) -> list[Any]:  # a Reading; None: FFmpeg cannot open the file
+def _sequential(files: list[tuple[Path, str]], bench: Bench) -> list[Any]:
+    """The sequential reading of every file; None where FFmpeg cannot open it."""
     outcomes = run_all([partial(sequential, path, name) for path, name in files], bench)
     return [Reading(*outcome.value) if outcome.kind == "ok" else None for outcome in outcomes]
 

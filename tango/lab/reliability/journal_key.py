@@ -13,7 +13,7 @@ from unittest import mock
 
 from tango import mini
 from tango.errors import TangoError
-from tango.lab.reliability.workers import Bench, Row, counted, run_all
+from tango.lab.reliability.workers import Bench, Row, counted, question_about, run_all
 from tango.methods import pruner_class
 
 Change: TypeAlias = dict[str, Any]  # settings, and the values that they are changed to
@@ -74,7 +74,7 @@ def changes() -> dict[str, Change]:
 
 def ask(folder: Path, journal: Path, change: Change) -> str:
     """Ask a question through a journal: "cached" if the answer came from it, else "computed", or "refused"."""
-    from tango.evaluation import Answerer, MethodConfig, Question
+    from tango.evaluation import Answerer, MethodConfig
 
     clip, model = folder / f"clip_{journal.name}.mp4", folder / f"model_{journal.name}"
     shutil.copy(mini.clip_file(folder, change.get("clip", 0)), clip)
@@ -83,17 +83,10 @@ def ask(folder: Path, journal: Path, change: Change) -> str:
     if change.get("weights"):
         _change_weights(model)
     asked = {"text": "which color is first", "max_new_tokens": 3, **{k: v for k, v in change.items() if k in _QUESTION}}
-    content = [{"type": "video", "video": str(clip)}, {"type": "text", "text": asked.pop("text")}]
-    question = Question(
-        messages=[{"role": "user", "content": content}], num_frames=asked.pop("frames_of_question", None), **asked
-    )
+    question = question_about(clip, asked.pop("text"), num_frames=asked.pop("frames_of_question", None), **asked)
     own = {k: v for k, v in change.items() if k in MethodConfig.__dataclass_fields__}
-    options = {
-        "num_frames": 8,
-        "dtype": "float32",
-        "device": "cpu",
-        **{k: v for k, v in change.items() if k in _ANSWERER},
-    }
+    options: Change = {"num_frames": 8, "dtype": "float32", "device": "cpu"}
+    options |= {k: v for k, v in change.items() if k in _ANSWERER}
     with ExitStack() as stack:
         if "version" in change:
             stack.enter_context(_another_version(change["version"]))

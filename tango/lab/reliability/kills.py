@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tango.lab.reliability.workers import Bench, Outcome, Row, alone, counted, silence, start
+from tango.lab.reliability.workers import Bench, Outcome, Row, alone, counted, question_about, silence, start
 from tango.mini import NAME, benchmark_questions, clip_file, is_right
 
 if TYPE_CHECKING:
@@ -47,38 +47,22 @@ def evaluate(
     """
     import resource
 
-    from tango.evaluation import Answerer, MethodConfig, Question
+    from tango.evaluation import Answerer, MethodConfig
 
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
     own = questions[rank::of]
-    asked = [
-        Question(
-            messages=[
-                {
-                    "role": "user",
-                    "content": [{"type": "video", "video": q["video"]}, {"type": "text", "text": q["text"]}],
-                }
-            ],
-            max_new_tokens=4,
-        )
-        for q in own
-    ]
+    asked = [question_about(q["video"], q["text"], max_new_tokens=4) for q in own]
     method = MethodConfig(method="tango", options={"retention_ratio": 0.2})
     with Answerer(
         NAME, method=method, num_frames=_NUM_FRAMES, dtype="float32", device="cpu", journal=run / "journal", rank=rank,
         local_files_only=True,
     ) as answerer:  # fmt: skip
         answers = list(answerer.answers(asked))
+    counts = ("input_tokens", "output_tokens", "visual_tokens_before", "visual_tokens_after")
     return [
-        {
-            "id": q["id"],
-            "text": a.text,
-            "error": a.error,
-            "right": is_right(a.text, q["answer"]),
-            **{name: getattr(a, name) for name in ("input_tokens", "output_tokens", "visual_tokens_before")},
-            "visual_tokens_after": a.visual_tokens_after,
-        }
+        {"id": q["id"], "text": a.text, "error": a.error, "right": is_right(a.text, q["answer"])}
+        | {name: getattr(a, name) for name in counts}
         for q, a in zip(own, answers, strict=True)
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import struct
 import subprocess
@@ -22,7 +23,7 @@ from tango.lab.reliability.corpus import make
 from tango.lab.reliability.workers import Bench, Outcome, Row, alone, counted
 from tango.video.reading import read_video
 
-_MEMORY_MB = 300  # that reading a hostile file may take on top of what the process has
+_MEMORY_MB = 300  # by which reading a hostile file may grow the process
 
 
 @contextmanager
@@ -197,10 +198,7 @@ def shell_probes(folder: Path, clip: Path) -> dict[str, list[str]]:
 
 
 def _checkpoint(folder: Path) -> Path:
-    import shutil
-
-    shutil.copytree(mini.folder(), folder, dirs_exist_ok=True)
-    return folder
+    return shutil.copytree(mini.folder(), folder, dirs_exist_ok=True)
 
 
 def check_probes(bench: Bench) -> Iterator[Row]:

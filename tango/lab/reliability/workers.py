@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -18,6 +19,8 @@ from tango.extensions import import_packages, imported
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import ForkServerProcess
+
+    from tango.evaluation import Question
 
 Job: TypeAlias = Callable[[], object]
 # Loaded once, by the server from which all processes are forked.
@@ -75,6 +78,14 @@ class Outcome(NamedTuple):
     value: Any = None  # what the job returned, as plain values
     message: str = ""
     warned: tuple[str, ...] = ()
+
+
+def question_about(video: str | Path, text: str, **options: Any) -> Question:
+    """A question about one video."""
+    from tango.evaluation import Question
+
+    content = [{"type": "video", "video": str(video)}, {"type": "text", "text": text}]
+    return Question(messages=[{"role": "user", "content": content}], **options)
 
 
 def attempt(job: Job) -> Outcome:
@@ -163,26 +174,18 @@ class Worker:
 
 def run_all(jobs: Iterable[Job], bench: Bench) -> list[Outcome]:
     """Run jobs in several processes; their outcomes, in the order of the jobs."""
-    own, workers = threading.local(), []
+    own = threading.local()
+    with ThreadPoolExecutor(bench.processes) as pool, ExitStack() as workers:
 
-    def call(job: Job) -> Outcome:
-        if not hasattr(own, "worker"):
-            own.worker = Worker()
-            workers.append(own.worker)
-        return own.worker.call(job, bench.limit_s)
+        def call(job: Job) -> Outcome:
+            if not hasattr(own, "worker"):
+                own.worker = workers.enter_context(closing(Worker()))
+            return own.worker.call(job, bench.limit_s)
 
-    with ThreadPoolExecutor(bench.processes) as pool:
-        try:
-            return list(pool.map(call, jobs))
-        finally:
-            for worker in workers:
-                worker.close()
+        return list(pool.map(call, jobs))
 
 
 def alone(job: Job, bench: Bench) -> Outcome:
     """Run one job in a fresh process."""
-    worker = Worker()
-    try:
+    with closing(Worker()) as worker:
         return worker.call(job, bench.limit_s)
-    finally:
-        worker.close()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +18,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 from tango.files import write_bytes
 from tango.lab.training.packed import packed_forward
@@ -30,10 +31,6 @@ from tango.mini.questions import COLOR_NAMES, KINDS, Question, ask
 from tango.mini.scenes import DIRECTIONS, GRID, Clip, draw_clip, render_frame
 from tango.mini.shapes import LETTERS, PATTERNS
 from tango.video.sampling import sample_indices
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-    from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 LENGTH = 6  # tokens of the longest question with its answer
 _REPEATED = ("color", "pattern", "where", "start", "end", "motion")  # kinds of questions about one object among several

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Model, apply_rotary_pos_emb
 
 from tango.annotations import Float
-
-if TYPE_CHECKING:
-    from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Model
 
 _BLOCK = 16  # tokens
 

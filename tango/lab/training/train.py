@@ -8,18 +8,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from transformers import PreTrainedModel
 
 from tango.errors import TangoError
 from tango.lab.training.language import encode_clips, scale_tokens, start_language, train_language
 from tango.lab.training.recipe import Recipe
 from tango.lab.training.vision import train_vision
 from tango.mini.model import make_model, make_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def train(

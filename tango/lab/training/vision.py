@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
 
 from tango.lab.training.recipe import Recipe, load_state, make_optimizer, save_state, set_lr, vision_seed
 from tango.mini.files import as_read
@@ -25,9 +25,6 @@ from tango.mini.questions import COLOR_NAMES
 from tango.mini.scenes import GRID, SIZE, cell_labels, draw_clip, draw_crowd, render_frame
 from tango.mini.shapes import LETTERS, PATTERNS
 from tango.video.sampling import sample_indices
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 CLASSES = (len(COLOR_NAMES), len(PATTERNS), len(LETTERS))
 # Columns of the probe's output: colour, pattern and letter (each with "none" first), row, column, centre.

@@ -43,7 +43,7 @@ def inputs() -> BatchFeature:
 
 
 def run_once(model: Any, one: Candidate, new: int = NEW) -> tuple[Answer, PruningStats]:
-    return endtoend.run_once(model, one, inputs(), {"preprocess": 3.0}, new)
+    return endtoend.run_once(model, one, (inputs(), {"preprocess": 3.0}), new)
 
 
 @pytest.fixture
