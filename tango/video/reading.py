@@ -36,8 +36,7 @@ def read_video(
     The video may be a path or `file://` address; the contents of a file, as bytes or a binary file object (which is
     read from its beginning if it can seek, and is left where it was, not closed); a folder of frames; or frames: a list
     of Pillow images, of paths of images or of uint8 arrays (h, w, 3), or an array or tensor (T, h, w, 3). The frames of
-    a folder are its images in natural order of their names (frame_2 before frame_10); other and hidden files do not
-    count, and frames that are not sampled are not opened.
+    a folder are its images, but no hidden ones, in natural order (frame_2 before frame_10); only sampled ones are opened.
 
     Frames are upright (rotation and mirroring stored in the file are applied) and exactly those that a decoder which
     starts at the beginning shows. Colours are ffmpeg's: the file's tags decide on matrix and range, files without tags
@@ -57,8 +56,7 @@ def read_video(
         timeout_s: give up after this long. decord is killed then; torchcodec cannot be interrupted.
         max_frame_pixels: refuse larger frames before they are decoded; 8K video (7680 x 4320) is below the default.
         max_bytes: refuse a video whose sampled frames, at 3 bytes a pixel, would take more memory than this.
-        fps: frames a second of a folder or of frames, which have no times of their own; None: 3, as MVBench's folders
-            have.
+        fps: frames a second of a folder or of frames, which have no times; None: 3, as MVBench's folders have.
 
     Raises:
         VideoReadError: the video is missing, damaged or none, or the backend cannot be used.
@@ -71,18 +69,13 @@ def read_video(
         >>> video = tango.read_video("clip.mp4", num_frames=8)
         >>> video.frames.shape, video.frames.dtype
         (torch.Size([8, 112, 112, 3]), torch.uint8)
-        >>> tango.read_video(list(video.frames), num_frames=2, fps=1.0).timestamps_s  # frames in memory
-        tensor([0., 7.], dtype=torch.float64)
+
     """
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     check_backend(backend)
-    read_file = partial(
-        _read_file,
-        num_frames=num_frames,
-        backend=backend,
-        limits=Limits(timeout_s, time.monotonic() + timeout_s, max_frame_pixels, max_bytes),
-    )
+    limits = Limits(timeout_s, time.monotonic() + timeout_s, max_frame_pixels, max_bytes)
+    read_file = partial(_read_file, num_frames=num_frames, backend=backend, limits=limits)
     if is_file(video):
         refuse_fps(fps)
         return read_file(os.fsdecode(video))
