@@ -36,7 +36,7 @@ def read_video(
     The video may be a path or `file://` address; the contents of a file, as bytes or a binary file object (which is
     read from its beginning if it can seek, and is left where it was, not closed); a folder of frames; or frames: a list
     of Pillow images, of paths of images or of uint8 arrays (h, w, 3), or an array or tensor (T, h, w, 3). The frames of
-    a folder are its images, but no hidden ones, in natural order (frame_2 before frame_10); only sampled ones are opened.
+    a folder are its images, but no hidden ones, in natural order (frame_2 before frame_10); only sampled ones are read.
 
     Frames are upright (rotation and mirroring stored in the file are applied) and exactly those that a decoder which
     starts at the beginning shows. Colours are ffmpeg's: the file's tags decide on matrix and range, files without tags
