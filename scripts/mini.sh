@@ -47,7 +47,7 @@ output=${output:-$PWD/outputs/mini-$clips}
 source scripts/imports.sh
 if [ -z "$methods" ]; then # all that prune before the LLM and need no weights
     methods=$(tango methods "${imports[@]}" --json | python -c 'import json, sys
-print(*(m["name"] for m in json.load(sys.stdin) if m["stage"] == "before the LLM" and "weights" not in m["options"]))')
+print(*(m["name"] for m in json.load(sys.stdin) if m["stage"] == "pre-LLM" and "weights" not in m["options"]))')
 fi
 
 gpus=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)

@@ -60,8 +60,6 @@ def load(
 
     Example:
         >>> model, processor = tango.load("tango-mini", dtype="float32", device="cpu")
-        >>> model.dtype, model.training
-        (torch.float32, False)
     """
     name = str(dtype).removeprefix("torch.")
     if name not in _DTYPES:
