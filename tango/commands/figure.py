@@ -9,7 +9,8 @@ from pathlib import Path
 from tango.commands.results import add_results_arguments, label, read, warn_of_failures
 from tango.errors import OptionError, TangoError
 from tango.files import write_bytes
-from tango.report.curves import csv_text, plot, points
+from tango.report.curves import csv_text, points
+from tango.report.plots import accuracy_curves
 from tango.report.results import choose
 
 _FORMS = ("png", "svg", "pdf")
@@ -45,6 +46,6 @@ def run(args: argparse.Namespace) -> int:
     table = args.output.with_suffix(".csv")
     write_bytes(table, csv_text(series).encode())
     print(table)
-    write_bytes(args.output, plot(series, title=f"{model}{partial}", form=form))
+    write_bytes(args.output, accuracy_curves(series, title=f"{model}{partial}", form=form))
     print(args.output)
     return 0

@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=thread_count, help="threads of torch on the CPU (torch's choice)")
     add("--markdown", action="store_true", help="print tables in Markdown")
     add("--output", type=Path, metavar="FILE.json", help="write everything as JSON, anew after every round")
-    add("--plot", type=Path, metavar="FILE.png", help="draw stacked bars of the time to the first token (needs Pillow)")
+    add("--plot", type=Path, metavar="FILE.png", help="stacked bars of the time to the first token (by matplotlib)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,8 +104,11 @@ def run(args: argparse.Namespace) -> int:
             raise TangoError(f"expected a file to write to, {path} is a folder")
         if path is not None:
             make_folder(path.parent)
-    if args.plot is not None and find_spec("PIL") is None:
-        raise TangoError("--plot needs Pillow; install it, or write --output and plot that elsewhere with --record")
+    if args.plot is not None and find_spec("matplotlib") is None:
+        raise TangoError(
+            '--plot needs matplotlib: pip install "matplotlib>=3.8"; or write --output and plot that elsewhere with '
+            "--record"
+        )
     record = _measured(args) if args.record is None else _recorded(args.record)
     print(format_markdown(record) if args.markdown else format_text(record))
     if args.plot is not None:
@@ -388,7 +391,7 @@ def plot(record: dict[str, Any]) -> bytes:
     Raises:
         TangoError: none was.
     """
-    from tango.report.bars import stacked_bars
+    from tango.report.plots import stacked_bars
 
     rows = [
         (row["label"], {stage: row["stages_ms"][stage]["median"] for stage in TTFT if stage in row["stages_ms"]})
@@ -398,4 +401,4 @@ def plot(record: dict[str, Any]) -> bytes:
     if not rows:
         raise TangoError("there is nothing to plot: no row was measured")
     above, _ = _lines(record)
-    return stacked_bars(rows, title=["Time to the first token", above[0]])
+    return stacked_bars(rows, title=f"Time to the first token\n{above[0]}")

@@ -1,4 +1,4 @@
-"""Accuracy against the visual tokens that are left: the numbers, and a plot of them."""
+"""Accuracy against the visual tokens that are left, in numbers; `tango.report.plots` draws them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from tango.errors import TangoError
 from tango.report.intervals import accuracies, average
 from tango.report.results import Run, identity
 
-_STYLES = ("-", "--", ":")  # of lines: there are ten colours
 COLUMNS = ("method", "tokens_percent", "accuracy", "low", "high", "num_questions", "partial")
 
 
@@ -79,39 +78,3 @@ def csv_text(series: Sequence[Point]) -> str:
         values = [getattr(point, name) for name in COLUMNS]
         writer.writerow([round(v, 6) if isinstance(v, float) else int(v) if isinstance(v, bool) else v for v in values])
     return text.getvalue()
-
-
-def plot(series: Sequence[Point], *, title: str, form: str) -> bytes:
-    """The points as a picture, one line per method; the same bytes for the same points.
-
-    Args:
-        form: "png", "svg" or "pdf".
-    Raises:
-        TangoError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise TangoError('plots need matplotlib: pip install "matplotlib>=3.8"; the numbers need none') from error
-    with matplotlib.rc_context({"svg.hashsalt": "tango", "svg.fonttype": "path"}):
-        figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
-        axes = figure.subplots()
-        for number, method in enumerate(dict.fromkeys(point.method for point in series)):
-            line = [point for point in series if point.method == method]
-            tokens, accuracy = [point.tokens_percent for point in line], [point.accuracy for point in line]
-            if method == "none":
-                axes.axhline(accuracy[0], color="0.6", linestyle="--", linewidth=1, label="all tokens", zorder=0)
-                continue
-            lows = [point.accuracy if point.low is None else point.low for point in line]
-            highs = [point.accuracy if point.high is None else point.high for point in line]
-            color, style = f"C{number % 10}", _STYLES[number // 10 % len(_STYLES)]
-            axes.vlines(tokens, lows, highs, color=color, linewidth=0.6, alpha=0.6)
-            axes.plot(tokens, accuracy, f"o{style}", color=color, linewidth=1.2, markersize=4, label=method)
-        axes.set(xlabel="visual tokens, % (mean over the LLM's layers)", ylabel="accuracy, %", title=title)
-        axes.grid(alpha=0.3)
-        figure.legend(loc="outside right upper", fontsize="small")
-        picture = io.BytesIO()
-        when = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
-        figure.savefig(picture, format=form, metadata=when)
-    return picture.getvalue()
