@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tango.errors import TangoError
 from tango.report.intervals import accuracies, average
-from tango.report.results import Run, identity
+from tango.report.results import Json, Run, identity
 
 COLUMNS = ("method", "tokens_percent", "accuracy", "low", "high", "num_questions", "partial")
 
 
 @dataclass(frozen=True, order=True)
 class Point:
-    """One method at one ratio; all in percent."""
+    """One method at one ratio; all numbers are in percent."""
 
     method: str
     tokens_percent: float
@@ -29,14 +28,14 @@ class Point:
 
 
 def points(
-    runs: Sequence[Run], label: Callable[[Mapping[str, Any]], str], benchmarks: Sequence[str] = (), *, seed: int = 0
+    runs: Sequence[Run], label: Callable[[Json], str], benchmarks: Sequence[str] = (), *, seed: int = 0
 ) -> tuple[list[Point], list[str]]:
-    """Mean accuracy over benchmarks of every method, with what it keeps; and a note for each method left out.
+    """The mean accuracy over benchmarks and the share of tokens of every method; a note for each method left out.
 
     Args:
-        runs: of one model, each method and benchmark once.
-        label: name of a method's configuration; points of the same name are joined by a line.
-        benchmarks: by the paper's names; none: all that any run covers.
+        runs: runs of one model, one for each method and benchmark.
+        label: names a method's configuration; a line joins the points of one name.
+        benchmarks: the paper's names of the benchmarks; none: all that any run covers.
     Raises:
         TangoError: no method covers all benchmarks.
     """
@@ -62,7 +61,7 @@ def points(
 
 
 def share_kept(run: Run) -> float:
-    """Visual tokens that are left in the mean over the LLM's layers: as measured, or else as configured."""
+    """The share of visual tokens that is left in the mean over the LLM's layers: as measured, else as configured."""
     if run.tokens_before and run.tokens_after is not None:
         return run.tokens_after / run.tokens_before
     mean = run.method.get("mean_retention_ratio")
