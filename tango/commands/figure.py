@@ -1,4 +1,4 @@
-"""`tango figure`: accuracy against visual tokens, from recorded results."""
+"""`tango figure`: plots accuracy against visual tokens, from recorded results."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `tango figure`."""
     parser.add_argument("figure", choices=("accuracy",), help="accuracy: against the visual tokens that are left")
     add_results_arguments(parser)
-    parser.add_argument("--model", metavar="NAME", help="whose results, as they name it (the only one there)")
-    parser.add_argument("--benchmarks", nargs="+", default=[], metavar="NAME", help="what to average over (all there)")
+    parser.add_argument(
+        "--model", metavar="NAME", help="plot results of this model, by the name in them (the only model there)"
+    )
+    parser.add_argument(
+        "--benchmarks", nargs="+", default=[], metavar="NAME", help="benchmarks to average over (all there)"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png, .svg or .pdf; .csv beside it")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the numbers, then the plot of them."""
+    """Write the numbers as CSV, then the plot."""
     form = args.output.suffix.removeprefix(".").lower()
     if form not in _FORMS:
         raise OptionError(f"--output must end in .png, .svg or .pdf, got {args.output}")
