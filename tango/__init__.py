@@ -5,8 +5,8 @@
         print(tango.answer(model, processor, "clip.mp4", "What happens?"))
         print(pruning.stats)
 
-Importing this package defines names and does nothing else; each name is imported when first used. Modules that had
-another name once are found under it still, see `tango.moved`.
+Importing this package defines names and does nothing else; each name is imported when first used. Modules
+are still found under their former names, see `tango.moved`.
 """
 
 from __future__ import annotations
@@ -19,72 +19,31 @@ TYPE_CHECKING = False  # that of `typing`, whose import takes longer than all of
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "Video": "tango.containers",
-    "VisualTokens": "tango.containers",
-    "PrunedTokens": "tango.containers",
-    "Signal": "tango.containers",
-    "Paper": "tango.containers",
-    "Pruner": "tango.methods",
-    "LayerPruner": "tango.methods",
-    "DartPruner": "tango.methods",
-    "DivPrunePruner": "tango.methods",
-    "DyCokePruner": "tango.methods",
-    "FastVidPruner": "tango.methods",
-    "FastvMergePruner": "tango.methods",
-    "FastvPruner": "tango.methods",
-    "FrameFusionPruner": "tango.methods",
-    "HolitomMergePruner": "tango.methods",
-    "HolitomPruner": "tango.methods",
-    "KeepAllPruner": "tango.methods",
-    "PruneVidPruner": "tango.methods",
-    "PruneVidSelectPruner": "tango.methods",
-    "PyramidDropPruner": "tango.methods",
-    "RandomPruner": "tango.methods",
-    "SparseVlmPruner": "tango.methods",
-    "TangoPaperPruner": "tango.methods",
-    "TangoPruner": "tango.methods",
-    "TangoReleasePruner": "tango.methods",
-    "UniformPruner": "tango.methods",
-    "VidCom2Pruner": "tango.methods",
-    "VisionZipPruner": "tango.methods",
-    "Adapter": "tango.models",
-    "EncodedImages": "tango.models",
-    "EncodedVideos": "tango.models",
-    "register_adapter": "tango.models",
-    "LayerTokens": "tango.containers",
-    "available_layer_pruners": "tango.methods",
-    "available_methods": "tango.methods",
-    "available_pruners": "tango.methods",
-    "build_layer_pruner": "tango.methods",
-    "build_pruner": "tango.methods",
-    "available_saliency": "tango.ops.saliency",
-    "register": "tango.methods",
-    "register_saliency": "tango.ops.saliency",
-    "Plan": "tango.methods",
-    "prune": "tango.runtime.pruning",
-    "Pruning": "tango.runtime.pruning",
-    "PruningStats": "tango.runtime.stats",
-    "compile_tower": "tango.runtime.compiling",
-    "load": "tango.models",
-    "answer": "tango.runtime.answering",
-    "prepare": "tango.runtime.answering",
-    "read_video": "tango.video.reading",
-    "TangoError": "tango.errors",
-    "UnknownNameError": "tango.errors",
-    "OptionError": "tango.errors",
-    "UnsupportedModelError": "tango.errors",
-    "MissingSignalError": "tango.errors",
-    "BudgetError": "tango.errors",
-    "CheckpointError": "tango.errors",
-    "PromptError": "tango.errors",
-    "VideoReadError": "tango.errors",
-    "WriteError": "tango.errors",
-    "DamagedVideoWarning": "tango.errors",
+_HOMES = {  # module -> the names that it has
+    "tango.containers": "LayerTokens Paper PrunedTokens Signal Video VisualTokens",
+    "tango.errors": (
+        "BudgetError CheckpointError DamagedVideoWarning MissingSignalError OptionError PromptError "
+        "TangoError UnknownNameError UnsupportedModelError VideoReadError WriteError"
+    ),
+    "tango.methods": (
+        "DartPruner DivPrunePruner DyCokePruner FastVidPruner FastvMergePruner FastvPruner FrameFusionPruner "
+        "HolitomMergePruner HolitomPruner KeepAllPruner LayerPruner Plan PruneVidPruner PruneVidSelectPruner "
+        "Pruner PyramidDropPruner RandomPruner SparseVlmPruner TangoPaperPruner TangoPruner "
+        "TangoReleasePruner UniformPruner VidCom2Pruner VisionZipPruner available_layer_pruners "
+        "available_methods available_pruners build_layer_pruner build_pruner register"
+    ),
+    "tango.models": "Adapter EncodedImages EncodedVideos load register_adapter",
+    "tango.ops.saliency": "available_saliency register_saliency",
+    "tango.runtime.answering": "answer prepare",
+    "tango.runtime.compiling": "compile_tower",
+    "tango.runtime.pruning": "Pruning prune",
+    "tango.runtime.stats": "PruningStats",
+    "tango.video.reading": "read_video",
 }
-__all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, Video, VisualTokens
     from tango.errors import (
         BudgetError,
@@ -140,14 +99,25 @@ if TYPE_CHECKING:
     from tango.video.reading import read_video
 
 
+def lazily(
+    package: str, homes: Mapping[str, str], *own: str
+) -> tuple[list[str], Callable[[str], object], Callable[[], list[str]]]:
+    """`__all__`, `__getattr__` and `__dir__` of a package that imports each name when it is first used.
+
+    Args:
+        homes: module -> the names that it has, with blanks between.
+        own: names that the package itself defines.
+    """
+    home = {name: module for module, names in homes.items() for name in names.split()}
+    public = sorted([*home, *own])
+
+    def find(name: str) -> object:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(home[name]), name)
+
+    return public, find, lambda: public
+
+
 moved.install()
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'tango' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__all__, __getattr__, __dir__ = lazily(__name__, _HOMES, "__version__")

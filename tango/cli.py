@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before all other imports: they take a moment, in which Ctrl-C may come
+if __name__ == "__main__":  # before the other imports, during which Ctrl-C may come
     import runpy
 
     runpy.run_module("tango", run_name="__main__", alter_sys=True)
@@ -51,7 +51,7 @@ _BENCHMARKS = (
 
 
 def _imports() -> argparse.ArgumentParser:
-    """The option that every command has, before its name and behind it."""
+    """The option that every command takes, before or after its name."""
     parser = argparse.ArgumentParser(prog="tango", add_help=False, allow_abbrev=False)
     parser.add_argument(
         "--import", dest="imports", action="append", default=[], metavar="PKG",
@@ -61,7 +61,7 @@ def _imports() -> argparse.ArgumentParser:
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """Arguments: the command line without `--import`, of which the first words name the command."""
+    """The parser of everything else; only the command that `argv` names adds its own arguments."""
     parser = argparse.ArgumentParser(
         prog="tango",
         description="Training-free video-token pruning for video LLMs.",
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     user's, in one line on stderr; 130 interrupted (see `tango.processes`); 141 nobody reads the output any more.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text
+    if hasattr(sys.stdout, "reconfigure"):  # file names need not be valid text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return args.run(args)
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # what goes wrong here must be said here: Python itself says it in a traceback
+                sys.stdout.flush()  # an error here is reported below; at exit Python would print a traceback
     except BrokenPipeError:
         _drop_output()
         return 141
@@ -132,9 +132,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _mistake(error: Exception) -> str | None:
-    """What to tell the user whose mistake, or whose machine, an error is due to; None: it is a defect of ours.
+    """What to tell the user if an error is due to a mistake of theirs or to their machine; None: it is our defect.
 
-    A ValueError counts if a check of Tango's raised it, but not out of a library, which was called wrongly then.
+    A ValueError is the user's mistake if one of Tango's own checks raised it. From a library, it means that we called
+    the library wrongly.
     """
     if isinstance(error, TangoError):
         return str(error)
@@ -149,7 +150,7 @@ def _mistake(error: Exception) -> str | None:
 
 
 def _drop_output() -> None:
-    """Keep Python from trying at exit once more to write what cannot be written."""
+    """Keep Python from trying again, at exit, to write what cannot be written."""
     with suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()
         return

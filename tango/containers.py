@@ -15,9 +15,9 @@ from tango.annotations import Float, Int, UInt8
 
 
 class Signal(enum.Flag):
-    """What a method wants to know about the tokens besides features, grid and timestamps.
+    """What a method needs to know about the tokens besides features, grid and timestamps.
 
-    A single signal has a `kind`. To add one: a member here, its kind below, and a field of `VisualTokens`.
+    To add a signal: a member here, its `SignalKind` in `_KINDS` below, and a field of `VisualTokens`.
 
     Example:
         >>> (Signal.SALIENCY | Signal.KEYS).fields
@@ -27,12 +27,12 @@ class Signal(enum.Flag):
     NONE = 0
     SALIENCY = enum.auto()
     FRAME_EMBEDS = enum.auto()
-    TIMESTAMPS = enum.auto()  # wants real time; frame numbers are what it gets otherwise, with a warning
+    TIMESTAMPS = enum.auto()  # in seconds; where the input has none, frame numbers stand in, with a warning
     KEYS = enum.auto()
 
     @property
     def kinds(self) -> list[SignalKind]:
-        """Of every signal in this one, in order."""
+        """The kind of every signal in this one, in order."""
         return [kind for signal, kind in _KINDS.items() if signal in self]
 
     @property
@@ -61,7 +61,12 @@ ALL_SIGNALS = functools.reduce(operator.or_, _KINDS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paper:
-    """Where a method comes from. `licence` is that of the authors' own code, which Tango does not contain."""
+    """Where a method comes from. `licence` is that of the authors' own code, which Tango does not contain.
+
+    Example:
+        >>> tango.Paper(title="My method", venue="CVPR 2027", url="https://example.org").venue
+        'CVPR 2027'
+    """
 
     title: str
     venue: str
@@ -74,7 +79,12 @@ class Video:
     """Frames sampled from one file.
 
     `timestamps_s` are the presentation times of the sampled frames, in seconds from the first displayed frame;
-    `frame_indices` their places in display order; `fps` the file's average frame rate.
+    `frame_indices` are their numbers in display order; `fps` is the file's average frame rate.
+
+    Example:
+        >>> video = tango.read_video("clip.mp4", num_frames=4)
+        >>> isinstance(video, tango.Video), tuple(video.frames.shape), video.frame_indices
+        (True, (4, 112, 112, 3), (0, 15, 30, 45))
     """
 
     frames: UInt8[Tensor, "T h w 3"]
@@ -93,6 +103,11 @@ class VisualTokens:
 
     Raises:
         ValueError: the shapes do not fit together, or a sink position lies outside the grid.
+    Example:
+        >>> x = torch.randn(8, 36, 48)
+        >>> tokens = tango.VisualTokens(features=x, grid=(6, 6), timestamps_s=torch.arange(8.0))
+        >>> len(tango.build_pruner("uniform", retention_ratio=0.25).prune(tokens).indices)
+        72
     """
 
     features: Float[Tensor, "T N D"]
@@ -132,22 +147,28 @@ class VisualTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerTokens:
-    """Everything a layer pruner may look at: one prompt at the input of a decoder layer, as far as it is still there.
+    """Everything a layer pruner may look at: what is left of one prompt at the input of a decoder layer.
 
     Visual tokens include newlines. Queries and keys are rotated, in float32, and come from the layer that
-    `LayerPruner.reads` names; heads share keys in groups of `heads / groups`.
+    `LayerPruner.reads` names; `heads / groups` heads share keys.
+
+    Example:
+        >>> def visual_states(prompt: tango.LayerTokens) -> torch.Tensor:
+        ...     return prompt.hidden[prompt.visual]
+        >>> visual_states(prompt).shape
+        torch.Size([54, 16])
     """
 
-    layer: int  # at whose input the prompt is
+    layer: int  # the prompt is at the input of this layer
     hidden: Float[Tensor, "S D"]
     visual: Int[Tensor, "M"]  # rows of the visual tokens, increasing
-    text: Int[Tensor, "Q"]  # rows of the text after the video, up to the prompt's last token; that one alone if none
+    text: Int[Tensor, "Q"]  # rows of the text after the video, or of the last token alone if there is none
     queries: Float[Tensor, "Q heads d"]  # of the rows `text`
     keys: Float[Tensor, "S groups d"]
     scale: float  # of queries times keys
     norm_weight: Float[Tensor, "D"]  # of the decoder's final norm
     frames: Int[Tensor, "M"]  # each visual token's frame, counted over all videos of the prompt; non-decreasing
-    cells: Int[Tensor, "M"]  # each visual token's place in its frame, newlines included; a video has its own numbers
+    cells: Int[Tensor, "M"]  # each visual token's position in its frame, newlines included; every video counts anew
     counts: tuple[int, ...]  # visual tokens that ran through each of the layers before this one
 
     @property
@@ -158,7 +179,14 @@ class LayerTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PrunedTokens:
-    """What is left. `features[i]` stands for source token `indices[i]`, merged or not."""
+    """What pruning leaves: `features[i]` stands for source token `indices[i]`, merged or not.
+
+    Example:
+        >>> x = tokens.features.flatten(0, 1)
+        >>> kept = torch.arange(0, len(x), 4)
+        >>> tango.PrunedTokens(features=x[kept], indices=kept).features.shape
+        torch.Size([72, 48])
+    """
 
     features: Float[Tensor, "K D"]
     indices: Int[Tensor, "K"]  # t * N + n, strictly increasing

@@ -21,24 +21,22 @@ from tango.errors import TangoError
 
 log = getLogger(__name__)
 
-_LOCK = RLock()  # of one thread many times: a package that is being loaded may ask for names
-_LEFT_OUT: dict[str, str] = {}  # of each group that was loaded
-_IMPORTED: dict[str, None] = {}  # by name, in order
+_LOCK = RLock()  # reentrant: a package that is being loaded may ask for names
+_LEFT_OUT: dict[str, str] = {}  # group that was loaded -> what `load_group` returned
+_IMPORTED: dict[str, None] = {}  # names, in order
 _PACKAGES: set[str] = set()  # top-level names of all that was loaded or imported
 
 
 def load_group(group: str) -> str:
     """Import what installed packages announce under an entry-point group, once per process.
 
-    A package that cannot be imported is named in one line of the log, which goes to stderr, and is left out.
+    A package that cannot be imported is left out, and one line of the log, which goes to stderr, names it.
 
     Returns:
-        Which packages were left out and why, to be put behind an error that a name is unknown; "" if none was.
+        Which packages were left out and why, as the `note` of an UnknownNameError; "" if none was.
     Example:
-        if name not in _METHODS:
-            note = load_group("tango.methods")
-        if name not in _METHODS:
-            raise UnknownNameError("method", name, _METHODS, note)
+        >>> load_group("tango.saliency")
+        ''
     """
     with _LOCK:
         if group not in _LEFT_OUT:
@@ -59,11 +57,13 @@ def import_packages(*names: str) -> None:
     """Import packages or modules by name, for what they register. Doing it twice is harmless.
 
     Args:
-        names: of packages; one text may hold several, with commas between.
+        names: names of packages; one string may hold several, separated by commas.
     Raises:
         TangoError: one cannot be imported; the message says where it failed.
     Example:
-        import_packages("my_package", environ.get("TANGO_IMPORT", ""))
+        >>> import_packages("my_package, another.module")
+        Traceback (most recent call last):
+        tango.errors.TangoError: cannot import 'my_package': ModuleNotFoundError: No module named 'my_package'. ...
     """
     for name in filter(None, (name.strip() for text in names for name in text.split(","))):
         try:
@@ -78,19 +78,19 @@ def import_packages(*names: str) -> None:
 
 
 def imported() -> list[str]:
-    """What `import_packages` imported, for processes that are to know the same names."""
+    """What `import_packages` imported, so that other processes can import the same."""
     return list(_IMPORTED)
 
 
 def owner(error: BaseException) -> str | None:
-    """The package whose code an error came out of or passed through, the innermost; None: none but ours."""
+    """The innermost package of others whose code raised an error or was passed by it; None: only ours was."""
     modules = [frame.f_globals.get("__name__", "") for frame, _line in traceback.walk_tb(error.__traceback__)]
     found = [name.partition(".")[0] for name in modules]
     return next((name for name in reversed(found) if name in _PACKAGES), None)
 
 
 def _reason(error: BaseException) -> str:
-    """An error in one line, with the place in the source that it came from."""
+    """An error in one line, with the file and line that raised it."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     last = traceback.extract_tb(error.__traceback__)[-1]
     return text if last.filename.startswith("<frozen") else f"{text} ({last.filename}, line {last.lineno})"

@@ -8,25 +8,24 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tango.errors import WriteError
 
 
 def configs_folder() -> Path:
-    """The folder `configs`: in an installation it is the package `tango.configs`, in a clone it is at the top."""
+    """The folder `configs`: inside the package in an installation, at the top level in a clone."""
     installed = Path(__file__).with_name("configs")
     return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
 
 
 @contextmanager
 def writing(path: str | os.PathLike[str], kept: str) -> Iterator[None]:
-    """Name the file, and what was kept, where the system alone says that the disk is full.
+    """Turn an OSError inside into a WriteError that names the file and says what was kept.
 
     Args:
-        kept: what is left in spite of it, as the end of a sentence.
+        kept: what is left in spite of the error, as the end of a sentence.
     Raises:
-        WriteError: whatever stopped the writing inside.
+        WriteError: writing inside failed.
     """
     try:
         yield
@@ -38,7 +37,7 @@ def writing(path: str | os.PathLike[str], kept: str) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless it is there: before hours of work whose results go into it.
+    """Make a folder and those above it, unless it is there. Call it before hours of work, not after them.
 
     Raises:
         WriteError: it cannot be made.
@@ -50,14 +49,14 @@ def make_folder(path: Path) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file in one step, through a temporary one beside it; missing folders are made.
 
-    What is no file, such as /dev/stdout or a named pipe, is written to and never replaced.
+    Anything but a regular file, such as /dev/stdout or a named pipe, is written to and never replaced.
 
     Raises:
         WriteError: it cannot be written; what was there before is untouched.
     """
     with writing(path, "what was there before is untouched"):
         if path.exists() and not path.is_file():
-            with path.open("wb") as stream:  # a folder says here that it is one
+            with path.open("wb") as stream:  # raises if it is a folder
                 stream.write(data)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,17 +66,23 @@ def write_bytes(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # a temporary file is its owner's alone
+            os.chmod(temporary, 0o644)  # mkstemp lets only its owner read it
             os.replace(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)
 
 
-def write_json(path: str | os.PathLike[str], record: Any) -> None:
+def write_json(path: str | os.PathLike[str], record: object) -> None:
     """Write a record as indented JSON, as `write_bytes` does.
 
     Raises:
         TypeError: the record holds something that JSON does not have.
         WriteError: it cannot be written; what was there before is untouched.
+    Example:
+        >>> write_json("run.json", {"accuracy": 0.5})
+        >>> print(Path("run.json").read_text())
+        {
+          "accuracy": 0.5
+        }
     """
     write_bytes(Path(path), (json.dumps(record, indent=2) + "\n").encode())

@@ -1,6 +1,6 @@
-"""What something holds, as one text: equal for equal content, whatever its name, its place and its times.
+"""The content of something as one string: equal for equal content, whatever its name, folder and times.
 
-Every byte counts: size and date are the same where a clip was replaced by another one that was copied with its times.
+Every byte counts: a clip may be replaced by another of the same size, copied with its times.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tango.video.addresses import local_path
@@ -20,15 +21,15 @@ from tango.video.addresses import local_path
 _ORIENTATION = 0x112  # number of an EXIF tag
 _CHECKPOINT = (".json", ".safetensors", ".jinja", ".txt", ".model")
 _NOT_FOREIGN = {"tango", "torch"}
-_SETTLED_NS = 2_000_000_000  # a file that changed later than this ago may change again without its times showing it
+_SETTLED_NS = 2_000_000_000  # a file that changed less than this ago may change again without new times
 # Parts of the package that change no answer.
 _BESIDE_THE_ANSWERS = {"cli.py", "commands", "doctor", "lab", "report", "toy.py"}
 
 
 def of_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's content, at about 1 GB/s. A file that has not been touched since is not read again.
+    """SHA-256 of a file's content, at about 1 GB/s. A file is not read again until it changes.
 
-    A file in the hub's cache is taken at the SHA-256 that it is named by.
+    A file in the hub's cache is not read: its name is its SHA-256.
 
     Raises:
         OSError: it cannot be read.
@@ -44,9 +45,9 @@ def of_file(path: str | os.PathLike[str]) -> str:
 
 
 def of_content(source: Any) -> str:
-    """That of whatever can be shown as a video: a file, a folder of frames, bytes, an open file, frames in memory.
+    """Fingerprint of anything that can be shown as a video: a file, folder of frames, bytes, open file, frames.
 
-    What cannot be read, such as a path that is not there, and all else goes by its text.
+    Anything else, and what cannot be read, such as a missing path, is represented by its text.
     """
     if isinstance(source, (str, os.PathLike)):
         return _of_path(os.fsdecode(source))
@@ -59,16 +60,16 @@ def of_content(source: Any) -> str:
             "mapping", (part for name, value in sorted(source.items()) for part in (name, of_content(value)))
         )
     if hasattr(source, "read") and hasattr(source, "seek"):
-        place = source.tell()
+        position = source.tell()
         source.seek(0)
         try:
             return of_content(source.read())
         finally:
-            source.seek(place)
+            source.seek(position)
     if hasattr(source, "frames") and hasattr(source, "timestamps_s"):  # a tango.Video
         return _joined("video", map(of_content, (source.frames, source.timestamps_s)))
     if hasattr(source, "tobytes") and hasattr(source, "mode"):  # a PIL image
-        turned = source.getexif().get(_ORIENTATION)  # which reading applies
+        turned = source.getexif().get(_ORIENTATION)  # reading the image applies it
         return _joined("image", [source.mode, str(source.size), str(turned), source.convert("RGBA").tobytes()])
     if hasattr(source, "untyped_storage"):  # a tensor
         import torch
@@ -84,12 +85,12 @@ def of_content(source: Any) -> str:
 
 
 def of_checkpoint(folder: Path) -> str:
-    """That of all that `tango.load` may read from a checkpoint's folder: weights, configuration, tokenizer, head.
+    """Fingerprint of all that `tango.load` may read from a checkpoint's folder: weights, config, tokenizer, head.
 
     Raises:
         OSError: a file cannot be read.
     """
-    inside = [path for place in (folder, folder / "siglip") if place.is_dir() for path in place.iterdir()]
+    inside = [path for level in (folder, folder / "siglip") if level.is_dir() for path in level.iterdir()]
     files = sorted(path for path in inside if path.suffix in _CHECKPOINT and path.is_file())
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(of_file, files))
@@ -99,25 +100,25 @@ def of_checkpoint(folder: Path) -> str:
 
 @lru_cache(maxsize=1)
 def of_code() -> str:
-    """That of Tango's own source, as far as answers may depend on it: two states of a clone have one version."""
+    """Fingerprint of Tango's own source, as far as answers depend on it: a clone changes under one version."""
     root = Path(__file__).parent
     paths = (path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] not in _BESIDE_THE_ANSWERS)
     return _joined("code", (part for path in paths for part in (path.relative_to(root).as_posix(), path.read_bytes())))
 
 
-def of_packages(*things: Any) -> dict[str, str]:
-    """That of the source of other packages that classes and functions come from, by package; our own is `of_code`."""
+def of_packages(*things: object) -> dict[str, str]:
+    """Fingerprints of the other packages that classes and functions come from, by package; ours is `of_code`."""
     sources = {source.__module__ for thing in things for source in getattr(thing, "__mro__", (thing,))}
     modules = {name.partition(".")[0] for name in sources}
     return {name: _of_package(sys.modules[name]) for name in sorted(modules - sys.stdlib_module_names - _NOT_FOREIGN)}
 
 
-def _of_package(module: Any) -> str:
-    """All of its source; of a single module, that file; of what was typed in, nothing."""
+def _of_package(module: ModuleType) -> str:
+    """Fingerprint of all source files of a package, or of a module's one file; code typed in has none."""
     folders = [Path(folder) for folder in getattr(module, "__path__", ())]
     pairs = [(path, path.relative_to(folder)) for folder in folders for path in sorted(folder.rglob("*.py"))]
-    if not folders and getattr(module, "__file__", None):
-        pairs = [(Path(module.__file__), Path(module.__name__))]
+    if not folders and (file := getattr(module, "__file__", None)):
+        pairs = [(Path(file), Path(module.__name__))]
     return _joined("package", (part for path, name in pairs for part in (name.as_posix(), path.read_bytes())))
 
 
@@ -128,7 +129,7 @@ def _of_path(text: str) -> str:
             files = sorted(file for file in path.rglob("*") if file.is_file())
             pairs = ((file.relative_to(path).as_posix(), of_file(file)) for file in files)
             return _joined("folder", (part for pair in pairs for part in pair))
-        if path.is_file():  # no pipe and no device: those have no end
+        if path.is_file():  # a pipe or a device may have no end
             return of_file(path)
     except (OSError, ValueError):  # an address of another kind; a null byte in the path
         pass
@@ -143,13 +144,13 @@ def _remembered(path: str, *_state: int) -> str:
 def _hashed(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        while data := file.read(1 << 20):
+            digest.update(data)
     return digest.hexdigest()
 
 
 def _joined(kind: str, parts: Iterable[str | bytes]) -> str:
-    """Of several parts: their lengths go in, too, so that none can pass for the end of another."""
+    """Fingerprint of several parts. Their lengths count, too: moving bytes from one part to the next changes it."""
     digest = hashlib.sha256(kind.encode())
     for part in parts:
         data = part.encode(errors="surrogateescape") if isinstance(part, str) else part

@@ -1,4 +1,4 @@
-"""Modules under their former names: importing one gives the module that it is now, with a DeprecationWarning."""
+"""Modules under their former names: importing one gives the module it is now, with a DeprecationWarning."""
 
 from __future__ import annotations
 
@@ -11,23 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
-_IN_RUNTIME = (
-    "answering",
-    "callers",
-    "compiling",
-    "layer_masks",
-    "layer_prune",
-    "overlay",
-    "owned",
-    "pruning",
-    "stats",
-)
-_IN_VIDEO = ("images", "sampling", "sources")
-_PROCESSORS = ("messages", "protocol", "stock", "timestamps")
+_RUNTIME = ["answering", "callers", "compiling", "layer_masks", "layer_prune", "overlay", "owned", "pruning", "stats"]
+_VIDEO = ["images", "sampling", "sources"]
+_PROCESSORS = ["messages", "protocol", "stock", "timestamps"]
 # Former name -> name now, for a module and all that is in it.
 MOVED = {
-    **{f"tango.{name}": f"tango.runtime.{name}" for name in _IN_RUNTIME},
-    **{f"tango.{name}": f"tango.video.{name}" for name in _IN_VIDEO},
+    **{f"tango.{name}": f"tango.runtime.{name}" for name in _RUNTIME},
+    **{f"tango.{name}": f"tango.video.{name}" for name in _VIDEO},
     **{f"tango.models.{name}": f"tango.models.processors.{name}" for name in _PROCESSORS},
     "tango.models.processor": "tango.models.processors.llava",
     "tango.models.qwen_processor": "tango.models.processors.qwen",
@@ -49,7 +39,7 @@ _GONE = {"tango.examples": "the example is a file of the repository now: python 
 
 
 def name_now(name: str) -> str | None:
-    """Where a module is that had this name; None: it never moved."""
+    """The present name of a module that had this name; None: it never moved."""
     for former, now in MOVED.items():
         if name == former or name.startswith(f"{former}."):
             return now + name.removeprefix(former)
@@ -57,7 +47,7 @@ def name_now(name: str) -> str | None:
 
 
 class Finder:
-    """Asked first: what is in a package that moved would be found in its new folder, and made a second time."""
+    """Finds modules by their former names. It comes first: the usual finders would load a moved package twice."""
 
     def find_spec(self, name: str, _path: Sequence[str] | None = None, _target: object = None) -> ModuleSpec | None:
         if not name.startswith("tango."):
@@ -67,7 +57,7 @@ class Finder:
         return None if name_now(name) is None else ModuleSpec(name, self)  # type: ignore[arg-type]
 
     def create_module(self, _spec: ModuleSpec) -> None:
-        return None  # the usual empty one, which is not kept
+        return None  # an empty module, which `exec_module` replaces
 
     def exec_module(self, module: ModuleType) -> None:
         import warnings
@@ -80,6 +70,6 @@ class Finder:
 
 
 def install() -> None:
-    """Have Python ask here; once, however often Tango is imported anew."""
+    """Put a Finder before all others, in place of one that an earlier import of Tango left there."""
     others = [finder for finder in sys.meta_path if type(finder).__module__ != __name__]
     sys.meta_path[:] = [Finder(), *others]

@@ -1,7 +1,7 @@
-"""How processes end: by Ctrl-C with one line and exit code 130, and with the one that started them.
+"""How processes end: on Ctrl-C, with one line and exit code 130; and together with the process that started them.
 
-A launcher that is killed cannot end its workers, which would go on for hours, hold their GPUs and write to the same
-journal as the run that is started next. Shell scripts do the same with `setpriv --pdeathsig`.
+A killed launcher cannot end its workers. They would go on for hours, hold their GPUs and write to the journal of the
+next run. Shell scripts end theirs with `setpriv --pdeathsig`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import signal
 import sys
 from contextlib import suppress
 
-TYPE_CHECKING = False  # what is imported up here takes a moment in which Ctrl-C is a traceback still
+TYPE_CHECKING = False  # as few imports as possible: while they run, Ctrl-C still prints a traceback
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
 _SET_BY_LAUNCHERS = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"}
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -23,16 +23,16 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 def run(name: str, load: Callable[[], Callable[[], int]]) -> int:
     """Run a program as the whole of this process, and return its exit code.
 
-    While `load` imports, Ctrl-C ends the process at once: libraries in the middle of an import have nothing to put in
-    order, and may make any other error of an exception. While the program runs, it is a `KeyboardInterrupt`, so that
-    files are whole or absent; a second Ctrl-C ends the process at once again. A process that was started without
-    Ctrl-C, in a script's background, stays without.
+    While `load` imports, Ctrl-C ends the process at once: a half-imported library has nothing to clean up, and may turn
+    an exception into any other error. While the program runs, Ctrl-C is a `KeyboardInterrupt`, so that files are whole
+    or absent; a second one ends the process at once. A process that ignored Ctrl-C from the start, such as one in a
+    script's background, goes on ignoring it. Only the main thread may call this.
 
         sys.exit(run("tango", load))
 
     Args:
-        name: what the line begins with.
-        load: does the imports and returns the program. Only the main thread may call this.
+        name: the line on stderr begins with it.
+        load: does the imports and returns the program.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         return load()()
@@ -44,14 +44,14 @@ def run(name: str, load: Callable[[], Callable[[], int]]) -> int:
             sys.stdout.flush()
         with suppress(OSError):
             os.write(2, f"{name}: interrupted\n".encode())
-        os._exit(130)  # without waiting for threads, and for what libraries do at the end
+        os._exit(130)  # waits neither for threads nor for what libraries do at exit
 
     def interrupt(*_signal: object) -> NoReturn:
         pressed.append(True)
         signal.signal(signal.SIGINT, leave)
         raise KeyboardInterrupt
 
-    def ignored(error: Any) -> None:
+    def ignored(error: sys.UnraisableHookArgs) -> None:
         """Python goes on after an exception in a destructor, and only prints it."""
         if pressed:
             leave()
@@ -69,15 +69,15 @@ def run(name: str, load: Callable[[], Callable[[], int]]) -> int:
         leave()
     finally:
         signal.signal(signal.SIGINT, leave)
-        if pressed:  # a library made something else of it
+        if pressed:  # a library has turned the interrupt into something else
             leave()
 
 
 def end_with_parent() -> None:
     """Have the kernel kill this process as soon as its parent ends.
 
-    The signal is SIGKILL, which nothing can hold up; journals are made for it. Other systems than Linux have no such
-    call, and nothing happens there.
+    The signal is SIGKILL, which nothing can delay; journals are made for it. Only Linux has this call: elsewhere
+    nothing happens.
     """
     if sys.platform == "linux":
         import ctypes
@@ -86,14 +86,20 @@ def end_with_parent() -> None:
 
 
 def end_with_launcher(environ: Mapping[str, str]) -> None:
-    """The same for a process that torchrun or `accelerate launch` started, as `environ` says; others are left alone.
+    """Have a process end with torchrun or `accelerate launch`, if one of them started it, as `environ` says.
 
-    A process that is started by hand is to outlive the shell it was started from.
+    A process that was started by hand is left alone: it may outlive its shell.
+
+    Example:
+        >>> import os
+        >>> end_with_launcher(os.environ)
     """
     if not environ.keys() & _SET_BY_LAUNCHERS:
         return
     end_with_parent()
-    if os.getppid() == 1 and b"python" not in _command_line(1):  # launchers are: this one ended while modules loaded
+    if os.getppid() == 1 and b"python" not in _command_line(
+        1
+    ):  # the launcher, a Python program, ended during the imports
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -102,4 +108,4 @@ def _command_line(process: int) -> bytes:
         with open(f"/proc/{process}/cmdline", "rb") as file:
             return file.read()
     except OSError:
-        return b"python"  # nothing is known of it
+        return b"python"  # unknown: assume that the launcher runs

@@ -1,4 +1,4 @@
-"""Stage timing that neither blocks a GPU nor costs anything worth mentioning."""
+"""Stage timing that does not make a GPU wait, at a negligible cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 
-# "between" is the time up to the end of the prefill that no other stage covers: statistics, what `generate` sets up.
+# "between" is the time before the end of the prefill that no other stage covers: statistics, the set-up of `generate`.
 # So the stages from "tower" to "prefill" add up to the time to the first token.
 STAGES = ("read", "preprocess", "tower", "project", "prune", "splice", "between", "prefill", "decoding")
 
@@ -19,10 +19,12 @@ _Mark = float | torch.cuda.Event
 class StageTimer:
     """Adds up the time spent in named stages.
 
-    On CUDA the marks are events, so nothing waits for the device until `ms()` is read; elsewhere they are wall clock.
+    On CUDA the marks are events, so nothing waits for the device until `ms()` is called; elsewhere they are wall-clock
+    times.
 
     Args:
-        device: where the stages run; events lie on the stream that is current on this device, whichever GPU is current.
+        device: where the stages run. Events are recorded on the current stream of this device, even if another GPU is
+            the current one.
     """
 
     def __init__(self, device: torch.device | str = "cpu"):
@@ -38,12 +40,12 @@ class StageTimer:
         return event
 
     def add(self, stage: str, start: _Mark, end: _Mark | None = None) -> None:
-        """Count the time from `start` to `end` (now, if not given) to `stage`."""
+        """Add the time from `start` to `end` (now, if not given) to `stage`."""
         self._spans.append((stage, start, self.mark() if end is None else end))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the enclosed block to `name`."""
+        """Add the time spent inside to stage `name`."""
         start = self.mark()
         try:
             yield
@@ -53,7 +55,8 @@ class StageTimer:
     def ms(self) -> dict[str, float]:
         """Milliseconds per stage, in the order of `STAGES`; waits for the device.
 
-        After a prefill "between" is one of them: the time from the first mark to the prefill's end that is in no other.
+        After a prefill, "between" is one of them: the time between the first mark and the end of the prefill that no
+        other stage covers.
         """
         totals: dict[str, float] = {}
         for stage, start, end in [*self._spans, *self._gaps()]:
@@ -62,7 +65,7 @@ class StageTimer:
         return {stage: totals[stage] for stage in [*known, *(s for s in totals if s not in STAGES)]}
 
     def _gaps(self) -> list[tuple[str, _Mark, _Mark]]:
-        """Up to the end of the prefill, what lies between the end of each stage and the start of the next."""
+        """The gaps between each stage and the next, up to the end of the prefill."""
         ends = [i for i, (stage, _, _) in enumerate(self._spans) if stage == "prefill"]
         before = self._spans[: ends[-1] + 1] if ends else []
         return [("between", end, start) for (_, _, end), (_, start, _) in pairwise(before)]

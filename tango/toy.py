@@ -1,18 +1,21 @@
-"""A tiny model and a small clip, made on the spot: to try Tango, and to test it, without any file.
+"""A tiny model and a small clip, made on the spot, to try and test Tango without any files.
 
 The checkpoint has LLaVA-OneVision's real structure (27 x 27 patches, 14 x 14 tokens a frame) but random weights, so
-its answers mean nothing; token counts and the relation of the stage times do.
+its answers mean nothing; token counts and the ratios of stage times do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 
@@ -47,7 +50,7 @@ def write_clip(path: Path, *, num_frames: int = 96, size: int = 256, fps: int = 
             container.mux(packet)
 
 
-def tiny_tokenizer() -> Any:
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with the special tokens of LLaVA-OneVision, made without any file."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -62,7 +65,9 @@ def tiny_tokenizer() -> Any:
     )
 
 
-def tiny_model(tokenizer: Any, *, image_size: int = 384, width: int = 64, layers: int = 2, seed: int = 0) -> Any:
+def tiny_model(
+    tokenizer: PreTrainedTokenizerFast, *, image_size: int = 384, width: int = 64, layers: int = 2, seed: int = 0
+) -> PreTrainedModel:
     """A LLaVA-OneVision with random weights. `width` is the tower's; the LLM is four times as wide."""
     from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
@@ -90,7 +95,7 @@ def tiny_model(tokenizer: Any, *, image_size: int = 384, width: int = 64, layers
     return model
 
 
-def tiny_siglip(model: Any, seed: int = 1) -> Any:
+def tiny_siglip(model: PreTrainedModel, seed: int = 1) -> PreTrainedModel:
     """A SigLIP tower of the same size that has an attention-pooling head, as LLaVA's towers once did."""
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
@@ -100,7 +105,7 @@ def tiny_siglip(model: Any, seed: int = 1) -> Any:
         return SiglipVisionModel(config).eval()
 
 
-def write_checkpoint(folder: Path, **options: Any) -> None:
+def write_checkpoint(folder: Path, **options: int) -> None:
     """Write a tiny LLaVA-OneVision checkpoint, and beside it in `siglip/` the SigLIP with the pooling head."""
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer, **options)

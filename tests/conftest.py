@@ -50,12 +50,12 @@ def cut_into_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Make Tango work through its data `size` items at a time, where it would take as many as fit into a cache."""
 
     def cut(size: int) -> None:
-        def blocks(count: int, *_: object, **__: object) -> Iterator[slice]:
+        def chunks(count: int, *_: object, **__: object) -> Iterator[slice]:
             return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
-        users = [m for name, m in sys.modules.items() if name.startswith("tango.") and hasattr(m, "blocks")]
+        users = [m for name, m in sys.modules.items() if name.startswith("tango.") and hasattr(m, "chunks")]
+        assert users
         for module in users:
-            if callable(module.blocks):  # not the package that has a module of this name
-                monkeypatch.setattr(module, "blocks", blocks)
+            monkeypatch.setattr(module, "chunks", chunks)
 
     return cut

@@ -140,7 +140,7 @@ class TestDoors:
             ({"positions": "here"}, "positions must be 'contiguous' or 'kept' or 'correct' or 'stock' or null (None), "
              "got 'here'"),
             ({"retention_ratio": "0.1", "mean_retention_ratio": "0.1"},
-             "give retention_ratio (before the LLM) or mean_retention_ratio (over its layers), not both"),
+             "give retention_ratio (pre-LLM) or mean_retention_ratio (over the LLM's layers), not both"),
         ],
     )  # fmt: skip
     def test_mistakes_are_told_in_the_same_words(

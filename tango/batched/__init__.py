@@ -1,4 +1,4 @@
-"""Tango's decisions for all segments of a video at once: the fast engine behind `tango.methods.tango`, and only it."""
+"""Tango's decisions for all segments of a video at once: the fast engine of `tango.methods.tango`, and of it alone."""
 
 from tango.batched.engine import Options, Segments, prune_segments
 

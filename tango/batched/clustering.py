@@ -1,7 +1,7 @@
 """Density-peaks clustering of many sets of different sizes: a few operators, whatever the number of sets.
 
-Sets of similar size are padded to the largest of them; such a bucket is one product of matrices, and each of the three
-looks at its distances one operator for all its sets. In between rows are ranked, for all sets at once.
+Sets of similar size are padded to the largest of them. Such a bucket needs one product of matrices and one operator for
+each of the three uses of its distances. In between, the rows of all sets are ranked at once.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from tango.batched.layout import in_turns
 from tango.ops.clustering import MAX_HELD_GPU, TICK_LENGTH, Ticks
 from tango.ops.device import to_device_together
 
-_MAX_BATCH_CPU = 1 << 24  # distances of the sets that a CPU clusters together; more only cost it memory
+_MAX_BATCH_CPU = 1 << 24  # distances of the sets that a CPU clusters together; more would only cost memory
 _GPU_BUCKETS = 3
-_BUCKET_COST = 1 << 20  # distances that a GPU computes while a bucket's operators are launched
-_SET_KEY = 1 << 40  # more than any sum of ticks, of 2**20 at most, and than any score's bits, up or down
+_BUCKET_COST = 1 << 20  # distances that a GPU computes while the operators of one more bucket are launched
+_SET_KEY = 1 << 40  # between sets; exceeds any sum of ticks, 2**20 each at most, and any score's bits, up or down
 
 Ints: TypeAlias = NDArray[np.int64]
 Gather = Callable[[Tensor], Tensor]
@@ -36,11 +36,11 @@ def density_peaks_of_sets(
     """`tango.ops.clustering.density_peaks` of sets of `sizes[i]` rows, each with its own number of clusters.
 
     Args:
-        gather: returns the rows with these n numbers, (n, D), of length 2**9 (or 0): 1 is a tick. The sets are runs of
-            numbers from 0 on.
+        gather: returns the rows with the given n numbers, (n, D), of length 2**9 (or 0), so that 1 is a tick. The sets
+            are runs of numbers from 0 on.
     Returns:
         The numbers of every set's centres, highest score first, set after set; and for every row the number of its
-        nearest centre (a centre's own is itself).
+        nearest centre, which for a centre is itself.
     Raises:
         ValueError: a set is asked for no cluster or for more than it has rows, or `k` is below 1.
     """
@@ -57,27 +57,27 @@ def density_peaks_of_sets(
 
 
 class _Bucket(NamedTuple):
-    """Sets of one size, once padded; the slices are of a plan's rows and slots."""
+    """Sets that are padded to one size; the slices are of a plan's rows and slots."""
 
     rows: slice
     slots: slice
     num_sets: int
-    is_short: bool  # a set has fewer rows than neighbours are asked for, and padding
+    is_short: bool  # a set has padding, and fewer rows than neighbours are asked for
 
 
 class _Plan(NamedTuple):
-    """Rows of some buckets, padding among them, one after another; sets are in the order of the buckets."""
+    """The rows of some buckets, one after another, padding included; sets are in the order of the buckets."""
 
     buckets: list[_Bucket]
-    numbers: Ints  # of each row, as the caller counts them; padding: one more than there are
-    sources: Ints  # the same; padding: any row of its set
-    set_keys: Ints  # of each row, apart by set so far that what rows are ranked by fits between; padding comes last
-    exponents: Ints  # what turns a sum of ticks into the logarithm of a density, as a divisor, of each row
-    slots: Ints  # where each set's centres are among all in order, the first one repeated for padding
-    first_rows: Ints  # of each slot's set
-    places: Ints  # of the centres in an order by set and score
-    targets: Ints  # of the centres in the result
-    padding: Ints  # where it is
+    numbers: Ints  # number of each row, as the caller counts; of padding one more than the last
+    sources: Ints  # number of the row to gather; for padding the first row of its set
+    set_keys: Ints  # added to what rows are ranked by, so that sets stay apart; padding comes last
+    exponents: Ints  # of each row: a sum of ticks divided by this is the logarithm of a density
+    slots: Ints  # of each set's centres, their ranks among all centres in row order; padding repeats the first
+    first_rows: Ints  # first row of each slot's set
+    ranks: Ints  # of the centres, among all rows ordered by set and score
+    targets: Ints  # positions of the centres in the result
+    padding: Ints  # rows that are padding
 
 
 def _plan(buckets: list[Ints], sizes: Ints, num_clusters: Ints, k: int) -> _Plan:
@@ -88,7 +88,7 @@ def _plan(buckets: list[Ints], sizes: Ints, num_clusters: Ints, k: int) -> _Plan
     for sets in buckets:
         B, M, C = len(sets), int(sizes[sets].max()), int(num_clusters[sets].max())
         count, chosen = sizes[sets][:, None], num_clusters[sets][:, None]
-        exists, place = np.arange(M) < count, np.arange(C)
+        exists, slot_of_set = np.arange(M) < count, np.arange(C)
         planned.append(
             _Bucket(slice(row, row + B * M), slice(slot, slot + B * C), B, bool(((count <= k) & (count < M)).any()))
         )
@@ -98,7 +98,7 @@ def _plan(buckets: list[Ints], sizes: Ints, num_clusters: Ints, k: int) -> _Plan
                 starts[sets][:, None] + np.where(exists, np.arange(M), 0),
                 np.where(exists, _SET_KEY * np.arange(first, first + B)[:, None], _SET_KEY * len(order)),
                 np.broadcast_to(np.clip(count - 1, 1, k) * -int(TICK_LENGTH**-2), (B, M)),
-                own_slots[first : first + B, None] + np.where(place < chosen, place, 0),
+                own_slots[first : first + B, None] + np.where(slot_of_set < chosen, slot_of_set, 0),
                 np.broadcast_to(row + M * np.arange(B)[:, None], (B, C)),
             )
         )
@@ -106,14 +106,14 @@ def _plan(buckets: list[Ints], sizes: Ints, num_clusters: Ints, k: int) -> _Plan
     numbers, sources, keys, exponents, listed, first_rows = (
         np.concatenate([part.ravel() for part in parts]) for parts in zip(*columns, strict=True)
     )
-    places, written = runs(own_starts, num_clusters[order]), runs(targets[order], num_clusters[order])
+    ranks, written = runs(own_starts, num_clusters[order]), runs(targets[order], num_clusters[order])
     padding = np.flatnonzero(numbers == sizes.sum())
-    return _Plan(planned, numbers, sources, keys, exponents, listed, first_rows, places, written, padding)
+    return _Plan(planned, numbers, sources, keys, exponents, listed, first_rows, ranks, written, padding)
 
 
 def _cluster(plan: _Plan, gather: Gather, k: int, centres: Int[Tensor, "C"], nearest: Int[Tensor, "R+1"]) -> None:
-    """Write the results of a plan's sets to where they belong."""
-    numbers, sources, set_keys, exponents, slots, first_rows, places, targets, padding = to_device_together(
+    """Cluster the sets of a plan, and write the results to where they belong."""
+    numbers, sources, set_keys, exponents, slots, first_rows, ranks, targets, padding = to_device_together(
         *plan[1:], device=centres.device
     )
     rows = gather(sources)
@@ -135,8 +135,8 @@ def _cluster(plan: _Plan, gather: Gather, k: int, centres: Int[Tensor, "C"], nea
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     delta = of_each(lambda own, bucket: own.to_denser(of(bucket, rank))).clamp_min_(0)
     score = (distance_sum / exponents).exp_().mul_(delta.sqrt_())  # infinite where nothing is denser
-    # Numbers are in the order of their bits if none is negative, -0 neither.
-    best = (set_keys - score.abs_().view(torch.int32)).sort(stable=True).indices.index_select(0, places)
+    # Floats that are not negative, nor -0, are in the order of their bits.
+    best = (set_keys - score.abs_().view(torch.int32)).sort(stable=True).indices.index_select(0, ranks)
     in_order = best.sort().values
     listed = in_order.index_select(0, slots)
     of_set = listed - first_rows
@@ -151,21 +151,21 @@ def _cluster(plan: _Plan, gather: Gather, k: int, centres: Int[Tensor, "C"], nea
 
 
 def runs(starts: Ints, counts: Ints) -> Ints:
-    """`counts[i]` whole numbers from `starts[i]` on, for all i."""
+    """For all i, `counts[i]` whole numbers from `starts[i]` on."""
     return np.arange(counts.sum()) + np.repeat(starts - (counts.cumsum() - counts), counts)
 
 
 def _turns(sizes: Ints, device: torch.device) -> Iterator[list[Ints]]:
-    """Buckets that are worked on together, as long as their distances fit into memory."""
+    """Group the buckets that are worked on together: as many as have room in memory for their distances."""
     most = _MAX_BATCH_CPU if device.type == "cpu" else MAX_HELD_GPU
     return in_turns(((sets, len(sets) * int(sizes[sets].max()) ** 2) for sets in _buckets(sizes, device)), most)
 
 
 def _buckets(sizes: Ints, device: torch.device) -> Iterator[Ints]:
-    """Divide sets into such as are padded to one size.
+    """Divide the sets into buckets; those of a bucket are padded to one size.
 
-    On a CPU these are sets of one size, since padding costs work. A GPU wants few launches: it gets `_GPU_BUCKETS` at
-    most, chosen for the least padded work, and more only where the distances of one would not fit into memory.
+    On a CPU a bucket has sets of one size, since padding costs work. A GPU wants few launches: it gets at most
+    `_GPU_BUCKETS`, cut for the least work with padding, and more only where the distances of one exceed the memory.
     """
     on_cpu = device.type == "cpu"
     levels, level_of, counts = np.unique(
@@ -180,13 +180,13 @@ def _buckets(sizes: Ints, device: torch.device) -> Iterator[Ints]:
 
 
 def _rounded_up(sizes: Ints) -> Ints:
-    """Sizes rounded to one of a few per doubling, so that their number does not grow with that of the sets."""
+    """Round sizes up to one of a few per doubling, so that many sets do not mean many sizes."""
     step = 2 ** np.maximum(np.log2(sizes).astype(np.int64) - 2, 0)
     return -(-sizes // step) * step
 
 
 def _least_work(levels: Ints, counts: Ints) -> list[int]:
-    """Where to cut increasing sizes, each that of so many sets, for the least work with sets padded to the next cut."""
+    """Cut increasing sizes, of `counts[i]` sets each, for the least work if every set is padded to the next cut."""
     before = np.concatenate([[0], counts.cumsum()])
     ends = levels.astype(np.float64) ** 2
 

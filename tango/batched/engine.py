@@ -1,8 +1,8 @@
-"""What `tango.methods.tango` says segment by segment and frame by frame, for all segments of a video at once.
+"""What `tango.methods.tango` does segment by segment and frame by frame, done for all segments of a video at once.
 
-It keeps the same tokens in as many launches as one segment needs: on a GPU at most 200 at 32 frames. Every competing
-token is a row (`layout`); salient rows are chosen in all frames together (`selection`), the others clustered in all
-segments together (`clustering`). On a CPU it works on what stays in the cache.
+The engine keeps the same tokens, in as many launches as one segment needs: on a GPU at most 200 at 32 frames. Every
+competing token is a row (`layout`); salient rows are chosen in all frames together (`selection`), the others clustered
+in all segments together (`clustering`). On a CPU a batch is what stays in the cache.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from tango.ops.clustering import TICK_LENGTH
 from tango.ops.device import to_device_together
 from tango.ops.strope import check_sections, strope_rotations
 
-# Of rotated tokens worked on at once, unless a single segment has more. A GPU takes a whole video of 256 frames; a CPU,
-# what stays in its last cache.
+# Bytes of rotated tokens worked on at once, unless a single segment has more. A GPU takes a whole video of 256 frames,
+# a CPU what stays in its last cache.
 _GPU_BYTES, _CPU_BYTES = 1 << 30, 24 << 20
 
 
 class Segments(NamedTuple):
-    """A video that is cut already."""
+    """The segments of a video, and the budgets of each."""
 
-    lengths: Sequence[int]  # frames of each
-    static: Sequence[NDArray[np.bool_]]  # places that are averaged over its frames, (N,)
-    budgets: Sequence[tuple[int, int]]  # tokens to keep of it: static ones, others in all its frames
+    lengths: Sequence[int]  # frames of each segment
+    static: Sequence[NDArray[np.bool_]]  # which positions of a segment are averaged over its frames, (N,)
+    budgets: Sequence[tuple[int, int]]  # tokens to keep of a segment: static ones, others in all its frames
 
 
 class Options(NamedTuple):
-    """Those of `tango.methods.tango.TangoPruner` that matter once a video is cut."""
+    """The options of `tango.methods.tango.TangoPruner` that matter once a video is cut."""
 
-    times: Tensor | None  # what ST-RoPE counts time in, (T,); None: no ST-RoPE
+    times: Tensor | None  # time of each frame for ST-RoPE, (T,); None: no ST-RoPE
     rope_sections: tuple[int, int, int] | None
     base_time: float
     base_space: float
@@ -52,8 +52,8 @@ class Options(NamedTuple):
     alpha: float
     num_neighbors: int
     merge_weight: float
-    by_density: bool  # exchange the places of a segment's merged rows, as Tango's release does
-    kernels: bool  # use Triton's where they run
+    by_density: bool  # exchange the positions of a segment's merged rows, as Tango's release does
+    kernels: bool  # use the Triton kernels where they run
 
 
 def prune_segments(
@@ -64,10 +64,10 @@ def prune_segments(
     segments: Segments,
     options: Options,
 ) -> PrunedTokens:
-    """Select and merge within segments; never waits for the device.
+    """Select and merge tokens within segments; never waits for the device.
 
     Args:
-        inverse_norms: of the features, see `tango.ops.segmentation.adjacent_similarity`.
+        inverse_norms: 1 / L2 norm of the features, see `tango.ops.segmentation.adjacent_similarity`.
     Source: sections 4.1-4.3 of arXiv:2604.09547.
     """
     (T, N, D), device = features.shape, features.device
@@ -79,7 +79,7 @@ def prune_segments(
             layout.tokens, layout.spans, layout.rows,
             layout.members, layout.spans.cumsum() - layout.spans, device=device,
         )  # fmt: skip
-        # Of every row the mean over its members. `index_add_` on a GPU would round differently from run to run.
+        # For every row the mean over its members. `index_add_` on a GPU would round differently from run to run.
         scores = F.embedding_bag(members, saliency.reshape(-1, 1), first_members, mode="sum")[:, 0] / span
         points = _points(x, inverse_norms, grid, layout.largest_batch, options)
         kept = [
@@ -105,11 +105,11 @@ def prune_segments(
 def _points(
     x: Float[Tensor, "M D"], inverse_norms: Float[Tensor, "T N"], grid: tuple[int, int], most: int, options: Options
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Returns what gathers n of some tokens, rotated, in units in which 1 is a tick, (n, D).
+    """Return a function that gathers and rotates n tokens of a list, (n, D), in units in which 1 is a tick.
 
     Args:
-        most: rows that are gathered at once, at most. A CPU has one workspace for all of them: fresh memory costs it
-            more than the arithmetic done there.
+        most: the most rows that are gathered at once. A CPU reuses one workspace for all: fresh memory would cost it
+            more than the arithmetic.
     """
     T, D, device = len(inverse_norms), x.shape[1], x.device
     sections = check_sections(options.rope_sections, D)
@@ -131,7 +131,7 @@ def _points(
 
 
 def _numbered_together(batches: Sequence[Kept]) -> Kept:
-    """What is kept of all batches, rows being numbered from the first batch's first on."""
+    """Join what is kept of all batches; rows are numbered through, from the first of the first batch."""
     if len(batches) == 1:
         return batches[0]
     starts = np.cumsum([0, *(len(batch.assignment) for batch in batches[:-1])]).tolist()

@@ -25,9 +25,9 @@ def merge_over_frames(
     """`merge_into_anchors` where an anchor, and each member of its cluster, may be a mean over several frames.
 
     Args:
-        cluster: cluster of each row, all frames counted.
+        cluster: cluster of each row, in all frames.
         anchors: row of each cluster's anchor in its first frame.
-        spans: over how many frames it is averaged, `stride` rows apart.
+        spans: number of frames, `stride` rows apart, that each anchor is averaged over.
         num_averaged: the sum of `spans`.
     """
     if kernels and kernels_run_on(x) and not (torch.is_grad_enabled() and x.requires_grad):

@@ -1,4 +1,4 @@
-"""Reducing groups of tokens: keep salient, mutually different ones, merge the others into cluster centres."""
+"""Reducing groups of tokens: salient, mutually different ones are kept, the others merged into cluster centres."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tango.ops.device import to_device_together
 
 
 class Kept(NamedTuple):
-    """Which rows of a batch are kept, and what becomes of the others."""
+    """Which rows of a batch are kept, and which of these stands for every row."""
 
     rows: Int[Tensor, "K"]
-    anchors: Int[Tensor, "K"]  # the row that each kept one has its content from
+    anchors: Int[Tensor, "K"]  # the row whose content each kept row has
     assignment: Int[Tensor, "R"]  # the kept row that stands for each row; -1: none
 
 
@@ -36,9 +36,9 @@ def reduce_rows(
     """Select salient rows in every run of a batch, and cluster the others in every set.
 
     Args:
-        gather: returns what is compared to tell n rows apart, see `density_peaks_of_sets`.
+        gather: returns the points by which n rows are compared, see `density_peaks_of_sets`.
         alpha, num_neighbors: see `diverse_top_k`.
-        by_density: exchange the places of a set's merged rows by the density of their anchors (Tango's release).
+        by_density: exchange the positions of a set's merged rows by the density of their anchors (Tango's release).
     Source: sections 4.2 and 4.3 of arXiv:2604.09547.
     """
     device, sizes, counts = saliency.device, batch.set_sizes, batch.num_context
@@ -73,8 +73,8 @@ def reduce_rows(
 
 
 def clusters_of_tokens(kept: Int[Tensor, "K"], assignment: Int[Tensor, "R"]) -> Int[Tensor, "R+1"]:
-    """For every row the place in `kept` of the row that stands for it, and for no row at all: K if none does."""
+    """For every row the index in `kept` of the row that stands for it, K if none does; and one more K, for no row."""
     none = len(kept)
-    place = torch.full((len(assignment) + 1,), none, device=kept.device)
-    place[kept] = torch.arange(none, device=kept.device)
-    return torch.cat([place[assignment], place[-1:]])  # -1 is the last place
+    index = torch.full((len(assignment) + 1,), none, device=kept.device)
+    index[kept] = torch.arange(none, device=kept.device)
+    return torch.cat([index[assignment], index[-1:]])  # -1 reads the last entry, K

@@ -1,4 +1,4 @@
-"""ST-RoPE of some tokens of a video: gathered, scaled to length 1 and rotated."""
+"""ST-RoPE of some tokens of a video: gathering, scaling to length 1 and rotating them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def gather_rotated(
     out: Float[Tensor, "R D"],
     kernels: bool = True,
 ) -> Float[Tensor, "R D"]:
-    """Write rows of unit length, rotated, of some tokens of a video: t * N + n for place n of frame t."""
+    """Write some tokens of a video, scaled to length 1 and rotated. Token t * N + n is at position n of frame t."""
     if kernels and kernels_run_on(x):
         from tango.batched.kernels import rotation
 
         return rotation.gather_rotated(x, inverse_norms, tokens, grid, rotations, out=out)
     (H, W), D = grid, x.shape[1]
-    place = tokens % (H * W)
-    positions = (tokens // (H * W), place // W, place % W)
+    position = tokens % (H * W)
+    coordinates = (tokens // (H * W), position // W, position % W)
     for chunk in chunks(len(tokens), D * 4, x.device):
         chosen = tokens[chunk]
-        turns = (axis.index_select(0, at[chunk]) for axis, at in zip(rotations, positions, strict=True))
+        turns = (axis.index_select(0, at[chunk]) for axis, at in zip(rotations, coordinates, strict=True))
         rotate(x.index_select(0, chosen).float(), turns, out=out[chunk])
         out[chunk].mul_(inverse_norms.index_select(0, chosen)[:, None])
     return out

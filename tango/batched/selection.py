@@ -21,7 +21,7 @@ def diverse_top_k(
     alpha: float = 1.5,
     num_neighbors: int = 7,
 ) -> Int[Tensor, "K"]:
-    """Of every set, a run of `sizes[i]` scores, `counts[i]` positions that score high and differ from each other.
+    """Pick `counts[i]` positions of each set, a run of `sizes[i]` scores, that score high and differ from each other.
 
     The floor(alpha * k) highest scores are candidates; they are clustered into k groups by their rows, and the best of
     each group is kept. `alpha = 1` is a plain top-k.
@@ -38,15 +38,15 @@ def diverse_top_k(
         i = int(bad.argmax())
         raise ValueError(f"counts must lie in 0..{sizes[i]} (the number of tokens), got {counts[i]}")
     num_candidates = np.minimum((alpha * counts).astype(np.int64), sizes)
-    open_ = num_candidates > counts  # the others' candidates are all kept
+    open_ = num_candidates > counts  # in other sets, all candidates are kept
     starts = sizes.cumsum() - sizes
     ranked = _ranked(scores, sizes)
-    sure, places = to_device_together(
+    sure, candidates = to_device_together(
         runs(starts[~open_], counts[~open_]), runs(starts[open_], num_candidates[open_]), device=scores.device
     )
     if not open_.any():
         return ranked[sure]
-    pool = ranked[places]
+    pool = ranked[candidates]
     centres, nearest = density_peaks_of_sets(
         lambda ids: gather(pool[ids]), num_candidates[open_], counts[open_], k=num_neighbors, device=scores.device
     )
@@ -56,7 +56,7 @@ def diverse_top_k(
 
 
 def _ranked(scores: Float[Tensor, "R"], sizes: Ints) -> Int[Tensor, "R"]:
-    """Positions by set, and within a set by score, best first. Ties: the lower position."""
+    """Positions ordered by set, and within a set by score, best first. Ties: the lower position."""
     if (sizes == sizes[0]).all():
         first = torch.arange(0, len(scores), int(sizes[0]), device=scores.device)
         return (top_k(scores.view(len(sizes), -1), int(sizes[0])) + first[:, None]).flatten()

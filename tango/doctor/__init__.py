@@ -1,7 +1,7 @@
 """`examine`: what an installation can do and what is wrong with it, check by check.
 
-The checks run in processes of their own, several at a time. One that raises, hangs or takes its process along is
-reported as failed, and the others go on. Nothing here needs more than the standard library.
+The checks run in processes of their own, several at a time. A check that raises, hangs or kills its process is reported
+as failed, and the others go on. This module needs nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 Status = Literal["ok", "note", "failed"]
 DATA = Path(__file__).with_name("data")
@@ -50,7 +50,9 @@ def examine(*, timeout_s: float = 120.0) -> list[Finding]:
     Args:
         timeout_s: how long each check may take.
 
-    Example: `[f.name for f in examine() if f.status == "failed"]` is empty where all is well.
+    Example:
+        >>> [finding for finding in examine() if finding.status == "failed"]  # doctest: +SKIP
+        []
     """
     with ThreadPoolExecutor(len(GROUPS)) as pool:
         groups = pool.map(lambda group: list(run_group(*group, timeout_s=timeout_s)), GROUPS.items())
@@ -58,7 +60,7 @@ def examine(*, timeout_s: float = 120.0) -> list[Finding]:
 
 
 def run_group(module: str, names: Sequence[str], *, timeout_s: float) -> Iterator[Finding]:
-    """Run checks of a module one after the other in one process, and in a new one after each that kills it."""
+    """Run checks of a module one after the other in one process, and start a new one after each that kills it."""
     remaining, late = list(names), f"gave no result within {timeout_s:g} s"
     while remaining:
         reason = late
@@ -94,14 +96,14 @@ def _pass_on(stream: IO[bytes], lines: queue.Queue[bytes | None]) -> None:
 
 
 def _death(code: int, errors: IO[str]) -> str:
-    """How a process ended, and the last line that it wrote."""
+    """How a process ended, and the last line of its errors."""
     errors.seek(0)
     said = [line.strip() for line in errors.read()[-4000:].splitlines() if line.strip()]
     how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     return f"{how} ({said[-1][:200]})" if said else how
 
 
-def summary(findings: Sequence[Finding]) -> dict[str, Any]:
+def summary(findings: Sequence[Finding]) -> dict[str, object]:
     """The findings as JSON: overall status, and name, status, detail and way_out of each."""
     failed = any(finding.status == "failed" for finding in findings)
     return {"status": "failed" if failed else "ok", "checks": [finding._asdict() for finding in findings]}

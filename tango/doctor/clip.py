@@ -1,9 +1,8 @@
-"""The clip that comes with the checks, and what every reader must make of it."""
+"""The clip that comes with the checks, and the pixels that every reader must return for it."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +12,9 @@ from tango.mini.files import to_rgb
 
 FILE = DATA / "clip.mp4"
 NUM_FRAMES = 8
-# SHA-256 of its planes of Y, Cb and Cr, which every decoder must give exactly.
+# SHA-256 of the clip's planes of Y, Cb and Cr, which every decoder must return exactly.
 PLANES = "c5cb4f1eff4b7c7a08ad8560b4c514d35ed3674385b02d1fb4a332c94b872e5e"
-TOLERANCE = 4  # of 255: the conversion to RGB is rounded in each reader's own way
+TOLERANCE = 4  # of 255: each reader rounds the conversion to RGB in its own way
 QUESTION, ANSWER = "which color is last", "cyan"
 
 
@@ -27,8 +26,8 @@ def decoded_planes() -> NDArray[np.uint8]:
         return np.stack([frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)])
 
 
-def compare(name: str, reader: str, frames: Any) -> Finding:
-    """Compare the frames that a reader gave, (T, H, W, 3), with the known ones."""
+def compare(name: str, reader: str, frames: NDArray[np.uint8]) -> Finding:
+    """Compare the frames that a reader returned, (T, H, W, 3), with the known ones."""
     planes = decoded_planes()
     if hashlib.sha256(planes.tobytes()).hexdigest() != PLANES:
         detail = "FFmpeg's H.264 decoder in PyAV gives other pixels than it must, or the clip is damaged"

@@ -1,4 +1,4 @@
-"""Checks of what is installed and of the places that Tango writes to."""
+"""Checks of the installed packages and of the folders that Tango writes to."""
 
 from __future__ import annotations
 
@@ -77,41 +77,44 @@ def packages() -> Finding:
 
 
 def name_clash() -> Finding:
-    """No other distribution puts files into the package `tango`; PyTango and others use the name, too."""
+    """No other distribution puts files into the package `tango`; PyTango, for one, uses the name, too."""
     import tango
 
-    place = Path(tango.__file__ or "").parent
+    folder = Path(tango.__file__ or "").parent
     others = sorted({name for name in packages_distributions().get("tango", []) if name.lower() != _OURS})
     if not others:
-        return Finding("name_clash", "ok", f"tango is {place}")
-    detail = f"other distributions also install a package named tango: {', '.join(others)}; this one is {place}"
+        return Finding("name_clash", "ok", f"tango is {folder}")
+    detail = f"other distributions also install a package named tango: {', '.join(others)}; this one is {folder}"
     way_out = f"pip uninstall {' '.join(others)}, then pip install --force-reinstall --no-deps {_OURS}"
     return Finding("name_clash", "failed", detail, way_out)
 
 
 def write_rights() -> Finding:
-    """Files can be written where models are cached, here, and where temporary files go."""
+    """Files can be written to the cache of models, the current folder and the temporary folder."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    places = {"the Hugging Face cache": Path(HF_HUB_CACHE), "the current folder": Path.cwd()}
-    places["the temporary folder"] = Path(tempfile.gettempdir())
-    closed = {}
-    for what, place in places.items():
-        there = next((folder for folder in (place, *place.parents) if folder.exists()), place)  # it is made when needed
+    folders = {"the Hugging Face cache": Path(HF_HUB_CACHE), "the current folder": Path.cwd()}
+    folders["the temporary folder"] = Path(tempfile.gettempdir())
+    closed = []
+    for what, folder in folders.items():
         try:
-            with tempfile.TemporaryFile(dir=there):
+            with tempfile.TemporaryFile(dir=_existing(folder)):
                 pass
         except OSError as error:
-            closed[what] = f"{what}, {place}, cannot be written ({error.strerror})"
+            closed.append(f"{what}, {folder}, cannot be written ({error.strerror})")
     if closed:
         way_out = "set HF_HOME or TMPDIR to another folder, change folder, or ask for rights"
-        return Finding("write_rights", "failed", "; ".join(closed.values()), way_out)
-    free = ", ".join(f"{what} {place}" for what, place in places.items())
-    return Finding("write_rights", "ok", free)
+        return Finding("write_rights", "failed", "; ".join(closed), way_out)
+    return Finding("write_rights", "ok", ", ".join(f"{what} {folder}" for what, folder in folders.items()))
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists; the missing ones are made when they are needed."""
+    return next((f for f in (folder, *folder.parents) if f.exists()), folder)
 
 
 def memory() -> Finding:
-    """Memory that this process may use, and room on the disk of the cache."""
+    """Memory that this process may use, and free space on the disk of the cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     limits = {"free memory": _available()}
@@ -126,10 +129,10 @@ def memory() -> Finding:
         soft = resource.getrlimit(resource.RLIMIT_AS)[0]
         if soft != resource.RLIM_INFINITY:
             limits["the limit on addresses (ulimit -v)"] = soft
-    place = next(folder for folder in (Path(HF_HUB_CACHE), *Path(HF_HUB_CACHE).parents) if folder.exists())
+    free_gib = shutil.disk_usage(_existing(Path(HF_HUB_CACHE))).free / _GIB
     known = {what: size for what, size in limits.items() if size is not None}
     detail = ", ".join(f"{what} {size / _GIB:.1f} GiB" for what, size in known.items())
-    detail = f"{detail or 'memory unknown'}, free disk for the cache {shutil.disk_usage(place).free / _GIB:.0f} GiB"
+    detail = f"{detail or 'memory unknown'}, free disk for the cache {free_gib:.0f} GiB"
     if min(known.values(), default=_ENOUGH) < _ENOUGH:
         return Finding("memory", "note", f"{detail}; a 7B model needs some 20 GiB", "free memory, or raise the limit")
     return Finding("memory", "ok", detail)
@@ -145,7 +148,7 @@ def _available() -> int | None:
 
 
 def pooling_head() -> Finding:
-    """The SigLIP that lends LLaVA its pooling head is cached, or the hub can be reached. Nothing is downloaded."""
+    """The SigLIP whose pooling head Tango uses on LLaVA is cached, or the hub can be reached. Nothing is downloaded."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     from tango.models.pooling_head import DEFAULT_SIGLIP

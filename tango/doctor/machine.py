@@ -1,4 +1,4 @@
-"""Checks of the processor, the GPU, and of a small model on them, from the file to the answer."""
+"""Checks of the CPU and the GPU, and of a small model on them, from the file to the answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GIB = 1 << 30
 
 
 def cpu() -> Finding:
-    """Processor, cores and threads."""
+    """Name of the CPU, its cores and PyTorch's threads."""
     import torch
 
     capability = torch.backends.cpu.get_cpu_capability()
@@ -36,18 +36,15 @@ def _processor() -> str:
 
 
 def gpu() -> Finding:
-    """GPUs: names, memory, number formats, and the CUDA that PyTorch was built for against the driver's."""
+    """GPUs: names, memory, number formats, the driver, and the CUDA version that PyTorch was built for."""
     import torch
 
     present, built = _nvidia_smi("name,driver_version"), torch.version.cuda or torch.version.hip
     if not torch.cuda.is_available():
         if not present:
             return Finding("gpu", "note", "no GPU; everything runs on the CPU")
-        detail = f"there is a GPU ({present}), but PyTorch {torch.__version__} was built without CUDA"
-        if built:
-            detail = (
-                f"there is a GPU ({present}), but PyTorch {torch.__version__}, built for CUDA {built}, cannot use it"
-            )
+        fault = f", built for CUDA {built}, cannot use it" if built else " was built without CUDA"
+        detail = f"there is a GPU ({present}), but PyTorch {torch.__version__}{fault}"
         return Finding("gpu", "failed", detail, "install a PyTorch that fits the driver; see pytorch.org/get-started")
     described = []
     for index in range(torch.cuda.device_count()):
@@ -64,7 +61,7 @@ def gpu() -> Finding:
 
 
 def _nvidia_smi(fields: str) -> str:
-    """What the driver says of the first GPU; empty where there is none."""
+    """The driver's answer about the first GPU; empty if there is none."""
     if (command := shutil.which("nvidia-smi")) is None:
         return ""
     run = subprocess.run(
@@ -74,14 +71,14 @@ def _nvidia_smi(fields: str) -> str:
 
 
 def decode() -> Finding:
-    """Tango's own reader gives the known pixels of the clip."""
+    """Tango's own reader returns the known pixels of the clip."""
     from tango.video.reading import read_video
 
     return clip.compare("decode", "PyAV", read_video(clip.FILE, num_frames=clip.NUM_FRAMES).frames.numpy())
 
 
 def answer() -> Finding:
-    """tango-mini answers a question about the clip right, with all tokens and with a fifth of them."""
+    """tango-mini answers a question about the clip correctly, with all tokens and with a fifth of them."""
     import torch
 
     import tango
@@ -105,7 +102,7 @@ def answer() -> Finding:
 
 
 def kernels() -> Finding:
-    """Whether Tango's Triton kernels are used, or why not."""
+    """Tango's Triton kernels are used, or why they are not."""
     import torch
 
     from tango.batched.kernels import kernels_run_on
@@ -128,7 +125,7 @@ def kernels() -> Finding:
 
 
 def flash_attention() -> Finding:
-    """flash-attn, where it is installed, can be imported."""
+    """flash-attn, if installed, can be imported."""
     if find_spec("flash_attn") is None:
         return Finding("flash_attention", "note", "not installed; PyTorch's own attention is used")
     try:

@@ -26,10 +26,10 @@ def _read(name: str) -> Finding:
 
 
 def decord() -> Finding:
-    """decord, where it is installed, reads the clip right."""
+    """decord, if installed, reads the clip correctly."""
     return _read("decord")
 
 
 def torchcodec() -> Finding:
-    """torchcodec, where it is installed, reads the clip right."""
+    """torchcodec, if installed, reads the clip correctly."""
     return _read("torchcodec")

@@ -1,4 +1,4 @@
-"""Checks of the evaluation toolkits and of Tango's adapters to them. One that is not installed is no fault."""
+"""Checks of the evaluation toolkits and of Tango's integrations. A toolkit that is not installed is no fault."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def _imported(name: str, package: str, distribution: str, modules: tuple[str, ..
 
 
 def lmms_eval() -> Finding:
-    """lmms-eval can be imported as far as its command needs it."""
+    """The modules of lmms-eval that its command needs can be imported."""
     return _imported("lmms_eval", "lmms_eval", "lmms-eval", ("lmms_eval.evaluator", "lmms_eval.models"))
 
 
 def tango_lmms_eval() -> Finding:
-    """Tango's adapter to lmms-eval can be imported."""
+    """Tango's integration with lmms-eval can be imported."""
     modules = ("tango_lmms_eval", "tango_lmms_eval.models")
     return _imported("tango_lmms_eval", "tango_lmms_eval", "tango-lmms-eval", modules, needs="lmms_eval")
 
 
 def vlmevalkit() -> Finding:
-    """VLMEvalKit can be imported as far as its runner needs it."""
+    """The modules of VLMEvalKit that its runner needs can be imported."""
     return _imported("vlmevalkit", "vlmeval", "ms-vlmeval", ("vlmeval.config", "vlmeval.dataset"))
 
 
 def tango_vlmeval() -> Finding:
-    """Tango's adapter to VLMEvalKit can be imported."""
+    """Tango's integration with VLMEvalKit can be imported."""
     modules = ("tango_vlmeval.launcher", "tango_vlmeval.model", "tango_vlmeval.data")
     return _imported("tango_vlmeval", "tango_vlmeval", "tango-vlmevalkit", modules, needs="vlmeval")

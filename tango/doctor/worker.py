@@ -1,4 +1,4 @@
-"""The process that checks run in: one line of JSON per finding on stdout, whatever else the libraries print."""
+"""The process that runs checks: it writes one line of JSON per finding to stdout, whatever the libraries print."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tango.doctor import Finding
 
 
 def one_line(error: BaseException) -> str:
-    """An error in one line of at most 300 characters, with its kind."""
+    """An error with its type, in one line of at most 300 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300].removesuffix(": ")
 
 
 def main() -> None:
-    """Run the checks named on the command line: sys.path, module, names."""
+    """Run the checks named on the command line, whose arguments are sys.path, a module and names of checks."""
     _, _, module, *names = sys.argv
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
-        os.dup2(2, 1)  # what libraries print goes elsewhere
+        os.dup2(2, 1)  # what libraries print goes to stderr
         warnings.simplefilter("ignore")
         for name in names:
             try:
@@ -29,4 +29,4 @@ def main() -> None:
                 finding = Finding(name, "failed", one_line(error), "see the line before; reinstall what it names")
             print(json.dumps(finding._asdict()), file=out, flush=True)
         out.flush()
-        os._exit(0)  # some libraries crash or wait when they are torn down
+        os._exit(0)  # some libraries crash or hang when they are torn down

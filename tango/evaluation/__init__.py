@@ -13,27 +13,26 @@ What evaluation toolkits need, and what none of them is needed for. Each name is
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-_HOME = {
-    "Answer": "tango.evaluation.questions",
-    "Answerer": "tango.evaluation.answerer",
-    "Efficiency": "tango.evaluation.efficiency",
-    "Journal": "tango.evaluation.journal",
-    "MethodConfig": "tango.evaluation.config",
-    "Question": "tango.evaluation.questions",
-    "check_journal": "tango.evaluation.journal",
-    "end_with_launcher": "tango.processes",
-    "environment": "tango.evaluation.records",
-    "identity": "tango.evaluation.records",
-    "named_value": "tango.methods.plan",
-    "read_option": "tango.methods.base",
-    "frames_as_video": "tango.evaluation.questions",
-    "import_packages": "tango.extensions",
-    "write_json": "tango.files",
-}
-__all__ = sorted(_HOME)
+from tango import lazily
+
+__all__, __getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "tango.evaluation.answerer": "Answerer",
+        "tango.evaluation.config": "MethodConfig",
+        "tango.evaluation.efficiency": "Efficiency",
+        "tango.evaluation.journal": "Journal check_journal",
+        "tango.evaluation.questions": "Answer Question frames_as_video",
+        "tango.evaluation.records": "environment identity",
+        "tango.extensions": "import_packages",
+        "tango.files": "write_json",
+        "tango.methods.base": "read_option",
+        "tango.methods.plan": "named_value",
+        "tango.processes": "end_with_launcher",
+    },
+)
 
 if TYPE_CHECKING:
     from tango.evaluation.answerer import Answerer
@@ -47,13 +46,3 @@ if TYPE_CHECKING:
     from tango.methods.base import read_option
     from tango.methods.plan import named_value
     from tango.processes import end_with_launcher
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'tango.evaluation' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__

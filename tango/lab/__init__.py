@@ -1,1 +1,1 @@
-"""What measures Tango and trains its small model; nothing of the library needs it."""
+"""The laboratory: benchmarks, scorecard and the training of the small model. The library itself does not need it."""

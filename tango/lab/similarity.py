@@ -1,20 +1,19 @@
-"""How static the benchmark's clips are, in the tokens that the small model's tower makes of them."""
+"""How static the benchmark's clips are, measured on the tokens of the small model's vision tower."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tango.lab.training.vision import see
 from tango.ops.segmentation import adjacent_similarity, segment_by_static_tokens
 
 
-def similarity(model: Any, frames: Tensor) -> NDArray[np.float32]:
-    """Cosine between the tokens at the same place in neighbouring frames, (T - 1, N)."""
+def similarity(model: PreTrainedModel, frames: Tensor) -> NDArray[np.float32]:
+    """Cosine similarity (T - 1, N) between the tokens at the same position in neighbouring frames."""
     with torch.inference_mode():
         return adjacent_similarity(see(model, frames)[0])[0].numpy()
 
@@ -22,7 +21,7 @@ def similarity(model: Any, frames: Tensor) -> NDArray[np.float32]:
 def static_share(
     table: NDArray[np.float32], *, segment_threshold: float = 0.65, static_threshold: float = 0.8
 ) -> float:
-    """Share of a video's tokens that averaging static ones over their segments saves; Tango's defaults at 10 %."""
+    """Share of a video's tokens that is saved by averaging static tokens over segments; Tango's defaults at 10 %."""
     static, start, saved = table > static_threshold, 0, 0
     for length in segment_by_static_tokens(table, segment_threshold):
         if length > 1:

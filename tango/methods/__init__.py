@@ -1,4 +1,4 @@
-"""The pruning methods. Importing this package registers them all."""
+"""The pruning methods; importing this package registers all of them."""
 
 import warnings
 

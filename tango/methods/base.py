@@ -1,4 +1,4 @@
-"""The contract of a pruning method: a frozen configuration with one pure function."""
+"""The contract of a pruning method: frozen options and one pure function."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, VisualTokens, keep_all
 from tango.errors import BudgetError, MissingSignalError, OptionError, TangoError
@@ -29,16 +29,17 @@ def check_ratio(name: str, value: float) -> None:
         raise BudgetError(f"{name} must lie in (0, 1], got {value!r}. 0.1 keeps one token in ten")
 
 
-Limits = dict[str, tuple[float, float]]
-ByRatio = Mapping[str, Callable[[float], float]]  # by option: its value at a retention ratio
+Limits = dict[str, tuple[float, float]]  # option -> its least and its largest value
+ByRatio = Mapping[str, Callable[[float], float]]  # option -> its value at a retention ratio
+Hint = Any  # what an annotation may be: a class, a union, Literal[...] or tuple[...]
 _TRUTH = {**dict.fromkeys(("true", "on", "yes", "1"), True), **dict.fromkeys(("false", "off", "no", "0"), False)}
 
 
-def check_options(options: Any) -> None:
-    """Hold the fields of a dataclass against their annotations and its `limits`.
+def check_options(options: Method) -> None:
+    """Check the options of a method against their annotations and `limits`.
 
     Raises:
-        OptionError: a value is of another type or out of range; the message says what is accepted.
+        OptionError: a value has another type or is out of range; the message says what is accepted.
     """
     hints = typing.get_type_hints(type(options))
     for field in dataclasses.fields(options):
@@ -47,33 +48,33 @@ def check_options(options: Any) -> None:
             raise _unfit(field.name, value, hint)
     for name, (low, high) in options.limits.items():
         value = getattr(options, name)
-        if value is not None and not (low <= value <= high and abs(value) < 2**63):  # beyond are infinity and slips
+        if value is not None and not (low <= value <= high and abs(value) < 2**63):  # nobody means infinity or more
             raise OptionError(f"{name} must lie in [{low}, {high}], got {value!r}")
 
 
 NULLS = ("~", "null", "none")  # texts for None
 
 
-def read_option(name: str, value: Any, hint: Any) -> Any:
-    """What a value from a flag, a file or the environment means where this annotation stands. Text becomes a value.
+def read_option(name: str, value: object, hint: Hint) -> Any:
+    """Convert a value from a flag, a file or the environment, often text, to the type that an option is annotated with.
 
-    None is `null`, `None`, `~` or empty; true is `true`, `on`, `yes` or `1`, and false their opposites; between the
-    parts of a tuple stands `:` or `,`. Numbers are written as in Python; 7.0 is a whole one.
+    None is written `null`, `None`, `~` or as empty text; true as `true`, `on`, `yes` or `1`, false as their opposites;
+    the parts of a tuple are separated by `:` or `,`. Numbers are written as in Python; 7.0 counts as a whole number.
 
     Raises:
-        OptionError: it means nothing there; the message says what is accepted.
+        OptionError: the value has no meaning for this type; the message says what is accepted.
     Example:
         >>> read_option("rope_sections", "1196:1194:1194", tuple[int, int, int] | None)
         (1196, 1194, 1194)
     """
-    # A choice may be called "none", and any text is a text.
+    # Literals first, as a choice may be called "none"; str last, as it accepts any text.
     for kind in sorted(_alternatives(hint), key=lambda kind: (kind is str, typing.get_origin(kind) is not Literal)):
         with suppress(ValueError, TypeError, KeyError):
             return _read(value, kind)
     raise _unfit(name, value, hint)
 
 
-def _read(value: Any, kind: Any) -> Any:
+def _read(value: Any, kind: Hint) -> object:
     if typing.get_origin(kind) is tuple:
         parts = re.split("[:,]", value.strip(" []()")) if isinstance(value, str) else value
         return tuple(_read(part, own) for part, own in zip(parts, typing.get_args(kind), strict=True))
@@ -96,16 +97,17 @@ def _read(value: Any, kind: Any) -> Any:
     return value
 
 
-def _unfit(name: str, value: Any, hint: Any) -> OptionError:
+def _unfit(name: str, value: object, hint: Hint) -> OptionError:
     accepted = " or ".join(_describe(kind) for kind in _alternatives(hint))
     return OptionError(f"{name} must be {accepted}, got {value!r:.200}")
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
+def _alternatives(hint: Hint) -> tuple[Hint, ...]:
+    """The members of a union; any other annotation alone."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def _fits(value: object, kind: Hint) -> bool:
     if typing.get_origin(kind) is typing.Literal:
         return value in typing.get_args(kind)
     if kind is float:
@@ -118,7 +120,7 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def _describe(kind: Any) -> str:
+def _describe(kind: Hint) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(map(repr, typing.get_args(kind)))
     if typing.get_origin(kind) is tuple:
@@ -129,52 +131,63 @@ def _describe(kind: Any) -> str:
 
 UNPUBLISHED = Paper(title="not published", venue="-")
 
-L = TypeVar("L", bound="Learnable")
+BoundMethod = TypeVar("BoundMethod", bound="Method")
 
 
-class Learnable:
-    """What a method has at hand if it is learned: it declares the field `weights: str = ""`, a safetensors file.
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What pre-LLM and intra-LLM methods have in common: options, facts about the method, and weights if it is learned.
 
-    The file is read once, when `tango.prune` binds the pruner to a model. `config()` holds its path, and a journal the
-    hash of its content.
+    A learned method declares the field `weights: str = ""`, the path of a safetensors file. The file is read once, when
+    `tango.prune` binds the method to a model. `config()` holds the path, and a journal the hash of the file's content.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # set by @register
+    limits: ClassVar[Limits] = {}  # of options, both ends included
+    budget_rule: ClassVar[str] = ""  # tokens kept, in words
+    paper: ClassVar[Paper] = UNPUBLISHED
 
-    def bind(self: L, model: Any) -> L:
-        """The pruner that works on this model: itself or, with `weights`, a copy that has their tensors.
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def config(self) -> dict[str, object]:
+        """The options as a dictionary, from which `build_pruner` or `build_layer_pruner` builds an equal method."""
+        return dataclasses.asdict(self)
+
+    def bind(self: BoundMethod, model: nn.Module) -> BoundMethod:
+        """Return the method for this model: itself or, if it has `weights`, a copy that holds their tensors.
 
         Raises:
-            OptionError: there is no such file, it is no safetensors file, or holds NaN or infinity.
+            OptionError: the file is missing, is no safetensors file, or holds NaN or infinity.
         """
         if getattr(self, "weights", None) is None:
             return self
         bound = copy.copy(self)
-        vars(bound)["_tensors"] = self._read(model.device)  # no field: options stay what they are, and JSON
+        vars(bound)["_tensors"] = self._read(model.device)  # not a field, so that config() stays JSON
         return bound
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """The tensors of `weights` by name, in the file's dtypes, on the device of the model.
+        """The tensors of `weights` by name, in the file's dtypes, on the model's device.
 
         Raises:
-            TangoError: the pruner is not bound to a model.
+            TangoError: the method is not bound to a model.
         """
         if "_tensors" not in vars(self):
             raise TangoError(f"{self.name} has read no weights yet; tango.prune does it, or pruner.bind(model)")
         return vars(self)["_tensors"]
 
     def check_weights(self) -> None:
-        """Look at the head of the file, before minutes of loading a model.
+        """Check that the file of `weights` can be opened, before a model takes minutes to load.
 
         Raises:
-            OptionError: there is no such file, or it is no safetensors file.
+            OptionError: the file is missing or is no safetensors file.
         """
         if getattr(self, "weights", None) is not None:
             self._read(None)
 
-    def _read(self, device: Any) -> dict[str, Tensor]:
-        """The tensors; without a device, none of them."""
+    def _read(self, device: object) -> dict[str, Tensor]:
+        """Read the tensors to a device; None: open the file and read none."""
         path = getattr(self, "weights", "")
         if not path:
             raise OptionError(f"{self.name} is learned: give it a safetensors file, weights=PATH")
@@ -187,50 +200,63 @@ class Learnable:
             raise OptionError(f"{broken[0]} in the weights {path!r} of {self.name} holds NaN or infinity")
         return tensors
 
+    def _check_output(self, what: str, rows: Tensor, indices: Tensor, width: int) -> None:
+        if len(indices) == 0 or rows.shape != (len(indices), width):
+            raise AssertionError(f"{self.name} returned {what} {tuple(rows.shape)} for {len(indices)} indices")
+        # On a GPU this check would synchronise; there we rely on the tests, which run on the CPU.
+        if indices.device.type == "cpu" and not bool((indices.diff() > 0).all()):
+            raise AssertionError(f"{self.name} returned indices that do not strictly increase")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Pruner(Learnable, ABC):
-    """Reduces one video's visual tokens before the LLM. An instance is its configuration; it holds no run state.
+class Pruner(Method, ABC):
+    """A pre-LLM method: reduces the visual tokens of one video. An instance holds its options and no run state.
 
     Calling a pruner checks the input, returns all tokens untouched at `retention_ratio` 1, and checks the output;
-    `prune` is the method itself. Features stay differentiable; the choice of tokens does not.
+    a subclass implements `prune`. Features stay differentiable; the choice of tokens does not.
 
     Raises:
         BudgetError: `retention_ratio` is outside (0, 1].
-        MissingSignalError: a needed signal is absent (on the call).
+        MissingSignalError: the tokens lack a needed signal (on the call).
+    Example:
+        >>> class StridePruner(tango.Pruner):
+        ...     name = "stride"
+        ...
+        ...     def prune(self, tokens):
+        ...         x = tokens.features.flatten(0, 1)
+        ...         indices = torch.arange(0, len(x), round(1 / self.retention_ratio))
+        ...         return tango.PrunedTokens(features=x[indices], indices=indices)
+        >>> StridePruner(retention_ratio=0.25)(tokens).features.shape
+        torch.Size([72, 48])
     """
 
     retention_ratio: float = 0.10  # fraction KEPT, in (0, 1]
     exact_budget: bool = False  # keep exactly round(retention_ratio * T * N) tokens, a function of the shape alone
 
-    name: ClassVar[str]  # set by @register
-    limits: ClassVar[Limits] = {}  # of options, both ends included
-    needs: ClassVar[Signal] = Signal.NONE  # an adapter computes only this, and refuses early by name
-    budget_rule: ClassVar[str] = ""  # tokens kept, in words
-    default_saliency: ClassVar[str] = "p-attn"  # of a model's choices, where a run names none
+    needs: ClassVar[Signal] = Signal.NONE  # the adapter computes these, or refuses them by name before it starts
+    default_saliency: ClassVar[str] = "p-attn"  # used unless a run names another
     default_positions: ClassVar[str | None] = None  # None: the model's own
-    by_ratio: ClassVar[ByRatio] = {}  # options whose None goes by the retention ratio
-    paper: ClassVar[Paper] = UNPUBLISHED
+    by_ratio: ClassVar[ByRatio] = {}  # options that follow from the retention ratio while they are None
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         check_ratio("retention_ratio", self.retention_ratio)
 
     @classmethod
-    def fixed_by_mean(cls, mean: float, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Options that are None and go by the ratio, at this mean over the LLM's layers.
+    def fixed_by_mean(cls, mean: float, options: Mapping[str, object]) -> dict[str, Any]:
+        """Values at this mean over the LLM's layers for those options of `by_ratio` that are None.
 
-        What enters the LLM is more than the mean where a layer pruner follows; as in the release, the mean decides.
+        Where a layer pruner follows, a larger ratio than the mean enters the LLM; as in the release, the mean decides.
         """
         return {name: rule(mean) for name, rule in cls.by_ratio.items() if options.get(name) is None}
 
     def for_mean(self, mean: float, num_layers: int, layer_pruner: LayerPruner | None = None) -> Pruner:
-        """The same method with the ratio that keeps this fraction of visual tokens, averaged over the LLM's layers.
+        """Return the same method with the ratio that keeps this fraction of tokens on average over the LLM's layers.
 
         Raises:
-            BudgetError: even if all tokens enter the LLM, `layer_pruner` leaves less.
+            BudgetError: even if all tokens enter the LLM, `layer_pruner` leaves fewer.
         Example:
-            >>> build_pruner("tango").for_mean(0.1, 28, build_layer_pruner("fastv-merge")).retention_ratio
+            >>> tango.TangoPruner().for_mean(0.1, 28, tango.FastvMergePruner()).retention_ratio
             0.1217...
         """
         share = 1.0 if layer_pruner is None else layer_pruner.mean_share(num_layers)
@@ -244,12 +270,15 @@ class Pruner(Learnable, ABC):
 
     @property
     def wants(self) -> Signal:
-        """Signals that this configuration uses if the model has them; always includes `needs`."""
+        """Signals that these options make use of if the model has them; always includes `needs`."""
         return self.needs
 
     @abstractmethod
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
-        """Choose and merge. Never writes into `tokens`, never draws from a global random generator."""
+        """Choose tokens and merge others into them.
+
+        An implementation neither writes into `tokens` nor draws from a global random generator.
+        """
 
     def __call__(self, tokens: VisualTokens) -> PrunedTokens:
         if self.retention_ratio == 1:
@@ -259,22 +288,18 @@ class Pruner(Learnable, ABC):
                 shape = ", ".join(kind.shape)
                 raise MissingSignalError(f"{self.name} needs {kind.field} ({shape}); these tokens carry none")
         pruned = self.prune(tokens)
-        K = len(pruned.indices)
-        if K == 0 or pruned.features.shape != (K, tokens.features.shape[-1]):
-            raise AssertionError(f"{self.name} returned features {tuple(pruned.features.shape)} for {K} indices")
-        # On a GPU this check would synchronise, so the CPU tests vouch for it there.
-        if pruned.indices.device.type == "cpu" and not bool((pruned.indices.diff() > 0).all()):
-            raise AssertionError(f"{self.name} returned indices that do not strictly increase")
+        self._check_output("features", pruned.features, pruned.indices, tokens.features.shape[-1])
         return pruned
-
-    def config(self) -> dict[str, Any]:
-        """The options as a dictionary: `build_pruner(name, **config)` rebuilds an equal pruner."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeepAllPruner(Pruner):
-    """All visual tokens enter the LLM: what methods that prune inside it start from. Registered under no name."""
+    """Keep all visual tokens: what stands before an intra-LLM method that works alone. It has no registered name.
+
+    Example:
+        >>> len(tango.KeepAllPruner()(tokens).indices)
+        288
+    """
 
     retention_ratio: float = 1.0
 
@@ -285,54 +310,62 @@ class KeepAllPruner(Pruner):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerPruner(Learnable, ABC):
-    """Reduces visual tokens at the inputs of one or several decoder layers. A sibling of Pruner: it sees other things.
+class LayerPruner(Method, ABC):
+    """An intra-LLM method: reduces the visual tokens of one prompt at the input of one or several decoder layers.
 
-    Calling it checks the output, and returns all tokens untouched at `retention_ratio` 1. Hidden states stay
-    differentiable; the choice of tokens does not.
+    Calling a layer pruner returns all tokens untouched at `retention_ratio` 1, and checks the output; a subclass
+    implements `prune`. Hidden states stay differentiable; the choice of tokens does not.
 
     Raises:
         BudgetError: `retention_ratio` is outside (0, 1] or `layer` is below 1.
+    Example:
+        >>> class KeyNormPruner(tango.LayerPruner):
+        ...     name = "key-norm"
+        ...
+        ...     def prune(self, tokens):
+        ...         norms = tokens.keys[tokens.visual].flatten(1).norm(dim=-1)
+        ...         kept = norms.topk(round(self.retention_ratio * len(norms))).indices.sort().values
+        ...         return tokens.hidden[tokens.visual[kept]], kept
+        >>> states, kept = KeyNormPruner(layer=2)(prompt)
+        >>> len(prompt.visual), len(kept)
+        (54, 27)
     """
 
-    layer: int  # number of full layers that run before it
+    layer: int  # number of layers that run on all visual tokens before this one
     retention_ratio: float = 0.5  # of the visual tokens that reach this layer
 
-    name: ClassVar[str]  # set by @register
-    limits: ClassVar[Limits] = {}  # of options, both ends included
     noncausal_layer: ClassVar[bool] = False  # the layer before `layer` reads the prompt without a causal mask
-    reads: ClassVar[Literal["before", "own"]] = (
-        "before"  # whose queries and keys: the layer before's, or the layer's own
-    )
-    budget_rule: ClassVar[str] = ""  # tokens kept, in words
-    paper: ClassVar[Paper] = UNPUBLISHED
+    reads: ClassVar[Literal["before", "own"]] = "before"  # queries and keys of the layer before, or of `layer` itself
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         check_ratio("retention_ratio", self.retention_ratio)
         if self.layer < 1:
             raise BudgetError(f"layer must be at least 1 (the layers that see all tokens), got {self.layer}")
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers at whose inputs `prune` is called, increasing, `layer` first."""
+        """Layers at whose input `prune` is called, in increasing order, `layer` first."""
         return (self.layer,)
 
     def for_mean(self, mean: float, num_layers: int) -> LayerPruner:
-        """The same method with the ratio that keeps this fraction of visual tokens, averaged over the LLM's layers.
+        """Return the same method with the ratio that keeps this fraction of tokens on average over the LLM's layers.
 
         All tokens enter the LLM.
 
-        Raises:
-            BudgetError: the layers that see all tokens alone are more than that.
         Source: eq. 1 of arXiv:2604.09547, solved for the ratio.
+        Raises:
+            BudgetError: the layers that see all tokens already exceed this mean.
+        Example:
+            >>> tango.FastvPruner(layer=2).for_mean(0.1, 28).retention_ratio
+            0.0307...
         """
         return dataclasses.replace(
             self, retention_ratio=solve_layer_ratio(mean, num_layers=num_layers, layer=self.layer)
         )
 
     def mean_share(self, num_layers: int) -> float:
-        """Fraction of the visual tokens that enter the LLM which enters a layer, averaged over its layers.
+        """Of the visual tokens that enter the LLM, the fraction that enters a layer, averaged over its layers.
 
         Raises:
             BudgetError: the LLM has no such layer.
@@ -343,24 +376,17 @@ class LayerPruner(Learnable, ABC):
 
     @abstractmethod
     def prune(self, tokens: LayerTokens) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose and merge. Never writes into its input, never draws from a global random generator.
+        """Choose tokens and merge others into them.
+
+        An implementation neither writes into `tokens` nor draws from a global random generator.
 
         Returns:
-            States (K, D) of the visual tokens that stay, and which of `tokens.visual` they are, (K,), strictly
-            increasing.
+            States (K, D) of the kept visual tokens, and which of `tokens.visual` they are: (K,), strictly increasing.
         """
 
     def __call__(self, tokens: LayerTokens) -> tuple[torch.Tensor, torch.Tensor]:
         if self.retention_ratio == 1:
             return tokens.hidden[tokens.visual], torch.arange(len(tokens.visual), device=tokens.visual.device)
         states, indices = self.prune(tokens)
-        if len(indices) == 0 or states.shape != (len(indices), tokens.hidden.shape[1]):
-            raise AssertionError(f"{self.name} returned states {tuple(states.shape)} for {len(indices)} indices")
-        # On a GPU this check would synchronise, so the CPU tests vouch for it there.
-        if indices.device.type == "cpu" and not bool((indices.diff() > 0).all()):
-            raise AssertionError(f"{self.name} returned indices that do not strictly increase")
+        self._check_output("states", states, indices, tokens.hidden.shape[1])
         return states, indices
-
-    def config(self) -> dict[str, Any]:
-        """The options as a dictionary: `build_layer_pruner(name, **config)` rebuilds an equal one."""
-        return dataclasses.asdict(self)

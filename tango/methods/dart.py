@@ -1,4 +1,4 @@
-"""DART: keep a few pivot tokens, and of the others those that duplicate no pivot."""
+"""DART: keep a few pivot tokens, and of the other tokens those that duplicate no pivot."""
 
 from __future__ import annotations
 
@@ -22,14 +22,18 @@ from tango.ops.similarity import unit_cosines, unit_rows
 class DartPruner(LayerPruner):
     """Keep the visual tokens with the largest keys, and those least similar to them or to pivots of the text.
 
-    Pivots are the visual tokens with the largest keys (L1 norm, keys of the layer before) and likewise the text tokens
-    after the video. Each pivot in turn keeps the floor(retention_ratio * M / pivots) visual tokens of lowest cosine
-    similarity that none before it has kept; similarity is that of the hidden states under the LLM's final norm. Where
-    that would be all tokens, all stay.
+    Pivots are the visual tokens with the largest keys (by L1 norm, in the layer before), and the text tokens after the
+    video with the largest keys. Each pivot in turn keeps floor(retention_ratio * M / pivots) visual tokens, those of
+    lowest cosine similarity to it that no earlier pivot has kept. Similarity is that of the hidden states under the
+    LLM's final norm. If the pivots would keep all tokens, nothing is dropped.
 
     Source: arXiv:2502.11494; numbers of pivots as in appendix A.3 of arXiv:2604.09547; layer of DART's release.
-    Deviation: visual pivots come first, then those of the text, both by falling norm (the release follows the order of
-    a Python set). Fewer text tokens than pivots wanted are no error: all of them serve.
+    Deviation: visual pivots come first, then text pivots, each by falling norm (the release follows the order of a
+    Python set). If the text has fewer tokens than `num_text_pivots`, all of them are pivots.
+    Example:
+        >>> states, kept = tango.DartPruner(retention_ratio=0.5)(prompt)
+        >>> len(prompt.visual), len(kept)
+        (54, 28)
     """
 
     layer: int = 2
@@ -57,7 +61,7 @@ class DartPruner(LayerPruner):
             return tokens.hidden[tokens.visual], torch.arange(M, device=visual.device)
         with torch.no_grad():
             pivots = torch.cat([tokens.visual[visual], tokens.text[text]])
-            weight = tokens.norm_weight.float()  # the norm's scale of a row cancels in a cosine
+            weight = tokens.norm_weight.float()  # the norm also scales each row, which cancels in a cosine
             states = [unit_rows(tokens.hidden[rows].float() * weight) for rows in (pivots, tokens.visual)]
             similarity = unit_cosines(*states)
             kept = torch.zeros(M, dtype=torch.bool, device=visual.device).index_fill(0, visual, True)

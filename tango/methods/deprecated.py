@@ -1,4 +1,4 @@
-"""Former names of `tango.methods`, which warns of them."""
+"""Functions that `tango.methods` offers under their former names, with a warning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def build_pruner_for_mean(
 ) -> Pruner:
     """Deprecated: `build_pruner(name, **options).for_mean(mean, num_layers, layer_pruner)`."""
     if "retention_ratio" in options:
-        raise BudgetError("give retention_ratio (before the LLM) or mean_retention_ratio (over its layers), not both")
+        raise BudgetError("give retention_ratio (pre-LLM) or mean_retention_ratio (over the LLM's layers), not both")
     return build_pruner(name, **options).for_mean(mean, num_layers, layer_pruner)
 
 

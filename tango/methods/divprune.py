@@ -1,4 +1,4 @@
-"""DivPrune: tokens as far from each other as possible, whatever they show."""
+"""DivPrune: keep tokens that are as far from each other as possible; saliency plays no part."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from tango.ops.checks import check_finite
 from tango.ops.device import chunks
 from tango.ops.similarity import unit_cosines, unit_rows, unit_self_cosines
 
-MAX_BYTES = 512 << 20  # of a matrix of all cosines, float32: up to 11585 tokens, 64 frames of LLaVA-Video included
+MAX_BYTES = 512 << 20  # of the float32 matrix of all cosines: 11585 tokens, enough for 64 frames of LLaVA-Video
 
 
 @register("divprune")
 @dataclass(frozen=True, kw_only=True)
 class DivPrunePruner(Pruner):
-    """Keep tokens that differ most from each other, one after the other over the whole video; drop the rest.
+    """Keep the tokens that differ most from each other, picked one by one from the whole video; drop the rest.
 
-    The first is the one least like any other token; each further one is the least like those already kept.
+    The first pick is the token least similar to any other; each further pick is the one least similar to all before it.
 
     Source: section 3 of arXiv:2503.02175: a greedy solution of the max-min diversity problem under cosine distance.
-    Deviation: float32 cosines rounded to multiples of 2**-18, so that ties go to the earlier token; kept tokens are
-    never picked twice. Above MAX_BYTES of an M x M matrix, each pick's distances are multiplied out anew, which may
-    decide between distances that differ by no more than that multiple otherwise.
+    Deviation: cosines are rounded to multiples of 2**-18 in float32, so that ties go to the earlier token; no token is
+    picked twice. If the M x M matrix of cosines would exceed MAX_BYTES, each pick's cosines are computed when they are
+    needed; that may decide otherwise between cosines that differ by no more than 2**-18.
+    Example:
+        >>> len(tango.DivPrunePruner(retention_ratio=0.25)(tokens).indices)
+        72
     """
 
     budget_rule: ClassVar[str] = "round(r T N), always exact"
@@ -51,11 +54,11 @@ class DivPrunePruner(Pruner):
 
 
 def _max_min_picks(unit: Float[Tensor, "M D"], k: int) -> Int[Tensor, "k"]:
-    """Rows in the order in which they are picked. The host never waits for the device."""
+    """Pick k rows, in this order. The host never waits for the device."""
     M = len(unit)
     cosines = unit_self_cosines(unit) if M * M * 4 <= MAX_BYTES else None
     picks = [_loneliest(unit, cosines)]
-    nearest = unit.new_full((M,), -torch.inf)  # largest cosine with a row already picked
+    nearest = unit.new_full((M,), -torch.inf)  # of each row, the largest cosine with a row already picked
     while len(picks) < k:
         if cosines is not None:
             to_last = cosines.index_select(0, picks[-1])[0]
@@ -67,7 +70,7 @@ def _max_min_picks(unit: Float[Tensor, "M D"], k: int) -> Int[Tensor, "k"]:
 
 
 def _loneliest(unit: Float[Tensor, "M D"], cosines: Float[Tensor, "M M"] | None) -> Int[Tensor, "1"]:
-    """The row whose most alike other row is the least alike."""
+    """The row with the smallest cosine to the row most similar to it."""
     M = len(unit)
     nearest = []
     for rows in chunks(M, M * 4, unit.device):

@@ -1,4 +1,4 @@
-"""DyCoke's part before the LLM: of most frames, keep what changed since an earlier one."""
+"""DyCoke's pre-LLM part: keep every fourth frame whole, and of the others what changed since an earlier frame."""
 
 from __future__ import annotations
 
@@ -24,21 +24,25 @@ from tango.ops.similarity import paired_cosines, unit_rows
 @register("dycoke")
 @dataclass(frozen=True, kw_only=True)
 class DyCokePruner(Pruner):
-    """Keep every fourth frame whole, and of the others the tokens least like those at their place in an earlier one.
+    """Keep every fourth frame whole, and of the others the tokens that changed most since an earlier frame.
 
-    In a group of four, frame 1 is held against frame 0, frame 2 against frame 0 and frame 3 against frame 2.
+    In a group of four frames, frames 1 and 2 are compared with frame 0, and frame 3 with frame 2, position by position.
 
     Source: token merging of section 3.2 of arXiv:2411.15024 and its release, which drops the redundant tokens.
-    Deviation: the share to drop is solved for `retention_ratio`. First frames of groups of four are a quarter of the
-    video; for a smaller ratio groups double (then frame 4 is held against frame 0, frame 6 against 4, and so on), and
-    what is less than one frame is spread evenly over the first. Also unlike the release, an odd last frame and the
-    last group are treated as all others, and kept tokens stay in order. The part that selects from the KV cache during
-    decoding is left out.
+    Deviation: the share to drop is solved for `retention_ratio`. The first frames of groups of four are a quarter of
+    the video; for a smaller ratio the size of the groups doubles (frame 4 is then compared with frame 0, frame 6 with
+    frame 4, and so on), and a budget of less than one frame is spread evenly over the first frame. Also unlike the
+    release, an odd last frame and the last group get no special treatment, and kept tokens stay in order. The part that
+    selects from the KV cache during decoding is left out.
+    Example:
+        >>> pruned = tango.DyCokePruner(retention_ratio=0.5)(tokens)
+        >>> (pruned.indices // 36).bincount()  # tokens kept of each frame
+        tensor([36, 12, 12, 12, 36, 12, 12, 12])
     """
 
-    group_frames: int | None = None  # frames per whole one (4 in the release); None: 4, doubled while r asks for fewer
+    group_frames: int | None = None  # frames per whole frame (4 in the release); None: 4, doubled while r asks for less
     share_dropped: float | None = None  # of every frame that is not whole (k, 0.7 in the release); None: solved for r
-    release_tail: bool = False  # frame T - 2 stays whole in groups of 4 if T is a multiple of 4 (release, off by one)
+    release_tail: bool = False  # groups of 4, T a multiple of 4: frame T - 2 is whole, too (off by one in the release)
 
     limits: ClassVar[Limits] = {"group_frames": (2, math.inf), "share_dropped": (0, 1)}
     budget_rule: ClassVar[str] = "round(r T N), always exact; with `share_dropped` whatever that leaves"
@@ -66,17 +70,19 @@ class DyCokePruner(Pruner):
             check_finite(x.sum(dtype=torch.float32), "features")
             indices = to_device(kept, device)
             if thinned:
-                alike = _likeness(tokens.features, thinned, [references[t] for t in thinned])
-                order = alike.sort(dim=1, stable=True).indices + to_device(thinned, device)[:, None] * N
+                similarity = _similarity(tokens.features, thinned, [references[t] for t in thinned])
+                order = similarity.sort(dim=1, stable=True).indices + to_device(thinned, device)[:, None] * N
                 first = np.concatenate([row * N + np.arange(counts[t]) for row, t in enumerate(thinned)])
                 indices = torch.cat([indices, order.flatten().index_select(0, to_device(first, device))]).sort().values
         return PrunedTokens(features=x.index_select(0, indices), indices=indices)
 
     def _plan(self, T: int, N: int) -> tuple[list[int], list[int]]:
-        """Of each frame the one it is held against (whole: itself), and how many tokens to keep. Host arithmetic only.
+        """For each frame, the frame that it is compared with (a whole frame: itself) and the number of tokens to keep.
+
+        Host arithmetic only.
 
         Raises:
-            BudgetError: the whole frames of groups of `group_frames` are too many for `retention_ratio`.
+            BudgetError: in groups of `group_frames`, whole frames alone exceed the budget.
         """
         total, group = exact_count(T * N, self.retention_ratio), self.group_frames or 4
         references = self._references(T, group)
@@ -100,9 +106,9 @@ class DyCokePruner(Pruner):
         return references, [N if t == reference else next(shares) for t, reference in enumerate(references)]
 
     def _references(self, T: int, group: int) -> list[int]:
-        """The frame that each one is held against; itself if it is whole."""
-        # Clearing the lowest bit of a frame's number within its group gives 0 for 1, 2, 4; 2 for 3; 4 for 5, 6; ...
-        references = [t - ((place := t % group) & -place) for t in range(T)]
+        """For each frame, the frame that it is compared with; a whole frame: itself."""
+        # Clearing the lowest set bit of a frame's number in its group: 1, 2, 4 -> 0; 3 -> 2; 5, 6 -> 4; 7 -> 6; ...
+        references = [t - ((offset := t % group) & -offset) for t in range(T)]
         if self.release_tail and group == 4 and T % 4 == 0:
             references[T - 2] = T - 2
         return references
@@ -113,12 +119,12 @@ def _num_whole(references: list[int]) -> int:
 
 
 def _spread(count: int, N: int) -> list[int]:
-    """`count` of N places at equal distances."""
+    """`count` of N positions at equal distances."""
     return [(2 * i + 1) * N // (2 * count) for i in range(count)]
 
 
-def _likeness(x: Float[Tensor, "T N D"], frames: list[int], references: list[int]) -> Float[Tensor, "F N"]:
-    """Cosine of every token of some frames with the one at its place in another."""
+def _similarity(x: Float[Tensor, "T N D"], frames: list[int], references: list[int]) -> Float[Tensor, "pairs N"]:
+    """Cosine of every token of these frames with the token at its position in its reference frame."""
     rows = []
     for chunk in chunks(len(frames), x[0].numel() * 8, x.device):
         a, b = (unit_rows(x.index_select(0, to_device(pair[chunk], x.device))) for pair in (frames, references))

@@ -1,4 +1,4 @@
-"""The FastV variant that Tango uses inside the LLM: keep what the last token attends to, average the rest into it."""
+"""The FastV variant that Tango combines with: dropped tokens are merged into kept ones."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ from tango.ops.budget import exact_count
 @register("fastv-merge")
 @dataclass(frozen=True, kw_only=True)
 class FastvMergePruner(LayerPruner):
-    """Keep the visual tokens that the prompt's last token attends to most; average each other one into its nearest.
+    """Keep the visual tokens that the prompt's last token attends to most; average the others into their nearest.
 
-    round(retention_ratio * M) tokens stay, at least one, in their order. A dropped state joins the kept one of highest
-    cosine similarity: new = merge_weight * kept + (1 - merge_weight) * mean(kept and what joined it), in float32.
+    round(retention_ratio * M) tokens are kept, at least one, in order. A dropped token's state joins the kept state of
+    highest cosine similarity: new = merge_weight * kept + (1 - merge_weight) * mean(kept and joined), in float32.
 
-    Source: section 5.1 of arXiv:2604.09547 names the FastV variant; its merging is the release's.
-    Deviation: in the release the layer before runs without a causal mask; that is `noncausal_layer`, off here.
+    Source: section 5.1 of arXiv:2604.09547 names the FastV variant; merging is as in the Tango release.
+    Deviation: the release runs the layer before without a causal mask; here that is the option `noncausal_layer`, off.
+    Example:
+        >>> states, kept = tango.FastvMergePruner(layer=2)(prompt)
+        >>> len(prompt.visual), len(kept)
+        (54, 27)
     """
 
     layer: int = 18  # section 5.1
     retention_ratio: float = 0.5  # section 5.1
-    noncausal_layer: bool = False  # type: ignore[misc]  # an option here: True as in the release
+    noncausal_layer: bool = False  # type: ignore[misc]  # an option here; the release: True
     merge_weight: float = 0.6  # of the kept state (release); 1: drop without merging, as in FastV
 
     limits: ClassVar[Limits] = {"merge_weight": (0, 1)}
@@ -45,7 +49,7 @@ class FastvMergePruner(LayerPruner):
     def prune(self, tokens: LayerTokens) -> tuple[Float[torch.Tensor, "K D"], Int[torch.Tensor, "K"]]:
         hidden, attention = tokens.hidden[tokens.visual], attention_of_last_token(tokens)
         M, K = len(hidden), exact_count(len(hidden), self.retention_ratio)
-        order = attention.argsort(descending=True, stable=True)  # equal attention: the earlier token stays
+        order = attention.argsort(descending=True, stable=True)  # equal attention: the earlier token is kept
         kept, dropped = order[:K].sort().values, order[K:].sort().values
         states = hidden.index_select(0, kept)
         if self.merge_weight == 1 or K == M:

@@ -28,28 +28,32 @@ from tango.ops.similarity import unit_cosines, unit_rows
 @register("fastvid")
 @dataclass(frozen=True, kw_only=True)
 class FastVidPruner(Pruner):
-    """Keep the salient tokens of every frame; merge a segment's others into anchors that lie in some of its frames.
+    """Keep the salient tokens of every frame; merge the other tokens of a segment into anchors in some of its frames.
 
-    Anchors are density peaks of every fourth frame, counted back from a segment's last. For each of those frames anew,
-    every token of the segment that is not salient joins the anchor most like it. `rule="segment"` divides a segment's
-    budget without loss and averages anchors with the others of their clusters alone, as released for LLaVA-Video; with
-    `segment_threshold=0.84, duplicate_threshold=0.95, frame_vector="mean"` as for Qwen2.5-VL.
+    Anchors are density peaks of every fourth frame, counted back from the last frame of a segment. For each of these
+    frames anew, every token of the segment that is not salient joins the anchor most similar to it. With
+    `rule="segment"`, as released for LLaVA-Video, the budget of a segment is divided without loss, and an anchor is
+    averaged with the other tokens of its cluster alone. `segment_threshold=0.84, duplicate_threshold=0.95,
+    frame_vector="mean"` beside it are as released for Qwen2.5-VL.
 
-    Source: arXiv:2503.11187 and its releases; by default that for LLaVA-OneVision, for all models.
-    Deviation: densities get no noise. Fewer frames than `min_segments` are single segments, and anchors are limited to
-    the tokens there are; the release fails. `merge_weight` is held above 1 / n, not 1 / (n + 1). `assignment` counts a
-    token to the first anchor frame from its own on. `exact_budget` spreads the remainders, too.
+    Source: arXiv:2503.11187 and its releases; by default the one for LLaVA-OneVision, whatever the model.
+    Deviation: densities get no noise. Fewer frames than `min_segments` are one segment each, and there are no more
+    anchors than tokens; the release fails in both cases. `merge_weight` is held above 1 / n, not 1 / (n + 1).
+    `assignment` counts a token to the first anchor frame not before its own. `exact_budget` spreads the remainders.
+    Example:
+        >>> len(tango.FastVidPruner(retention_ratio=0.25, exact_budget=True)(tokens).indices)
+        72
     """
 
-    min_segments: int = 8  # the weakest min_segments - 1 transitions are cuts (c of the release)
-    segment_threshold: float = 0.9  # transitions of lower similarity are cuts, too (tau; 0.84 for Qwen)
+    min_segments: int = 8  # cut at the min_segments - 1 transitions of lowest similarity (c of the release)
+    segment_threshold: float = 0.9  # cut wherever the similarity is lower, too (tau; 0.84 for Qwen)
     context_ratio: float = 0.4  # share of merged tokens in the budget (d)
     anchor_stride: int = 4  # frames per anchor frame (p)
-    merge_weight: float = 0.6  # of the anchor against the mean of its cluster (beta)
+    merge_weight: float = 0.6  # of an anchor against the mean of its cluster (beta)
     num_neighbors: int = 4  # a token itself included (release)
-    rule: Literal["onevision", "segment"] = "onevision"  # the release for LLaVA-OneVision; for LLaVA-Video and Qwen
-    duplicate_threshold: float | None = None  # rule "segment": frames this like the next get no tokens (0.95 for Qwen)
-    frame_vector: Literal["head", "mean"] = "head"  # what is compared: "mean", of all tokens, where no head is (Qwen)
+    rule: Literal["onevision", "segment"] = "onevision"  # releases: for LLaVA-OneVision; for the others
+    duplicate_threshold: float | None = None  # rule "segment": frames this like the next get no budget (0.95 for Qwen)
+    frame_vector: Literal["head", "mean"] = "head"  # what cuts compare; mean of all tokens, where no head is (Qwen)
 
     needs: ClassVar[Signal] = Signal.SALIENCY
     limits: ClassVar[Limits] = {
@@ -82,6 +86,7 @@ class FastVidPruner(Pruner):
         with torch.no_grad():
             lengths, is_open = self._cut(tokens)
             counts = self._counts(lengths, is_open, N)
+            # (T, N): the flat indices t * N + n of each frame, the most salient token first
             ranked = top_k(tokens.saliency.float(), N) + torch.arange(T, device=device)[:, None] * N
             best = to_device([t * N + i for t, (num, _) in enumerate(counts) for i in range(num)], device)
             salient = ranked.flatten()[best]
@@ -110,7 +115,7 @@ class FastVidPruner(Pruner):
         return assemble(indices, features, assignment)
 
     def _cut(self, tokens: VisualTokens) -> tuple[list[int], list[bool]]:
-        """Frames per segment, and which frames get tokens of their own: not those that the next one repeats."""
+        """The number of frames of each segment, and which frames get a budget: not those that the next one repeats."""
         x, embeds = tokens.features, tokens.frame_embeds if self.frame_vector == "head" else None
         embeds = (x.mean(1, dtype=torch.float32) if embeds is None else embeds)[:, None]
         similarity = adjacent_similarity(embeds if len(x) > 1 else embeds.expand(2, -1, -1))[0][:, 0]
@@ -123,7 +128,7 @@ class FastVidPruner(Pruner):
         return lengths, last_of_runs(table.tolist(), lengths, self.duplicate_threshold)
 
     def _counts(self, lengths: list[int], is_open: list[bool], N: int) -> list[tuple[int, int]]:
-        """Salient tokens and anchors of each frame. Host arithmetic only."""
+        """The number of salient tokens and of anchors in each frame. Host arithmetic only."""
         totals = apportion(exact_count(len(is_open) * N, self.retention_ratio), [length * N for length in lengths])
         per_frame = max(1, int(N * self.retention_ratio))
         max_anchors = N if self.duplicate_threshold is None else max(1, N // 2)  # of one frame (Qwen release)
@@ -141,7 +146,7 @@ class FastVidPruner(Pruner):
 
     @torch.no_grad()
     def _cluster(self, rows: Tensor, unit: Tensor, free: Tensor, rest: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Anchors among the rows `rest` of a segment, and the cluster of each of its rows (`count`: none)."""
+        """Choose anchors among the rows `rest` of a segment, and assign each of its rows to one (`count`: to none)."""
         peaks, _ = density_peaks_counting_self(rows.index_select(0, rest)[None], count, k=self.num_neighbors)
         anchors = rest[peaks[0].sort().values]
         nearest = unit_cosines(unit, unit.index_select(0, anchors)).argmax(-1)

@@ -1,4 +1,4 @@
-"""HoliTom's part before the LLM: merge what does not change within a segment, keep the salient rest of every frame."""
+"""HoliTom's pre-LLM part: merge what does not change within a segment, and keep each frame's salient others."""
 
 from __future__ import annotations
 
@@ -26,30 +26,33 @@ from tango.ops.selection import top_k
 
 
 class _Segment(NamedTuple):
-    """A run of frames, the places static in it, and how many tokens to keep: of these, and of each frame's others."""
+    """A run of frames, a mask of its static positions, and its budgets: for these, and for each frame's others."""
 
-    start: int
-    static: NDArray[np.bool_]
+    start: int  # number of its first frame
+    static: NDArray[np.bool_]  # (N,)
     num_static: int
-    num_dynamic: list[int]
+    num_dynamic: list[int]  # one for each frame
 
 
 @register("holitom")
 @dataclass(frozen=True, kw_only=True)
 class HolitomPruner(Pruner):
-    """Cluster the static tokens of each segment, averaged over its frames; of the rest keep each frame's salient ones.
+    """Cluster each segment's static tokens, averaged over its frames; of the others keep each frame's salient ones.
 
-    Reads whatever saliency the tokens carry; by default that of the authors, attention received in the tower.
+    Works with any saliency; the default is that of the authors, the attention that tokens receive in the tower.
 
-    Source: arXiv:2505.21334 and its release, up to the LLM; the part inside it is `holitom-merge`.
-    Deviation: densities get no noise, so a single cluster centres on its lowest place and not on a random one. Averages
-    are in float32. One token always stays. An exact budget above what averaging leaves switches averaging off.
+    Source: arXiv:2505.21334 and its release, without the intra-LLM part, which is `holitom-merge`.
+    Deviation: densities get no noise, so the centre of a single cluster is its first position, not a random one.
+    Averages are in float32. At least one token is kept. An exact budget above what averaging leaves disables averaging.
+    Example:
+        >>> len(tango.HolitomPruner(retention_ratio=0.25, exact_budget=True)(tokens).indices)
+        72
     """
 
-    segment_threshold: float | None = None  # also of static tokens; None: 0.65 up to ratio 0.1, else 0.8 (release)
+    segment_threshold: float | None = None  # for static tokens, too; None: 0.65 up to ratio 0.1, else 0.8 (release)
     context_ratio: float = 0.0  # share of merged tokens in a frame's budget (D of the release)
-    num_neighbors: int = 7  # a token itself included, at most one per cluster (K of the release)
-    merge_weight: float = 0.6  # of the centre against the mean of what joins it (BETA of the release)
+    num_neighbors: int = 7  # a token itself included; at most the number of clusters (K of the release)
+    merge_weight: float = 0.6  # of a centre against the mean of what joins it (BETA of the release)
     max_segment_frames: int = 1024  # MAX_WINDOW_SIZE of the release
 
     needs: ClassVar[Signal] = Signal.SALIENCY
@@ -92,6 +95,7 @@ class HolitomPruner(Pruner):
             assignment[ids] = indices[-1][nearest]
 
         for start, static, num_static, num_dynamic in self._segments(table[: T - 1].numpy(), N):
+            # Flat indices are frame * N + position; `ids` is (frames of the segment, positions).
             of_segment = to_device(range(start, start + len(num_dynamic)), device)[:, None] * N
             if num_static:
                 ids = of_segment + to_device(np.flatnonzero(static), device)
@@ -100,8 +104,8 @@ class HolitomPruner(Pruner):
             ids = of_segment + to_device(np.flatnonzero(~static), device)
             ranked = top_k(saliency.flatten()[ids], ids.shape[1])
             for budget in sorted(set(num_dynamic) - {0}):
-                alike = to_device([frame for frame, own in enumerate(num_dynamic) if own == budget], device)
-                best = ids[alike].gather(1, ranked[alike])
+                same = to_device([frame for frame, own in enumerate(num_dynamic) if own == budget], device)
+                best = ids[same].gather(1, ranked[same])
                 num_salient = round(budget * (1 - self.context_ratio))
                 salient = best[:, :num_salient].flatten()
                 indices.append(salient)
@@ -118,12 +122,12 @@ class HolitomPruner(Pruner):
         edges = np.cumsum([0, *lengths]).tolist()
         still = similarity > threshold
         static: list[NDArray[np.bool_]] = [still[a : b - 1].all(axis=0) & (b - a > 1) for a, b in pairwise(edges)]
-        M, nums = edges[-1] * N, [int(places.sum()) for places in static]
+        M, nums = edges[-1] * N, [int(mask.sum()) for mask in static]
         left = M - sum((length - 1) * num for length, num in zip(lengths, nums, strict=True))
         total = exact_count(M, self.retention_ratio)
         if self.exact_budget and left < total:
             static, nums = [np.zeros(N, bool)] * len(lengths), [0] * len(lengths)
-        # Of each segment the size of its static set, and then of what is dynamic in each of its frames.
+        # For each segment: the size of its static set, then the number of other tokens in each of its frames.
         sizes = [[num, *[N - num] * length] for num, length in zip(nums, lengths, strict=True)]
         if self.exact_budget:
             shared = iter(apportion(total, [size for segment in sizes for size in segment]))
@@ -132,17 +136,17 @@ class HolitomPruner(Pruner):
             ratio = min(self.retention_ratio / (left / M), 1.0)
             counts = [[round(num * ratio), *(ceil_count(n, ratio) for n in frames)] for num, *frames in sizes]
             if not any(map(any, counts)):
-                counts[0][0] = 1  # all is static, and hardly anything is asked for
+                counts[0][0] = 1  # the whole video is static, and the ratio asks for less than one token
         return [_Segment(s, z, c[0], c[1:]) for s, z, c in zip(edges[:-1], static, counts, strict=True)]
 
     def _merge(self, rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Centres among the rows, in order; each row's cluster; and each centre blended with the mean of the others."""
+        """Cluster rows: the centres in order, each row's cluster, and each centre blended with its cluster's others."""
         with torch.no_grad():
             peaks, nearest = density_peaks_counting_self(rows[None], count, k=min(self.num_neighbors, count))
             centres = peaks[0].sort().values
             cluster = torch.searchsorted(centres, nearest[0])
             sizes = (cluster == torch.arange(count, device=rows.device)[:, None]).sum(1, keepdim=True)
-            # The mean over all n of a cluster holds 1 / n of the centre; scaled up by n / (n - 1) it only adds others.
+            # A step of w n / (n - 1) towards the mean of all n rows is a step of w towards the mean without the centre.
             share = (1 - self.merge_weight) * (sizes > 1) * sizes / (sizes - 1).clamp_min(1)
         mean = merge_into_anchors(rows.float(), cluster, centres, weight=0)
         return centres, cluster, torch.lerp(rows.index_select(0, centres).float(), mean, share)

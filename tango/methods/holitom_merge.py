@@ -1,4 +1,4 @@
-"""HoliTom's part inside the LLM: keep what the last token attends to, and fold the rest into it one by one."""
+"""HoliTom's intra-LLM part: keep what the last token attends to, and merge the others into it one by one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ from tango.ops.similarity import unit_cosines, unit_rows
 @register("holitom-merge")
 @dataclass(frozen=True, kw_only=True)
 class HolitomMergePruner(LayerPruner):
-    """Keep the visual tokens that the prompt's last token attends to most; halve each other one into its nearest.
+    """Keep the visual tokens that the prompt's last token attends to most; average the others into them one by one.
 
-    Dropped tokens join the kept one of highest cosine similarity in their order, and each time the kept state becomes
-    the mean of itself and the newcomer: of m members the j-th has weight 2^-(m - j + 1), the kept state 2^-m. It
-    completes HoliTom: `tango.prune(model, "holitom", mean_retention_ratio=0.1, layer_pruner="holitom-merge")`.
+    Each dropped token joins the kept token of highest cosine similarity. They join in order, and each time the kept
+    state becomes the mean of itself and the newcomer: of m members the j-th has weight 2^-(m - j + 1), the kept state
+    2^-m. HoliTom as a whole is `tango.prune(model, "holitom", mean_retention_ratio=0.1, layer_pruner="holitom-merge")`.
 
-    Source: arXiv:2505.21334 and its release, whose ratio here counts what is dropped.
-    Deviation: the sequence of halvings is computed as one weighted sum, in float32. One token always stays.
+    Source: arXiv:2505.21334 and its release, where this ratio is the fraction dropped.
+    Deviation: the sequence of means is computed as one weighted sum, in float32. At least one token is kept.
+    Example:
+        >>> states, kept = tango.HolitomMergePruner(layer=2)(prompt)
+        >>> len(prompt.visual), len(kept)
+        (54, 27)
     """
 
     layer: int = 18
@@ -52,11 +56,11 @@ class HolitomMergePruner(LayerPruner):
         with torch.no_grad():
             unit = unit_rows(hidden)
             nearest = unit_cosines(unit[dropped], unit[kept]).argmax(-1)
-            by_target = nearest.argsort(stable=True)  # members of a target next to each other, in their order
+            by_target = nearest.argsort(stable=True)  # the members of each target side by side, in order
             target = nearest[by_target]
             sizes = torch.zeros(K, device=hidden.device).index_add(0, nearest, torch.ones_like(nearest).float())
             ends = sizes.cumsum(0)[target]
-            halvings = ends - torch.arange(M - K, device=hidden.device)  # from a member's own on
+            halvings = ends - torch.arange(M - K, device=hidden.device)  # from the member's own on
         parts = hidden[dropped[by_target]].float() * torch.exp2(-halvings)[:, None]
         merged = (states.float() * torch.exp2(-sizes)[:, None]).index_add(0, target, parts)
         return torch.where(sizes[:, None] > 0, merged.to(hidden.dtype), states), kept

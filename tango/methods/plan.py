@@ -1,4 +1,4 @@
-"""`Plan`: what prunes, and how, decided once; from names and options, or from text as it stands in flags and files."""
+"""`Plan`: which methods prune, and with which options; from names and values, or from the text of flags and files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tango.errors import BudgetError, OptionError, TangoError, UnknownNameError
 from tango.extensions import load_group
-from tango.methods.base import NULLS, KeepAllPruner, LayerPruner, Pruner, check_ratio, read_option
+from tango.methods.base import NULLS, Hint, KeepAllPruner, LayerPruner, Pruner, check_ratio, read_option
 from tango.methods.registry import (
     GROUP,
     available_methods,
@@ -25,18 +25,18 @@ from tango.ops.saliency import saliency_function
 log = logging.getLogger(__name__)
 
 Positions = Literal["contiguous", "kept", "correct", "stock"]
-# The release's names for ours.
+# The release's name -> ours.
 ALIASES = {
     "wrapper": "method",
     "retain_ratio": "retention_ratio",
     "similarity_threshold": "segment_threshold",
     "segment_type": "segmentation",
 }
-# Flags with which the release tunes Tango. Its scripts pass them whatever the method is, so a method that has no such
-# option does not see them; ratios and layers on the other hand mean the same to all methods.
+# Flags with which the release tunes Tango. Its scripts pass them to every method, so methods without such an option
+# ignore them. Ratios and layers mean the same to all methods and are never ignored.
 _TUNING = ("similarity_threshold", "context_ratio", "alpha", "base_time", "base_space", "num_neighbors", "segment_type")
-# What may be set beside the options of the method.
-_OWN: dict[str, Any] = {
+# What may be set beside the options of the method -> its annotation.
+_OWN: dict[str, Hint] = {
     "layer_pruner": str | None,
     "mean_retention_ratio": float | None,
     "saliency": str | None,
@@ -44,23 +44,28 @@ _OWN: dict[str, Any] = {
     "pruned_layer": int | None,
     "pre_retain_ratio": float | None,
 }
-Given = list[tuple[str, str, Any]]  # of one source: our name, the name that was given, the value
+Given = list[tuple[str, str, Any]]  # the settings of one source: our name, the name that was given, the value
+AnyClass = type[Pruner] | type[LayerPruner]
 _ONE_RATIO = {"retention_ratio": "mean_retention_ratio", "mean_retention_ratio": "retention_ratio"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What prunes the videos of a model that is not known yet. Methods are built once, here; `tango.prune` takes it.
+    """The methods that `tango.prune` applies to a model, built with their options before the model is known.
 
     Args:
-        pruner: before the LLM; all tokens pass where a method inside it works alone, or none does.
-        layer_pruner: inside the LLM.
-        mean: fraction kept on average over the LLM's layers, from which a ratio follows once their number is known:
-            that of `pruner`, or where all tokens pass it, of `layer_pruner`. None: the ratios are as they are.
+        pruner: the pre-LLM method; `KeepAllPruner` where an intra-LLM method works alone, or none does.
+        layer_pruner: the intra-LLM method.
+        mean: fraction of tokens kept on average over the LLM's layers. Once their number is known, it determines the
+            ratio of `pruner` or, if that keeps all tokens, of `layer_pruner`. None: both ratios hold as they are.
         saliency, positions: as in `tango.prune`; left out: the method's own.
     Example:
-        >>> plan = Plan.parse({"method": "tango", "base_time": "1e4", "kernels": "off"})
-        >>> with tango.prune(model, plan): ...
+        >>> plan = tango.Plan.parse({"method": "tango", "mean_retention_ratio": "0.1", "layer_pruner": "fastv-merge"})
+        >>> pruner, layer_pruner = plan.pruners(num_layers=28)
+        >>> pruner.retention_ratio, layer_pruner.layer
+        (0.1217..., 18)
+        >>> with tango.prune(model, tango.Plan.of("uniform", {"retention_ratio": 0.25})):
+        ...     text = tango.answer(model, processor, "clip.mp4", "What happens?")
     """
 
     pruner: Pruner = dataclasses.field(default_factory=KeepAllPruner)
@@ -76,27 +81,27 @@ class Plan:
         read_option("positions", self.positions, Positions | None)
 
     @classmethod
-    def parse(cls, *sources: Mapping[str, Any], method: str = "none", release: bool = False) -> Plan:
-        """The plan that flags, files and environment describe together; earlier sources win.
+    def parse(cls, *sources: Mapping[str, object], method: str = "none", release: bool = False) -> Plan:
+        """Build the plan that flags, files and the environment describe together; earlier sources win.
 
-        Values may be text, which means the same in all of them (see `read_option`). Names are those of the options or
-        of the release's flags, with underscores or hyphens. A null where None is no value, and of a ratio or a mean,
-        counts as not given. Beside the fields of the method there are:
+        Values may be text, which means the same in every source (see `read_option`). Names are those of the options or
+        of the release's flags, with underscores or hyphens. A null counts as not given where the option cannot be None,
+        and always for a ratio or a mean. Beside the options of the method, sources may contain:
 
-        * `method` or `wrapper`; "none": all tokens;
-        * `retain_ratio` or `retention_ratio`, and in its place `mean_retention_ratio`: over the LLM's layers;
-        * `layer_pruner`: prune again inside the LLM, with options `layer_<name>`;
-        * `pruned_layer`: prune again at the input of this layer ("fastv-merge", or what `layer_pruner` says). The
-          retention ratio is the mean then, as in the release, unless `pre_retain_ratio` says what enters the LLM;
+        * `method` or `wrapper`: its name; "none" keeps all tokens;
+        * `retain_ratio` or `retention_ratio`, or instead `mean_retention_ratio`, the mean over the LLM's layers;
+        * `layer_pruner`: an intra-LLM method that prunes again, with options `layer_<name>`;
+        * `pruned_layer`: the layer at whose input `layer_pruner`, by default "fastv-merge", prunes again. As in the
+          release, the retention ratio is then the mean, unless `pre_retain_ratio` gives the pre-LLM ratio;
         * `saliency`, `positions`: as in `tango.prune`.
 
         Args:
-            method: if no source names one.
-            release: read as the release's scripts mean it: tuning flags pass by methods that have no such option, and
-                with any layer pruner the retention ratio is the mean.
+            method: used if no source names one.
+            release: read the sources as the release's scripts mean them: methods ignore tuning flags that they have no
+                option for, and with any layer pruner the retention ratio is the mean.
         Raises:
             UnknownNameError: no such method or option; the message lists the known ones.
-            OptionError, BudgetError: settings that do not go together; a value that means nothing or is out of range.
+            OptionError, BudgetError: settings contradict each other; a value has no meaning or is out of range.
         """
         return cls.of(**settled(*sources, method=method, release=release))
 
@@ -107,16 +112,16 @@ class Plan:
         options: Mapping[str, Any] | None = None,
         *,
         layer_pruner: LayerPruner | str | None = None,
-        layer_options: Mapping[str, Any] | None = None,
+        layer_options: Mapping[str, object] | None = None,
         mean_retention_ratio: float | None = None,
         saliency: str | None = None,
         positions: str | None = None,
     ) -> Plan:
-        """The plan of a method, by name with its options or built already; the arguments are those of `tango.prune`.
+        """Build the plan of a method from its name and options, or from a built one; arguments as in `tango.prune`.
 
         Raises:
-            UnknownNameError, OptionError, BudgetError: as `parse`.
-            TangoError: options for a method that is built already.
+            UnknownNameError, OptionError, BudgetError: as in `parse`.
+            TangoError: a built method is given with options.
         """
         options, mean = dict(options or {}), mean_retention_ratio
         if layer_options and not isinstance(layer_pruner, str):
@@ -127,7 +132,7 @@ class Plan:
             )
         if mean is not None and "retention_ratio" in options:
             raise BudgetError(
-                "give retention_ratio (before the LLM) or mean_retention_ratio (over its layers), not both"
+                "give retention_ratio (pre-LLM) or mean_retention_ratio (over the LLM's layers), not both"
             )
         given = [*options, *(["mean_retention_ratio"] if mean is not None else [])]
         if not isinstance(method, str) and given:
@@ -147,14 +152,14 @@ class Plan:
             pruner = method
         elif inside:
             mean = options.pop("retention_ratio", 0.1) if mean is None else mean
-            KeepAllPruner(retention_ratio=mean)  # checks it; whether the LLM can have it depends on its depth
+            KeepAllPruner(retention_ratio=mean)  # checks the range; what can be reached depends on the LLM's depth
             layer_pruner = build_layer_pruner(method, **options)
         elif method != "none":
             pruner = build_pruner(method, **options, **({} if mean is None else {"retention_ratio": mean}))
         return cls(pruner=pruner, layer_pruner=layer_pruner, mean=mean, saliency=saliency or "", positions=positions)
 
     def pruners(self, num_layers: int) -> tuple[Pruner, LayerPruner | None]:
-        """What prunes before the LLM and inside it, for an LLM of so many layers.
+        """Return the pre-LLM and the intra-LLM method, with their ratios for an LLM of `num_layers` layers.
 
         Raises:
             BudgetError: the mean cannot be reached.
@@ -166,7 +171,7 @@ class Plan:
         return self.pruner.for_mean(self.mean, num_layers, self.layer_pruner), self.layer_pruner
 
 
-def method_kind(name: str) -> type[Pruner] | type[LayerPruner]:
+def method_kind(name: str) -> AnyClass:
     """The class behind a name; "none" keeps all tokens.
 
     Raises:
@@ -180,21 +185,27 @@ def method_kind(name: str) -> type[Pruner] | type[LayerPruner]:
         raise UnknownNameError("method", name, ["none", *available_methods()], load_group(GROUP)) from None
 
 
-def read_options(kind: type[Pruner] | type[LayerPruner], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a class with text read as their annotations say; names that are none of its stay as they are.
+def read_options(kind: AnyClass, given: Mapping[str, object]) -> dict[str, object]:
+    """Convert values, often text, to the types of a class's options; unknown names keep their values.
 
     Raises:
-        OptionError: a value means nothing there.
+        OptionError: a value has no meaning for its option.
+    Example:
+        >>> read_options(tango.TangoPruner, {"alpha": "2", "kernels": "off"})
+        {'alpha': 2, 'kernels': False}
     """
     hints = _hints(kind)
     return {name: read_option(name, value, hints[name]) if name in hints else value for name, value in given.items()}
 
 
 def named_value(item: str, form: str = "NAME=VALUE", flag: str = "--option") -> tuple[str, str]:
-    """Name and text of an option given as `NAME=VALUE`.
+    """Split `NAME=VALUE`, as an option is given on the command line, into name and text.
 
     Raises:
-        OptionError: it has another form.
+        OptionError: the item has another form.
+    Example:
+        >>> named_value("alpha=2")
+        ('alpha', '2')
     """
     name, equals, value = item.partition("=")
     if not equals:
@@ -202,8 +213,8 @@ def named_value(item: str, form: str = "NAME=VALUE", flag: str = "--option") -> 
     return name, value
 
 
-def settled(*sources: Mapping[str, Any], method: str = "none", release: bool = False) -> dict[str, Any]:
-    """What `Plan.parse` makes of its sources, as arguments of `Plan.of`: every value read, no method built."""
+def settled(*sources: Mapping[str, object], method: str = "none", release: bool = False) -> dict[str, Any]:
+    """Turn the sources of `Plan.parse` into arguments of `Plan.of`: all values are read, no method is built."""
     given = [_named(source) for source in sources]
     method = next((value for source in given for name, _, value in source if name == "method"), method)
     kind = method_kind(method)
@@ -226,15 +237,15 @@ def settled(*sources: Mapping[str, Any], method: str = "none", release: bool = F
     options = read_options(kind, options)
     if own.get("layer_pruner") is not None:
         layer_options = read_options(layer_pruner_class(own["layer_pruner"]), layer_options)
-        if method != "none" and not inside and (release or layer is not None or pre is not None):
+        if method != "none" and issubclass(kind, Pruner) and (release or layer is not None or pre is not None):
             _split_ratio(kind, options, own, pre)
     elif pre is not None:
-        raise OptionError("pre_retain_ratio needs pruned_layer: without it, retain_ratio is the ratio before the LLM")
+        raise OptionError("pre_retain_ratio needs pruned_layer: without it, retain_ratio is the pre-LLM ratio")
     return {"method": method, "options": options, "layer_options": layer_options, **own}
 
 
-def _split_ratio(kind: Any, options: dict[str, Any], own: dict[str, Any], pre: float | None) -> None:
-    """With a layer pruner, the retention ratio is the mean; it then says what enters the LLM, unless `pre` does."""
+def _split_ratio(kind: type[Pruner], options: dict[str, object], own: dict[str, Any], pre: float | None) -> None:
+    """Take the retention ratio beside a layer pruner for the mean; with `pre`, use that before the LLM."""
     if own.get("mean_retention_ratio") is None:
         own["mean_retention_ratio"] = options.pop("retention_ratio", kind.retention_ratio)
     if pre is not None and "retention_ratio" not in options:
@@ -243,12 +254,12 @@ def _split_ratio(kind: Any, options: dict[str, Any], own: dict[str, Any], pre: f
         options |= {"retention_ratio": pre, **kind.fixed_by_mean(mean, options)}
 
 
-def _merged(sources: Sequence[Given]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Settings by our names, earlier sources first, and the name that each was given by.
+def _merged(sources: Sequence[Given]) -> tuple[dict[str, object], dict[str, str]]:
+    """Merge the sources, of which earlier ones win: our name -> value, and our name -> the name that was given.
 
-    A ratio of an earlier source takes the place of a mean in a later one, and the other way round.
+    A ratio in an earlier source replaces a mean in a later one, and the other way round.
     """
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     flags: dict[str, str] = {}
     for source in reversed(sources):
         own: dict[str, str] = {}
@@ -263,8 +274,8 @@ def _merged(sources: Sequence[Given]) -> tuple[dict[str, Any], dict[str, str]]:
     return settings, flags
 
 
-def _named(source: Mapping[str, Any]) -> Given:
-    """A source by our names; a method that is None is not given."""
+def _named(source: Mapping[str, object]) -> Given:
+    """The settings of a source with our names; a method that is None counts as not given."""
     named = []
     for given, value in source.items():
         flag = given.replace("-", "_").lower()
@@ -277,8 +288,8 @@ def _named(source: Mapping[str, Any]) -> Given:
     return named
 
 
-def _without_nulls(sources: Sequence[Given], kind: type[Pruner] | type[LayerPruner]) -> list[Given]:
-    """The sources without nulls that say that nothing is given."""
+def _without_nulls(sources: Sequence[Given], kind: AnyClass) -> list[Given]:
+    """The sources without those nulls that count as not given."""
     hints = _OWN | _hints(kind)
     named = [item for source in sources for item in source]
     inside = [value for name, _, value in named if name == "layer_pruner" and not _null(value)] or ["fastv-merge"]
@@ -290,18 +301,19 @@ def _without_nulls(sources: Sequence[Given], kind: type[Pruner] | type[LayerPrun
     ]
 
 
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: AnyClass) -> dict[str, Hint]:
+    """Option -> its annotation."""
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
-def _says_nothing(name: str, value: Any, hint: Any) -> bool:
-    """Whether a value is a null, and None either no value of this option or its way of not being given."""
+def _says_nothing(name: str, value: object, hint: Hint) -> bool:
+    """Whether a value is a null that counts as not given: the option cannot be None, or is a ratio or a mean."""
     try:
         return read_option(name, value, hint) is None and name in _ONE_RATIO
     except OptionError:
         return _null(value)
 
 
-def _null(value: Any) -> bool:
+def _null(value: object) -> bool:
     return value is None or (isinstance(value, str) and value.strip().lower() in NULLS)

@@ -1,4 +1,4 @@
-"""The part of PruneVid inside the LLM: in every frame, the visual tokens that some word of the question looks at."""
+"""PruneVid's intra-LLM part: keep in every frame what some token of the question attends to."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ from tango.ops.budget import ROUNDING_ERROR
 @register("prunevid-select")
 @dataclass(frozen=True, kw_only=True)
 class PruneVidSelectPruner(LayerPruner):
-    """Keep in every frame the visual tokens that any head of any token after the video attends to most; drop the rest.
+    """Keep the visual tokens of every frame that any head of any token after the video attends to most; drop the rest.
 
-    floor(retention_ratio * n) of a frame's n tokens stay, at least one, in their order; equal attention favours the
-    earlier token. It is the second half of PruneVid, whose first half merges tokens before the LLM; it also works with
-    other methods before the LLM or none. How many tokens frames have is only known on the device: the host waits once.
+    floor(retention_ratio * n) of a frame's n tokens are kept, at least one, in order; ties go to the earlier token.
+    This is PruneVid's second half; the first, `prunevid`, merges tokens before the LLM. It also works after other
+    pre-LLM methods, or alone. The number of tokens of each frame is only known on the device, so the host waits once.
 
-    Source: arXiv:2412.16117 and its release, which selects with the attention of layer 10 (counted from 0) once that
+    Source: arXiv:2412.16117 and its release, which selects by the attention of layer 10 (counted from 0) after that
     layer has run, that is, at the input of layer 11.
-    Deviation: caches of the layers before stay whole, where the release cuts them too. Tokens averaged over a segment's
-    frames count to the frame they stand in; the release gives them a share of their own. A frame keeps at least one.
+    Deviation: the caches of earlier layers are kept whole; the release prunes them, too. A token averaged over a
+    segment's frames counts towards the frame that it is in; the release gives such tokens a budget of their own. A
+    frame keeps at least one token.
+    Example:
+        >>> states, kept = tango.PruneVidSelectPruner(layer=2)(prompt)
+        >>> prompt.frames[kept].bincount()  # tokens kept of each frame, of 9
+        tensor([3, 3, 3, 3, 3, 3])
     """
 
     layer: int = 11  # right after layer 10, whose attention it reads (release)
@@ -50,15 +55,15 @@ class PruneVidSelectPruner(LayerPruner):
 def best_of_each_frame(
     scores: Float[torch.Tensor, "M"], frames: Int[torch.Tensor, "M"], share: float
 ) -> Bool[torch.Tensor, "M"]:
-    """Which tokens are among the highest floor(share * n), at least one, of the n tokens of their frame.
+    """Mark in every frame of n tokens the floor(share * n) tokens of highest score, at least one.
 
     Args:
-        frames: of every token, non-decreasing.
+        frames: the frame of every token, non-decreasing.
     """
     best_first = scores.argsort(descending=True, stable=True)
     order = best_first[frames[best_first].argsort(stable=True)]  # frame by frame, best first
-    first = torch.searchsorted(frames, frames)  # of each token's frame
+    first = torch.searchsorted(frames, frames)  # for each token, the first token of its frame
     size = torch.searchsorted(frames, frames, right=True) - first
     count = (size.double() * share + ROUNDING_ERROR).floor().clamp_min(1)
-    place = torch.arange(len(frames), device=frames.device) - first  # in `order`, whose frames are the same
-    return torch.empty_like(place, dtype=torch.bool).index_copy(0, order, place < count)
+    rank = torch.arange(len(frames), device=frames.device) - first  # of order[i] in its frame, which is frames[i], too
+    return torch.empty_like(rank, dtype=torch.bool).index_copy(0, order, rank < count)

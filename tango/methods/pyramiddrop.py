@@ -1,4 +1,4 @@
-"""PyramidDrop: fewer and fewer visual tokens, stage by stage, by the attention of the prompt's last token."""
+"""PyramidDrop: drop visual tokens in three stages, by the attention of the prompt's last token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tango.ops.budget import floor_count
 from tango.ops.selection import top_k
 from tango.ops.stages import mean_over_stages, solve_stages
 
-_NUM_STAGES = 3  # they cut the LLM into four equal parts
+_NUM_STAGES = 3  # which divide the LLM into four equal parts
 
 
 @register("pyramiddrop")
@@ -26,14 +26,21 @@ _NUM_STAGES = 3  # they cut the LLM into four equal parts
 class PyramidDropPruner(LayerPruner):
     """Keep, at each of three layers, the visual tokens that the prompt's last token attends to most; drop the rest.
 
-    Stage s = 1, 2, 3 leaves floor(retention_ratio**s * M) of the M visual tokens that entered the LLM, at least one, in
-    their order. Attention is that of the layer which is about to run: its norm and projections, averaged over heads.
+    Stage s = 1, 2, 3 keeps floor(retention_ratio**s * M) of the M visual tokens that entered the LLM, at least one, in
+    order. Attention is computed with the norm and projections of the layer that is about to run, averaged over heads.
 
     Source: arXiv:2410.17247 and its release, which drops half at layers 8, 16 and 24 of 32.
-    Deviation: kept tokens retain their positions; the release numbers them anew at every stage.
+    Deviation: kept tokens retain their positions; the release renumbers them at every stage.
+    Example:
+        >>> pruner = tango.PyramidDropPruner(layer=2)
+        >>> pruner.layers
+        (2, 10, 19)
+        >>> states, kept = pruner(prompt)
+        >>> len(prompt.visual), len(kept)
+        (54, 27)
     """
 
-    layer: int = 7  # of the first stage; the others cut what follows into three equal parts
+    layer: int = 7  # of the first stage; the other two divide what follows into three equal parts
     retention_ratio: float = 0.5  # from one stage to the next (release)
     num_layers: int = 28  # of the LLM that `layer` is meant for
 
@@ -53,17 +60,17 @@ class PyramidDropPruner(LayerPruner):
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers of the stages: `layer`, and those that cut the rest of the LLM into equal parts."""
+        """Layers of the stages: `layer`, and those that divide the rest of the LLM into equal parts."""
         return _stages(self.layer, self.num_layers)
 
     def for_mean(self, mean: float, num_layers: int) -> PyramidDropPruner:
-        """The same method with the ratio that keeps this fraction of visual tokens, averaged over the LLM's layers.
+        """Return the same method with the ratio that keeps this fraction of tokens on average over the LLM's layers.
 
-        In an LLM of another depth `layer` moves in proportion, so that by default stages lie at the quarters. Where
-        the first stage would have to drop more than nine tokens in ten, it lies as much earlier as it takes.
+        In an LLM of another depth `layer` moves in proportion, so that the default stages are at the quarters. A first
+        stage that would have to drop more than nine tokens in ten moves to the latest earlier layer where it need not.
 
         Raises:
-            BudgetError: layer 0, which sees all tokens, alone is more than that.
+            BudgetError: layer 0, which sees all tokens, already exceeds this mean.
         """
         layer, ratio = solve_stages(
             mean,
@@ -89,6 +96,6 @@ def _shares(factor: float) -> tuple[float, ...]:
 
 
 def _stages(first: int, num_layers: int) -> tuple[int, ...]:
-    """Fewer than three where so few layers are left."""
+    """The layers of the stages; fewer than three where fewer layers are left."""
     rest = num_layers - first
     return tuple(sorted({first + s * rest // _NUM_STAGES for s in range(_NUM_STAGES)}))

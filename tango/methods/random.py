@@ -1,4 +1,4 @@
-"""Tokens drawn by chance: the other baseline."""
+"""Random sampling: the other baseline."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from tango.ops.budget import exact_count
 @register("random")
 @dataclass(frozen=True, kw_only=True)
 class RandomPruner(Pruner):
-    """Keep round(retention_ratio * T * N) tokens drawn without replacement; drop the rest.
+    """Keep round(retention_ratio * T * N) tokens, drawn without replacement; drop the rest.
 
-    The draw depends on `seed` and the shape alone, and is the same on every device.
+    The draw depends only on `seed` and the shape, and is the same on every device.
+
+    Example:
+        >>> len(tango.RandomPruner(retention_ratio=0.25, seed=7)(tokens).indices)
+        72
     """
 
     seed: int = 0

@@ -1,6 +1,6 @@
-"""Names of methods. One class or preset, one name; unknown names and options fail with the list of known ones.
+"""The names of methods, one for each class. Unknown names and options are refused with the list of known ones.
 
-Methods of other people's packages are loaded when all names are asked for, or one that is not ours.
+Other people's packages are loaded when someone asks for all names, or for one that is not ours.
 """
 
 from __future__ import annotations
@@ -12,35 +12,38 @@ from typing import Any, TypeVar
 
 from tango.errors import UnknownNameError
 from tango.extensions import load_group
-from tango.methods.base import LayerPruner, Pruner
+from tango.methods.base import LayerPruner, Method, Pruner
 
 GROUP = "tango.methods"  # of entry points
 
 _METHODS: dict[str, type[Pruner] | type[LayerPruner]] = {}
 
-M = TypeVar("M", bound="type[Pruner] | type[LayerPruner]")
+MethodClass = TypeVar("MethodClass", bound="type[Pruner] | type[LayerPruner]")
+AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 
-def register(name: str) -> Callable[[M], M]:
-    """Class decorator: make a pruner or a layer pruner known by `name`.
-
-    Example:
-        @tango.register("centre")
-        @dataclass(frozen=True, kw_only=True)
-        class CentrePruner(tango.Pruner):
-            ...
+def register(name: str) -> Callable[[MethodClass], MethodClass]:
+    """Register the decorated pruner or layer pruner under `name`, which every command then knows.
 
     Raises:
         ValueError: the name is taken or not lower-case words joined by hyphens, or an option has no default.
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @tango.register("tango-frames")
+        ... @dataclass(frozen=True, kw_only=True)
+        ... class TangoFramesPruner(tango.TangoPruner):
+        ...     rope: str = "frames"
+        >>> len(tango.build_pruner("tango-frames", retention_ratio=0.25, exact_budget=True)(tokens).indices)
+        72
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"a method's name must be lower-case words joined by hyphens, got {name!r}")
     if name in _METHODS:
         raise ValueError(f"method {name!r} is already registered by {_METHODS[name].__qualname__}")
 
-    def add(cls: M) -> M:
+    def add(cls: MethodClass) -> MethodClass:
         for field in dataclasses.fields(cls):
-            if field.init and field.default is dataclasses.MISSING:  # else it could not be listed and labelled
+            if field.init and field.default is dataclasses.MISSING:  # a method is listed and labelled by its defaults
                 raise ValueError(f"option {field.name} of {cls.__qualname__} needs a default, and no factory of one")
         cls.name = name
         _METHODS[name] = cls
@@ -50,22 +53,37 @@ def register(name: str) -> Callable[[M], M]:
 
 
 def available_methods() -> list[str]:
-    """Names that `tango.prune` accepts: methods before the LLM and inside it, sorted."""
+    """The names that `tango.prune` accepts, of pre-LLM and intra-LLM methods, sorted.
+
+    Example:
+        >>> tango.available_methods()
+        ['dart', 'divprune', ..., 'visionzip']
+    """
     return _names((Pruner, LayerPruner))
 
 
 def available_pruners() -> list[str]:
-    """Names that `build_pruner` accepts, the methods before the LLM, sorted."""
+    """The names of the pre-LLM methods, which `build_pruner` accepts, sorted.
+
+    Example:
+        >>> tango.available_pruners()
+        ['divprune', 'dycoke', ..., 'visionzip']
+    """
     return _names(Pruner)
 
 
 def ready_pruners() -> list[str]:
-    """Those of `available_pruners` that run as they are; a learned one needs its weights first."""
+    """Those of `available_pruners` that run with their defaults alone; a learned method needs weights."""
     return [name for name in available_pruners() if not hasattr(_METHODS[name], "weights")]
 
 
 def available_layer_pruners() -> list[str]:
-    """Names that `build_layer_pruner` accepts, the methods inside the LLM, sorted."""
+    """The names of the intra-LLM methods, which `build_layer_pruner` accepts, sorted.
+
+    Example:
+        >>> tango.available_layer_pruners()
+        ['dart', 'fastv', ..., 'sparsevlm']
+    """
     return _names(LayerPruner)
 
 
@@ -84,7 +102,7 @@ def method_class(name: str) -> type[Pruner] | type[LayerPruner]:
 
 
 def pruner_class(name: str) -> type[Pruner]:
-    """The class behind the name of a method before the LLM.
+    """The class behind the name of a pre-LLM method.
 
     Raises:
         UnknownNameError: no such method; the message lists them.
@@ -93,7 +111,7 @@ def pruner_class(name: str) -> type[Pruner]:
 
 
 def layer_pruner_class(name: str) -> type[LayerPruner]:
-    """The class behind a layer pruner's name.
+    """The class behind the name of an intra-LLM method.
 
     Raises:
         UnknownNameError: no such layer pruner; the message lists them.
@@ -101,7 +119,7 @@ def layer_pruner_class(name: str) -> type[LayerPruner]:
     return _class("layer pruner", name, LayerPruner)
 
 
-def _class(what: str, name: str, kind: Any) -> Any:
+def _class(what: str, name: str, kind: type | tuple[type, ...]) -> Any:
     if name not in _METHODS:
         load_group(GROUP)
     cls = _METHODS.get(name)
@@ -111,31 +129,34 @@ def _class(what: str, name: str, kind: Any) -> Any:
 
 
 def build_pruner(name: str, /, **options: Any) -> Pruner:
-    """Build a method before the LLM from its name and options, which are the fields of its class.
+    """Build a pre-LLM method from its name and its options, the fields of its class.
 
     Raises:
         UnknownNameError: unknown method or option; the message lists the known ones.
         BudgetError, ValueError: an option is out of range.
+    Example:
+        >>> tango.build_pruner("random", seed=7)
+        RandomPruner(retention_ratio=0.1, exact_budget=False, seed=7)
     """
-    cls = pruner_class(name)
-    _check_options(cls, name, options)
-    return cls(**options)
+    return _built(pruner_class(name), options)
 
 
 def build_layer_pruner(name: str, /, **options: Any) -> LayerPruner:
-    """Build a layer pruner from its name and options, which are the fields of its class.
+    """Build an intra-LLM method from its name and its options, the fields of its class.
 
     Raises:
         UnknownNameError: unknown layer pruner or option; the message lists the known ones.
         BudgetError, ValueError: an option is out of range.
+    Example:
+        >>> tango.build_layer_pruner("fastv", layer=3)
+        FastvPruner(layer=3, retention_ratio=0.5)
     """
-    cls = layer_pruner_class(name)
-    _check_options(cls, name, options)
-    return cls(**options)
+    return _built(layer_pruner_class(name), options)
 
 
-def _check_options(cls: type, name: str, options: Mapping[str, Any]) -> None:
+def _built(cls: type[AnyMethod], options: Mapping[str, object]) -> AnyMethod:
     known = [field.name for field in dataclasses.fields(cls) if field.init]
     for option in options:
         if option not in known:
-            raise UnknownNameError(f"option of {name}", option, known)
+            raise UnknownNameError(f"option of {cls.name}", option, known)
+    return cls(**options)

@@ -1,4 +1,4 @@
-"""SparseVLM: fewer visual tokens at three layers, by the attention of the words that matter to the video."""
+"""SparseVLM: drop visual tokens at three layers, by the attention of the text tokens that matter to the video."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tango.ops.merging import cluster_means
 from tango.ops.selection import top_k
 from tango.ops.stages import mean_over_stages, solve_stages
 
-# Tokens that the three stages leave of 576, by the nominal number of tokens (release; the two ends are Tango's).
+# Nominal number of tokens -> tokens that the three stages keep of 576 (release; the first and last row are Tango's).
 _TABLE = {0: (0, 0, 0), 64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36), 192: (300, 200, 110), 576: (576,) * 3}
 
 
@@ -31,19 +31,26 @@ _TABLE = {0: (0, 0, 0), 64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36)
 class SparseVlmPruner(LayerPruner):
     """Keep, at each of three layers, the visual tokens that raters among the text attend to most; recycle some others.
 
-    Raters are the tokens after the video that visual tokens resemble more than they do the average one: softmax over
-    text of visual times text states, averaged over visual tokens. Attention is averaged over heads and raters, in
-    float32. A stage leaves a published share of the tokens that entered the LLM, rounded, at least one, in their order.
+    Raters are the text tokens after the video that visual tokens resemble more than average: by the softmax over text
+    of visual times text states, averaged over visual tokens. Attention is averaged over heads and raters, in float32. A
+    stage keeps a published share of the tokens that entered the LLM, rounded, at least one, in order.
 
-    Of d tokens that would go, recycling takes the best floor(0.3 d) + 1, clusters them into a tenth as many and one
-    more, and keeps the clusters' means. These count as tokens that the stage leaves, so fewer are kept as they are.
+    Of d tokens to be dropped, recycling takes the c = floor(0.3 d) + 1 best, and keeps the means of floor(c / 10) + 1
+    clusters of them. The means count towards the stage's share, so fewer tokens are kept as they are.
 
-    Source: arXiv:2410.04417 and the first version of its release, which prunes once layers 2, 6 and 15 (counted from 0)
-    have run, by their attention.
-    Deviation: raters are chosen anew at every stage, from the states there; all text rates where nothing is above
-    average. A recycled mean takes its cluster centre's place and position; the release appends it beyond the count,
-    and numbers all tokens anew. Densities have no random noise. Counts scale with the video; between those published
-    lie straight lines.
+    Source: arXiv:2410.04417 and the first version of its release, which prunes after layers 2, 6 and 15 (counted from
+    0) have run, by their attention.
+    Deviation: raters are chosen anew at every stage, from the states there; if no text token is above average, all are
+    raters. A recycled mean takes the position of its cluster centre; the release appends the means beyond the share,
+    and renumbers all tokens. Densities get no noise. Counts scale with the video, and are interpolated linearly between
+    the published ones.
+    Example:
+        >>> pruner = tango.SparseVlmPruner(layer=2)
+        >>> pruner.layers
+        (2, 7, 16)
+        >>> states, kept = pruner(prompt)
+        >>> len(prompt.visual), len(kept)
+        (54, 28)
     """
 
     layer: int = 3  # of the first stage, right after layer 2, whose attention it reads (release)
@@ -71,12 +78,13 @@ class SparseVlmPruner(LayerPruner):
         return self.layer, self.second_layer, self.third_layer
 
     def for_mean(self, mean: float, num_layers: int) -> SparseVlmPruner:
-        """The same method with the nominal ratio that keeps this fraction of visual tokens, averaged over the layers.
+        """Return the same method with the nominal ratio that keeps this fraction of tokens on average over the layers.
 
-        Where the first stage would have to drop more than nine tokens in ten, it lies as much earlier as it takes.
+        A first stage that would have to drop more than nine tokens in ten moves to the latest earlier layer where it
+        need not.
 
         Raises:
-            BudgetError: layer 0, which sees all tokens, alone is more than that; or the LLM has no such layers.
+            BudgetError: layer 0, which sees all tokens, already exceeds this mean; or the LLM has no such layers.
         """
         check_layer(self.third_layer, num_layers)
         layer, ratio = solve_stages(
@@ -103,20 +111,20 @@ class SparseVlmPruner(LayerPruner):
         states = tokens.hidden[tokens.visual[rest]]
         centres, nearest = density_peaks_counting_self(states.detach()[None], num_means, k=num_means)
         kept = torch.cat([selected, rest[centres[0]]]).sort().values
-        rows, homes = torch.cat([selected, rest]), torch.cat([selected, rest[nearest[0]]])  # a selected one's is itself
+        rows, homes = torch.cat([selected, rest]), torch.cat([selected, rest[nearest[0]]])  # home: the kept token
         clusters = torch.searchsorted(kept, homes)
         return cluster_means(tokens.hidden[tokens.visual[rows]], clusters, K), kept
 
 
 def stage_shares(nominal: float) -> tuple[float, ...]:
-    """What each stage leaves of the tokens that entered the LLM, for a nominal retention ratio."""
+    """The share that each stage keeps of the tokens that entered the LLM, at a nominal retention ratio."""
     below, above = next(pair for pair in pairwise(_TABLE) if nominal * 576 <= pair[1] or pair[1] == 576)
     weight = (nominal * 576 - below) / (above - below)
     return tuple((a + weight * (b - a)) / 576 for a, b in zip(_TABLE[below], _TABLE[above], strict=True))
 
 
 def recycling(num_tokens: int, num_kept: int) -> tuple[int, int]:
-    """Of how many candidates how many means are made, where tokens and means together are to be `num_kept`.
+    """How many candidates to recycle into how many means, so that kept tokens and means together are `num_kept`.
 
     At least one token is kept as it is.
     """
@@ -131,7 +139,7 @@ def recycling(num_tokens: int, num_kept: int) -> tuple[int, int]:
 
 
 def _rated_attention(tokens: LayerTokens) -> Float[torch.Tensor, "M"]:
-    """Attention from all raters together, averaged over heads."""
+    """Attention that each visual token receives from all raters together, averaged over heads."""
     visual, text = tokens.hidden.detach()[tokens.visual].float(), tokens.hidden.detach()[tokens.text].float()
     resemblance = (visual @ text.T).softmax(-1).mean(0)
     raters = resemblance > resemblance.mean()

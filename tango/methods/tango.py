@@ -1,4 +1,4 @@
-"""Tango: diversity-driven selection of salient tokens, then spatio-temporal merging of the others."""
+"""Tango: select salient tokens that differ, then merge the others by content, time and position."""
 
 from __future__ import annotations
 
@@ -40,15 +40,19 @@ _Segments = tuple[list[int], list[NDArray[np.bool_]]]
 @register("tango")
 @dataclass(frozen=True, kw_only=True)
 class TangoPruner(Pruner):
-    """Tango with the release's numbers and every merged feature at its own anchor.
+    """Keep salient tokens that differ from each other; merge the others into clusters by content, time and position.
 
-    Cut the video into segments; average each segment's static tokens over its frames; keep salient, mutually
-    different tokens of every frame (`1 - context_ratio` of the budget); cluster the others by content, time and
-    place, and keep one merged token per cluster.
+    The video is cut into segments. Tokens at static positions are averaged over the frames of their segment. A share of
+    `1 - context_ratio` of the budget goes to salient tokens of every frame that differ from each other. The others are
+    clustered segment by segment, and each cluster becomes one merged token.
 
     Source: section 4 of arXiv:2604.09547.
-    Deviation: where paper and release differ, the default follows the release, except that it puts merged features
-    at other anchors of their group (`anchor_order="release"`) and adds random noise to densities (never here).
+    Deviation: where paper and release differ, defaults follow the release, with two exceptions: the release puts merged
+    features at wrong anchors of their group (here `anchor_order="release"`), and adds random noise to densities.
+    Example:
+        >>> pruned = tango.TangoPruner(retention_ratio=0.25, exact_budget=True)(tokens)
+        >>> pruned.features.shape  # 8 frames of 36 tokens were 288
+        torch.Size([72, 48])
     """
 
     segmentation: Literal["holitom", "fastvid"] = "holitom"  # paper: holitom (eq. 2-3)
@@ -60,12 +64,12 @@ class TangoPruner(Pruner):
     num_neighbors: int = 7  # K of eq. 4
     base_time: float = 1e4  # rotary base of the time axis (Table 4)
     base_space: float = 1e3  # rotary base of rows and columns (Table 4)
-    rope: Literal["seconds", "frames", "none"] = "seconds"  # what ST-RoPE counts time in; none: no ST-RoPE (Table 3)
-    rope_sections: tuple[int, int, int] | None = None  # None: near-equal even parts; 1196, 1194, 1194 of 3584
-    merge_weight: float = 0.6  # least weight of the anchor in its cluster (release); 0: average pooling (paper)
-    anchor_order: Literal["aligned", "release"] = "aligned"  # release: merged rows land by density order
-    kernels: bool = True  # Triton kernels that average and rotate, on GPUs that they run on; False: PyTorch's operators
-    engine: Literal["auto", "plain", "batched"] = "auto"  # plain: this page as it stands; batched: all segments at once
+    rope: Literal["seconds", "frames", "none"] = "seconds"  # unit of ST-RoPE's time axis; none: no ST-RoPE (Table 3)
+    rope_sections: tuple[int, int, int] | None = None  # None: even, nearly equal: 1196, 1194, 1194 of 3584
+    merge_weight: float = 0.6  # least weight of an anchor in its cluster (release); 0: average pooling (paper)
+    anchor_order: Literal["aligned", "release"] = "aligned"  # release: merged rows are placed by density
+    kernels: bool = True  # average and rotate by Triton kernels on GPUs that run them; False: by PyTorch
+    engine: Literal["auto", "plain", "batched"] = "auto"  # plain: the code of this file; batched: all segments at once
 
     needs: ClassVar[Signal] = Signal.SALIENCY
     limits: ClassVar[Limits] = {
@@ -111,40 +115,40 @@ class TangoPruner(Pruner):
 
         points = self.rotate(tokens)
         index = torch.arange(T * N, device=x.device).view(T, N)
-        assignment = torch.full_like(index, -1)  # the kept token that stands for each
+        assignment = torch.full_like(index, -1)  # (T, N): the kept token that stands for each; -1: none
         indices, features, start = [], [], 0
-        for length, places, (num_static, num_others) in zip(lengths, static, budgets, strict=True):
-            still, moving = (torch.from_numpy(own).to(x.device) for own in (places, ~places))
+        for length, is_static, (num_static, num_others) in zip(lengths, static, budgets, strict=True):
+            still, moving = (torch.from_numpy(mask).to(x.device) for mask in (is_static, ~is_static))
             frames, first = slice(start, start + length), slice(start, start + 1)
-            # Section 4.1: a static token is its mean over the segment, in the segment's first frame.
+            # Section 4.1: a static position has one token, the mean over the segment's frames, in the first of them.
             mean, score = x[frames, still].float().mean(0, keepdim=True), saliency[frames, still].mean(0, keepdim=True)
-            for where, own, rows, scores, budget in (
+            for where, positions, rows, scores, budget in (
                 (first, still, mean, score, num_static),
                 (frames, moving, x[frames, moving], saliency[frames, moving], num_others),
             ):
                 if budget:
-                    kept, merged, stands_for = self._reduce(rows, scores, points[where, own], budget)
-                    tokens_of_rows = index[where, own]
-                    indices.append(tokens_of_rows.flatten()[kept])
+                    kept, merged, stands_for = self._reduce(rows, scores, points[where, positions], budget)
+                    ids = index[where, positions]
+                    indices.append(ids.flatten()[kept])
                     features.append(merged.to(x.dtype))
-                    ids = torch.where(stands_for >= 0, tokens_of_rows.flatten()[stands_for], -1)
-                    assignment[frames, own] = ids.view_as(tokens_of_rows)
+                    anchors = torch.where(stands_for >= 0, ids.flatten()[stands_for], -1)
+                    assignment[frames, positions] = anchors.view_as(ids)  # static: one row for all frames
             start += length
         return assemble(indices, features, assignment.flatten())
 
     def _reduce(
-        self, x: Float[Tensor, "n L D"], saliency: Float[Tensor, "n L"], points: Float[Tensor, "n L D"], budget: int
-    ) -> tuple[Int[Tensor, "K"], Float[Tensor, "K D"], Int[Tensor, "n*L"]]:
-        """Keep `budget` of n frames of L tokens: which, their features, and which stands for each token (-1: none)."""
-        n, L, _ = x.shape
+        self, x: Float[Tensor, "T N D"], saliency: Float[Tensor, "T N"], points: Float[Tensor, "T N D"], budget: int
+    ) -> tuple[Int[Tensor, "K"], Float[Tensor, "K D"], Int[Tensor, "T*N"]]:
+        """Keep `budget` of T frames of N tokens: which, their features, and which stands for each token (-1: none)."""
+        T, N, _ = x.shape
         # Section 4.2: salient tokens, frame by frame.
-        per_frame = int(budget // n * (1.0 - self.context_ratio))
-        salient = torch.cat([t * L + self.select(saliency[t], points[t], per_frame) for t in range(n)])
-        # Section 4.3: the others of all frames are clustered, and each cluster is merged into its anchor.
+        per_frame = int(budget // T * (1.0 - self.context_ratio))
+        salient = torch.cat([t * N + self.select(saliency[t], points[t], per_frame) for t in range(T)])
+        # Section 4.3: the other tokens of all frames are clustered, and each cluster is merged into its anchor.
         x, points = x.flatten(0, 1), points.flatten(0, 1)
-        free = torch.ones(n * L, dtype=torch.bool, device=x.device).index_fill_(0, salient, False)
+        free = torch.ones(T * N, dtype=torch.bool, device=x.device).index_fill_(0, salient, False)
         context, num_merged = free.nonzero()[:, 0], budget - len(salient)
-        stands_for = torch.full((n * L,), -1, device=x.device).index_copy_(0, salient, salient)
+        stands_for = torch.full((T * N,), -1, device=x.device).index_copy_(0, salient, salient)
         if not num_merged:
             return salient, x[salient], stands_for
         if num_merged < len(context):
@@ -153,15 +157,15 @@ class TangoPruner(Pruner):
             centres = cluster = torch.arange(len(context), device=x.device)
         merged = merge_into_anchors(x[context], cluster, centres, weight=self.merge_weight)
         if self.anchor_order == "release" and num_merged < len(context):
-            centres = centres[centres.argsort().argsort()]  # the i-th in the video's order lands at the i-th best
+            centres = centres[centres.argsort().argsort()]  # the release mistakes rank in the video for rank by density
         anchors = context[centres]
         stands_for[context] = anchors[cluster]
         return torch.cat([salient, anchors]), torch.cat([x[salient], merged]), stands_for
 
-    def select(self, saliency: Float[Tensor, "L"], points: Float[Tensor, "L D"], k: int) -> Int[Tensor, "k"]:
-        """Section 4.2, eq. 5: of a frame's floor(alpha k) most salient tokens, k that differ, the best of each cluster.
+    def select(self, saliency: Float[Tensor, "M"], points: Float[Tensor, "M D"], k: int) -> Int[Tensor, "k"]:
+        """Section 4.2, eq. 5: cluster a frame's floor(alpha k) most salient tokens, and pick the best of each cluster.
 
-        A subclass may choose k of L tokens otherwise; `points` tell tokens apart: unit rows after ST-RoPE.
+        A subclass may pick k of M tokens by another rule. The cosine of two `points` is the similarity of their tokens.
         """
         candidates = top_k(saliency[None], min(int(self.alpha * k), len(saliency)))[0]  # best first
         if len(candidates) <= k:
@@ -171,33 +175,44 @@ class TangoPruner(Pruner):
         return candidates[torch.full_like(rank[:k], len(rank)).scatter_reduce_(0, cluster, rank, "amin")]
 
     def cluster(self, points: Float[Tensor, "M D"], k: int) -> tuple[Int[Tensor, "k"], Int[Tensor, "M"]]:
-        """Sections 4.2 and 4.3, eq. 4: the rows of k centres, best first, and which of the k each row belongs to.
+        """Sections 4.2 and 4.3, eq. 4: choose k rows as centres, best first, and say which of them each row belongs to.
 
         A subclass may cluster by another rule.
+
+        Example:
+            >>> class EvenPruner(tango.TangoPruner):
+            ...     def cluster(self, points, k):
+            ...         centres = torch.arange(k) * len(points) // k
+            ...         return centres, torch.cdist(points, points[centres]).argmin(1)
+            >>> len(EvenPruner(retention_ratio=0.25, exact_budget=True)(tokens).indices)
+            72
         """
         return dpc_knn(points, k, k=self.num_neighbors)
 
     @torch.no_grad()
     def rotate(self, tokens: VisualTokens) -> Float[Tensor, "T N D"]:
-        """Section 4.3, eq. 6-8: what tells tokens apart, unit rows turned by time and place (ST-RoPE)."""
+        """Section 4.3, eq. 6-8: the features as unit rows, rotated by time and position (ST-RoPE).
+
+        A subclass may return other points; their cosines are what `select` and `cluster` compare tokens by.
+        """
         unit, times = unit_rows(tokens.features), self._times(tokens)
         sections = check_sections(self.rope_sections, unit.shape[-1])
         bases = {"base_time": self.base_time, "base_space": self.base_space}
         return unit if times is None else strope(unit, times, tokens.grid, sections=sections, **bases)
 
     def _times(self, tokens: VisualTokens) -> Tensor | None:
-        """What ST-RoPE counts time in."""
+        """The time of each frame on ST-RoPE's time axis; None: no ST-RoPE."""
         if self.rope == "frames":
             return torch.arange(float(len(tokens.features)), device="cpu")
         return tokens.timestamps_s if self.rope == "seconds" else None
 
     @torch.no_grad()
     def segments(self, tokens: VisualTokens) -> list[int]:
-        """Frames per segment of a video, as `prune` cuts it."""
+        """Cut a video as `prune` does: the number of frames of each segment."""
         return self._segment(tokens, adjacent_similarity(_at_least_two(tokens.features))[0])[0]
 
-    def _segment(self, tokens: VisualTokens, similarity: Float[Tensor, "E N"]) -> _Segments:
-        """Section 4.1, eq. 2-3: frames per segment, and of each which places are averaged over its frames, (N,)."""
+    def _segment(self, tokens: VisualTokens, similarity: Float[Tensor, "edges N"]) -> _Segments:
+        """Section 4.1, eq. 2-3: the number of frames of each segment, and a mask (N,) of its static positions."""
         T, N, _ = tokens.features.shape
         with torch.no_grad(), record_function("tango::segmentation"):
             if self.segmentation == "fastvid":
@@ -205,7 +220,7 @@ class TangoPruner(Pruner):
                 embeds = tokens.features.mean(1, dtype=torch.float32) if embeds is None else embeds
                 similarity = torch.cat([similarity, adjacent_similarity(_at_least_two(embeds[:, None]))[0]], dim=1)
             if tokens.saliency is not None:
-                similarity = similarity + 0 * tokens.saliency.sum()  # NaN or infinity there shows in this table
+                similarity = similarity + 0 * tokens.saliency.sum()  # carries NaN and infinity into the table
             table = similarity.cpu().numpy()  # the only host-device synchronisation
             check_finite_on_host(table, "features or saliency")
             table, threshold = table[: T - 1], self.resolved_segment_threshold
@@ -219,16 +234,16 @@ class TangoPruner(Pruner):
     def _budgets(
         self, lengths: list[int], static: list[NDArray[np.bool_]]
     ) -> tuple[list[NDArray[np.bool_]], list[tuple[int, int]]]:
-        """What is averaged, and how many tokens each segment keeps: (static, others in all its frames)."""
+        """The static positions that are averaged, and each segment's budgets: (static tokens, all its other tokens)."""
         N, num_tokens = len(static[0]), sum(lengths) * len(static[0])
-        saved = sum((length - 1) * int(places.sum()) for length, places in zip(lengths, static, strict=True))
+        saved = sum((length - 1) * int(mask.sum()) for length, mask in zip(lengths, static, strict=True))
         if self.exact_budget and num_tokens - saved < exact_count(num_tokens, self.retention_ratio):
-            static = [np.zeros_like(places) for places in static]  # averaging would leave too few
+            static = [np.zeros_like(mask) for mask in static]  # averaging would leave too few tokens
         budgets = exact_segment_budgets if self.exact_budget else segment_budgets
-        return static, budgets(lengths, [int(places.sum()) for places in static], N, self.retention_ratio)
+        return static, budgets(lengths, [int(mask.sum()) for mask in static], N, self.retention_ratio)
 
     def _options(self, tokens: VisualTokens) -> Options:
-        """What the batched engine needs to know."""
+        """The options of the batched engine."""
         return Options(
             times=self._times(tokens), rope_sections=self.rope_sections, base_time=self.base_time,
             base_space=self.base_space, context_ratio=self.context_ratio, alpha=self.alpha,
@@ -237,7 +252,7 @@ class TangoPruner(Pruner):
         )  # fmt: skip
 
     def _overridden(self) -> list[str]:
-        """Steps that a subclass has in its own way."""
+        """The steps that a subclass overrides."""
         return [
             step
             for step in ("select", "cluster", "rotate")
@@ -256,19 +271,24 @@ class TangoPruner(Pruner):
 
 
 def _at_least_two(x: Tensor) -> Tensor:
-    """A single frame is compared with itself, so that its values are checked like all others."""
+    """Double a single frame, so that it is compared with itself and its values are checked like all others."""
     return x if len(x) > 1 else x.expand(2, -1, -1)
 
 
 def _with_own_centres(centres: Int[Tensor, "k"], cluster: Int[Tensor, "M"]) -> tuple[Tensor, Tensor]:
-    """Whatever the rule, a centre is in its own cluster."""
+    """Assign each centre to its own cluster, whatever the rule says."""
     return centres, cluster.index_copy(0, centres, torch.arange(len(centres), device=centres.device))
 
 
 @register("tango-paper")
 @dataclass(frozen=True, kw_only=True)
 class TangoPaperPruner(TangoPruner):
-    """The paper's text taken literally: one threshold for segments and static tokens, clusters average-pooled."""
+    """Tango as the paper's text says: one threshold for segments and static tokens, average pooling of clusters.
+
+    Example:
+        >>> len(tango.TangoPaperPruner(retention_ratio=0.25, exact_budget=True)(tokens).indices)
+        72
+    """
 
     merge_weight: float = 0.0
 
@@ -280,6 +300,11 @@ class TangoPaperPruner(TangoPruner):
 @register("tango-release")
 @dataclass(frozen=True, kw_only=True)
 class TangoReleasePruner(TangoPruner):
-    """What the released code computes, misplaced merged features included; without its random noise."""
+    """Tango as the released code computes it, misplaced merged features included, but without its random noise.
+
+    Example:
+        >>> len(tango.TangoReleasePruner(retention_ratio=0.25, exact_budget=True)(tokens).indices)
+        72
+    """
 
     anchor_order: Literal["aligned", "release"] = "release"

@@ -1,4 +1,4 @@
-"""Tokens at equal distances: the baseline that any signal must beat."""
+"""Uniform sampling: evenly spaced tokens, the baseline that any signal must beat."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from tango.ops.budget import exact_count
 @register("uniform")
 @dataclass(frozen=True, kw_only=True)
 class UniformPruner(Pruner):
-    """Keep round(retention_ratio * T * N) tokens, evenly spaced over the flattened video; drop the rest."""
+    """Keep round(retention_ratio * T * N) tokens, evenly spaced over the flattened video; drop the rest.
+
+    Example:
+        >>> tango.UniformPruner(retention_ratio=0.25)(tokens).indices[:5]
+        tensor([ 2,  6, 10, 14, 18])
+    """
 
     budget_rule: ClassVar[str] = "round(r T N), always exact"
     paper: ClassVar[Paper] = Paper(title="uniform sampling, a baseline of figure 7 of Tango", venue="-")

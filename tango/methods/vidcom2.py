@@ -1,4 +1,4 @@
-"""VidCom2: frames that stand out get more tokens, and tokens that stand out are kept."""
+"""VidCom2: unusual frames get a larger budget, and unusual tokens are kept."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ from tango.ops.budget import exact_count, round_to_total
 from tango.ops.checks import check_finite
 from tango.ops.device import chunks, to_device
 
-_WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1, 2)  # variances of the Gaussian kernels that are added up
+_WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1, 2)  # variances of the Gaussian kernels
 
 
 @register("vidcom2")
 @dataclass(frozen=True, kw_only=True)
 class VidCom2Pruner(Pruner):
-    """Keep the tokens least like the mean of video and frame, more of them in unusual frames; drop the rest.
+    """Keep the tokens that differ most from the mean of video and frame, more of them in unusual frames; drop the rest.
 
-    Tokens are compared on the channels that vary least over the video. A frame's share of the budget grows with its
-    distance from the video's mean token.
+    Tokens are compared on the channels that vary least over the video. A frame's share of the budget grows with the
+    distance of its tokens from the video's mean token.
 
     Source: section 3 of arXiv:2505.14454 and the authors' code.
-    Deviation: float32 whatever the model's dtype; ratio 1 keeps everything (the release drops some tokens).
+    Deviation: computes in float32 whatever the model's dtype; ratio 1 keeps all tokens (the release drops some).
+    Example:
+        >>> len(tango.VidCom2Pruner(retention_ratio=0.25, exact_budget=True)(tokens).indices)
+        72
     """
 
     temperature: float = 0.01  # of the softmax over frames (release)
-    channel_ratio: float = 0.5  # share of the channels that are looked at, those of least variance (release)
+    channel_ratio: float = 0.5  # share of the channels that are compared, those of least variance (release)
 
     budget_rule: ClassVar[str] = "r T N, up to rounding per frame; less where a frame is full"
     paper: ClassVar[Paper] = Paper(
@@ -60,18 +63,18 @@ class VidCom2Pruner(Pruner):
         with torch.no_grad():
             variance = _channel_variance(x)
             channels = variance.sort(stable=True).indices[: max(1, int(D * self.channel_ratio))].sort().values
-            to_video, to_frame = _likeness(x, channels)
+            to_video, to_frame = _similarity(x, channels)
             table = torch.cat([to_video.mean(1), variance.sum()[None]]).cpu()  # the only synchronisation
             check_finite(table, "features")
             counts = self._counts(-table[:T].double().numpy(), N)
-            order = (to_video + to_frame).sort(dim=1, stable=True).indices  # the least alike first
-            flat = order + torch.arange(T, device=x.device)[:, None] * N
-            places = np.concatenate([t * N + np.arange(count) for t, count in enumerate(counts)])
-            indices = flat.flatten().index_select(0, to_device(places, x.device)).sort().values
+            order = (to_video + to_frame).sort(dim=1, stable=True).indices  # the least similar first
+            flat = order + torch.arange(T, device=x.device)[:, None] * N  # (T, N): frame * N + position
+            best = np.concatenate([t * N + np.arange(count) for t, count in enumerate(counts)])
+            indices = flat.flatten().index_select(0, to_device(best, x.device)).sort().values
         return PrunedTokens(features=x.flatten(0, 1).index_select(0, indices), indices=indices)
 
     def _counts(self, importance: NDArray[np.float64], N: int) -> list[int]:
-        """Tokens to keep of each frame."""
+        """The number of tokens to keep of each frame."""
         T = len(importance)
         weight = np.exp((importance - importance.max()) / self.temperature)
         scale = np.minimum(1.0, self.retention_ratio * (1 + (weight / weight.sum() - 1 / T)))
@@ -93,13 +96,12 @@ def _channel_variance(x: Float[Tensor, "T N D"]) -> Float[Tensor, "D"]:
     return variance / (T * N)
 
 
-def _likeness(
-    x: Float[Tensor, "T N D"], channels: Int[Tensor, "C"]
+def _similarity(
+    x: Float[Tensor, "T N D"], channels: Int[Tensor, "channels"]
 ) -> tuple[Float[Tensor, "T N"], Float[Tensor, "T N"]]:
-    """Likeness of every token to the mean token of the video and to that of its frame, on unit-length tokens."""
+    """Similarity of every token, at unit length, to the mean token of the video and to the mean token of its frame."""
     T, N, _ = x.shape
-    C = len(channels)
-    cuts = list(chunks(T, N * C * 4, x.device))
+    cuts = list(chunks(T, N * len(channels) * 4, x.device))
 
     def unit(chunk: slice) -> Tensor:
         return F.normalize(x[chunk].index_select(2, channels).float(), dim=-1)

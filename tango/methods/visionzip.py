@@ -1,4 +1,4 @@
-"""VisionZip: the salient tokens of every frame, and a few that stand for the others."""
+"""VisionZip: keep the salient tokens of every frame, and a few into which the others are merged."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tango.ops.similarity import unit_cosines, unit_rows
 
 
 class _Choice(NamedTuple):
-    """Tokens of B frames: places that are kept as they are, all others in order, and which of those are anchors."""
+    """What happens to the tokens of B frames; tokens are positions in their frame, in [0, N)."""
 
-    dominant: Int[Tensor, "B d"]
-    rest: Int[Tensor, "B R"]
-    anchors: Int[Tensor, "c"]  # columns of `rest`, the same in every frame
-    cluster: Int[Tensor, "B R"]  # the anchor, counted in 0..c-1, that stands for each of the rest
+    dominant: Int[Tensor, "B dominant"]  # kept as they are
+    rest: Int[Tensor, "B rest"]  # all others, in order
+    anchors: Int[Tensor, "anchors"]  # which columns of `rest` are anchors, the same in every frame
+    cluster: Int[Tensor, "B rest"]  # for each of the rest its anchor, as an index into `anchors`
 
 
 @register("visionzip")
@@ -35,11 +35,15 @@ class _Choice(NamedTuple):
 class VisionZipPruner(Pruner):
     """Keep each frame's most salient tokens, and merge the others into evenly spaced ones by their attention keys.
 
-    The paper's saliency is the tower's own attention, the default; any other that the tokens carry works too.
+    Works with any saliency; the default is that of the paper, the tower's own attention.
 
-    Source: section 3 of arXiv:2412.04467; frame by frame for towers without class token as in HoliTom's code.
-    Deviation: kept tokens stay in the order of the video, not dominant ones first; cosines are rounded to multiples of
+    Source: section 3 of arXiv:2412.04467; for towers without a class token, frame by frame as in HoliTom's code.
+    Deviation: kept tokens are in the order of the video, not dominant ones first; cosines are rounded to multiples of
     2**-18, so that ties go to the earlier anchor; contextual tokens take at most half of a frame's budget.
+    Example:
+        >>> pruned = tango.VisionZipPruner(retention_ratio=0.25)(tokens)
+        >>> (pruned.indices // 36).bincount()  # tokens kept of each frame
+        tensor([9, 9, 9, 9, 9, 9, 9, 9])
     """
 
     context_ratio: float = 0.05  # contextual tokens (section 5.1 of arXiv:2604.09547, which leaves open of what)
@@ -82,20 +86,20 @@ class VisionZipPruner(Pruner):
         return assemble(indices, features, assignment.flatten())
 
     def _num_context(self, budget: int, N: int) -> int:
-        """Contextual tokens of a frame."""
+        """The number of contextual tokens of a frame."""
         return min(round(self.context_ratio * (N if self.context_base == "tokens" else budget)), budget // 2)
 
     def _reduce(
         self, x: Float[Tensor, "B N D"], choice: _Choice, assignment: Int[Tensor, "B N"], *, first: int
-    ) -> tuple[Int[Tensor, "k"], Float[Tensor, "k D"]]:
-        """Flat indices and features of what is kept of some frames; notes in `assignment` what stands for what.
+    ) -> tuple[Int[Tensor, "K"], Float[Tensor, "K D"]]:
+        """Return flat indices and features of what B frames keep; write what stands for each token into `assignment`.
 
         Args:
-            first: flat index of the first token.
+            first: flat index of the first token of these frames.
         """
         B, N, _ = x.shape
         start = torch.arange(B, device=x.device)[:, None] * N
-        dominant, rest = choice.dominant + start, choice.rest + start  # local from here on, N to a frame
+        dominant, rest = choice.dominant + start, choice.rest + start  # flat from here on, counted from `first`
         anchors = rest.index_select(1, choice.anchors)
         num_context, none = anchors.shape[1], anchors.numel()
         assignment.scatter_(1, choice.dominant, dominant + first)
@@ -118,7 +122,7 @@ class VisionZipPruner(Pruner):
 def _choose(
     saliency: Float[Tensor, "B N"], keys: Float[Tensor, "B N d"], num_dominant: int, num_context: int
 ) -> _Choice:
-    """Pick the most salient tokens, space the anchors evenly over the rest, and find each token's nearest anchor."""
+    """Pick the most salient tokens, space the anchors evenly over the others, and find the nearest anchor of each."""
     B, N = saliency.shape
     dominant = top_k(saliency, num_dominant)
     taken = torch.zeros(B, N, dtype=torch.uint8, device=saliency.device).scatter_(1, dominant, 1)

@@ -7,18 +7,21 @@ Each name is imported when first used.
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tango import lazily
+
 NAME = "tango-mini"
-_HOME = {
-    "benchmark_questions": "tango.mini.benchmark",
-    "cache_name": "tango.mini.benchmark",
-    "clip_file": "tango.mini.benchmark",
-    "is_right": "tango.mini.questions",
-}
-__all__ = sorted(["NAME", "folder", *_HOME])
+__all__, __getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "tango.mini.benchmark": "benchmark_questions cache_name clip_file",
+        "tango.mini.questions": "is_right",
+    },
+    "NAME",
+    "folder",
+)
 
 if TYPE_CHECKING:
     from tango.mini.benchmark import benchmark_questions, cache_name, clip_file
@@ -28,13 +31,3 @@ if TYPE_CHECKING:
 def folder() -> Path:
     """Folder of the trained checkpoint that comes with Tango: `tango.load(tango.mini.folder())`."""
     return Path(__file__).parent / "weights"
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'tango.mini' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__

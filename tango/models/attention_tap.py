@@ -1,6 +1,6 @@
-"""Queries and keys of an attention module, taken where every family hands them over: at the attention function.
+"""Reads the queries and keys of an attention module where every family hands them over: at the attention function.
 
-There they are rotated, normalised and split into heads as the family does it, whatever that is.
+There they are already rotated, normalised and split into heads, in the family's own way.
 """
 
 from __future__ import annotations
@@ -9,29 +9,34 @@ import copy
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 _MARK = "tango_tap"  # attribute of an attention module
 _LOCK = threading.Lock()
 
-# Gets queries (rows, heads, tokens, d), keys (rows, groups, cached + tokens, d; a static cache hands over all of its
-# columns, unused ones last) and the scale of their products.
+# Called with queries (rows, heads, tokens, d), keys (rows, groups, cached + tokens, d) and the scale of their products.
+# A static cache hands over keys for all of its columns, the unused ones last.
 Note = Callable[[Tensor, Tensor, float], None]
 
 
 class AttentionTap:
-    """Calls `note` with what the attention function of a module gets, from now on until `remove()`.
+    """Calls `note` with what a module's attention function gets, until `remove()`.
 
-    The function gets the same and returns the same, under whatever name it is known (eager, sdpa, flash). Several taps
-    of one module may come and go in any order, also from several threads; with the last of them nothing stays behind.
-    Compiled code passes by untapped.
+    The function itself (eager, sdpa, flash) gets and returns the same as before. Several taps of one module may come
+    and go in any order, also from several threads; the last one leaves nothing behind. Compiled code is not tapped.
 
     Example:
-        >>> tap = AttentionTap(decoder.layers[0].self_attn, lambda q, k, scale: print(q.shape))
+        >>> decoder = model.model.language_model
+        >>> tap = AttentionTap(decoder.layers[0].self_attn, lambda queries, keys, scale: print(queries.shape[2]))
+        >>> output = decoder(torch.tensor([[5, 6, 7]]))
+        3
         >>> tap.remove()
     """
 
@@ -42,7 +47,7 @@ class AttentionTap:
             tapped.notes.append(note)
 
     def remove(self) -> None:
-        """Stop. Doing it twice is harmless."""
+        """Stop calling `note`. A second `remove` does nothing."""
         with _LOCK:
             tapped = vars(self._attention).get(_MARK)
             if tapped is None or self._note not in tapped.notes:
@@ -53,7 +58,7 @@ class AttentionTap:
 
 
 class _Tapped:
-    """An attention module whose config, a copy of its own, names a function in transformers' registry that is ours."""
+    """An attention module with a copied config, which names our function in transformers' registry."""
 
     def __init__(self, attention: Any):
         self.attention, self.config, self.notes = attention, attention.config, list[Note]()
@@ -67,7 +72,7 @@ class _Tapped:
         self.attention.config = self.config
         del vars(self.attention)[_MARK], ALL_ATTENTION_FUNCTIONS[self._name]
 
-    def _call(self, module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> object:
         if not torch.compiler.is_compiling():
             scaling = kwargs.get("scaling")
             for note in tuple(self.notes):
@@ -78,9 +83,9 @@ class _Tapped:
 
 
 class _Untapped:
-    """The module, with the config that it had: flash attention reads its own name there."""
+    """The module with its original config, where flash attention reads its own name."""
 
-    def __init__(self, module: Any, config: Any):
+    def __init__(self, module: nn.Module, config: PretrainedConfig):
         self._module, self.config = module, config
 
     def __getattr__(self, name: str) -> Any:

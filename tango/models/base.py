@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,23 +16,27 @@ from torch import Tensor, nn
 from tango.containers import ALL_SIGNALS, PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.extensions import load_group
-from tango.models.calls import Call
+from tango.models.calls import Call, Inputs
 from tango.models.pooling_head import PoolingHead
 from tango.models.processors import stock
+from tango.models.processors.protocol import ChatProtocol
 from tango.models.splice import ShortPrompt
 from tango.models.weights import read_model
 from tango.ops.llm_shapes import Newlines
 from tango.ops.saliency import PoolingQuery, saliency_function
 from tango.profiling import StageTimer
 
-# Text models, by `model_type`, whose layers have `self_attn` with `q_proj`, `k_proj` and half-split rotations, which
-# methods with `reads = "own"` count on, and whose masks are plainly causal.
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Text models, by `model_type`, with plainly causal masks, and with layers whose `self_attn` has `q_proj`, `k_proj` and
+# half-split rotations: methods with `reads = "own"` count on them.
 DECODERS = ("llama", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
 
-# Fields of `VisualTokens` that a tower makes, frame by frame.
+# Fields of `VisualTokens` that come from the tower, frame by frame.
 TOKEN_FIELDS = ("features", *(ALL_SIGNALS & ~Signal.TIMESTAMPS).fields)
 
-GROUP = "tango.models"  # of entry points
+GROUP = "tango.models"  # the entry points that add families
 
 _ADAPTERS: dict[str, type[Adapter]] = {}
 
@@ -41,7 +45,14 @@ A = TypeVar("A", bound="type[Adapter]")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedVideos:
-    """All videos of a batch. `extras`: of each, features (T*N, D) for deeper layers of the LLM, if it has such."""
+    """The visual tokens of all videos of a batch.
+
+    `extras` holds, for each video, features (T*N, D) for deeper layers of the LLM, where the family has such.
+
+    Example:
+        >>> tango.EncodedVideos(videos=[tokens]).videos[0].grid
+        (6, 6)
+    """
 
     videos: list[VisualTokens]
     extras: list[list[Tensor]] | None = None
@@ -49,7 +60,11 @@ class EncodedVideos:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedImages:
-    """All images of a batch: id of their placeholder, features (placeholders, D), and the adapter's own extras."""
+    """All images of a batch: the id of their placeholder, features (placeholders, D), and the adapter's own extras.
+
+    Example:
+        >>> images = tango.EncodedImages(token_id=model.config.image_token_id, features=torch.zeros(36, 48))
+    """
 
     token_id: int
     features: Tensor
@@ -64,36 +79,43 @@ class Adapter(ABC):
             mean attention received; or one that was registered.
     Raises:
         UnknownNameError: no such saliency.
+
+    Example:
+        >>> adapter = tango.models.adapter_class(model.config)(model, saliency="attn")
+        >>> isinstance(adapter, tango.Adapter), adapter.title
+        (True, 'LLaVA-OneVision')
     """
 
-    title: ClassVar[str]  # the family as people write it
-    model_class: ClassVar[str]  # name of the stock class that generates, which a model is an instance of
-    signals: ClassVar[Signal] = Signal.NONE  # what models of this family can supply; one of them may still lack some
+    title: ClassVar[str]  # the family's name as people write it
+    model_class: ClassVar[str]  # the stock class that generates; a model must be an instance of it
+    signals: ClassVar[Signal] = Signal.NONE  # what models of this family can supply; a single model may lack some
     consumed: ClassVar[frozenset[str]]  # inputs that this adapter uses up before the LLM runs
     default_num_frames: ClassVar[int]  # frames that the model usually sees
     video_input: ClassVar[str] = "pixel_values_videos"
-    pooling_query: ClassVar[PoolingQuery] = "mean"  # what "p-attn" saliency means of this family's tower
-    newlines: ClassVar[Newlines] = "none"  # placeholders that are newlines
-    stock_is_right: ClassVar[bool] = True  # False: only Tango lays out this model's videos as it was trained with
+    pooling_query: ClassVar[PoolingQuery] = "mean"  # what "p-attn" saliency means for this family's tower
+    newlines: ClassVar[Newlines] = "none"  # which placeholders are newlines
+    stock_is_right: ClassVar[bool] = True  # False: stock code lays out videos otherwise than the model was trained
 
-    def __init__(self, model: Any, *, saliency: str = "p-attn"):
+    def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn"):
         saliency_function(saliency)
         self.model, self.saliency = model, saliency
 
     @classmethod
-    def load_model(cls, folder: Path, config: Any, **options: Any) -> Any:
-        """The stock model of a checkpoint; `options` are those of `from_pretrained`.
+    def load_model(cls, folder: Path, config: PretrainedConfig, **options: Any) -> PreTrainedModel:
+        """Load the stock model of a checkpoint; `options` go to `from_pretrained`.
 
         Raises:
-            CheckpointError: the weights are not those of the model that the config describes.
+            CheckpointError: the weights do not belong to the model that the config describes.
         """
         from transformers import AutoModelForImageTextToText
 
         return read_model(AutoModelForImageTextToText, folder, config, **options)
 
     @classmethod
-    def make_processor(cls, folder: Path, config: Any, tokenizer: Any = None) -> Any:
-        """The processor of a checkpoint; unless a family has one of its own, transformers', which needs torchvision.
+    def make_processor(
+        cls, folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> ChatProtocol:
+        """Make the processor of a checkpoint: the family's own, else the stock one, which needs torchvision.
 
         Args:
             tokenizer: None: the one in the folder.
@@ -105,51 +127,51 @@ class Adapter(ABC):
         return stock.wrapped(folder, default_num_frames=cls.usual_num_frames(config))
 
     @classmethod
-    def usual_num_frames(cls, config: Any) -> int:
-        """Frames that a checkpoint's model usually sees: what its own config says, or the family's number."""
+    def usual_num_frames(cls, config: PretrainedConfig) -> int:
+        """Frames that a checkpoint's model usually sees: the number in its config, else the family's."""
         return int(getattr(config, "default_num_frames", cls.default_num_frames))
 
     @classmethod
     @abstractmethod
-    def tokens_per_step(cls, config: Any) -> int:
-        """N, visual tokens of a frame, or of frames that are encoded together, in a video of the usual size."""
+    def tokens_per_step(cls, config: PretrainedConfig) -> int:
+        """N, visual tokens per frame, or per group of frames encoded together, in a video of the usual size."""
 
     @classmethod
-    def frames_per_step(cls, config: Any) -> int:
+    def frames_per_step(cls, config: PretrainedConfig) -> int:
         """Frames that are encoded together."""
         del config
         return 1
 
     @classmethod
-    def num_video_tokens(cls, config: Any, num_frames: int) -> int:
+    def num_video_tokens(cls, config: PretrainedConfig, num_frames: int) -> int:
         """Placeholders that one video takes in an unpruned prompt, newlines included."""
         steps, N = math.ceil(num_frames / cls.frames_per_step(config)), cls.tokens_per_step(config)
-        rows = steps * math.isqrt(N)  # of square frames
+        rows = steps * math.isqrt(N)  # frames are square: H = sqrt(N)
         return steps * N + {"none": 0, "video": 1, "row": rows}[cls.newlines]
 
     @classmethod
     @abstractmethod
-    def tower(cls, model: Any) -> Any:
+    def tower(cls, model: PreTrainedModel) -> PreTrainedModel:
         """The vision tower of a model: the module whose config says how it attends."""
 
     @classmethod
     @abstractmethod
-    def tower_blocks(cls, model: Any) -> Any:
+    def tower_blocks(cls, model: PreTrainedModel) -> nn.ModuleList:
         """The blocks of the tower, in order."""
 
     @classmethod
-    def compilable(cls, model: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
-        """What `tango.compile_tower` compiles of this model: (owner, name, function) each, where an attribute of this
-        name on the owner stands in for the function; nothing, if the family cannot have it."""
+    def compilable(cls, model: PreTrainedModel) -> list[tuple[nn.Module, str, Callable[..., object]]]:
+        """What `tango.compile_tower` compiles, as (owner, name, function): the compiled function becomes the owner's
+        attribute of this name. Empty where the family cannot be compiled."""
         del model
         return []
 
     @property
-    def decoder(self) -> Any:
+    def decoder(self) -> PreTrainedModel:
         """The text model, for pruning at the input of one of its layers.
 
         Raises:
-            UnsupportedModelError: it is none whose attention Tango can follow.
+            UnsupportedModelError: Tango cannot follow the attention of this text model.
         """
         decoder = getattr(getattr(self.model, "model", None), "language_model", None)
         config = getattr(decoder, "config", None)
@@ -162,7 +184,7 @@ class Adapter(ABC):
 
     @property
     def positions_are_kept(self) -> bool:
-        """Whether `positions` gives any, which stock code cannot count by itself."""
+        """Whether `positions` gives positions that stock code cannot count by itself."""
         return True
 
     @property
@@ -171,10 +193,10 @@ class Adapter(ABC):
         """Id of the placeholder that stands for one visual token in the prompt."""
 
     def check(self, needs: Signal, method: str) -> None:
-        """Refuse early, before any work.
+        """Refuse a method that needs a signal this model cannot supply, before any work.
 
         Raises:
-            MissingSignalError: the model cannot supply what the method needs; the message says what would help.
+            MissingSignalError: a signal is missing; the message says what would help.
         """
         missing = needs & ~self.signals
         if missing:
@@ -185,46 +207,51 @@ class Adapter(ABC):
             )
 
     @abstractmethod
-    def encode_videos(self, inputs: Mapping[str, Any], wants: Signal, timer: StageTimer) -> EncodedVideos:
+    def encode_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
         """Run tower, projector and pooling; return the tokens of every video, in the order of their placeholders.
 
         Args:
-            inputs: what the model was called with; also, here and below, `input_ids` (B, L) and `attention_mask`
+            inputs: what the model was called with. Here and below they hold `input_ids` (B, L), and `attention_mask`
                 (B, L) or None.
         """
 
     @abstractmethod
-    def encode_images(self, inputs: Mapping[str, Any]) -> EncodedImages | None:
-        """Features of all images, which are not pruned; None if there are none."""
+    def encode_images(self, inputs: Inputs) -> EncodedImages | None:
+        """Encode all images, which are never pruned; None if there are none."""
 
-    def placeholders(
-        self, input_ids: Tensor, inputs: Mapping[str, Any], images: EncodedImages | None
-    ) -> tuple[Tensor, Tensor]:
-        """Where tokens of videos and of images stand in the prompt, (B, L) bool each: by their ids, unless a family
-        marks both by the same."""
+    def placeholders(self, input_ids: Tensor, inputs: Inputs, images: EncodedImages | None) -> tuple[Tensor, Tensor]:
+        """Two masks (B, L): the placeholders of videos, and those of images.
+
+        They are told apart by their ids. A family that has one id for both overrides this.
+        """
         del inputs
         nowhere = torch.zeros_like(input_ids, dtype=torch.bool)
         return input_ids == self.video_token_id, nowhere if images is None else input_ids == images.token_id
 
-    def short_inputs(self, short: ShortPrompt) -> dict[str, Any]:
-        """What stock code must be told of the short prompt besides ids, mask and positions, such as token types (B, S).
-        It replaces inputs of the same names."""
+    def short_inputs(self, short: ShortPrompt) -> dict[str, object]:
+        """Inputs that stock code needs with the short prompt besides ids, mask and positions, such as token types
+        (B, S). They replace inputs of the same names."""
         del short
         return {}
 
-    def beside_embeds(self, input_ids: Tensor) -> dict[str, Any]:
-        """What the model makes of ids, for a stretch (B, n) of the short prompt, and cannot make of embeddings.
-        Placeholders in it are pads."""
+    def beside_embeds(self, input_ids: Tensor) -> dict[str, object]:
+        """Inputs that the model makes from ids and cannot make from embeddings, for a stretch (B, n) of the short
+        prompt. Placeholders in that stretch are pads."""
         del input_ids
         return {}
 
     @abstractmethod
     def lay_out(self, tokens: VisualTokens, pruned: PrunedTokens) -> tuple[Tensor, Tensor]:
-        """Embeddings (kept, D) of the placeholders that stay, and for each of the video's placeholders whether it
-        stays (bool). Separators such as newlines follow the family's own rule here."""
+        """Return the embeddings (kept, D) of a video's kept placeholders, and the keep mask of all its placeholders.
 
-    def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]) -> Tensor | None:
-        """Positions (B, L) or (R, B, L) of the full prompt that kept tokens retain; None: they count contiguously."""
+        Separators such as newlines are placeholders too; the family's own rule decides which are kept.
+        """
+
+    def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor | None:
+        """Positions (B, L) or (R, B, L) of the full prompt, which kept tokens retain.
+
+        None: positions of the short prompt are contiguous.
+        """
         del input_ids, attention_mask, inputs
         return None
 
@@ -235,15 +262,25 @@ class Adapter(ABC):
         images: EncodedImages | None,
         short: ShortPrompt,
         call: Call,
-    ) -> AbstractContextManager[Any]:
-        """What must hold while the short prompt of a call passes through the model, such as features for deeper
-        layers."""
+    ) -> AbstractContextManager[object]:
+        """A context entered while the short prompt of a call passes through the model, such as one that hands features
+        to deeper layers."""
         del encoded, pruned, images, short, call
         return nullcontext()
 
 
 def register_adapter(*families: str) -> Callable[[A], A]:
-    """Class decorator: use this adapter for models of these families (see `family`)."""
+    """Class decorator: use this adapter for models of these families (see `family`).
+
+    Example:
+        >>> from tango.models.llava_onevision import LlavaOnevisionAdapter
+        >>> @tango.register_adapter("my_onevision")
+        ... class MyOnevisionAdapter(LlavaOnevisionAdapter):
+        ...     title = "My OneVision"
+        ...     model_class = "MyOnevisionForConditionalGeneration"
+        >>> "my_onevision" in tango.models.supported_model_types()
+        True
+    """
 
     def add(cls: A) -> A:
         for name in families:
@@ -266,8 +303,8 @@ def families_with(signals: Signal) -> list[str]:
     return [name for name in supported_model_types() if signals in _ADAPTERS[name].signals]
 
 
-def family(config: Any) -> str | None:
-    """The name that adapters are registered under: the config's `model_type`, unless models of one type differ."""
+def family(config: PretrainedConfig | None) -> str | None:
+    """The name that an adapter is registered under: the config's `model_type`, unless models of one type differ."""
     name = getattr(config, "model_type", None)
     if name == "llava_onevision" and getattr(config, "mm_newline_position", None) == "grid":
         return "llava_video"
@@ -281,11 +318,15 @@ def find_adapter(name: str | None) -> type[Adapter] | None:
     return _ADAPTERS.get(name or "")
 
 
-def adapter_class(config: Any) -> type[Adapter]:
+def adapter_class(config: PretrainedConfig | str) -> type[Adapter]:
     """The adapter of a model, from its config or the name of its family.
 
     Raises:
         UnsupportedModelError: there is none; the message lists the supported families.
+
+    Example:
+        >>> tango.models.adapter_class("qwen2_5_vl").title
+        'Qwen2.5-VL'
     """
     name = config if isinstance(config, str) else family(config)
     adapter = find_adapter(name)
@@ -295,12 +336,12 @@ def adapter_class(config: Any) -> type[Adapter]:
     return adapter
 
 
-def stock_is_right(model: Any) -> bool:
+def stock_is_right(model: PreTrainedModel) -> bool:
     """Whether the model's own `generate` handles videos as the model was trained; unknown families count as right."""
     adapter = find_adapter(family(getattr(model, "config", None)))
     return adapter is None or adapter.stock_is_right
 
 
-def pooling_head_of(model: Any) -> PoolingHead | None:
+def pooling_head_of(model: PreTrainedModel) -> PoolingHead | None:
     """The head that `tango.load` put beside the model (a plain attribute, not part of its weights)."""
     return getattr(model, "pooling_head", None)

@@ -1,13 +1,18 @@
-"""One pruned call: which passes through the model are its own, and what a cache must remember of it."""
+"""One pruned call: which passes through the model belong to it, and what a cache must remember of it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
+Inputs = Mapping[str, Any]  # keyword arguments of a model's call: tensors, and lists of them
 
 _TAG = "pruned_prompt"  # attribute of a cache: ids of the short prompt that it holds
 
@@ -15,13 +20,13 @@ _TAG = "pruned_prompt"  # attribute of a cache: ids of the short prompt that it 
 class Call:
     """A `generate` or `forward` call that prunes, in the thread that made it.
 
-    While the caller's own code runs inside it, such as a logits processor, the call stands aside: a model that is
-    called from there gets what it was given, not the embeddings of this call's video.
+    The caller's own code, such as a logits processor, may run inside the call and call a model. Meanwhile the call
+    stands aside, so that model sees its own inputs and not the embeddings of this call's video.
     """
 
     def __init__(self) -> None:
-        # Of `generate`: builds its logits processors, for the prompt that the caller knows.
-        self.make_processors: Callable[[Callable[..., Any], dict[str, Any]], Any] | None = None
+        # Builds the logits processors of `generate`, for the prompt that the caller knows.
+        self.make_processors: Callable[[Callable[..., object], dict[str, object]], object] | None = None
         self.passed = False  # the pruned embeddings have reached the model, at least in part
         self._thread = threading.get_ident()
         self._aside = 0
@@ -41,20 +46,20 @@ class Call:
             self._aside -= 1
 
 
-def cache_of(arguments: Mapping[str, Any]) -> Any:
-    """The cache among the arguments of a model or a layer; transformers renamed it in 5.24."""
+def cache_of(arguments: Inputs) -> Any:
+    """The cache among the arguments of a model or a layer, or None; transformers renamed the argument in 5.24."""
     cache = arguments.get("cache")
     return arguments.get("past_key_values") if cache is None else cache
 
 
-def remember_prompt(cache: Any, ids: Tensor) -> None:
+def remember_prompt(cache: Cache | None, ids: Tensor) -> None:
     """Note on a cache that it holds a pruned prompt with these ids (B, S)."""
     if cache is not None:
         setattr(cache, _TAG, ids)
 
 
-def remembered_prompt(cache: Any, video_token_id: int) -> Tensor | None:
-    """Ids (B, n) of a pruned prompt as far as a cache holds it; None: it holds none, or nothing of its videos."""
+def remembered_prompt(cache: Cache, video_token_id: int) -> Tensor | None:
+    """The ids (B, n) of a pruned prompt that a cache holds, perhaps in part; None if no video token is among them."""
     ids = getattr(cache, _TAG, None)
     if ids is None:
         return None

@@ -1,4 +1,4 @@
-"""A checkpoint's files, looked at before they are used: a fault has one line with the file's name and the way out."""
+"""Checks a checkpoint's files before they are used: a fault is one line with the file's name and the way out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from tango.errors import CheckpointError, TangoError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -21,8 +24,8 @@ _TOKENIZER = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-_SAYS_ENOUGH = (OSError, ValueError, ImportError, RuntimeError, SafetensorError)  # their text needs no name before it
-# Sizes that no model can have as zero, with what is more than any checkpoint has: a slip there asks for terabytes.
+_SAYS_ENOUGH = (OSError, ValueError, ImportError, RuntimeError, SafetensorError)  # their text is clear without the type
+# Sizes that must be at least 1, each with a bound that no checkpoint reaches: a slip there would ask for terabytes.
 _SIZES = {
     **dict.fromkeys(("num_hidden_layers", "depth"), 1_000),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_heads", "head_dim"), 10_000),
@@ -34,10 +37,10 @@ _SIZES = {
 
 @contextmanager
 def reading(what: object) -> Iterator[None]:
-    """Whatever libraries make of a checkpoint that is broken becomes one line.
+    """Turn any error that a library raises for a broken checkpoint into one line.
 
     Raises:
-        CheckpointError: something inside raised; too little memory and errors of Tango's own pass as they are.
+        CheckpointError: the code inside raised. Tango's own errors and lack of memory pass unchanged.
     """
     try:
         yield
@@ -51,10 +54,10 @@ def reading(what: object) -> Iterator[None]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """Read a JSON file that holds an object.
 
     Raises:
-        CheckpointError: it cannot be read, is no JSON, or holds something else.
+        CheckpointError: the file cannot be read, is no JSON, or holds something else.
     """
     check_file(file)
     try:
@@ -69,10 +72,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def check_file(file: Path) -> None:
-    """Refuse what only looks like the file of this name.
+    """Refuse a file without its content.
 
     Raises:
-        CheckpointError: it is empty, or the pointer that git leaves where git-lfs is missing.
+        CheckpointError: the file is empty, or the pointer that git leaves where git-lfs is missing.
     """
     with reading(file), file.open("rb") as opened:
         start = opened.read(len(_POINTER))
@@ -86,11 +89,11 @@ def check_file(file: Path) -> None:
 
 
 def check_config_file(folder: Path) -> dict[str, Any]:
-    """The fields of a checkpoint's `config.json`.
+    """Read the fields of a checkpoint's `config.json`.
 
     Raises:
-        CheckpointError: there is none or it cannot be read, the folder holds an adapter, or weights of a kind that may
-            run code are named.
+        CheckpointError: the file is missing or cannot be read, the folder holds a LoRA adapter, or the file names
+            weights of a kind that may run code.
     """
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
@@ -113,11 +116,11 @@ def check_config_file(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def check_config(file: Path, config: Any) -> None:
+def check_config(file: Path, config: PretrainedConfig) -> None:
     """Refuse sizes that no model can have, in a parsed config and its parts.
 
     Raises:
-        CheckpointError: one is no whole number from 1, or beyond all measure; or code of a kernel is to be fetched.
+        CheckpointError: a size is no whole number from 1, or is far too large; or the config asks for a kernel's code.
     """
     parts = {"": config, "vision_config.": getattr(config, "vision_config", None)}
     parts["text_config."] = config.get_text_config()
@@ -137,10 +140,10 @@ def check_config(file: Path, config: Any) -> None:
 
 
 def check_weight_files(folder: Path) -> int:
-    """Look at all weights of a checkpoint, without reading them; return how many numbers they hold.
+    """Check the weight files of a checkpoint without reading the weights; return how many numbers they hold.
 
     Raises:
-        CheckpointError: there are none in safetensors, one of several files is missing, or one is damaged.
+        CheckpointError: there are no safetensors, one of several files is missing, or one is damaged.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -176,7 +179,7 @@ def _count_numbers(file: Path) -> int:
 
 
 def _instead(folder: Path) -> str:
-    """What to do about a folder without safetensors."""
+    """The way out for a folder without safetensors."""
     others = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
     if others:
         return (
@@ -189,11 +192,11 @@ def _instead(folder: Path) -> str:
     )
 
 
-def load_tokenizer(folder: Path, **options: Any) -> Any:
-    """The tokenizer of a checkpoint; `options` are those of `from_pretrained`.
+def load_tokenizer(folder: Path, **options: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint; `options` go to `from_pretrained`.
 
     Raises:
-        CheckpointError: there is none, or it is broken.
+        CheckpointError: there is no tokenizer, or it is broken.
     """
     from transformers import AutoTokenizer
 
@@ -207,5 +210,5 @@ def load_tokenizer(folder: Path, **options: Any) -> Any:
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
-    """The first few of many names."""
+    """List the first few of many names."""
     return ", ".join(names[:most]) + (" ..." if len(names) > most else "")

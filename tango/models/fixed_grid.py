@@ -1,22 +1,23 @@
-"""The base of LLaVA-like families: frames of one size pass a CLIP or SigLIP tower one by one, as a grid of patches.
+"""The base of LLaVA-like families: a CLIP or SigLIP tower encodes frames of one size one by one, as grids of patches.
 
-A family says how patches become tokens (`project`, `pool`, `side`) and what stands beside them in the prompt
+A family says how patches become tokens (`project`, `pool`, `side`) and which newlines stand between them in the prompt
 (`newlines`); the rest is here. `llava_next_video.py` is the example.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError, UnsupportedModelError
 from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideos
+from tango.models.calls import Inputs
 from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.processors.timestamps import video_timestamps
 from tango.models.siglip import TowerStates, project, run_tower
@@ -24,28 +25,38 @@ from tango.ops.device import to_device
 from tango.ops.saliency import AttentionPool, TowerBlock, block_signals
 from tango.profiling import StageTimer
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
+
 PositionRule = Literal["contiguous", "kept"]
 _COMPILED = "compiled_tower"  # attribute of a model that stands in for `run_tower`
 
 
 class FixedGridAdapter(Adapter):
-    """N tokens of a frame are `side` x `side` pools of its patches.
+    """Pools the patches of every frame to `side` x `side` tokens.
 
     Args:
-        positions: of the pruned prompt: "contiguous", as in the paper's release; "kept": every token keeps its
-            position in the unpruned prompt.
+        positions: the rule for positions in the pruned prompt. "contiguous", as in the paper's release, or "kept":
+            every token keeps its position in the unpruned prompt.
     Raises:
-        UnsupportedModelError: the config asks for several feature layers, or for another strategy than the tower's:
-            "default" leaves a CLS token out, "full" is for towers without.
+        UnsupportedModelError: the config asks for several feature layers, or for a strategy that does not suit the
+            tower: "default" drops the CLS token, "full" is for towers without one.
+
+    Example:
+        >>> from tango.models.llava_onevision import LlavaOnevisionAdapter
+        >>> adapter = LlavaOnevisionAdapter(model, positions="kept")
+        >>> isinstance(adapter, FixedGridAdapter), adapter.grid == (adapter.side(model.config),) * 2
+        (True, True)
     """
 
     signals: ClassVar[Signal] = Signal.SALIENCY | Signal.FRAME_EMBEDS | Signal.TIMESTAMPS | Signal.KEYS
     image_options: ClassVar[tuple[str, ...]] = ()  # inputs that `get_image_features` takes beside pixels and sizes
-    # Places of a grid of this size whose attention is high whatever the image.
+    # Positions that attract attention whatever the image shows; they hold for a grid of this size alone.
     sink_positions: ClassVar[tuple[int, ...]] = ()
     sink_grid: ClassVar[tuple[int, int] | None] = None
 
-    def __init__(self, model: Any, *, saliency: str = "p-attn", positions: PositionRule = "contiguous"):
+    def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn", positions: PositionRule = "contiguous"):
         super().__init__(model, saliency=saliency)
         if positions not in ("contiguous", "kept"):
             raise OptionError(f"positions of {self.title} must be 'contiguous' or 'kept', got {positions!r}")
@@ -62,24 +73,24 @@ class FixedGridAdapter(Adapter):
         self.grid = (self.side(config),) * 2  # (H, W) of a frame's tokens
 
     @classmethod
-    def side(cls, config: Any) -> int:
+    def side(cls, config: PretrainedConfig) -> int:
         """Tokens per side of a frame."""
         return config.vision_config.image_size // config.vision_config.patch_size // 2
 
     @classmethod
-    def tokens_per_step(cls, config: Any) -> int:
+    def tokens_per_step(cls, config: PretrainedConfig) -> int:
         return cls.side(config) ** 2
 
     @classmethod
-    def tower(cls, model: Any) -> Any:
+    def tower(cls, model: PreTrainedModel) -> PreTrainedModel:
         return model.model.vision_tower
 
     @classmethod
-    def tower_blocks(cls, model: Any) -> Any:
+    def tower_blocks(cls, model: PreTrainedModel) -> nn.ModuleList:
         return cls.tower(model).encoder.layers
 
     @classmethod
-    def compilable(cls, model: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
+    def compilable(cls, model: PreTrainedModel) -> list[tuple[nn.Module, str, Callable[..., object]]]:
         return [(model, _COMPILED, run_tower)]
 
     @property
@@ -87,24 +98,24 @@ class FixedGridAdapter(Adapter):
         return self.model.config.video_token_id
 
     def head(self) -> AttentionPool | None:
-        """The attention-pooling head of the tower, where there is one."""
+        """The attention-pooling head of the tower, or None."""
         return None
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Features (T, N, D) from what the tower makes of the patches, (T, patches^2, P)."""
+        """Turn the tower's hidden states of the patches, (T, patches^2, P), into features (T, N, D)."""
         return self.pool(self.model.model.multi_modal_projector(hidden))
 
     def pool(self, x: Tensor) -> Tensor:
-        """Shrink the patch grid of every frame, (T, patches^2, C) -> (T, N, C), as the model does; on average here.
+        """Shrink the patch grid of every frame as the model does, (T, patches^2, C) -> (T, N, C): here by averages.
 
         Rows and columns that do not fill a token are left out.
         """
-        # A view, so channels stay last: the same values, and on a GPU pooling is many times as fast in 16 bit.
+        # A view keeps channels last in memory: the values are the same, and 16-bit pooling on a GPU is far faster.
         x = x.unflatten(1, (self.patches, self.patches)).permute(0, 3, 1, 2)
         return F.avg_pool2d(x, self.patches // self.grid[0]).permute(0, 2, 3, 1).flatten(1, 2)
 
-    def encode_videos(self, inputs: Mapping[str, Any], wants: Signal, timer: StageTimer) -> EncodedVideos:
-        """Frames pass in batches; what is pooled of all of them is kept, and no hidden state longer than its batch."""
+    def encode_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
+        """Encode frames in batches. Pooled rows of all frames are kept, hidden states only of the current batch."""
         videos = list(inputs[self.video_input])  # a (V, T, C, h, w) tensor, or tensors of unequal length
         lengths = [len(video) for video in videos]
         if not lengths or 0 in lengths:
@@ -128,13 +139,13 @@ class FixedGridAdapter(Adapter):
     def _encode_frames(
         self, frames: list[Tensor], batch_size: int, wants: Signal, timer: StageTimer
     ) -> dict[str, Tensor]:
-        """Pooled features of a few frames (C, h, w), and the signals that are wanted."""
+        """Pooled features of a batch of frames (C, h, w), and the signals that are wanted."""
         with timer.stage("tower"):
             states = self._run_tower(frames, batch_size)
         prefix = states.hidden.shape[1] - self.patches**2
         hidden = states.hidden[:, prefix:]
         with timer.stage("prune"):
-            last = self.tower_blocks(self.model)[self._depth - 1]
+            last: SiglipEncoderLayer = self.tower_blocks(self.model)[self._depth - 1]
             block = TowerBlock(
                 grid=self.grid,
                 hidden=hidden,
@@ -146,25 +157,25 @@ class FixedGridAdapter(Adapter):
                 cls=states.hidden[:, 0] if prefix else None,
             )
             rows = block_signals(block, wants, self.saliency)
-        del states, block  # the projector is wide, so what the block entered with leaves before
+        del states, block  # the projector is wide, so the block's input is freed before it runs
         with timer.stage("project"):
             rows["features"] = self.project(hidden)
         return rows
 
     @property
     def _depth(self) -> int:
-        """Blocks of the tower that run."""
+        """How many blocks of the tower run."""
         layer = self.model.config.vision_feature_layer
         return len(self.tower_blocks(self.model)) + 1 + layer if layer < 0 else layer
 
     def _run_tower(self, frames: list[Tensor], batch_size: int) -> TowerStates:
         compiled = vars(self.model).get(_COMPILED)
-        padding = [] if compiled is None else frames[-1:] * (batch_size - len(frames))  # to compile for one size
+        padding = [] if compiled is None else frames[-1:] * (batch_size - len(frames))  # one size to compile for
         pixels = to_device(torch.stack(frames + padding), self.model.device).to(self.model.dtype)
         states = (compiled or run_tower)(self.tower(self.model), self._depth, pixels)
         return TowerStates(*(x[: len(frames)] for x in states)) if padding else states
 
-    def encode_images(self, inputs: Mapping[str, Any]) -> EncodedImages | None:
+    def encode_images(self, inputs: Inputs) -> EncodedImages | None:
         if inputs.get("pixel_values") is None:
             return None
         options = {name: inputs[name] for name in self.image_options if inputs.get(name) is not None}
@@ -174,8 +185,8 @@ class FixedGridAdapter(Adapter):
         return EncodedImages(token_id=self.model.config.image_token_id, features=torch.cat(list(output.pooler_output)))
 
     def lay_out(self, tokens: VisualTokens, pruned: PrunedTokens) -> tuple[Tensor, Tensor]:
-        """Newlines are outside every ratio: the one after a video always stays, that of a row while any of the row's
-        tokens does."""
+        """As `Adapter.lay_out`. No ratio counts newlines: the newline after a video is always kept, the newline of a
+        row if any token of the row is kept."""
         (T, N, _), (H, W), K = tokens.features.shape, tokens.grid, len(pruned.indices)
         keep_mask = torch.zeros(T * N, dtype=torch.bool, device=pruned.indices.device)
         keep_mask[pruned.indices] = True
@@ -184,7 +195,7 @@ class FixedGridAdapter(Adapter):
         embeds = torch.cat([pruned.features, self.model.model.image_newline.to(pruned.features)[None]])
         if self.newlines == "video":
             return embeds, F.pad(keep_mask, (0, 1), value=True)
-        # For each placeholder the row of `embeds` that stands there, -1 where the placeholder leaves.
+        # For each placeholder (T*H rows of W tokens and a newline): its row of `embeds`, -1 where it is dropped.
         source = torch.where(keep_mask, keep_mask.cumsum(0) - 1, -1).view(T * H, W)
         newline = torch.where((source >= 0).any(dim=1, keepdim=True), K, -1)
         source = torch.cat([source, newline], dim=1).flatten()
@@ -195,9 +206,9 @@ class FixedGridAdapter(Adapter):
     def positions_are_kept(self) -> bool:
         return self.position_rule == "kept"
 
-    def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]) -> Tensor | None:
+    def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor | None:
         del inputs
         if self.position_rule == "contiguous":
             return None
         attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-        return attended.cumsum(dim=1) - 1  # those of padding do not count
+        return attended.cumsum(dim=1) - 1  # along L; positions of padding are never used

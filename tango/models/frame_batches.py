@@ -1,4 +1,4 @@
-"""Long videos pass through a vision tower in batches of frames, so that its activations take the same memory always."""
+"""Runs long videos through a vision tower in batches of frames, so that its activations take bounded memory."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-# What a batch's activations may take. A GPU then has enough to do (about 40 frames of SigLIP-SO400M in 16 bit).
+# Memory for a batch's activations. On a GPU that is about 40 frames of SigLIP-SO400M in 16 bit, enough to fill it.
 CPU_BYTES = 256 << 20
 GPU_BYTES = 1 << 30
-# Channels that a patch has at a tower's peak, in widths of the tower: a block's input, queries, keys and values, and
-# an MLP four times as wide before and after its activation; the projector afterwards takes about as many.
+# Channels of a patch at a tower's peak, in tower widths: a block's input, queries, keys and values, and an MLP four
+# times as wide before and after its activation. The projector that follows takes about as many.
 _WIDTHS = 16
 
 
 def frame_batches(patches: Sequence[int], width: int, dtype: torch.dtype, device: torch.device) -> Iterator[slice]:
     """Cut frames into batches of about equal size whose activations fit the device's budget; at least one frame each.
 
-    A function of shapes alone: nothing waits for the device.
+    The cut depends on shapes alone, so nothing waits for the device.
 
     Args:
-        patches: of every frame.
-        width: P, of the tower.
+        patches: number of patches of each frame.
+        width: P, the tower's.
+
+    Example:
+        >>> list(frame_batches([256] * 100, width=1152, dtype=torch.float32, device=torch.device("cpu")))
+        [slice(0, 13, None), ...]
     """
     budget = CPU_BYTES if device.type == "cpu" else GPU_BYTES
     largest, total = max(patches, default=1), sum(patches)
@@ -39,9 +43,9 @@ def frame_batches(patches: Sequence[int], width: int, dtype: torch.dtype, device
 
 
 class FrameRows:
-    """Collects what is kept of every batch of frames in tensors of the final size.
+    """Collects rows of every batch of frames in tensors of the final size.
 
-    Joining the batches at the end would take the memory twice.
+    Concatenating the batches at the end would take twice the memory.
     """
 
     def __init__(self, num_frames: int):
@@ -49,7 +53,7 @@ class FrameRows:
         self._tensors: dict[str, Tensor] = {}
 
     def add(self, **parts: Tensor) -> None:
-        """The next frames' rows (frames, ...), under the same names for every batch. Gradients flow."""
+        """Add the next frames' rows (frames, ...), under the same names for every batch. Gradients flow."""
         [count] = {len(part) for part in parts.values()}
         for name, part in parts.items():
             if count == self._num_frames:
@@ -66,10 +70,10 @@ class FrameRows:
         return self._tensors.get(name)
 
     def split(self, name: str, lengths: Sequence[int]) -> Sequence[Tensor | None]:
-        """Rows of every video, of so many frames each; Nones if none were added under this name."""
+        """Rows of every video, given each video's number of frames; Nones if none were added under this name."""
         rows = self.get(name)
         return [None] * len(lengths) if rows is None else rows.split(list(lengths))
 
     def rest(self, names: Sequence[str]) -> list[Tensor]:
-        """What was added under names other than these, in the order of the first batch."""
+        """Rows that were added under other names than these, in the order of the first batch."""
         return [x for name, x in self._tensors.items() if name not in names]

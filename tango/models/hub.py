@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tango.errors import TangoError
 
-# What a checkpoint needs, and nothing that could run code.
+# Files that a checkpoint needs; none of them can run code.
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-# Checkpoints that come with Tango, by the name that they go by.
+# Checkpoints that come with Tango, by name.
 PACKAGED = {"tango-mini": Path(__file__).parents[1] / "mini" / "weights"}
 CONFIG_FILES = ["config.json", "adapter_config.json"]  # enough to tell what a checkpoint is
 
@@ -20,17 +20,17 @@ def resolve_folder(
     revision: str | None = None,
     patterns: list[str] = _PATTERNS,
 ) -> Path:
-    """The local folder that holds a checkpoint; "tango-mini" is the small model that comes with Tango.
+    """Find the local folder of a checkpoint, downloading it if need be; "tango-mini" is the model that Tango brings.
 
     Raises:
-        TangoError: it is neither a folder nor a hub id that can be had.
+        TangoError: there is no such folder, and the hub does not give such a checkpoint.
     """
     name = str(path_or_id)
     try:
         folder = PACKAGED.get(name) or Path(path_or_id).expanduser()
         if folder.is_dir():
             return folder
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, or a home that nobody has
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, or an unknown home
         raise TangoError(f"no checkpoint at {name[:200]!r}: {error}") from error
     if folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise TangoError(f"no checkpoint at {name!r}: expected a folder with config.json, or a hub id owner/name")
@@ -47,10 +47,10 @@ def resolve_folder(
 
 
 def resolve_files(path_or_id: str | Path, *, local_files_only: bool = False) -> list[Path]:
-    """`config.json` and all safetensors files of a checkpoint.
+    """Find `config.json` and all safetensors files of a checkpoint.
 
     Raises:
-        TangoError: one of them is missing, or the checkpoint cannot be had.
+        TangoError: one of them is missing, or the checkpoint cannot be found.
     """
     folder = resolve_folder(
         path_or_id,

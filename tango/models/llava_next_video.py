@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -11,13 +11,16 @@ from tango.models.base import register_adapter
 from tango.models.fixed_grid import FixedGridAdapter, PositionRule
 from tango.ops.saliency import PoolingQuery
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
 
 @register_adapter("llava_next_video")
 class LlavaNextVideoAdapter(FixedGridAdapter):
     """Stock `LlavaNextVideoForConditionalGeneration`.
 
-    "p-attn" saliency is the attention of the CLS token in the last block that is used, and the CLS token's state
-    stands for the frame. Both are Tango's reading for a tower without SigLIP's head; no paper has measured them here.
+    "p-attn" saliency is the attention of the CLS token in the last used block, and the CLS token's state is the frame
+    embedding. Both are Tango's choice for a tower without SigLIP's head; no paper has measured them on this family.
     """
 
     title: ClassVar[str] = "LLaVA-NeXT-Video"
@@ -31,7 +34,7 @@ class LlavaNextVideoAdapter(FixedGridAdapter):
     default_num_frames: ClassVar[int] = 32
     pooling_query: ClassVar[PoolingQuery] = "cls"
 
-    def __init__(self, model: Any, *, saliency: str = "p-attn", positions: PositionRule = "contiguous"):
+    def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn", positions: PositionRule = "contiguous"):
         super().__init__(model, saliency=saliency, positions=positions)
         if model.config.spatial_pool_mode != "average":
             raise UnsupportedModelError(
@@ -40,7 +43,7 @@ class LlavaNextVideoAdapter(FixedGridAdapter):
             )
 
     @classmethod
-    def side(cls, config: Any) -> int:
+    def side(cls, config: PretrainedConfig) -> int:
         return config.vision_config.image_size // config.vision_config.patch_size // config.spatial_pool_stride
 
     def project(self, hidden: Tensor) -> Tensor:

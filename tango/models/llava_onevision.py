@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +19,9 @@ from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
 from tango.models.processors import stock
 from tango.models.processors.llava import Processor, chat_template
 from tango.ops.saliency import PoolingQuery
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @register_adapter("llava_onevision")
@@ -37,17 +40,19 @@ class LlavaOnevisionAdapter(FixedGridAdapter):
     pooling_query: ClassVar[PoolingQuery] = "head"
     newlines: ClassVar[Newlines] = "video"
     image_options: ClassVar[tuple[str, ...]] = ("vision_aspect_ratio", "batch_num_images")
-    # Places in the pooled 14 x 14 grid whose attention is high whatever the image (release; appendix B.3 names #28).
+    # Positions in the pooled 14 x 14 grid that attract attention whatever the image (release; appendix B.3 names #28).
     sink_positions: ClassVar[tuple[int, ...]] = (28, 27, 41, 169, 11, 12)
     sink_grid: ClassVar[tuple[int, int] | None] = (14, 14)
 
     @classmethod
-    def side(cls, config: Any) -> int:
+    def side(cls, config: PretrainedConfig) -> int:
         return math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
 
     @classmethod
-    def make_processor(cls, folder: Path, config: Any, tokenizer: Any = None) -> Processor:
-        """Tango's own: without torchvision, and with SigLIP's pixel statistics in any case."""
+    def make_processor(
+        cls, folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> Processor:
+        """Make Tango's own processor, which needs no torchvision and always uses SigLIP's pixel statistics."""
         return Processor(
             tokenizer or load_tokenizer(folder),
             image_size=config.vision_config.image_size,
@@ -82,16 +87,16 @@ class LlavaOnevisionAdapter(FixedGridAdapter):
         return head and head.to(self.model.device)
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Projector and pooling, (T, patches^2, P) -> (T, N, D).
+        """Project and pool, (T, patches^2, P) -> (T, N, D).
 
-        The projector's last layer and pooling are both linear, and the weights of pooling sum to 1. So pooling comes
-        first: the same result up to rounding, for about half of the work.
+        The projector's last layer and pooling are both linear, and the weights of pooling sum to 1. Pooling before that
+        layer gives the same result up to rounding, for about half of the work.
         """
         projector = self.model.model.multi_modal_projector
         return projector.linear_2(self.pool(projector.act(projector.linear_1(hidden))))
 
     def pool(self, x: Tensor) -> Tensor:
         """Shrink the patch grid of every frame, (T, patches^2, C) -> (T, N, C), as the model does."""
-        # A view, so channels stay last: the same values, and on a GPU bilinear pooling is 200 times as fast in 16 bit.
+        # A view keeps channels last in memory: the values are the same, and 16-bit pooling on a GPU is 200 x as fast.
         x = x.unflatten(1, (self.patches, self.patches)).permute(0, 3, 1, 2)
         return F.interpolate(x, size=self.grid, mode="bilinear").permute(0, 2, 3, 1).flatten(1, 2)

@@ -2,13 +2,13 @@
 
 A model of this family is a `LlavaOnevisionForConditionalGeneration` whose config says
 `mm_newline_position = "grid"` and `mm_spatial_pool_mode = "average"` (`tango.load` and `tango convert` write both).
-Stock `generate` knows neither, so all its videos go through Tango, pruned or not.
+Stock `generate` knows neither field, so all videos go through Tango, pruned or not.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -18,15 +18,18 @@ from tango.models.fixed_grid import FixedGridAdapter, PositionRule
 from tango.models.llava_onevision import LlavaOnevisionAdapter
 from tango.models.processors.llava import Processor
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 
 @register_adapter("llava_video")
 class LlavaVideoAdapter(LlavaOnevisionAdapter):
     """LLaVA-Video on the stock LLaVA-OneVision class.
 
-    A row of a frame keeps its newline, behind the row, while any of its tokens is kept.
-    At 10 % that makes about 15 % of the prompt's video part; `PruningStats` reports both.
+    A row of a frame keeps its newline, which ends the row, if any token of the row is kept. At a retention ratio of
+    10 %, about 15 % of the video's placeholders are kept; `PruningStats` reports both.
 
-    Source: arXiv:2410.02713; the rule for pruned rows is that of the release of arXiv:2604.09547.
+    Source: arXiv:2410.02713; the rule for pruned rows comes from the release of arXiv:2604.09547.
     """
 
     title: ClassVar[str] = "LLaVA-Video"
@@ -36,7 +39,7 @@ class LlavaVideoAdapter(LlavaOnevisionAdapter):
     newlines: ClassVar[Newlines] = "row"
     stock_is_right: ClassVar[bool] = False
 
-    def __init__(self, model: Any, *, saliency: str = "p-attn", positions: PositionRule = "contiguous"):
+    def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn", positions: PositionRule = "contiguous"):
         super().__init__(model, saliency=saliency, positions=positions)
         mode = getattr(model.config, "mm_spatial_pool_mode", None)
         if mode != "average":
@@ -45,7 +48,7 @@ class LlavaVideoAdapter(LlavaOnevisionAdapter):
             )
 
     @classmethod
-    def side(cls, config: Any) -> int:
+    def side(cls, config: PretrainedConfig) -> int:
         """Tokens per side of a frame; the last row and column of an odd patch grid are discarded."""
         return FixedGridAdapter.side(config)
 
@@ -53,8 +56,10 @@ class LlavaVideoAdapter(LlavaOnevisionAdapter):
         return FixedGridAdapter.pool(self, x)
 
     @classmethod
-    def make_processor(cls, folder: Path, config: Any, tokenizer: Any = None) -> Processor:
-        """LLaVA-OneVision's processor, which also tells the model how long the video is."""
+    def make_processor(
+        cls, folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> Processor:
+        """Make LLaVA-OneVision's processor, and let it tell the model how long the video is."""
         processor = super().make_processor(folder, config, tokenizer)
         processor.time_instruction = "frames"
         return processor

@@ -1,6 +1,6 @@
-"""Checkpoints in lmms-lab's own layout, read straight into transformers' LLaVA-OneVision class.
+"""Reads checkpoints in lmms-lab's own layout straight into transformers' LLaVA-OneVision class.
 
-They are `lmms-lab/llava-onevision-qwen2-*-ov*` and `lmms-lab/LLaVA-Video-*-Qwen2`. Nothing is converted on disk:
+These are `lmms-lab/llava-onevision-qwen2-*-ov*` and `lmms-lab/LLaVA-Video-*-Qwen2`. Nothing is converted on disk:
 `from_pretrained` renames the weights while it reads them.
 """
 
@@ -9,19 +9,22 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tango.errors import CheckpointError, UnsupportedModelError
 from tango.models import checkpoint
 from tango.models.processors.llava import CHATML
 from tango.models.weights import read_model
 
-# The tower that the originals hard-code: so400m without its last block, so that the last hidden state is the one used.
+if TYPE_CHECKING:
+    from transformers import LlavaOnevisionConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# The tower that the originals hard-code: so400m without its last block, so that its last hidden state is the used one.
 SIGLIP_SO400M = {
     "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16,
     "image_size": 384, "patch_size": 14, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
 }  # fmt: skip
-# `rope_scaling` is missing on purpose: the originals switch it off whatever the file says.
+# `rope_scaling` is left out on purpose: the originals switch it off whatever the file says.
 _TEXT_KEYS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "rope_theta",
@@ -38,7 +41,7 @@ _PLACEHOLDERS = ("<image>", "<video>")
 
 
 def is_lmms_lab(folder: Path) -> bool:
-    """Whether a checkpoint's `config.json` is of this layout. A file that cannot be read is not."""
+    """Whether a checkpoint's `config.json` has this layout; False for a file that cannot be read."""
     try:
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -50,15 +53,15 @@ def is_lmms_lab(folder: Path) -> bool:
     )
 
 
-def read_config(folder: Path) -> Any:
-    """The `LlavaOnevisionConfig` that describes a checkpoint of this layout.
+def read_config(folder: Path) -> LlavaOnevisionConfig:
+    """Describe a checkpoint of this layout as a `LlavaOnevisionConfig`.
 
-    A dictionary `vision_config` in `config.json` (our own extension) describes another SigLIP tower than so400m, as
-    it is stored. LLaVA-Video gets the two attributes that mark it (see `tango.models.llava_video`).
+    A dictionary `vision_config` in `config.json` (our own extension) describes the stored SigLIP tower where it is not
+    so400m. LLaVA-Video gets the two attributes that mark it (see `tango.models.llava_video`).
 
     Raises:
-        UnsupportedModelError: the model is built in a way that the LLaVA-OneVision class cannot express.
-        CheckpointError: a field has a value that it cannot have.
+        UnsupportedModelError: the LLaVA-OneVision class cannot express this model.
+        CheckpointError: a field has an impossible value.
     """
     file = folder / "config.json"
     fields = checkpoint.check_config_file(folder)
@@ -69,7 +72,7 @@ def read_config(folder: Path) -> Any:
     return config
 
 
-def _config(fields: dict[str, Any]) -> Any:
+def _config(fields: dict[str, Any]) -> LlavaOnevisionConfig:
     from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 
     vision = SiglipVisionConfig(**{**(fields.get("vision_config") or SIGLIP_SO400M), "vision_use_head": False})
@@ -78,7 +81,7 @@ def _config(fields: dict[str, Any]) -> Any:
         "image_grid_pinpoints": _pinpoints(fields.get("image_grid_pinpoints"), vision.image_size),
         "dtype": fields.get("torch_dtype") or fields.get("dtype"),
     }
-    if _newline_position(fields) == "grid":  # the file's own pool mode is wrong; the originals' loader replaces it, too
+    if _newline_position(fields) == "grid":  # the file's pool mode is wrong; the originals' loader replaces it, too
         options |= {"mm_newline_position": "grid", "mm_spatial_pool_mode": "average"}
     return LlavaOnevisionConfig(
         vision_config=vision,
@@ -95,8 +98,8 @@ def _newline_position(fields: dict[str, Any]) -> str:
     return fields.get("mm_newline_position") or "one_token"
 
 
-def _pinpoints(value: Any, unit: int) -> Any:
-    """Sizes of images in pixels; files may say "(1x1),...,(6x6)" for all sizes between two, in units of the tower."""
+def _pinpoints(value: object, unit: int) -> object:
+    """Image sizes in pixels; a file may say "(1x1),...,(6x6)" for all sizes between two, in units of `unit` pixels."""
     if not isinstance(value, str):
         return value
     sizes = [(int(h), int(w)) for h, w in re.findall(r"\((\d+)x(\d+)\)", value)]
@@ -121,8 +124,8 @@ def _check(fields: dict[str, Any]) -> None:
             raise UnsupportedModelError(f"this lmms-lab checkpoint has {name} {got!r}; expected {expected}")
 
 
-def load_model(folder: Path, config: Any, **options: Any) -> Any:
-    """Read the weights; `options` are those of `from_pretrained`.
+def load_model(folder: Path, config: LlavaOnevisionConfig, **options: Any) -> PreTrainedModel:
+    """Load the model; `options` go to `from_pretrained`.
 
     Raises:
         CheckpointError: weights are missing, left over or of another shape than the config says.
@@ -135,8 +138,8 @@ def load_model(folder: Path, config: Any, **options: Any) -> Any:
     return model
 
 
-def load_tokenizer(folder: Path, config: Any) -> Any:
-    """The checkpoint's tokenizer with the two placeholder tokens; their ids are noted in `config`.
+def load_tokenizer(folder: Path, config: LlavaOnevisionConfig) -> PreTrainedTokenizerBase:
+    """Load the checkpoint's tokenizer, add the two placeholder tokens, and write their ids into `config`.
 
     Raises:
         CheckpointError: the embedding has no rows left for the placeholders.
@@ -144,7 +147,7 @@ def load_tokenizer(folder: Path, config: Any) -> Any:
     tokenizer = checkpoint.load_tokenizer(folder, config=config)
     tokenizer.add_tokens(list(_PLACEHOLDERS), special_tokens=True)
     tokenizer.padding_side = "left"
-    tokenizer.chat_template = CHATML  # the file's own, if any, knows text alone
+    tokenizer.chat_template = CHATML  # a template in the checkpoint handles text alone
     image, video = tokenizer.convert_tokens_to_ids(list(_PLACEHOLDERS))
     if max(image, video) >= config.text_config.vocab_size:
         raise CheckpointError(

@@ -1,11 +1,11 @@
-"""`load`: a checkpoint, ready to be pruned and asked."""
+"""`load`: from a checkpoint to a model and a processor that can be pruned and asked."""
 
 from __future__ import annotations
 
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,7 +15,11 @@ from tango.models.base import Adapter, adapter_class, find_adapter, pooling_head
 from tango.models.checkpoint import check_config, check_config_file, reading
 from tango.models.hub import CONFIG_FILES, resolve_folder
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
+from tango.models.processors.protocol import ChatProtocol
 from tango.models.weights import check_finite
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -30,28 +34,34 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
     **options: Any,
-) -> tuple[Any, Any]:
+) -> tuple[PreTrainedModel, ChatProtocol]:
     """Load a model and its processor.
 
     Args:
-        path_or_id: hub id or local folder of a checkpoint (safetensors) in transformers' layout or in lmms-lab's own.
+        path_or_id: hub id or local folder of a checkpoint (safetensors), in transformers' layout or lmms-lab's own.
         dtype: "auto" (the checkpoint's; float32 in place of float16 on a CPU), "float32", "float16" or "bfloat16".
         device: None: CUDA if there is one, else the CPU.
         attn_implementation: as in transformers; None: its default, sdpa. "flash_attention_2" falls back to sdpa, with
             a warning, on a CPU or without the package flash-attn.
-        siglip: where the attention-pooling head for "p-attn" saliency comes from: hub id or local folder of the SigLIP
-            that the tower started from. None: the checkpoint's own folder `siglip/`, its own tower if that kept its
-            head, or google/siglip-so400m-patch14-384 if the tower is that one; if none can be had, methods that need
-            it say so when they are applied.
+        siglip: hub id or local folder of the SigLIP that the tower started from, the source of the attention-pooling
+            head for "p-attn" saliency. None: the checkpoint's folder `siglip/`, else the tower itself if it kept its
+            head, else google/siglip-so400m-patch14-384 if the tower is that one. Without a head, methods that need it
+            say so when they are applied.
         revision: branch, tag or commit of the checkpoint on the hub.
         local_files_only: never ask the hub.
         **options: passed on to `from_pretrained` (e.g. `device_map`).
     Returns:
-        The model in evaluation mode, with the head as its plain attribute `pooling_head`, and a `Processor`.
+        The model in evaluation mode, with the head as its plain attribute `pooling_head`, and its processor.
     Raises:
-        TangoError: there is no such checkpoint; UnsupportedModelError: no adapter for its type.
-        CheckpointError: its files are damaged, incomplete or not its model's; the message names them. Nothing is ever
-            filled in with random numbers, and neither code nor pickled weights of a checkpoint are run.
+        TangoError: there is no such checkpoint.
+        UnsupportedModelError: no adapter handles this type of model.
+        CheckpointError: files are damaged, incomplete or another model's; the message names them. Missing weights are
+            never filled with random numbers, and neither code nor pickled weights of a checkpoint are run.
+
+    Example:
+        >>> model, processor = tango.load("tango-mini", dtype="float32", device="cpu")
+        >>> model.dtype, model.training
+        (torch.float32, False)
     """
     name = str(dtype).removeprefix("torch.")
     if name not in _DTYPES:
@@ -66,38 +76,40 @@ def load(
     if attention is not None:
         options["attn_implementation"] = attention
     if lmms_lab.is_lmms_lab(folder):
-        tokenizer = lmms_lab.load_tokenizer(folder, config)  # first: it decides the ids of the placeholders
+        tokenizer = lmms_lab.load_tokenizer(folder, config)  # first, because it sets the ids of the placeholders
         processor = _make_processor(adapter, folder, config, tokenizer)
         model = lmms_lab.load_model(folder, config, dtype=chosen, **options)
     else:
-        processor = _make_processor(adapter, folder, config)  # first: mistakes show before minutes of loading
+        processor = _make_processor(adapter, folder, config)  # first, because its faults show before minutes of loading
         with reading(path_or_id):
             model = adapter.load_model(folder, config, dtype=chosen, **options)
     if "device_map" not in options:
         model = model.to(device)
     check_finite(folder, model)
     _attach_pooling_head(model, adapter.tower(model), folder, siglip, local_files_only=local_files_only)
-    if (head := pooling_head_of(model)) is not None:  # else every call would copy it to the device
+    if (head := pooling_head_of(model)) is not None:  # once, so that calls need not
         model.__dict__["pooling_head"] = head.to(model.device)
     return model.eval(), processor
 
 
 def default_num_frames(path_or_id: str | Path, *, local_files_only: bool = False) -> int:
-    """Frames that a checkpoint's model usually sees; reads its `config.json` alone.
+    """Tell how many frames a checkpoint's model usually sees, from its `config.json` alone.
 
     Raises:
-        TangoError: there is no such checkpoint; UnsupportedModelError: no adapter for its type.
+        TangoError: there is no such checkpoint.
+        UnsupportedModelError: no adapter handles this type of model.
     """
     folder = resolve_folder(path_or_id, local_files_only=local_files_only, patterns=CONFIG_FILES)
     config, adapter = read_config(folder)
     return adapter.usual_num_frames(config)
 
 
-def read_config(folder: Path) -> tuple[Any, type[Adapter]]:
-    """The transformers config of a checkpoint in either layout, and the adapter of its family.
+def read_config(folder: Path) -> tuple[PretrainedConfig, type[Adapter]]:
+    """Read the config of a checkpoint in either layout, as transformers' config; find the adapter of its family.
 
     Raises:
-        CheckpointError: there is no config that can be used; UnsupportedModelError: no adapter for its type.
+        CheckpointError: there is no usable config.
+        UnsupportedModelError: no adapter handles this type of model.
     """
     from transformers import AutoConfig
 
@@ -105,19 +117,21 @@ def read_config(folder: Path) -> tuple[Any, type[Adapter]]:
     if lmms_lab.is_lmms_lab(folder):
         config = lmms_lab.read_config(folder)
     else:
-        find_adapter(str(fields.get("model_type")))  # a package that adds a family may have to tell transformers of it
+        find_adapter(str(fields.get("model_type")))  # loads packages that tell transformers of their families
         with reading(folder / "config.json"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        adapter_class(config)  # what is of another family may well have other fields
+        adapter_class(config)  # refused first: configs of unknown families may lack fields that are checked next
         check_config(folder / "config.json", config)
     return config, adapter_class(config)
 
 
-def _make_processor(adapter: type[Adapter], folder: Path, config: Any, tokenizer: Any = None) -> Any:
-    """The processor of a checkpoint, tried on a conversation as `tango.prepare` makes them.
+def _make_processor(
+    adapter: type[Adapter], folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
+) -> ChatProtocol:
+    """Make the processor of a checkpoint, and try it on a conversation such as `tango.prepare` makes.
 
     Raises:
-        CheckpointError: its tokenizer is another model's, or its chat template cannot be rendered.
+        CheckpointError: the tokenizer is another model's, or the chat template cannot be rendered.
     """
     with reading(f"the processor of {folder}"):
         processor = adapter.make_processor(folder, config, tokenizer)
@@ -137,10 +151,10 @@ def _make_processor(adapter: type[Adapter], folder: Path, config: Any, tokenizer
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device of this name; None: CUDA if there is one, else the CPU.
+    """Return the device of this name; None: CUDA if there is one, else the CPU.
 
     Raises:
-        TangoError: there is none.
+        TangoError: there is no such device, or it cannot be used.
     """
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -150,17 +164,17 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         raise TangoError(f"no device {chosen}: this machine has {torch.cuda.device_count()} CUDA devices; use cpu")
     try:
         torch.empty(1, device=chosen)
-    except Exception as error:  # of any kind, from backends that are not there
+    except Exception as error:  # absent backends raise errors of many types
         reason = " ".join(str(error).split())[:200]
         raise TangoError(f"the device {chosen} cannot be used: {reason}; expected cpu, cuda, cuda:1 ...") from error
     return chosen
 
 
 def check_attention(name: str) -> None:
-    """Refuse a name that transformers does not know; whether there is such a kernel on the hub shows when it is used.
+    """Refuse a name that transformers does not know. The name of a kernel on the hub, "owner/kernel", is not looked up.
 
     Raises:
-        UnknownNameError: it is none, and no "owner/kernel".
+        UnknownNameError: transformers has no such implementation.
     """
     from transformers import AttentionInterface
 
@@ -170,7 +184,7 @@ def check_attention(name: str) -> None:
 
 
 def available_attention(name: str | None, device: torch.device) -> str | None:
-    """The attention implementation asked for; sdpa, with a note, where flash attention cannot be had."""
+    """The attention implementation to use: the named one, or sdpa with a warning where flash attention cannot run."""
     if name != "flash_attention_2":
         return name
     if find_spec("flash_attn") is None:
@@ -184,9 +198,9 @@ def available_attention(name: str | None, device: torch.device) -> str | None:
 
 
 def _attach_pooling_head(
-    model: Any, tower: Any, folder: Path, siglip: str | Path | None, *, local_files_only: bool
+    model: PreTrainedModel, tower: PreTrainedModel, folder: Path, siglip: str | Path | None, *, local_files_only: bool
 ) -> None:
-    """Put the head beside the model, outside its modules: it must not end up in saved checkpoints."""
+    """Find the pooling head and attach it as a plain attribute, so that saved checkpoints do not contain it."""
     config = tower.config
     if config.model_type != "siglip_vision_model":
         return

@@ -1,6 +1,6 @@
 """Multimodal rotary positions of the Qwen-VL family, and the time that one temporal grid step takes.
 
-Own code because transformers is wrong here: 5.17 truncates seconds to whole ones, and all of 5.x up to 5.23 at least
+This is own code because transformers is wrong here: 5.17 truncates times to whole seconds, and 5.x up to at least 5.23
 counts the text after a video from the video's width instead of from its last position.
 """
 
@@ -9,21 +9,28 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tango.annotations import Int
+from tango.models.calls import Inputs
 
 Grid = tuple[int, int, int]  # temporal steps, rows, columns
 
 
-def vision_positions(grid: Grid, *, step: float = 1.0, tokens_per_second: float = 1.0) -> Int[Tensor, "3 n"]:
+def vision_positions(grid: Grid, *, step: float = 1.0, tokens_per_second: float = 1.0) -> Int[Tensor, "3 tokens"]:
     """Temporal, row and column positions of one image's or video's tokens, from 0.
 
-    Temporal positions are floor(i * step * tokens_per_second), in float32 and in this order as in the original code.
+    The temporal position of grid step i is floor(i * step * tokens_per_second), computed in float32 and in this order,
+    as in the original code.
+
+    Example:
+        >>> vision_positions((2, 1, 3), step=0.5, tokens_per_second=2)
+        tensor([[0, 0, 0, 1, 1, 1],
+                [0, 0, 0, 0, 0, 0],
+                [0, 1, 2, 0, 1, 2]])
     """
     t, h, w = grid
     temporal = ((torch.arange(t, dtype=torch.float32) * step) * tokens_per_second).long()
@@ -33,14 +40,15 @@ def vision_positions(grid: Grid, *, step: float = 1.0, tokens_per_second: float 
 def mrope_positions(
     input_ids: Int[Tensor, "B L"],
     attention_mask: Int[Tensor, "B L"] | None,
-    vision: Mapping[int, Sequence[Int[Tensor, "3 n"]]],
+    vision: Mapping[int, Sequence[Int[Tensor, "3 tokens"]]],
 ) -> Int[Tensor, "3 B L"]:
-    """Positions of a batch of prompts: text counts up in all three rows, after an image or video from its maximum + 1.
+    """Positions of a batch of prompts: text counts up in all three rows; after an image or video it goes on from the
+    largest position there + 1.
 
     Args:
         vision: placeholder id -> `vision_positions` of each of its images or videos, in the order of the prompt.
     Raises:
-        ValueError: placeholders and images or videos do not fit together.
+        ValueError: the prompts' placeholders do not match the images and videos.
     """
     ids = input_ids.cpu()
     attended = torch.ones_like(ids) if attention_mask is None else attention_mask.cpu()
@@ -56,7 +64,7 @@ def mrope_positions(
 def _row_positions(ids: Tensor, queues: Mapping[int, Iterator[Tensor]]) -> Tensor:
     positions = torch.empty(3, len(ids), dtype=torch.long)
     placeholders = torch.isin(ids, torch.tensor(list(queues))).nonzero().flatten().tolist()
-    placed = following = used = 0  # tokens done, the next position, placeholders done
+    placed = following = used = 0  # tokens that have positions, the next position, placeholders that have positions
     while used < len(placeholders):
         first = placeholders[used]
         item = next(queues[int(ids[first])], None)
@@ -80,11 +88,12 @@ def _row_positions(ids: Tensor, queues: Mapping[int, Iterator[Tensor]]) -> Tenso
     return positions
 
 
-def grid_times(inputs: Mapping[str, Any], steps: Sequence[int], temporal_patch: int, *, warn: bool) -> list[Tensor]:
+def grid_times(inputs: Inputs, steps: Sequence[int], temporal_patch: int, *, warn: bool) -> list[Tensor]:
     """Seconds of every temporal grid step, one (T,) float64 tensor per video.
 
-    From `video_timestamps_s`, which holds one time per sampled frame or per grid step: times of frames are
-    interpolated to T points, the first on the first frame and the last on the last. Else from `seconds_per_step`.
+    They come from `video_timestamps_s`, which holds one time per sampled frame or per grid step; times of frames are
+    interpolated to T points, the first on the first frame and the last on the last. Without that input they come from
+    `seconds_per_step`.
 
     Source: the released evaluation code of arXiv:2604.09547.
     """
@@ -98,16 +107,15 @@ def grid_times(inputs: Mapping[str, Any], steps: Sequence[int], temporal_patch: 
     ]
 
 
-def seconds_per_step(
-    inputs: Mapping[str, Any], steps: Sequence[int], temporal_patch: int, *, warn: bool
-) -> list[float]:
+def seconds_per_step(inputs: Inputs, steps: Sequence[int], temporal_patch: int, *, warn: bool) -> list[float]:
     """Seconds from one temporal grid step to the next, per video: `second_per_grid_ts`, else from the timestamps.
 
-    Where nothing is known it is one second. A value that comes from an assumed 24 frames a second (what transformers'
-    processors put in when they are not told) is replaced where timestamps are given. `warn` tells of both.
+    Without either input a step counts as one second. transformers' processors assume 24 frames a second when they are
+    not told; a value that comes from this assumption is replaced where timestamps are given. `warn` warns in both
+    cases.
 
     Raises:
-        ValueError: numbers of videos, frames and values do not fit together.
+        ValueError: the numbers of videos, frames and values do not match.
     """
     known: list[float] | None = None
     if inputs.get("video_timestamps_s") is not None:
@@ -135,7 +143,9 @@ def seconds_per_step(
     return [true if a and known else s for s, true, a in zip(given, truth, assumed, strict=True)]
 
 
-def _given_times(given: Sequence[Any] | Tensor, steps: Sequence[int], temporal_patch: int) -> list[np.ndarray]:
+def _given_times(
+    given: Sequence[Sequence[float] | Tensor] | Tensor, steps: Sequence[int], temporal_patch: int
+) -> list[np.ndarray]:
     times = [torch.as_tensor(t, dtype=torch.float64).cpu().numpy() for t in given]
     fits = [
         t.ndim == 1 and T in (len(t), math.ceil(len(t) / temporal_patch)) for t, T in zip(times, steps, strict=False)
@@ -149,7 +159,7 @@ def _given_times(given: Sequence[Any] | Tensor, steps: Sequence[int], temporal_p
 
 
 def _spacing(times: np.ndarray, T: int, temporal_patch: int) -> float:
-    """Mean seconds per grid step, rounded so that noise in the last digits does not move a floor."""
+    """Mean seconds per grid step, rounded so that noise in the last digits cannot change `floor` in a position."""
     if len(times) < 2:
-        return 1.0  # the one step has position 0 in any case
+        return 1.0  # a single step has position 0 in any case
     return round(float(times[-1] - times[0]) / (len(times) - 1) * (1 if len(times) == T else temporal_patch), 6)

@@ -1,11 +1,11 @@
-"""The attention-pooling head of SigLIP: the source of saliency ("p-attn") and of one vector per frame.
+"""The attention-pooling head of SigLIP, which gives "p-attn" saliency and one vector per frame.
 
 LLaVA checkpoints drop this head, so it comes from the SigLIP checkpoint that their towers started from.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ _PREFIXES = ("vision_model.", "", "vision_model.vision_model.", "model.vision_to
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PoolingHead:
-    """Weights of the head, ready for use: the constant query is folded into the keys.
+    """Weights of the head, with the constant query folded into the key projection.
 
-    Source: appendix B.1 of arXiv:2604.09547. The release applies SigLIP's own last LayerNorm and head to the features
-    of the LLaVA-tuned tower, one block earlier than SigLIP itself; so does this.
+    Source: appendix B.1 of arXiv:2604.09547. Like the release, this applies SigLIP's own last LayerNorm and head to the
+    features of the LLaVA-tuned tower, one block earlier than SigLIP does.
     """
 
     folded_probe: Float[Tensor, "heads P"]
@@ -40,7 +40,7 @@ class PoolingHead:
     mlp_norm: tuple[Tensor, Tensor]
     mlp: tuple[Tensor, Tensor, Tensor, Tensor]
     eps: float
-    digest: str  # of the weights as they were read
+    digest: str  # fingerprint of the weights as they were read
 
     @property
     def width(self) -> int:
@@ -48,7 +48,7 @@ class PoolingHead:
         return self.folded_probe.shape[1]
 
     def to(self, device: torch.device) -> PoolingHead:
-        """The same head on another device (itself if it is there already)."""
+        """The head on another device; itself if it is there already."""
         if self.folded_probe.device == device:
             return self
         moved: dict[str, Any] = {
@@ -56,14 +56,17 @@ class PoolingHead:
             for name, value in vars(self).items()
             if name not in ("eps", "digest")
         }
-        return PoolingHead(eps=self.eps, digest=self.digest, **moved)
+        return replace(self, **moved)
 
     def saliency(self, hidden: Float[Tensor, "T N P"]) -> Float[Tensor, "T N"]:
-        """Attention that each patch receives from the pooling query; each frame sums to 1."""
+        """Attention that each patch gets from the pooling query; it sums to 1 over the patches of a frame."""
         return probe_attention(hidden, self.folded_probe, *self.norm, eps=self.eps)
 
     def frame_embeds(self, hidden: Float[Tensor, "T N P"]) -> Float[Tensor, "T P"]:
-        """The head's output: one vector per frame. Patches are pooled per head before the value projection."""
+        """The head's output, one vector per frame.
+
+        Values are linear, so patches are pooled per head before the value projection: t frames, n patches, h heads.
+        """
         normed = F.layer_norm(hidden.float(), hidden.shape[-1:], *self.norm, self.eps)
         weights = (normed @ self.folded_probe.T).softmax(dim=1)
         pooled = torch.einsum("tnh,tnp->thp", weights, normed)
@@ -79,7 +82,7 @@ class PoolingHead:
 
         Raises:
             TangoError: there is no such checkpoint, or the hub cannot be reached.
-            CheckpointError: its files are damaged, or a part of the head is missing.
+            CheckpointError: the checkpoint's files are damaged, or a part of the head is missing.
             UnsupportedModelError: the checkpoint holds no pooling head.
         """
         config_file, *weight_files = resolve_files(path_or_id, local_files_only=local_files_only)
@@ -111,7 +114,8 @@ class PoolingHead:
         """Build the head from `head.*` and `post_layernorm.*` tensors named as in transformers.
 
         Raises:
-            CheckpointError: one is missing, of a wrong shape or not finite, or the width is no multiple of `num_heads`.
+            CheckpointError: a tensor is missing, not finite or of another shape, or the width is no multiple of
+                `num_heads`.
         """
         _check(tensors, num_heads, eps)
         weight, bias = tensors["head.attention.in_proj_weight"], tensors["head.attention.in_proj_bias"]
@@ -133,7 +137,7 @@ class PoolingHead:
         )
 
 
-def _check(tensors: dict[str, Tensor], num_heads: Any, eps: Any) -> None:
+def _check(tensors: dict[str, Tensor], num_heads: object, eps: object) -> None:
     P = tensors["head.probe"].numel() if "head.probe" in tensors else 0
     inner = len(tensors["head.mlp.fc1.bias"]) if "head.mlp.fc1.bias" in tensors else 0
     attention, layers = "head.attention", ("post_layernorm", "head.layernorm")

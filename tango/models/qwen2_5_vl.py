@@ -1,21 +1,22 @@
-"""Qwen2.5-VL and Qwen2-VL: a tower for any frame size, two frames per temporal step, multimodal rotary positions."""
+"""Qwen2.5-VL and Qwen2-VL: any frame size, two frames per temporal step, multimodal rotary positions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError, UnsupportedModelError
 from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideos, register_adapter
+from tango.models.calls import Inputs
 from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_step, vision_positions
 from tango.models.processors.qwen import MAX_PIXELS, QwenForm, QwenProcessor
@@ -24,16 +25,21 @@ from tango.ops.device import to_device
 from tango.ops.saliency import TowerBlock, block_signals
 from tango.profiling import StageTimer
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention
+
 PositionRule = Literal["correct", "stock"]
 
 
 class QwenVlAdapter(Adapter):
-    """What the Qwen-VL models have in common. N tokens of a frame are its merge units, T temporal grid steps.
+    """The base of the Qwen-VL families. The N tokens of a frame are its merge units; T counts temporal grid steps.
 
-    Kept tokens retain the positions that they have in the unpruned prompt, as in the paper's release.
+    Kept tokens retain their positions in the unpruned prompt, as in the paper's release.
 
     Args:
-        positions: "correct" (as the models were trained) or "stock" (as this transformers release computes them).
+        positions: "correct", as the models were trained, or "stock", as the installed transformers computes them.
     """
 
     signals: ClassVar[Signal] = Signal.SALIENCY | Signal.TIMESTAMPS | Signal.KEYS
@@ -47,7 +53,7 @@ class QwenVlAdapter(Adapter):
     positions_need_time: ClassVar[bool] = False
     form: ClassVar[QwenForm]
 
-    def __init__(self, model: Any, *, saliency: str = "p-attn", positions: PositionRule = "correct"):
+    def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn", positions: PositionRule = "correct"):
         super().__init__(model, saliency=saliency)
         if positions not in ("correct", "stock"):
             raise OptionError(f"positions of {self.title} must be 'correct' or 'stock', got {positions!r}")
@@ -56,15 +62,15 @@ class QwenVlAdapter(Adapter):
         self.merge = self.vision.spatial_merge_size
 
     @classmethod
-    def tower(cls, model: Any) -> Any:
+    def tower(cls, model: PreTrainedModel) -> PreTrainedModel:
         return model.model.visual
 
     @classmethod
-    def tower_blocks(cls, model: Any) -> Any:
+    def tower_blocks(cls, model: PreTrainedModel) -> nn.ModuleList:
         return cls.tower(model).blocks
 
     @classmethod
-    def compilable(cls, model: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
+    def compilable(cls, model: PreTrainedModel) -> list[tuple[nn.Module, str, Callable[..., object]]]:
         return [(block, "forward", block.forward) for block in cls.tower_blocks(model)[:-1]]
 
     @property
@@ -76,18 +82,18 @@ class QwenVlAdapter(Adapter):
         """Id of the placeholder that stands for one token of an image."""
         return self.model.config.image_token_id
 
-    def token_grids(self, inputs: Mapping[str, Any], name: str) -> list[Grid]:
+    def token_grids(self, inputs: Inputs, name: str) -> list[Grid]:
         """Grids after merging, (T, H, W) per image or video.
 
         Raises:
-            ValueError: the inputs lack them.
+            ValueError: the inputs lack the grids.
         """
         if inputs.get(name) is None:
             raise ValueError(f"{name} is missing from the inputs; the processor returns it beside the pixels")
         return [(t, h // self.merge, w // self.merge) for t, h, w in torch.as_tensor(inputs[name]).tolist()]
 
-    def encode_videos(self, inputs: Mapping[str, Any], wants: Signal, timer: StageTimer) -> EncodedVideos:
-        """Temporal steps pass in batches: the tower never mixes them, and a video cut in time is as good as two."""
+    def encode_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
+        """Encode temporal steps in batches. The tower never mixes steps, so batches may cut a video between any two."""
         grids = self.token_grids(inputs, "video_grid_thw")
         warn = self.positions_need_time or Signal.TIMESTAMPS in wants
         times = grid_times(inputs, [t for t, _, _ in grids], self.vision.temporal_patch_size, warn=warn)
@@ -115,11 +121,9 @@ class QwenVlAdapter(Adapter):
     def _encode_steps(
         self, pixels: Tensor, grids: list[Grid], wants: Signal, timer: StageTimer
     ) -> list[dict[str, Tensor]]:
-        """Features of a few temporal steps, and the signals that are wanted; of one or several videos."""
-        nothing: dict[str, Tensor] = {}
-        tap: AbstractContextManager[dict[str, Tensor]] = nullcontext(nothing)
-        if wants & (Signal.SALIENCY | Signal.KEYS):
-            tap = tap_attention(self.tower_blocks(self.model)[-1].attn)
+        """Features and wanted signals of a batch of temporal steps, which may belong to several videos."""
+        attention, needed = self.tower_blocks(self.model)[-1].attn, wants & (Signal.SALIENCY | Signal.KEYS)
+        tap = tap_attention(attention) if needed else nullcontext(dict[str, Tensor]())
         with timer.stage("tower"), tap as record:
             grid_thw = torch.tensor([(T, H * self.merge, W * self.merge) for T, H, W in grids])
             output = self.model.model.get_video_features(
@@ -138,11 +142,12 @@ class QwenVlAdapter(Adapter):
         return parts
 
     def _signals(self, record: dict[str, Tensor], first: int, grid: Grid, wants: Signal) -> dict[str, Tensor]:
-        """Saliency and keys of one video as far as they are wanted, row-major."""
+        """Saliency and keys of one video, if they are wanted, in row-major order."""
         if not record:
             return {}
         T, H, W = grid
-        attention, unit = self.tower_blocks(self.model)[-1].attn, self.merge**2
+        unit = self.merge**2
+        attention: Qwen2_5_VLVisionAttention = self.tower_blocks(self.model)[-1].attn
         part = {
             name: rows[first : first + T * H * W * unit].unflatten(0, (T, H * W * unit))
             for name, rows in record.items()
@@ -164,16 +169,16 @@ class QwenVlAdapter(Adapter):
         return block_signals(block, wants, self.saliency)
 
     def unit_order(self, grid: tuple[int, int]) -> Tensor | None:
-        """Row-major index of every merge unit in the order of the tower; None: they are in order."""
+        """Row-major index of every merge unit, in the tower's order; None: the tower's order is row-major."""
         del grid
         return None
 
-    def deeper_features(self, output: Any) -> list[Tensor]:
-        """What the tower's output has for the first layers of the LLM: one (tokens, D) tensor each, if anything."""
+    def deeper_features(self, output: BaseModelOutputWithPooling) -> list[Tensor]:
+        """The tower's features for the first layers of the LLM, one (tokens, D) tensor per layer, if it has such."""
         del output
         return []
 
-    def encode_images(self, inputs: Mapping[str, Any]) -> EncodedImages | None:
+    def encode_images(self, inputs: Inputs) -> EncodedImages | None:
         if inputs.get("pixel_values") is None:
             return None
         device = self.model.device
@@ -188,7 +193,7 @@ class QwenVlAdapter(Adapter):
         keep_mask[pruned.indices] = True
         return pruned.features, keep_mask
 
-    def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
+    def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor:
         if self.position_rule == "stock":
             return self._stock_positions(input_ids, attention_mask, inputs)
         vision = {self.video_token_id: self.video_positions(inputs)}
@@ -197,11 +202,11 @@ class QwenVlAdapter(Adapter):
             vision[self.image_token_id] = [vision_positions(grid) for grid in images]
         return mrope_positions(input_ids, attention_mask, vision)
 
-    def video_positions(self, inputs: Mapping[str, Any]) -> list[Tensor]:
-        """Positions of every block of video placeholders, from 0, in the order of the prompt."""
+    def video_positions(self, inputs: Inputs) -> list[Tensor]:
+        """Positions of every run of video placeholders, from 0, in the order of the prompt."""
         return [vision_positions(grid) for grid in self.token_grids(inputs, "video_grid_thw")]
 
-    def _stock_positions(self, ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any]) -> Tensor:
+    def _stock_positions(self, ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor:
         options = {k: inputs[k] for k in ("image_grid_thw", "second_per_grid_ts") if inputs.get(k) is not None}
         kinds = (ids == self.image_token_id).int() + 2 * (ids == self.video_token_id).int()
         positions, _ = self.model.model.get_rope_index(
@@ -214,15 +219,17 @@ class QwenVlAdapter(Adapter):
         return positions
 
     @classmethod
-    def tokens_per_step(cls, config: Any) -> int:
+    def tokens_per_step(cls, config: PretrainedConfig) -> int:
         return MAX_PIXELS // (config.vision_config.patch_size * config.vision_config.spatial_merge_size) ** 2
 
     @classmethod
-    def frames_per_step(cls, config: Any) -> int:
+    def frames_per_step(cls, config: PretrainedConfig) -> int:
         return config.vision_config.temporal_patch_size
 
     @classmethod
-    def make_processor(cls, folder: Path, config: Any, tokenizer: Any = None) -> Any:
+    def make_processor(
+        cls, folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> QwenProcessor:
         return QwenProcessor.from_folder(
             folder, config, tokenizer, form=cls.form, default_num_frames=cls.default_num_frames
         )
@@ -235,20 +242,20 @@ class Qwen2VlAdapter(QwenVlAdapter):
     title: ClassVar[str] = "Qwen2-VL"
     model_class: ClassVar[str] = "Qwen2VLForConditionalGeneration"
     form: ClassVar[QwenForm] = QwenForm(processor="Qwen2VLProcessor")
-    stock_is_right: ClassVar[bool] = False  # its positions are not
+    stock_is_right: ClassVar[bool] = False  # stock positions are wrong, see `tango.models.mrope`
 
 
 @register_adapter("qwen2_5_vl")
 class Qwen2_5VlAdapter(QwenVlAdapter):
-    """Stock `Qwen2_5_VLForConditionalGeneration`. Most tower blocks attend within windows, so the last is checked."""
+    """Stock `Qwen2_5_VLForConditionalGeneration`. Most blocks of the tower attend within windows; the last must not."""
 
     title: ClassVar[str] = "Qwen2.5-VL"
     model_class: ClassVar[str] = "Qwen2_5_VLForConditionalGeneration"
     form: ClassVar[QwenForm] = QwenForm(processor="Qwen2_5_VLProcessor", seconds_per_step=True)
-    stock_is_right: ClassVar[bool] = False  # its positions are not
+    stock_is_right: ClassVar[bool] = False  # stock positions are wrong, see `tango.models.mrope`
     positions_need_time: ClassVar[bool] = True
 
-    def __init__(self, model: Any, *, saliency: str = "p-attn", positions: PositionRule = "correct"):
+    def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn", positions: PositionRule = "correct"):
         super().__init__(model, saliency=saliency, positions=positions)
         if self.vision.depth - 1 not in self.vision.fullatt_block_indexes:
             raise UnsupportedModelError(
@@ -259,7 +266,7 @@ class Qwen2_5VlAdapter(QwenVlAdapter):
     def unit_order(self, grid: tuple[int, int]) -> Tensor:
         return window_order(grid, self.vision.window_size // self.merge // self.vision.patch_size)
 
-    def video_positions(self, inputs: Mapping[str, Any]) -> list[Tensor]:
+    def video_positions(self, inputs: Inputs) -> list[Tensor]:
         grids = self.token_grids(inputs, "video_grid_thw")
         steps = [t for t, _, _ in grids]
         seconds = seconds_per_step(inputs, steps, self.vision.temporal_patch_size, warn=False)

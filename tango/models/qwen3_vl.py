@@ -1,21 +1,24 @@
-"""Qwen3-VL: as Qwen2.5-VL without windows; frames have their time as text before them; features for deeper layers."""
+"""Qwen3-VL: like Qwen2.5-VL without windows; frames follow their times as text, and deeper layers get features."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tango.containers import PrunedTokens
 from tango.models.base import EncodedImages, EncodedVideos, register_adapter
-from tango.models.calls import Call, cache_of
+from tango.models.calls import Call, Inputs, cache_of
 from tango.models.mrope import vision_positions
 from tango.models.processors.qwen import HALF, QwenForm
 from tango.models.qwen2_5_vl import QwenVlAdapter
 from tango.models.splice import ShortPrompt
+
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
 @register_adapter("qwen3_vl")
@@ -23,7 +26,7 @@ class Qwen3VlAdapter(QwenVlAdapter):
     """Stock `Qwen3VLForConditionalGeneration`.
 
     The first decoder layers add features of earlier tower blocks to the visual tokens ("deepstack"). A kept token
-    brings its own, merged or not.
+    brings its own features there, also where the token itself was merged with others.
     """
 
     title: ClassVar[str] = "Qwen3-VL"
@@ -37,11 +40,11 @@ class Qwen3VlAdapter(QwenVlAdapter):
         std=HALF,
     )
 
-    def deeper_features(self, output: Any) -> list[Tensor]:
+    def deeper_features(self, output: BaseModelOutputWithPooling) -> list[Tensor]:
         return [_flat(layer) for layer in output.deepstack_features]
 
-    def video_positions(self, inputs: Mapping[str, Any]) -> list[Tensor]:
-        """Every frame is a block of its own, after its time."""
+    def video_positions(self, inputs: Inputs) -> list[Tensor]:
+        """As `QwenVlAdapter.video_positions`: every frame is a run of its own, after its time."""
         grids = self.token_grids(inputs, "video_grid_thw")
         return [vision_positions((1, h, w)) for t, h, w in grids for _ in range(t)]
 
@@ -52,7 +55,7 @@ class Qwen3VlAdapter(QwenVlAdapter):
         images: EncodedImages | None,
         short: ShortPrompt,
         call: Call,
-    ) -> AbstractContextManager[Any]:
+    ) -> AbstractContextManager[object]:
         kept = [[layer[p.indices] for layer in video] for video, p in zip(encoded.extras or [], pruned, strict=True)]
         is_image = (short.input_ids == self.image_token_id) & short.attention_mask.bool()
         layers = []
@@ -65,20 +68,22 @@ class Qwen3VlAdapter(QwenVlAdapter):
         return hand_over_deepstack(self.model.model.language_model, short.is_video | is_image, layers, call)
 
 
-def _flat(layer: Any) -> Tensor:
-    """transformers 5.17 returns one tensor per layer, 5.23 one per layer and video."""
+def _flat(layer: Tensor | Iterable[Tensor]) -> Tensor:
+    """One tensor for a layer's features: transformers 5.17 returns one per layer, 5.23 one per layer and video."""
     return layer if isinstance(layer, Tensor) else torch.cat(list(layer))
 
 
 @contextmanager
 def hand_over_deepstack(language_model: nn.Module, visual: Tensor, layers: list[Tensor], call: Call) -> Iterator[None]:
-    """While entered, the prompt's visual positions (B, S) get their rows of `layers`, (B, S, D) each.
+    """While entered, give the prompt's visual positions (B, S) their rows of `layers`, (B, S, D) each.
 
-    Passes that are not the call's own are left alone. With a cache the hook leaves once the prompt has passed.
+    Passes that do not belong to the call are left alone. With a cache the hook removes itself after the prompt.
     """
     S = visual.shape[1]
 
-    def add(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def add(
+        _module: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[object, ...], dict[str, object]] | None:
         if not call.own:
             return None
         embeds, cache = kwargs["inputs_embeds"], cache_of(kwargs)

@@ -1,32 +1,35 @@
-"""A tap on the last block of a Qwen vision tower; rotated queries and keys from what it records."""
+"""Taps the last block of a Qwen vision tower, and makes rotated queries and keys from the record."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tango.annotations import Float
 
+if TYPE_CHECKING:
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention
+
 
 @contextmanager
-def tap_attention(attention: Any) -> Iterator[dict[str, Tensor]]:
-    """Record "qkv", "cos" and "sin" of one attention module while inside, as it computes them anyway.
+def tap_attention(attention: Qwen2_5_VLVisionAttention) -> Iterator[dict[str, Tensor]]:
+    """While entered, record "qkv", "cos" and "sin" that one attention module computes.
 
-    The tower keeps whatever attention implementation it has. Only calls from the current thread are recorded.
+    The tower keeps its attention implementation. Only calls from the current thread are recorded.
     """
     record: dict[str, Tensor] = {}
     owner = threading.get_ident()
 
-    def note_rotation(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note_rotation(_module: nn.Module, _args: tuple[object, ...], kwargs: dict[str, tuple[Tensor, Tensor]]) -> None:
         if threading.get_ident() == owner:
             record["cos"], record["sin"] = kwargs["position_embeddings"]
 
-    def note_qkv(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+    def note_qkv(_module: nn.Module, _args: tuple[object, ...], output: Tensor) -> None:
         if threading.get_ident() == owner:
             record["qkv"] = output.detach()
 
@@ -45,7 +48,7 @@ def queries_or_keys(part: dict[str, Tensor], num_heads: int, name: Literal["q", 
     """Rotated queries or keys of one video's patches, in the tower's order.
 
     Args:
-        part: its frames (T, p, ...) of what `tap_attention` recorded.
+        part: the video's rows (T, p, ...) of the record of `tap_attention`.
     """
     x = part["qkv"].unflatten(-1, (3, num_heads, -1))[..., "qk".index(name), :, :]
     return rotate(x, part["cos"], part["sin"]).transpose(1, 2)
@@ -54,7 +57,7 @@ def queries_or_keys(part: dict[str, Tensor], num_heads: int, name: Literal["q", 
 def rotate(
     x: Float[Tensor, "T p heads d"], cos: Float[Tensor, "T p d"], sin: Float[Tensor, "T p d"]
 ) -> Float[Tensor, "T p heads d"]:
-    """Apply rotary positions, halves against halves, in float32."""
+    """Apply rotary positions in float32; channel i turns with channel i + d / 2."""
     a, b = x.float().chunk(2, dim=-1)
     turned = x.float() * cos.float()[..., None, :] + torch.cat([-b, a], dim=-1) * sin.float()[..., None, :]
     return turned.to(x.dtype)
@@ -63,7 +66,11 @@ def rotate(
 def window_order(grid: tuple[int, int], side: int) -> Tensor:
     """Row-major indices of a frame's merge units in the order of the tower's windows.
 
-    Windows of `side` x `side` units follow each other row by row, ragged at the right and lower border.
+    Windows of `side` x `side` units follow each other row by row; those at the right and lower border may be smaller.
+
+    Example:
+        >>> window_order((2, 3), side=2)
+        tensor([0, 1, 3, 4, 2, 5])
     """
     H, W = grid
     index = torch.arange(H * W).view(H, W)

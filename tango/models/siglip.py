@@ -1,12 +1,16 @@
-"""A SigLIP or CLIP vision tower, run up to the block whose output is used."""
+"""Runs a SigLIP or CLIP vision tower up to the block whose output is used."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from tango.annotations import Float
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 
 class TowerStates(NamedTuple):
@@ -16,12 +20,12 @@ class TowerStates(NamedTuple):
     hidden: Float[Tensor, "T p P"]
 
 
-def run_tower(tower: Any, depth: int, pixels: Float[Tensor, "T 3 h w"]) -> TowerStates:
-    """Run the first `depth` blocks of a tower; what the stock tower does after them would be thrown away.
+def run_tower(tower: PreTrainedModel, depth: int, pixels: Float[Tensor, "T 3 h w"]) -> TowerStates:
+    """Run the first `depth` blocks of a tower; the output of later blocks is not used.
 
-    Nobody collects the states of all blocks. The tower keeps whatever attention implementation it has.
+    States of earlier blocks are not collected. The tower keeps its attention implementation.
     """
-    # The patch convolution leaves its channels in front; every residual sum and norm would run over strided memory.
+    # The patch convolution puts channels first in memory; every residual sum and norm would then be strided.
     hidden = tower.embeddings(pixels).contiguous()
     if hasattr(tower, "pre_layrnorm"):  # CLIP's, spelled like this
         hidden = tower.pre_layrnorm(hidden)
@@ -30,7 +34,7 @@ def run_tower(tower: Any, depth: int, pixels: Float[Tensor, "T 3 h w"]) -> Tower
     return TowerStates(hidden, tower.encoder.layers[depth - 1](hidden, None))
 
 
-def project(block: Any, entering: Float[Tensor, "T p P"], name: str) -> Float[Tensor, "T heads p d"]:
+def project(block: SiglipEncoderLayer, entering: Float[Tensor, "T p P"], name: str) -> Float[Tensor, "T heads p d"]:
     """Queries ("q") or keys ("k") of one encoder block, from its input."""
     attention = block.self_attn
     projected = getattr(attention, f"{name}_proj")(block.layer_norm1(entering))

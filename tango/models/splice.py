@@ -1,4 +1,4 @@
-"""Shortening a prompt: placeholders of pruned tokens leave, the rest moves together, rows are padded on the left."""
+"""Shortens a prompt: drops the placeholders of pruned tokens, closes the gaps, and pads rows on the left."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from tango.annotations import Bool, Float, Int
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ShortPrompt:
-    """A batch of shortened prompts. S is the longest row; `kept` says which source position each column came from."""
+    """A batch of shortened prompts. S is the longest row; `kept` holds each column's position in the source prompt."""
 
     input_ids: Int[Tensor, "B S"]
-    text_ids: Int[Tensor, "B S"]  # with pads in place of the videos' tokens
+    text_ids: Int[Tensor, "B S"]  # with pads in place of the video placeholders
     attention_mask: Int[Tensor, "B S"]
     inputs_embeds: Float[Tensor, "B S D"]
-    position_ids: Int[Tensor, "B S"] | Int[Tensor, "R B S"]  # one row, or text positions and the family's own
-    retains_positions: bool  # False: they count contiguously, as stock `generate` does by itself
+    position_ids: Int[Tensor, "B S"] | Int[Tensor, "axes B S"]  # one row, or text positions and the family's own
+    retains_positions: bool  # False: positions are contiguous, as stock `generate` counts them by itself
     is_video: Bool[Tensor, "B S"]
     kept: Int[Tensor, "B S"]
     source_length: int  # L
 
     def gather_labels(self, labels: Int[Tensor, "B L"], *, ignore: int = -100) -> Int[Tensor, "B S"]:
-        """Shorten labels in the same way.
+        """Shorten labels like the prompt.
 
-        A row's first token is not predicted from anything, so its label is ignored: after padding on the left it
-        would otherwise be predicted from padding.
+        Nothing precedes a row's first token, so its label is ignored: after padding on the left it would be predicted
+        from padding.
         """
         if labels.shape != (len(self.kept), self.source_length):
             expected = (len(self.kept), self.source_length)
@@ -37,10 +37,10 @@ class ShortPrompt:
         predictable = self.attention_mask.cumsum(dim=1) > 1
         return labels.gather(1, self.kept).masked_fill(~predictable, ignore)
 
-    def spread(self, rows: Float[Tensor, "B S V"]) -> Float[Tensor, "B L V"]:
-        """Bring rows of this prompt, such as logits, to the length of the source.
+    def spread(self, rows: Float[Tensor, "B S vocabulary"]) -> Float[Tensor, "B L vocabulary"]:
+        """Spread rows of this prompt, such as logits, to the length of the source prompt.
 
-        A column that left has the row of the last kept one before it, from which the token after it is predicted.
+        A dropped column gets the row of the last kept column before it, which predicts the token that follows.
         """
         S = self.attention_mask.shape[1]
         keep_mask = torch.zeros(len(self.kept), self.source_length, dtype=torch.long, device=self.kept.device)
@@ -58,31 +58,34 @@ def shorten(
     keep_mask: Bool[Tensor, "placeholders"],
     video_features: Float[Tensor, "kept D"],
     images: tuple[Tensor, Tensor] | None,
-    positions: Int[Tensor, "B L"] | Int[Tensor, "R B L"] | None,
+    positions: Int[Tensor, "B L"] | Int[Tensor, "axes B L"] | None,
     pad_token_id: int,
 ) -> ShortPrompt:
-    """Drop the video placeholders that do not stay, and embed what is left.
+    """Drop the video placeholders that `keep_mask` drops, and embed the rest of the prompt.
 
-    `video` says which placeholders are the videos'; `images` which are the images' (B, L), and their features.
-    `keep_mask` and `video_features` follow the order of the placeholders in the flattened batch. Padding is dropped and
-    laid anew on the left. Positions are contiguous in every row, unless `positions` of the full prompt are given: one
-    row keeps its values in their place, several (such as M-RoPE's three) follow the contiguous ones as further rows.
+    Padding is dropped, too, and put anew on the left.
 
+    Args:
+        video: mask of the video placeholders.
+        keep_mask: which of them are kept, in the order of the flattened batch; `video_features` are their embeddings.
+        images: mask (B, L) of the image placeholders, and their embeddings.
+        positions: those of the full prompt. One row replaces the contiguous positions of the short prompt; several
+            (such as M-RoPE's three) follow the contiguous positions as further rows. None: contiguous alone.
     Raises:
-        ValueError: prompt and features disagree on the number of placeholders.
+        ValueError: the prompt has more or fewer placeholders than there are features.
     """
     _check_count("video", int(video.sum()), len(keep_mask))
     attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     keep = attended.bool().masked_scatter(video, keep_mask.to(input_ids.device))
     lengths = keep.sum(dim=1)
     S = int(lengths.max())
-    # A stable sort by the flag moves what is kept to the right end, in order.
+    # A stable sort by the mask, along L, moves kept positions to the right end, in order.
     kept = keep.byte().sort(dim=1, stable=True).indices[:, -S:]
     mask = (torch.arange(S, device=input_ids.device) >= S - lengths[:, None]).long()
     ids = input_ids.gather(1, kept).masked_fill(mask == 0, pad_token_id)
     is_video = video.gather(1, kept) & mask.bool()
     text_ids = ids.masked_fill(is_video, pad_token_id)
-    embeds = embed(text_ids)  # what a placeholder would embed to is nobody's business
+    embeds = embed(text_ids)  # the placeholder's own embedding is never used
     embeds = embeds.masked_scatter(is_video[..., None], video_features.to(embeds))
     if images is not None:
         image, image_features = images

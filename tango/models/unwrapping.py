@@ -1,25 +1,29 @@
-"""From what a caller holds to the stock model whose methods will be called."""
+"""Finds the stock model inside what a caller passes."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tango.errors import UnsupportedModelError
 from tango.extensions import load_group
 from tango.models.base import GROUP, Adapter, family, find_adapter, supported_model_types
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def unwrap(model: Any) -> tuple[Any, type[Adapter]]:
-    """The supported model inside a wrapper, and its adapter.
 
-    Wrappers known to end up in that very model's `generate` and `forward`: what `torch.compile` returns, PEFT models
-    whose adapters sit in the layers (LoRA and the like), and DistributedDataParallel; also one inside another.
+def unwrap(model: nn.Module) -> tuple[PreTrainedModel, type[Adapter]]:
+    """Find the supported model inside a wrapper, and its adapter.
+
+    Known wrappers call the `generate` and `forward` of the very model inside: `torch.compile`'s, PEFT models that
+    change layers (LoRA and the like), and DistributedDataParallel. One may be inside another.
 
     Raises:
-        UnsupportedModelError: another wrapper, a part of a model, or a model that no adapter handles.
+        UnsupportedModelError: this is another wrapper, a part of a model, or a model that no adapter handles.
     """
     while (inner := _inside(model)) is not None:
         model = inner
@@ -38,9 +42,10 @@ def unwrap(model: Any) -> tuple[Any, type[Adapter]]:
     return model, adapter
 
 
-def _inside(model: Any) -> Any:
-    """What a known wrapper holds; None if it is none."""
-    compiler, peft = sys.modules.get("torch._dynamo.eval_frame"), sys.modules.get("peft")  # else it cannot be theirs
+def _inside(model: nn.Module) -> nn.Module | None:
+    """The model inside a known wrapper; None if the model is no such wrapper."""
+    # A module that was never imported cannot have made the wrapper.
+    compiler, peft = sys.modules.get("torch._dynamo.eval_frame"), sys.modules.get("peft")
     if compiler is not None and isinstance(model, compiler.OptimizedModule):
         return model._orig_mod
     if isinstance(model, DistributedDataParallel):

@@ -1,6 +1,6 @@
-"""A model from a checkpoint, refused unless every weight is the checkpoint's own.
+"""Loads a model from a checkpoint, and refuses it unless every weight comes from the checkpoint.
 
-transformers fills what it does not find with random numbers and goes on: the model answers, and the answers are noise.
+transformers fills missing weights with random numbers and goes on: such a model answers, but its answers are noise.
 """
 
 from __future__ import annotations
@@ -9,28 +9,34 @@ import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tango.errors import CheckpointError
 from tango.models.checkpoint import check_weight_files, read_json, reading, some
 
-# What older files hold and nobody reads: buffers, and the head of a SigLIP, which LLaVA's tower does without.
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+# Tensors of older files that no model uses: buffers, and the head of SigLIP, which LLaVA's towers lack.
 _HARMLESS = re.compile(r"\.inv_freq$|\.position_ids$|(^|\.)vision_tower\.(vision_model\.)?head\.")
 
-_AFFORDABLE = 500_000_000  # parameters; more are not filled with random numbers only to be refused
+_AFFORDABLE = 500_000_000  # missing parameters that may be filled with random numbers before the model is refused
 
 
-def read_model(cls: Any, folder: Path, config: Any, *, strict: bool = False, **options: Any) -> Any:
-    """`cls.from_pretrained`, from safetensors alone, without code from the checkpoint.
+def read_model(
+    cls: type[PreTrainedModel], folder: Path, config: PretrainedConfig, *, strict: bool = False, **options: Any
+) -> PreTrainedModel:
+    """Load a model with `cls.from_pretrained`, from safetensors alone and without code from the checkpoint.
 
     Args:
-        strict: refuse every weight that the model has no place for; else one of a part that the model lacks (a head of
-            another task) is a warning.
-        options: those of `from_pretrained`.
+        cls: the model's class, or an Auto class.
+        strict: refuse every weight that the model does not use. Otherwise weights of a part that the model lacks (a
+            head for another task) raise a warning.
+        options: passed on to `from_pretrained`.
     Raises:
-        CheckpointError: weights are missing, named otherwise, left over or of another shape than `config` says; or they
+        CheckpointError: weights are missing, left over, of other names or of other shapes than `config` says; or they
             cannot be read at all.
     """
     numbers = check_weight_files(folder)
@@ -38,7 +44,7 @@ def read_model(cls: Any, folder: Path, config: Any, *, strict: bool = False, **o
         read_json(folder / "generation_config.json")
     if options.get("quantization_config") is None and getattr(config, "quantization_config", None) is None:
         _check_size(folder, config, numbers)
-    # Weights of another shape must get past transformers, which would not name them.
+    # transformers' own error would not name the weights of another shape; `_refuse` does.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with reading(folder):
         model, info = cls.from_pretrained(
@@ -56,11 +62,11 @@ def read_model(cls: Any, folder: Path, config: Any, *, strict: bool = False, **o
     return model
 
 
-def check_finite(folder: Path, model: Any) -> None:
-    """Refuse weights that are NaN or infinite. Reads every weight once, on the device that it is on.
+def check_finite(folder: Path, model: PreTrainedModel) -> None:
+    """Refuse weights that are NaN or infinite; every weight is read once, on its device.
 
     Raises:
-        CheckpointError: there are some.
+        CheckpointError: some weights are not finite.
     """
     wrong = [name for name, parameter in model.named_parameters() if not _is_finite(parameter)]
     dtype = str(model.dtype).removeprefix("torch.")
@@ -71,14 +77,14 @@ def _is_finite(parameter: torch.Tensor) -> bool:
     if not parameter.is_floating_point() or parameter.itemsize < 2 or parameter.device.type == "meta":
         return True
     wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-    return bool(parameter.detach().sum(dtype=wide).isfinite())  # a sum keeps what is not finite, and needs no memory
+    return bool(parameter.detach().sum(dtype=wide).isfinite())  # NaN and infinity survive a sum, which needs no memory
 
 
-def _check_size(folder: Path, config: Any, numbers: int) -> None:
-    """Refuse a config of a far larger model before memory is taken for it: smaller faults are named afterwards.
+def _check_size(folder: Path, config: PretrainedConfig, numbers: int) -> None:
+    """Refuse the config of a far larger model before memory is allocated; smaller faults are named after loading.
 
     Raises:
-        CheckpointError: it has more than twice the parameters that the files hold, and gigabytes of them.
+        CheckpointError: the config has more than twice the parameters that the files hold, and gigabytes of them.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -110,7 +116,7 @@ def _shapes(mismatch: tuple[str, Iterable[int], Iterable[int]]) -> str:
 
 
 def _belongs(key: str, parts: set[str]) -> bool:
-    """Whether a weight is of a part that the model has: one more layer of its list, or one more tensor of a module."""
+    """Whether a weight belongs to a part that the model has: a further layer of a list, or a tensor of a module."""
     pieces = _unnumbered(key).split(".")
     return any(".".join(pieces[:end]) in parts for end in range(1, len(pieces)))
 

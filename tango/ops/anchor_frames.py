@@ -1,4 +1,4 @@
-"""Sharing out a segment's budget between the tokens that its frames keep and anchors, which lie in some of them.
+"""Dividing a segment's budget into salient tokens of each frame and anchors, which only some frames have.
 
 Host arithmetic only.
 """
@@ -24,10 +24,12 @@ def every_nth(is_open: Sequence[bool], stride: int) -> list[bool]:
 
 
 def last_of_runs(similarity: Sequence[float], lengths: Sequence[int], threshold: float | None) -> list[bool]:
-    """Mark every frame but those that the next one in their segment resembles by at least `threshold` (None: all).
+    """Mark the frames whose similarity to the next one in their segment is below `threshold` (None: all frames).
+
+    The last frame of a segment is always marked.
 
     Args:
-        similarity: of every frame but the last to the next.
+        similarity: similarity of every frame but the last to the next.
         lengths: frames per segment.
     """
     ends = {end - 1 for end in accumulate(lengths)}
@@ -35,9 +37,9 @@ def last_of_runs(similarity: Sequence[float], lengths: Sequence[int], threshold:
 
 
 def equal_counts(per_frame: int, context_ratio: float, N: int, length: int, stride: int) -> Counts:
-    """The same for each of a segment's frames; what is meant for anchors then goes to anchor frames alone.
+    """Give every frame of a segment the same count of salient tokens, and the anchors to anchor frames alone.
 
-    What does not divide among these, or finds no room in them, is lost.
+    Anchors that do not divide evenly among those, or have no room in them, are lost.
 
     Source: FastVID's release for LLaVA-OneVision (arXiv:2503.11187).
     """
@@ -50,9 +52,9 @@ def equal_counts(per_frame: int, context_ratio: float, N: int, length: int, stri
 def divided_counts(
     total: int, context_ratio: float, N: int, is_open: Sequence[bool], stride: int, *, max_anchors: int
 ) -> Counts:
-    """A segment's `total` divided among its open frames, and what is meant for anchors among anchor frames.
+    """Divide a segment's `total`: salient tokens among its open frames, anchors among its anchor frames.
 
-    What does not divide goes to the earlier frames; what a frame has no room for, or exceeds `max_anchors`, is lost.
+    Remainders go to the earlier frames; what exceeds a frame's room, or `max_anchors`, is lost.
 
     Source: FastVID's releases for LLaVA-Video and Qwen2.5-VL (arXiv:2503.11187).
     """
@@ -66,9 +68,9 @@ def divided_counts(
 
 
 def exact_counts(total: int, context_ratio: float, N: int, is_open: Sequence[bool], stride: int) -> Counts:
-    """Like `divided_counts`, but `total` tokens in all; if the open frames do not hold them, all frames are open.
+    """Like `divided_counts`, but exactly `total` tokens; if the open frames cannot hold them, all frames are open.
 
-    As many of what is meant for anchors become anchors as find room in anchor frames, the others salient tokens.
+    Anchors that find no room in anchor frames become salient tokens.
 
     Raises:
         BudgetError: the segment has fewer tokens than `total`.

@@ -1,4 +1,4 @@
-"""Putting what a method keeps, in whatever order it was found, into the order of the video."""
+"""Sorting what a method keeps into the order of the video."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tango.containers import PrunedTokens
 
 
 def assemble(indices: Sequence[Tensor], features: Sequence[Tensor], assignment: Int[Tensor, "M"]) -> PrunedTokens:
-    """Join groups of kept tokens and sort them by their place in the video.
+    """Join groups of kept tokens and sort them by their position in the video.
 
     Args:
         indices: flat token indices of each group, all different.
@@ -20,10 +20,10 @@ def assemble(indices: Sequence[Tensor], features: Sequence[Tensor], assignment: 
         assignment: flat index of the kept token that stands for each token of the video; -1: none.
     """
     joined, order = torch.cat(list(indices)).sort()
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    position = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     rows = features[0].new_empty(len(order), features[0].shape[1])
-    for group, places in zip(features, place.split([len(group) for group in features]), strict=True):
-        rows.index_copy_(0, places, group)  # one group at a time: a joined copy of all would double the memory
+    for group, positions in zip(features, position.split([len(group) for group in features]), strict=True):
+        rows.index_copy_(0, positions, group)  # one group at a time: a joined copy of all would double the memory
     row_of = torch.full_like(assignment, -1)
     row_of[joined] = torch.arange(len(joined), device=joined.device)
     row = torch.where(assignment >= 0, row_of[assignment], -1)

@@ -21,8 +21,8 @@ def fold_probe(
 ) -> Float[Tensor, "heads P"]:
     """Fold the constant query of an attention-pooling head and its key projection into one vector per head.
 
-    The probe is a learned constant, so query and key weights multiply to a fixed (heads, P) matrix; the key bias adds
-    the same to every token of a head and cancels in the softmax.
+    The probe is a learned constant, so query and key weights multiply to a fixed (heads, P) matrix. The key bias adds
+    the same number to all logits of a head and cancels in the softmax.
     """
     P = probe.numel()
     query = (in_proj_weight[:P].double() @ probe.reshape(P).double() + in_proj_bias[:P].double()).view(num_heads, -1)
@@ -71,11 +71,11 @@ def mean_received_attention(
 def causal_attention(
     queries: Float[Tensor, "Q heads d"], keys: Float[Tensor, "S groups d"], rows: Int[Tensor, "Q"], *, scale: float
 ) -> Float[Tensor, "heads Q S"]:
-    """Attention weights of a few tokens of a sequence over all of it, in float32; no (S, S) matrix is formed.
+    """Attention weights of a few tokens over a whole sequence, in float32; no (S, S) matrix is formed.
 
     Args:
         queries, keys: rotated; `heads / groups` heads share keys.
-        rows: places of the queries' tokens in the sequence; what comes later has weight 0.
+        rows: positions of the queries' tokens in the sequence; tokens after a query's have weight 0.
     """
     S, groups, _ = keys.shape
     scores = torch.einsum("qgrd,sgd->grqs", queries.float().unflatten(1, (groups, -1)), keys.float()) * scale
@@ -93,7 +93,7 @@ def text_attention(tokens: LayerTokens) -> Iterator[tuple[slice, Tensor]]:
     """Attention that the text after the video gives to each visual token, in float32, a few text tokens at a time.
 
     Yields:
-        Which q of `tokens.text` they are, and their weights (heads, q, M).
+        A slice of `tokens.text`, and the weights of those text tokens, (heads, in slice, M).
     """
     heads, S = tokens.queries.shape[1], len(tokens.hidden)
     for chunk in chunks(len(tokens.text), heads * S * 4, tokens.hidden.device):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from tango.errors import BudgetError
 
-ROUNDING_ERROR = 1e-6  # of a ratio times a number of tokens, amply
+ROUNDING_ERROR = 1e-6  # more than that of a ratio times a number of tokens
 
 
 def exact_count(num_tokens: int, retention_ratio: float) -> int:
-    """round(retention_ratio * num_tokens), at least 1: a function of the shape alone."""
+    """round(retention_ratio * num_tokens), at least 1. It depends on shapes alone."""
     return max(1, round(retention_ratio * num_tokens))
 
 
@@ -49,7 +49,7 @@ def apportion(total: int, sizes: Sequence[int]) -> list[int]:
 def segment_budgets(
     lengths: Sequence[int], num_static: Sequence[int], tokens_per_frame: int, retention_ratio: float
 ) -> list[tuple[int, int]]:
-    """Tokens to keep of each segment: (static, dynamic), the latter over all its frames.
+    """Tokens to keep of each segment: (static, dynamic), where dynamic is the sum over its frames.
 
     A segment's static tokens count once, and its ratio grows so that the segment as a whole still keeps
     `retention_ratio` of its tokens. Counts are rounded up, per frame for dynamic tokens.
@@ -83,7 +83,7 @@ def exact_segment_budgets(
 def round_to_total(shares: Sequence[float], total: int, capacity: int) -> list[int]:
     """Round shares to whole numbers that add up to `total`, each at most `capacity`.
 
-    Every share gets at least 1 unless there are more of them than `total`. What rounding leaves over or lacks is given
+    Every share gets at least 1 unless there are more shares than `total`. What rounding leaves over or lacks is added
     to, or taken from, the share that is furthest off; ties go to the earlier one.
 
     Raises:

@@ -1,7 +1,7 @@
 """Density-peaks clustering with k nearest neighbours (DPC-KNN), deterministic and in bounded memory.
 
-Squared distances are counted in ticks: whole multiples of 2**-18 of a power of four near a set's largest squared norm,
-several times the error of the float32 product they come from. Rows that are equal then tie exactly, whatever the matrix
+Squared distances are rounded to whole ticks. A tick is 2**-18 of a power of four near a set's largest squared norm:
+several times the error of the float32 product behind a distance. So equal rows tie exactly, whatever the matrix
 library, and sums of a few distances are exact in any order. Every tie goes to the lower row.
 """
 
@@ -16,9 +16,10 @@ from torch import Tensor
 from tango.annotations import Float, Int
 from tango.ops.similarity import gram, products
 
-TICK_LENGTH = 2.0**-9  # of rows of length 1: a tick is its square
-# How many distances are held (1 GiB, all of one set up to 16384 rows; on a GPU half of that), and looked at together:
-# as many as stay in a CPU's cache; on a GPU, which wants few launches, a quarter of the numbers that they are between.
+TICK_LENGTH = 2.0**-9  # a tick is the square of this, for rows of length 1
+# How many distances are held: 1 GiB, all of a set of up to 16384 rows; on a GPU half of that.
+# How many are processed together, as a block: as many as stay in a CPU's cache; on a GPU, which wants few launches, a
+# quarter as many as the rows have numbers.
 _MAX_HELD, _MAX_BLOCK = 1 << 28, 1 << 22
 MAX_HELD_GPU, _MIN_BLOCK_GPU, _MAX_BLOCK_GPU = 1 << 27, 1 << 23, 1 << 26
 
@@ -31,13 +32,16 @@ def dpc_knn(
     Distances are Euclidean, in float32. Ties break towards the lower row.
 
     Returns:
-        Rows of `points` that are centres, best first; and for every row which of them is nearest, a centre's own being
-        itself.
+        The rows of `points` that are centres, best first; and for every row the number of its nearest centre, which for
+        a centre is its own.
     Raises:
         ValueError: `num_clusters` is outside 1..M, or `k` is below 1.
     Source: density peaks with k nearest neighbours, section 4.2, eq. 4 of arXiv:2604.09547.
     Deviation: the release adds 1e-6 random noise to the density.
-    Example: `centres, assignment = dpc_knn(torch.randn(100, 64), 10)`
+    Example:
+        >>> points = torch.tensor([[0.0], [0.1], [0.2], [5.0], [5.1], [5.3]])
+        >>> dpc_knn(points, 2, k=2)
+        (tensor([1, 4]), tensor([0, 0, 0, 1, 1, 1]))
     """
     (centres,), (nearest,) = density_peaks(points[None], num_clusters, k=k)
     which = torch.empty_like(nearest).scatter_(0, centres, torch.arange(num_clusters, device=points.device))
@@ -47,14 +51,14 @@ def dpc_knn(
 def density_peaks(
     x: Float[Tensor, "B M D"], num_clusters: int, *, k: int = 7
 ) -> tuple[Int[Tensor, "B C"], Int[Tensor, "B M"]]:
-    """Cluster B sets of rows as `dpc_knn` does one; no set changes what becomes of another.
+    """Cluster B sets of rows as `dpc_knn` clusters one; no set influences another.
 
     Returns:
-        The centres of each set, highest score first; and for every row the row of its nearest centre (a centre's own
-        is itself).
+        The centres of each set, highest score first; and for every row the row of its nearest centre, which for a
+        centre is itself.
     Raises:
         ValueError: `num_clusters` is outside 1..M, or `k` is below 1.
-    Source: eq. 4 of arXiv:2604.09547. The densest row comes first whatever its delta, so none is computed.
+    Source: eq. 4 of arXiv:2604.09547. The densest row comes first whatever its delta, so its delta is not computed.
     """
     M = x.shape[1]
     if not 1 <= num_clusters <= M:
@@ -81,12 +85,13 @@ def density_peaks(
 class Ticks:
     """Squared distances between the rows of every set, in whole numbers.
 
-    A matrix that fits is multiplied once and held; of another, every pass multiplies one half anew, block by block.
+    A distance matrix that fits into memory is computed once and held. Otherwise every pass computes it anew, block by
+    block: one half of it, since it is symmetric.
 
     Args:
-        x: rows so long that 1 is a tick.
-        squares: their squared lengths; infinite ones make rows of padding, infinitely far from everything.
-        is_short: some sets have fewer rows than are asked for, the others being padding.
+        x: rows in units in which 1 is a tick.
+        squares: their squared lengths; infinite for padding, which is infinitely far from everything.
+        is_short: some sets have padding, and fewer rows of their own than neighbours are asked for.
     """
 
     def __init__(self, x: Float[Tensor, "B M D"], squares: Float[Tensor, "B M"], *, is_short: bool = False):
@@ -98,9 +103,9 @@ class Ticks:
         self._held = _count(gram(x), squares, squares) if most >= B * M * M else None
 
     def sums_of_nearest(self, k: int) -> Float[Tensor, "B M"]:
-        """Of every row, the sum of the distances to the k rows nearest to it, or to all others if there are fewer."""
+        """For every row, the sum of the distances to its k nearest rows, or to all others if there are fewer."""
         B, M, _ = self._x.shape
-        count = min(k + 1, M)  # each row itself is one more
+        count = min(k + 1, M)  # one more: the row itself
         if self._held is not None:
             nearest = _joined([_smallest(block, count) for _, _, block in self._blocks()])
         else:
@@ -113,7 +118,7 @@ class Ticks:
         return nearest.sum(-1)
 
     def to_denser(self, rank: Int[Tensor, "B M"]) -> Float[Tensor, "B M"]:
-        """Of every row, the distance to the nearest row of lower rank; infinite where there is none."""
+        """For every row, the distance to the nearest row of lower rank; infinite where there is none."""
 
         def least(rows: slice, columns: slice, block: Tensor) -> Tensor:
             return block.masked_fill(rank[:, None, columns] >= rank[:, rows, None], torch.inf).amin(-1)
@@ -126,7 +131,7 @@ class Ticks:
         return delta
 
     def which_is_nearest(self, ordered: Int[Tensor, "B C"]) -> Int[Tensor, "B M"]:
-        """Which of some rows of a set is nearest to each, the first if several are; a row may be listed twice."""
+        """For every row, which of the listed rows of its set is nearest; ties go to the first, repeats are allowed."""
         B, C = ordered.shape
         if self._held is None:
             x, squares = self._x.take_along_dim(ordered[:, :, None], dim=1), self._squares.gather(1, ordered)
@@ -141,9 +146,9 @@ class Ticks:
         return _joined(found)
 
     def _blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Rows, columns and the distances between them, until all have come; the same in every pass.
+        """Yield rows, columns and the distances between them, in the same blocks in every pass.
 
-        What is held comes in order, whole rows at a time.
+        Held distances come in order, whole rows at a time.
         """
         B, M, _ = self._x.shape
         if self._held is not None:
@@ -160,34 +165,35 @@ class Ticks:
                 yield columns, rows, block.mT.contiguous()
 
     def _parts(self, num_rows: int) -> list[slice]:
-        """The rows of every set, at most so many at a time."""
+        """Cut the rows of a set into slices of at most `num_rows`."""
         M, step = self._x.shape[1], max(1, num_rows)
         return [slice(start, min(start + step, M)) for start in range(0, M, step)]
 
 
 def _count(
-    dots: Float[Tensor, "B R C"], squares: Float[Tensor, "B R"], of_columns: Float[Tensor, "B C"]
-) -> Float[Tensor, "B R C"]:
-    """Whole distances, in place of the products."""
+    dots: Float[Tensor, "B row col"], squares: Float[Tensor, "B row"], of_columns: Float[Tensor, "B col"]
+) -> Float[Tensor, "B row col"]:
+    """Turn dot products into squared distances in whole ticks, in place."""
     block = torch.add(squares[:, :, None], dots, alpha=-2, out=dots)
     return block.add_(of_columns[:, None, :]).round_()
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """Rows of a set, part by part."""
+    """Join parts along the rows of a set."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def _smallest(x: Float[Tensor, "B R C"], count: int) -> Float[Tensor, "B R count"]:
+def _smallest(x: Float[Tensor, "B row col"], count: int) -> Float[Tensor, "B row count"]:
     return x.topk(count, dim=-1, largest=False, sorted=False).values
 
 
 def density_peaks_counting_self(
     x: Float[Tensor, "B M D"], num_clusters: int, *, k: int
 ) -> tuple[Int[Tensor, "B C"], Int[Tensor, "B M"]]:
-    """`density_peaks` as other releases have it: a row is one of its own k neighbours, distances shrink by sqrt(D).
+    """`density_peaks` of other releases: a row is one of its own k neighbours, and distances are divided by sqrt(D).
 
-    Fewer than k rows are all neighbours. With k = 1 all densities are equal, so the lower row is the denser one.
+    In a set of fewer than k rows, all are neighbours. With k = 1 all densities are equal, and the lower row counts as
+    denser.
 
     Source: releases of HoliTom (arXiv:2505.21334) and FastVID (arXiv:2503.11187).
     Deviation: they add 1e-6 random noise to the density.
@@ -198,5 +204,5 @@ def density_peaks_counting_self(
         return first[:, :1], first
     if k < 2:
         raise ValueError(f"k must be at least 2 to pick {num_clusters} clusters, got {k}")
-    # Its own distance of 0 adds nothing to the sum over neighbours, but counts in their mean: k, not k - 1.
+    # A row's distance to itself, 0, adds nothing to the sum over neighbours but counts in their mean: k, not k - 1.
     return density_peaks(x.float() * ((k - 1) / (k * x.shape[-1])) ** 0.5, num_clusters, k=k - 1)

@@ -15,8 +15,8 @@ def mean_retention_ratio(
 
     Args:
         retention_ratio: fraction that enters the LLM.
-        layer: layer at whose input tokens are pruned again; None: nowhere.
-        layer_retention_ratio: fraction of those that reach `layer` which stays.
+        layer: tokens are pruned again at the input of this layer; None: nowhere.
+        layer_retention_ratio: fraction of the tokens that reach `layer` and are kept there.
     Raises:
         BudgetError: the LLM has no such layer.
     Source: eq. 1 of arXiv:2604.09547.
@@ -30,10 +30,10 @@ def mean_retention_ratio(
 def solve_retention_ratio(
     mean: float, *, num_layers: int, layer: int | None = None, layer_retention_ratio: float = 1.0
 ) -> float:
-    """The retention ratio before the LLM that gives this mean over its layers.
+    """The pre-LLM retention ratio that gives this mean over the LLM's layers.
 
     Raises:
-        BudgetError: `mean` is outside (0, 1], or so high that even keeping everything before the LLM does not reach it.
+        BudgetError: `mean` is outside (0, 1], or so high that even keeping all tokens pre-LLM does not reach it.
     """
     if not 0 < mean <= 1:
         raise BudgetError(f"mean_retention_ratio must lie in (0, 1], got {mean!r}")
@@ -47,10 +47,10 @@ def solve_retention_ratio(
 
 
 def solve_layer_ratio(mean: float, *, num_layers: int, layer: int) -> float:
-    """The fraction to keep at the input of `layer` that gives this mean over the LLM's layers when all tokens enter it.
+    """The fraction to keep at the input of `layer` that gives this mean over the LLM's layers if all tokens enter it.
 
     Raises:
-        BudgetError: `mean` is outside (0, 1], or the layers that see all tokens alone are that much.
+        BudgetError: `mean` is outside (0, 1], or the layers before `layer`, which see all tokens, alone reach it.
     Source: eq. 1 of arXiv:2604.09547.
     """
     if not 0 < mean <= 1:
@@ -59,7 +59,7 @@ def solve_layer_ratio(mean: float, *, num_layers: int, layer: int) -> float:
     ratio = (num_layers * mean - layer) / (num_layers - layer)
     if ratio <= 0:
         latest = math.ceil(num_layers * mean) - 1
-        way_out = f"prune at layer {latest} or before" if latest else "ask for more, or prune before the LLM"
+        way_out = f"prune at layer {latest} or before" if latest else "ask for more, or prune pre-LLM"
         raise BudgetError(
             f"{mean:.4g} of the visual tokens, averaged over {num_layers} layers, is out of reach: "
             f"the first {layer} layers see all tokens, which alone makes {layer / num_layers:.4g}; {way_out}"
@@ -76,11 +76,12 @@ def check_layer(layer: int, num_layers: int) -> None:
 def layer_flops(
     num_tokens: int, *, width: int, mlp_width: int, num_heads: int, num_kv_heads: int, head_dim: int | None = None
 ) -> int:
-    """FLOPs of one decoder layer for a prompt: N (4 d^2 (1 + G / H) + 6 d m) + 4 N^2 d.
+    """FLOPs of one decoder layer for a prompt, in the paper's letters: N (4 d^2 (1 + G / H) + 6 d m) + 4 N^2 d.
 
-    A multiplication with its addition counts as two. The four projections of attention (G of H heads have keys and
-    values) and the three of the gated MLP are linear in N; queries by keys and weights by values are quadratic, with
-    the masked half counted. Norms, biases, rotations, softmax, embedding and output head are left out.
+    N is `num_tokens`, d `width`, m `mlp_width`, H `num_heads` and G `num_kv_heads`. A multiplication with its addition
+    counts as two. The four projections of attention and the three of the gated MLP are linear in N; queries by keys and
+    weights by values are quadratic, with the masked half counted. Norms, biases, rotations, softmax, embedding and
+    output head are left out.
 
     Args:
         head_dim: None: width / num_heads. Where heads are wider or narrower, 4 d^2 and 4 N^2 d become

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 Newlines = Literal["none", "video", "row"]  # one at the end of each video, or of each row of a frame
@@ -25,7 +26,7 @@ class Shape:
     default_frames: int = 32
 
     def num_newlines(self, steps: int, kept: int) -> float:
-        """Newlines beside `kept` visual tokens. A row without any has none: expected number, for random places."""
+        """Newlines beside `kept` visual tokens; where rows without any lose theirs, the mean for random positions."""
         if self.newlines != "row":
             return float(self.newlines == "video")
         N, k = self.tokens_per_step, round(kept / steps)
@@ -33,28 +34,30 @@ class Shape:
         return steps * side * (1 - math.comb(N - side, k) / math.comb(N, k))
 
 
-_QWEN2: dict[str, dict[str, Any]] = {
-    "0.5b": {"width": 896, "mlp_width": 4864, "num_layers": 24, "num_heads": 14, "num_kv_heads": 2, "head_dim": 64},
-    "7b": {"width": 3584, "mlp_width": 18944, "num_layers": 28, "num_heads": 28, "num_kv_heads": 4},
-    "72b": {"width": 8192, "mlp_width": 29568, "num_layers": 80, "num_heads": 64, "num_kv_heads": 8},
+_QWEN2 = {
+    "0.5b": partial(Shape, width=896, mlp_width=4864, num_layers=24, num_heads=14, num_kv_heads=2, head_dim=64),
+    "7b": partial(Shape, width=3584, mlp_width=18944, num_layers=28, num_heads=28, num_kv_heads=4),
+    "72b": partial(Shape, width=8192, mlp_width=29568, num_layers=80, num_heads=64, num_kv_heads=8),
 }
-_QWEN25: dict[str, dict[str, Any]] = {
-    "3b": {"width": 2048, "mlp_width": 11008, "num_layers": 36, "num_heads": 16, "num_kv_heads": 2},
+_QWEN25 = {
+    "3b": partial(Shape, width=2048, mlp_width=11008, num_layers=36, num_heads=16, num_kv_heads=2),
     "7b": _QWEN2["7b"],
     "72b": _QWEN2["72b"],
 }
-_ONEVISION: dict[str, Any] = {"tokens_per_step": 196, "newlines": "video"}
-_VIDEO: dict[str, Any] = {"tokens_per_step": 169, "newlines": "row", "default_frames": 64}
-_QWEN_VL: dict[str, Any] = {"tokens_per_step": 256, "frames_per_step": 2}  # frames of 448 x 448
+_VIDEO = {"7b": _QWEN2["7b"], "72b": _QWEN2["72b"]}
 PRESETS = {
-    **{f"llava-onevision-{size}": Shape(**_ONEVISION, **llm) for size, llm in _QWEN2.items()},
-    **{f"llava-video-{size}": Shape(**_VIDEO, **llm) for size, llm in _QWEN2.items() if size != "0.5b"},
-    **{f"qwen2.5-vl-{size}": Shape(**_QWEN_VL, **llm) for size, llm in _QWEN25.items()},
+    **{f"llava-onevision-{size}": llm(tokens_per_step=196, newlines="video") for size, llm in _QWEN2.items()},
+    **{
+        f"llava-video-{size}": llm(tokens_per_step=169, newlines="row", default_frames=64)
+        for size, llm in _VIDEO.items()
+    },
+    # frames of 448 x 448
+    **{f"qwen2.5-vl-{size}": llm(tokens_per_step=256, frames_per_step=2) for size, llm in _QWEN25.items()},
 }
 
 
-def llm_widths(config: Any) -> dict[str, Any]:
-    """What `layer_flops` wants to know about the language model of a transformers config."""
+def llm_widths(config: Any) -> dict[str, int]:
+    """The arguments of `layer_flops` for the language model of a transformers config."""
     text = config.get_text_config()
     return {
         "width": text.hidden_size,

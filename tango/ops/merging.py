@@ -14,7 +14,7 @@ def merge_into_anchors(
 ) -> Float[Tensor, "C D"]:
     """Blend every anchor with the mean of its cluster: w * anchor + (1 - w) * mean, in float32.
 
-    w is `weight`, or 1 / (cluster size) where that is larger; with `weight = 0` the result is the plain mean.
+    w is the larger of `weight` and 1 / (cluster size); with `weight = 0` the result is the plain mean.
     Every cluster must contain its anchor.
 
     Args:
@@ -32,12 +32,12 @@ def merge_into_anchors(
 def add_to_anchors(
     x: Float[Tensor, "M D"], cluster: Int[Tensor, "M"], anchors: Int[Tensor, "C"]
 ) -> Float[Tensor, "C D"]:
-    """Add to every anchor the mean of its cluster, in float32. Clusters do not contain their anchors.
+    """Add the mean of its cluster to every anchor, in float32. Clusters do not contain their anchors.
 
     Args:
         cluster: cluster of each row, in 0..C; C itself means none. An empty cluster adds nothing.
         anchors: row of `x` that is the anchor of each cluster.
-    Source: contextual tokens of VisionZip (arXiv:2412.04467), whose length about doubles.
+    Source: contextual tokens of VisionZip (arXiv:2412.04467). Their length about doubles.
     """
     mean, _ = means_and_sizes(x, cluster, len(anchors))
     return mean.add_(x.index_select(0, anchors)).to(x.dtype)
@@ -46,9 +46,9 @@ def add_to_anchors(
 def merge_others_into_anchors(
     x: Float[Tensor, "M D"], cluster: Int[Tensor, "M"], anchors: Int[Tensor, "C"], *, weight: float
 ) -> Float[Tensor, "C D"]:
-    """`merge_into_anchors`, but the mean is that of the others in the cluster; without any, the anchor stays as it is.
+    """`merge_into_anchors` with the mean of the cluster without its anchor; an anchor that is alone stays as it is.
 
-    w is `weight`, or 1 / (cluster size) where that is larger, the anchor counted. It may be in its cluster or not.
+    w is the larger of `weight` and 1 / (cluster size), which counts the anchor. `cluster` may list the anchors or not.
 
     Source: FastVID's releases for LLaVA-Video and Qwen2.5-VL (arXiv:2503.11187).
     """

@@ -21,8 +21,8 @@ from tango.errors import MissingSignalError, OptionError, UnknownNameError
 from tango.extensions import load_group
 from tango.ops.attention import mean_received_attention
 
-# What asks for a frame's tokens in "p-attn": the query of SigLIP's pooling head, the tower's CLS token, or, where a
-# tower has neither, the mean query of the frame.
+# The query of "p-attn": that of SigLIP's pooling head or of the tower's CLS token; where a tower has neither, the mean
+# query of the frame.
 PoolingQuery = Literal["head", "cls", "mean"]
 
 
@@ -39,15 +39,15 @@ class AttentionPool(Protocol):
 class TowerBlock:
     """The last used block of a vision tower on T frames: all that a saliency may look at.
 
-    A frame has p patches in the tower's own order, and N tokens, row-major; k = prefix + p. Queries and
-    keys are made when they are first asked for.
+    A frame has p patches in the tower's own order, and N tokens, row-major; prefixed = prefix + p. Queries
+    and keys are made when they are first asked for.
     """
 
     grid: tuple[int, int]  # (H, W) of the N tokens
     hidden: Float[Tensor, "T p P"]  # the block's output, patches alone
-    project: Callable[[Literal["q", "k"]], Tensor]  # queries or keys, as in the properties
+    project: Callable[[Literal["q", "k"]], Tensor]  # makes `queries` or `keys`
     scale: float  # of queries times keys
-    pool: Callable[[Tensor], Tensor]  # (T, p, C) -> (T, N, C): what the model makes of the patches of a token
+    pool: Callable[[Tensor], Tensor]  # (T, p, any) -> (T, N, any), as the model pools patches into tokens
     pooling_query: PoolingQuery
     head: AttentionPool | None = None
     cls: Float[Tensor, "T P"] | None = None  # the block's output at the CLS token, where there is one
@@ -58,12 +58,12 @@ class TowerBlock:
         return int(self.cls is not None)
 
     @cached_property
-    def queries(self) -> Float[Tensor, "T heads k d"]:
+    def queries(self) -> Float[Tensor, "T heads prefixed d"]:
         """Queries of the block, rotated where the tower rotates."""
         return self.project("q")
 
     @cached_property
-    def keys(self) -> Float[Tensor, "T heads k d"]:
+    def keys(self) -> Float[Tensor, "T heads prefixed d"]:
         """Keys of the block, rotated where the tower rotates."""
         return self.project("k")
 
@@ -77,14 +77,13 @@ _SALIENCY: dict[str, Saliency] = {}
 
 
 def register_saliency(name: str) -> Callable[[S], S]:
-    """Function decorator: make a saliency known by `name`, which `tango.prune(..., saliency=name)` then accepts.
+    """Decorator: register a function as the saliency that `tango.prune(..., saliency=name)` computes.
 
     The function gets a `TowerBlock` and returns (T, N), not negative; no gradient flows through it. It raises
     MissingSignalError where a tower lacks what it reads.
 
     Raises:
         ValueError: the name is taken or not lower-case words joined by hyphens.
-
     Example:
         >>> @tango.register_saliency("key-norm")
         ... def key_norm(block):
@@ -104,13 +103,18 @@ def register_saliency(name: str) -> Callable[[S], S]:
 
 
 def available_saliency() -> list[str]:
-    """Names that `saliency=` accepts, sorted."""
+    """Names that `saliency=` accepts, sorted.
+
+    Example:
+        >>> "p-attn" in tango.available_saliency()
+        True
+    """
     load_group(GROUP)
     return sorted(_SALIENCY)
 
 
 def saliency_function(name: str) -> Saliency:
-    """The function behind a name.
+    """The saliency registered as `name`.
 
     Raises:
         UnknownNameError: no such saliency; the message lists them.
@@ -124,15 +128,15 @@ def saliency_function(name: str) -> Saliency:
 
 @torch.no_grad()
 def block_signals(block: TowerBlock, wants: Signal, saliency: str) -> dict[str, Tensor]:
-    """Those of the wanted signals that a tower's block can give, by the names of their fields in `VisualTokens`.
+    """Compute the wanted signals that a tower's block can give, by the names of their fields in `VisualTokens`.
 
     Keys are averaged over heads, and over the patches of a token as the model pools them.
 
     Args:
-        saliency: name of the one to compute.
+        saliency: name of the saliency to compute.
     Raises:
         OptionError: the saliency returns another shape than (T, N).
-        MissingSignalError: it reads what this tower lacks.
+        MissingSignalError: the saliency reads what this tower lacks.
     Source: of the keys, the token similarity of VisionZip (arXiv:2412.04467).
     """
     signals = {}
@@ -162,7 +166,7 @@ def pooling_attention(block: TowerBlock) -> Tensor:
             raise MissingSignalError("'p-attn' saliency needs SigLIP's attention-pooling head, which is not there")
         return block.pool(block.head.saliency(block.hidden)[..., None])[..., 0]
     if block.pooling_query == "cls":
-        logits = block.queries[:, :, :1] @ block.keys.mT * block.scale  # (T, heads, 1, k)
+        logits = block.queries[:, :, :1] @ block.keys.mT * block.scale  # (T, heads, 1, prefixed)
         received = logits.softmax(dim=-1, dtype=torch.float32).mean((1, 2))
         return block.pool(received[:, block.prefix :, None])[..., 0]
     heads = block.keys.shape[1]
@@ -173,7 +177,7 @@ def pooling_attention(block: TowerBlock) -> Tensor:
 
 @register_saliency("attn")
 def mean_attention(block: TowerBlock) -> Tensor:
-    """Attention that each token's patches receive from all of their frame, averaged over heads and queries.
+    """Attention that each token's patches receive from all patches of their frame, averaged over heads and queries.
 
     Source: appendix B.1 of arXiv:2604.09547, after VisionZip (arXiv:2412.04467).
     """

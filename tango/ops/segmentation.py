@@ -1,7 +1,7 @@
 """Cutting a video into runs of similar frames.
 
-The decisions are scalar and sequential, so they run on the host, in numpy, on the small (T-1, N) similarity table.
-On a GPU the same scan would synchronise once per frame pair.
+The decisions are scalar and sequential, so they run in numpy on the host, on the small (T-1, N) table of similarities.
+On a GPU the same scan would synchronise once per pair of frames.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from tango.ops.device import chunks
 
 
 def default_threshold(retention_ratio: float) -> float:
-    """Similarity from which on frames belong to one segment. Source: section 5.1 of arXiv:2604.09547, and HoliTom's
-    release."""
+    """Similarity above which frames belong to one segment.
+
+    Source: section 5.1 of arXiv:2604.09547, and HoliTom's release.
+    """
     return 0.65 if retention_ratio <= 0.1 else 0.8
 
 
 def adjacent_similarity(x: Float[Tensor, "T N D"]) -> tuple[Float[Tensor, "T-1 N"], Float[Tensor, "T N"]]:
-    """Compare every token with the token at its place in the next frame.
+    """Compare every token with the token at the same position of the next frame.
 
     Returns:
         The cosine similarities, and 1 / L2 norm of every token; both float32.
@@ -34,7 +36,7 @@ def adjacent_similarity(x: Float[Tensor, "T N D"]) -> tuple[Float[Tensor, "T-1 N
     T, N, D = x.shape
     dots = torch.empty(T - 1, N, device=x.device)
     norms = torch.empty(T, N, device=x.device)
-    space = None  # for products; a float32 copy may be overwritten by them
+    space = None  # where products are written; the float32 copy of a chunk may be overwritten
     for chunk in chunks(T, N * D * 4, x.device):
         a, b = x[chunk].float(), x[chunk.start + 1 : chunk.stop + 1]
         torch.linalg.vector_norm(a, dim=-1, out=norms[chunk])
@@ -48,10 +50,10 @@ def adjacent_similarity(x: Float[Tensor, "T N D"]) -> tuple[Float[Tensor, "T-1 N
 
 
 def segment_by_static_tokens(similarity: NDArray[np.float32], threshold: float, *, max_frames: int = 1024) -> list[int]:
-    """Cut a video where that leaves the most static tokens to merge.
+    """Cut a video so that the most static tokens can be merged.
 
-    A token is static in a segment if all its (T-1, N) adjacent-frame similarities there exceed `threshold`; a segment
-    of n frames with c static tokens saves c * (n - 1). Equal savings: the shorter last segment.
+    `similarity` is (T-1, N). A token is static in a segment if its similarities between adjacent frames there all
+    exceed `threshold`; c static tokens in n frames save c * (n - 1) tokens. Ties: the shorter last segment.
 
     Returns:
         Frames per segment, in order; they add up to T.
@@ -60,7 +62,7 @@ def segment_by_static_tokens(similarity: NDArray[np.float32], threshold: float, 
     static = similarity > threshold
     num_edges, _ = static.shape
     counts = _static_counts(static)
-    best = np.zeros(num_edges + 2, dtype=np.int64)  # best[e] = most tokens saved within the first e frames
+    best = np.zeros(num_edges + 2, dtype=np.int64)  # best[e]: most tokens saved within the first e frames
     last = np.ones(num_edges + 2, dtype=np.int64)  # frames in the last segment of that optimum
     lengths = np.arange(num_edges + 1)  # a segment of length + 1 frames spans `length` edges
     for end in range(2, num_edges + 2):
@@ -90,8 +92,8 @@ def _static_counts(static: NDArray[np.bool_]) -> NDArray[np.int64]:
 def segment_by_cuts(similarity: NDArray[np.float32], threshold: float, *, min_segments: int = 8) -> list[int]:
     """Cut a video at its weakest frame-to-frame similarities.
 
-    Cuts fall where one of the (T-1,) similarities is below `threshold`, and at the `min_segments - 1` smallest ones in
-    any case. Ties: the earlier frame.
+    Cuts fall where one of the (T-1,) similarities is below `threshold`, and always at the `min_segments - 1` smallest
+    ones. Ties: the earlier frame.
 
     Returns:
         Frames per segment, in order; they add up to T.
@@ -105,11 +107,11 @@ def segment_by_cuts(similarity: NDArray[np.float32], threshold: float, *, min_se
 
 
 def static_positions(lengths: Sequence[int], static: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
-    """Of every segment the places that do not change between any two adjacent frames of it, (N,); none in one frame.
+    """For every segment, which positions never change between its adjacent frames, (N,); none in a single frame.
 
     Args:
         lengths: frames per segment.
-        static: what does not change from each frame to the next, (T - 1, N).
+        static: which positions do not change from each frame to the next, (T-1, N).
     """
     starts = np.cumsum([0, *lengths[:-1]]).tolist()
     return [
@@ -121,9 +123,9 @@ def static_positions(lengths: Sequence[int], static: NDArray[np.bool_]) -> list[
 def segment_by_labels(labels: Sequence[float]) -> list[int]:
     """Cut a video into runs of frames with the same label, after mending scattered labels.
 
-    A label holds where its run is longest (everywhere if several are), provided that run has more than one frame. What
-    lies between such runs joins the longer of its neighbours as they are by then, from left to right; the left one if
-    they are equally long. Without any run of two frames, the whole video is one segment.
+    The longest run of a label holds (all its longest runs if several tie), provided that it has more than one frame.
+    From left to right, what lies between such runs joins the longer of its neighbours as they are by then; the left one
+    if they are equally long. Without any run of two frames, the whole video is one segment.
 
     Returns:
         Frames per segment, in order; they add up to T.

@@ -19,5 +19,5 @@ def mask_sinks(saliency: Float[Tensor, "T N"], sink_positions: tuple[int, ...]) 
 
 
 def top_k(scores: Float[Tensor, "B N"], k: int) -> Int[Tensor, "B k"]:
-    """Positions of the k highest scores of every row, best first. Ties: the lower position."""
+    """Positions of the k highest scores in every row, best first. Ties: the lower position."""
     return scores.sort(dim=-1, descending=True, stable=True).indices[:, :k]

@@ -1,4 +1,4 @@
-"""Cosine similarities that tie exactly where rows are equal."""
+"""Cosine similarities that tie exactly between equal rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,11 @@ from tango.ops.device import chunks
 
 _TICKS = 2.0**18
 _MAX_STRIPPED, _STRIP = 200, 64  # rows
-# From how many rows on a split product is faster, by compute capability. On a H200 it takes 1.6 ms in place of 2.6 at
-# 4,000 rows of 3,584 numbers, 0.88 in place of 0.65 at 2,000; for an A100 this is by its rates alone.
+# From how many rows on a split product is faster, by compute capability. On an H200 it takes 1.6 ms instead of 2.6 at
+# 4,000 rows of 3,584 numbers, but 0.88 instead of 0.65 at 2,000. For an A100 the number follows from its data sheet.
 _LEAST_ROWS = {(9, 0): 3000, (8, 0): 2000}
 _ONE_AT_A_TIME = threading.Lock()
-_PIECE = 512  # of the width: with it, errors are those of a float32 product
+_PIECE = 512  # channels multiplied at once: so narrow that errors are those of a float32 product
 
 
 def unit_rows(x: Float[Tensor, "*sets D"]) -> Float[Tensor, "*sets D"]:
@@ -29,22 +29,22 @@ def unit_rows(x: Float[Tensor, "*sets D"]) -> Float[Tensor, "*sets D"]:
     return F.normalize(x.float(), dim=-1)
 
 
-def unit_cosines(a: Float[Tensor, "*sets A D"], b: Float[Tensor, "*sets E D"]) -> Float[Tensor, "*sets A E"]:
+def unit_cosines(a: Float[Tensor, "*sets row D"], b: Float[Tensor, "*sets col D"]) -> Float[Tensor, "*sets row col"]:
     """Cosines between unit rows, rounded to multiples of 2**-18.
 
     That is several times the error of the float32 product: equal rows have equal cosines, whatever the matrix library,
-    and a choice between them can go by their order.
+    and the order of rows can decide between them.
     """
     return _rounded(products(a, b))
 
 
-def unit_self_cosines(a: Float[Tensor, "*sets A D"]) -> Float[Tensor, "*sets A A"]:
+def unit_self_cosines(a: Float[Tensor, "*sets M D"]) -> Float[Tensor, "*sets M M"]:
     """`unit_cosines(a, a)`, for about half the work on a CPU."""
     return _rounded(gram(a))
 
 
 def gram(x: Float[Tensor, "*sets M D"]) -> Float[Tensor, "*sets M M"]:
-    """`products(x, x)`; on a CPU only about half of it is multiplied, and each set by itself."""
+    """`products(x, x)`; a CPU multiplies only about half of it, set by set."""
     if x.device.type != "cpu":
         return products(x, x)
     M = x.shape[-2]
@@ -54,8 +54,8 @@ def gram(x: Float[Tensor, "*sets M D"]) -> Float[Tensor, "*sets M M"]:
     return found
 
 
-def products(a: Float[Tensor, "*sets A D"], b: Float[Tensor, "*sets E D"]) -> Float[Tensor, "*sets A E"]:
-    """`a @ b.mT` in float32, also where the process allows less on a GPU."""
+def products(a: Float[Tensor, "*sets row D"], b: Float[Tensor, "*sets col D"]) -> Float[Tensor, "*sets row col"]:
+    """`a @ b.mT` in float32, even if the process lets a GPU multiply in TF32."""
     if not a.is_cuda:
         return a @ b.mT
     if a.shape[-2] >= _LEAST_ROWS.get(torch.cuda.get_device_capability(a.device), math.inf):
@@ -64,10 +64,10 @@ def products(a: Float[Tensor, "*sets A D"], b: Float[Tensor, "*sets E D"]) -> Fl
         return a @ b.mT
 
 
-def split_products(a: Float[Tensor, "*sets A D"], b: Float[Tensor, "*sets E D"]) -> Float[Tensor, "*sets A E"]:
-    """`a @ b.mT` by three products on tensor cores: of both high parts, and of each with the other's low part.
+def split_products(a: Float[Tensor, "*sets row D"], b: Float[Tensor, "*sets col D"]) -> Float[Tensor, "*sets row col"]:
+    """`a @ b.mT` by three products on tensor cores: high by high part, and each high part by the other's low part.
 
-    Tensor cores round sums towards zero. So they only add up pieces of the width, and these are added in float32.
+    Tensor cores round sums towards zero. So they sum over pieces of the width alone, whose sums are added in float32.
     """
     found = a.new_zeros(*a.shape[:-1], b.shape[-2])
     with _matmul_precision("tf32"):
@@ -79,19 +79,19 @@ def split_products(a: Float[Tensor, "*sets A D"], b: Float[Tensor, "*sets E D"])
 
 
 def _parts(x: Float[Tensor, "*any"]) -> tuple[Tensor, Tensor]:
-    """What TF32 holds of numbers, 11 significant bits, and the rest of them."""
+    """Split numbers into what TF32 holds, 11 significant bits, and the rest."""
     high = (x.contiguous().view(torch.int32) & -(1 << 13)).view(torch.float32)
     return high, x - high
 
 
 @contextmanager
 def _matmul_precision(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
-    """How float32 is multiplied on a GPU within this chunk.
+    """Set how a GPU multiplies float32 inside this context.
 
-    PyTorch has this setting for the whole process. Tango's own threads take turns; products that another thread
-    launches in the same fraction of a millisecond are multiplied this way, too.
+    PyTorch has one setting for the whole process. Tango's own threads take turns; products that another thread launches
+    in the same fraction of a millisecond are affected, too.
     """
-    matmul: Any = torch.backends.cuda.matmul
+    matmul = torch.backends.cuda.matmul
     old = not hasattr(matmul, "fp32_precision")  # torch before 2.9
     name, value = ("allow_tf32", precision == "tf32") if old else ("fp32_precision", precision)
     with _ONE_AT_A_TIME:
@@ -104,7 +104,7 @@ def _matmul_precision(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
 
 
 def _fill_gram(x: Float[Tensor, "M D"], out: Float[Tensor, "M M"]) -> None:
-    """Halves of many rows, strips of few: what the matrix library does fastest."""
+    """Write `x @ x.mT` to `out`: in halves if there are many rows, else in strips, as is fastest."""
     M = len(x)
     if M > _MAX_STRIPPED:
         half = -(-M // 32) * 16
@@ -120,17 +120,17 @@ def _fill_gram(x: Float[Tensor, "M D"], out: Float[Tensor, "M M"]) -> None:
 
 
 def _rounded(cosines: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """To ticks, in place."""
+    """Round to multiples of 2**-18, in place."""
     return cosines.mul_(_TICKS).round_().div_(_TICKS)
 
 
 def paired_cosines(a: Float[Tensor, "*sets D"], b: Float[Tensor, "*sets D"]) -> Float[Tensor, "*sets"]:
-    """Cosines between unit rows at the same place, rounded like `unit_cosines`."""
+    """Cosines between unit rows at the same position of `a` and `b`, rounded like `unit_cosines`."""
     return _rounded((a * b).sum(-1))
 
 
-def mean_pair_cosines(x: Float[Tensor, "T N D"], lengths: Sequence[int]) -> Float[Tensor, "S N"]:
-    """Mean cosine between the tokens at one place, over all pairs of a segment's frames; -1 where there are none.
+def mean_pair_cosines(x: Float[Tensor, "T N D"], lengths: Sequence[int]) -> Float[Tensor, "segments N"]:
+    """Mean cosine between the tokens at one position, over all pairs of a segment's frames; -1 in a single frame.
 
     Args:
         lengths: frames per segment, T in all.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tango.ops.flops import check_layer, solve_layer_ratio
 
-LEAST_SHARE = 0.1  # of the tokens that a first stage may leave before it moves to an earlier layer
+LEAST_SHARE = 0.1  # if the first stage left a smaller share of the tokens than this, it moves to an earlier layer
 _BISECTIONS = 60
 
 Stages = Callable[[int], tuple[int, ...]]  # first layer -> layers of all stages
@@ -17,8 +17,8 @@ def mean_over_stages(layers: Sequence[int], shares: Sequence[float], num_layers:
     """Fraction of visual tokens that enter a layer, averaged over the LLM's layers, when all of them enter the LLM.
 
     Args:
-        layers: at whose inputs tokens are dropped, increasing.
-        shares: what each of them leaves, of the tokens that entered the LLM; those beyond `layers` do not count.
+        layers: tokens are dropped at the inputs of these layers, which increase.
+        shares: the share of the tokens that entered the LLM which each of them leaves; further shares do not count.
     Raises:
         BudgetError: the LLM has no such layers.
     """
@@ -31,14 +31,14 @@ def mean_over_stages(layers: Sequence[int], shares: Sequence[float], num_layers:
 def solve_stages(mean: float, *, num_layers: int, layer: int, stages: Stages, shares: Shares) -> tuple[int, float]:
     """The first layer and the ratio that give this mean over the LLM's layers.
 
-    The first layer is `layer` if its stage then leaves a tenth of the tokens or more. Otherwise it is the next earlier
-    one where that holds, at last layer 1 whatever is left there: a late first stage would spend the budget on the
-    layers before it, and starve those after it.
+    The first layer is `layer` if its stage then leaves at least a tenth of the tokens. Otherwise it is the latest of
+    the earlier layers where that holds, or layer 1: a late first stage would spend the budget on the layers before it
+    and starve those after it.
 
     Args:
         shares: grows with the ratio from 0 to 1, where all tokens stay.
     Raises:
-        BudgetError: `mean` is outside (0, 1], or layer 0, which sees all tokens, alone is that much.
+        BudgetError: `mean` is outside (0, 1], or layer 0, which sees all tokens, alone reaches it.
     """
     solve_layer_ratio(mean, num_layers=num_layers, layer=1)  # raises
     check_layer(layer, num_layers)

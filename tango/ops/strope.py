@@ -1,4 +1,4 @@
-"""ST-RoPE: rotary embedding of a token's time and place, which turns distance in either into dissimilarity."""
+"""ST-RoPE: rotary embedding of a token's time and position, which turns distance in either into dissimilarity."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from torch import Tensor
 from tango.annotations import Float
 from tango.ops.device import to_device
 
-# Cosines and sines for one of the three axes, (positions, 2, section / 2)
-Rotation = Tensor
+Rotation = Tensor  # cosines and sines for one of the three axes, (positions, 2, section / 2)
 
 
 def rope_sections(dim: int) -> tuple[int, int, int]:
@@ -44,7 +43,7 @@ def strope_rotations(
     Source: eq. 7 of arXiv:2604.09547, in float32 as the release does.
     """
     (H, W), bases = grid, (base_time, base_space, base_space)
-    # What the host knows goes over in one copy.
+    # One copy to the device for all that the host knows.
     known = [torch.arange(float(count), device="cpu") for count in (H, W)]
     for dim, base in zip(sections, bases, strict=True):
         known.append(base ** -(torch.arange(0.0, dim, 2, device="cpu") / max(dim, 1)))
@@ -106,8 +105,8 @@ def strope(
     time, row, column = strope_rotations(
         timestamps_s, grid, sections, base_time=base_time, base_space=base_space, device=x.device
     )
-    place = torch.arange(x.shape[1], device=x.device)
-    row, column = row[place // grid[1]], column[place % grid[1]]
+    position = torch.arange(x.shape[1], device=x.device)
+    row, column = row[position // grid[1]], column[position % grid[1]]
     return rotate(x.float(), (time[:, None], row, column))
 
 

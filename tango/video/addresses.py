@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import BinaryIO, TypeGuard
 from urllib.parse import unquote_to_bytes
 
 from tango.errors import VideoReadError
@@ -11,24 +12,29 @@ from tango.errors import VideoReadError
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|data:")
 
 
-def is_file(source: object) -> bool:
-    """Whether it names a file, there or not: no folder, no address, and nothing that is held in memory."""
+def is_file(source: object) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether a source is the name of a file, which need not exist; folders, addresses and data in memory are not."""
     if not isinstance(source, (str, os.PathLike)):
         return False
     path = os.fsdecode(source)
     return not os.path.isdir(path) and (os.path.lexists(path) or not _ADDRESS.match(path))
 
 
+def is_stream(source: object) -> TypeGuard[bytes | bytearray | memoryview | BinaryIO]:
+    """Whether a source is the contents of a file: bytes, or a file object."""
+    return isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read")
+
+
 def has_times(source: object) -> bool:
-    """Whether it comes with the times of its frames: files and folders do, frames in memory and lists do not."""
-    return isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(source, "read")
+    """Whether a source says when its frames are shown: files and folders do, frames in memory and lists do not."""
+    return isinstance(source, (str, os.PathLike)) or is_stream(source)
 
 
 def local_path(address: str) -> str:
-    """The path that a `file://` address names; text that is no address comes back as it is.
+    """The path that a `file://` address names; text that is no address is returned unchanged.
 
     Raises:
-        VideoReadError: it is another kind of address, or on another machine.
+        VideoReadError: the address is of another kind, or names another machine.
     """
     if os.path.lexists(address) or not _ADDRESS.match(address):
         return address

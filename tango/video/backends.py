@@ -7,15 +7,16 @@ import os
 from tango.errors import VideoReadError
 from tango.video.index import SEEKABLE, Index, index_frames
 from tango.video.pixels import is_mirrored
-from tango.video.reader import check_pictures, hides_no_damage, read_pyav
+from tango.video.reader import check_pictures, leaves_damage, read_pyav
 from tango.video.sampling import one_line, sample_indices
 from tango.video.source import Clip, Limits, opened
 
 
 def _checked(path: str, num_frames: int, limits: Limits) -> tuple[Index, set[str]]:
-    """Return what the default reader knows of a file, and its container's names, after the default reader's checks.
+    """Check a file as the default reader does; return its index and the names of its container.
 
-    Other decoders would follow playlists, open addresses, read images, take any memory and overlook mirroring.
+    Without these checks, other decoders follow playlists, open addresses, read images, take any amount of memory and
+    ignore mirroring.
     """
     with opened(path, limits) as source:
         limits.check(path, num_frames, source.stream.width, source.stream.height)
@@ -29,7 +30,7 @@ def _checked(path: str, num_frames: int, limits: Limits) -> tuple[Index, set[str
 
 
 def read_torchcodec(path: str, num_frames: int, limits: Limits) -> Clip:
-    """Read with torchcodec, if a build of it fits."""
+    """Read with torchcodec, if the installed build works with this torch and FFmpeg."""
     _checked(path, num_frames, limits)
     try:
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
@@ -47,7 +48,7 @@ def read_torchcodec(path: str, num_frames: int, limits: Limits) -> Clip:
 
 
 def read_decord(path: str, num_frames: int, limits: Limits) -> Clip:
-    """Read with decord where its frames are those asked for: it seeks to wrong places in some files."""
+    """Read with decord, except from files of which it is known to return other frames than those asked for."""
     from tango.video.decord_worker import run_worker
 
     index, containers = _checked(path, num_frames, limits)
@@ -58,10 +59,10 @@ def read_decord(path: str, num_frames: int, limits: Limits) -> Clip:
     if not is_mov and has_odd_times:
         raise VideoReadError(path, "decord reads other frames where times are negative or missing; use backend='auto'")
     with opened(path, limits) as source:
-        if hides_no_damage(source.stream.codec_context.codec):  # of which decord says nothing
+        if leaves_damage(source.stream.codec_context.codec):  # decord does not report it
             check_pictures(source, index)
     in_order = index.has_open_groups or not index.keyframes
-    clip = Clip(**run_worker(path, num_frames, limits.timeout_s, in_order=in_order))
+    clip = run_worker(path, num_frames, limits.timeout_s, in_order=in_order)
     if clip.num_source_frames != index.num_frames and not is_mov:
         counts = f"decord sees {clip.num_source_frames} frames, but it has {index.num_frames}"
         raise VideoReadError(path, f"{counts}; use backend='auto'")

@@ -14,24 +14,24 @@ import tempfile
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tango.errors import DamagedVideoWarning, VideoReadError
 from tango.processes import end_with_parent
 from tango.video.sampling import one_line, sample_indices
+from tango.video.source import Clip
 
-# A line of FFmpeg's, but for those on missing references, which are right behind the start of an open group.
+# A line of FFmpeg's log, except those about missing references, which are normal after the start of an open group.
 _ERROR = rb"^\[[\w,]+ @ 0x[0-9a-f]+\] (?!mmco|co located|[Rr]eference)(.+)"
 _COMMAND = (sys.executable, "-m", "tango.video.decord_worker")
 
 
-def run_worker(path: str, num_frames: int, timeout_s: float, *, in_order: bool) -> dict[str, Any]:
-    """Read a video with decord: arrays and numbers by name. The worker is killed after `timeout_s`.
+def run_worker(path: str, num_frames: int, timeout_s: float, *, in_order: bool) -> Clip:
+    """Read a video with decord. The worker is killed after `timeout_s`.
 
     Args:
-        in_order: decode everything from the start; decord's seeks land on other frames in some files.
+        in_order: decode everything from the start, because decord's seeks land on other frames in some files.
 
     Raises:
         VideoReadError: decord is missing, fails, dies or hangs.
@@ -44,7 +44,7 @@ def run_worker(path: str, num_frames: int, timeout_s: float, *, in_order: bool) 
             with chatter.open("wb") as stderr:
                 done = subprocess.run(
                     [*_COMMAND, os.path.abspath(path), str(num_frames), str(int(in_order)), output],
-                    cwd=Path(__file__).resolve().parents[2],  # so `-m` finds this package, and nothing of the user's
+                    cwd=Path(__file__).resolve().parents[2],  # so that `-m` finds this package and no other
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=stderr,
@@ -62,7 +62,7 @@ def run_worker(path: str, num_frames: int, timeout_s: float, *, in_order: bool) 
             said = f"decord reads it, but reports {len(errors)} errors, the first: {first}"
             warnings.warn(f"{path}: {said}; check that it plays, copy it again", DamagedVideoWarning, stacklevel=2)
         with np.load(output, allow_pickle=False) as arrays:
-            return {name: value if value.ndim else value.item() for name, value in arrays.items()}
+            return Clip(**{name: value if value.ndim else value.item() for name, value in arrays.items()})
 
 
 def main(path: str, num_frames: int, in_order: bool, output: str) -> None:
@@ -74,7 +74,7 @@ def main(path: str, num_frames: int, in_order: bool, output: str) -> None:
     indices = sample_indices(count, num_frames)
     spans_s = reader.get_frame_timestamp(np.arange(count)).astype(np.float64)  # (count, 2): shown from, to
     starts_s, end_s = spans_s[:, 0] - spans_s[0, 0], spans_s[-1, 1] - spans_s[0, 0]
-    if np.any(np.diff(starts_s) <= 0):  # nonsense from containers without presentation times: use the average rate
+    if np.any(np.diff(starts_s) <= 0):  # the container has no presentation times: use the average rate
         starts_s, end_s = np.arange(count) / reader.get_avg_fps(), count / reader.get_avg_fps()
     if in_order:
         wanted = set(indices.tolist())
@@ -91,7 +91,7 @@ def main(path: str, num_frames: int, in_order: bool, output: str) -> None:
         timestamps_s=starts_s[indices],
         num_source_frames=np.array(count),
         duration_s=np.array(end_s),
-    )
+    )  # the fields of a Clip
 
 
 if __name__ == "__main__":

@@ -1,20 +1,17 @@
-"""What FFmpeg complains of: much damage it only logs, and hands over what is left as if the file were whole."""
+"""FFmpeg's complaints: much damage it only logs, and then returns the rest as if the file were whole."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Lock
-from typing import Any
 
 
 class _Hook:
-    """PyAV's hook into FFmpeg's log, which is one for the whole process: set while anybody listens, then put back."""
+    """PyAV's hook into FFmpeg's log, of which a process has one: set while any thread listens, then put back."""
 
     def __init__(self) -> None:
-        self._lock, self._listeners = Lock(), 0
-        self._before: tuple[int | None, bool] = (None, True)
-        self._others: Any = None
+        self._lock, self._listeners, self._undo = Lock(), 0, ExitStack()
 
     def set(self) -> None:
         from av import logging
@@ -24,26 +21,20 @@ class _Hook:
             if self._listeners > 1:
                 return
             level = logging.get_level()
-            self._before = level, logging.get_skip_repeated()
-            logging.set_skip_repeated(False)  # or the end of one file would swallow the start of the next
+            self._undo.callback(logging.set_skip_repeated, logging.get_skip_repeated())
+            self._undo.callback(logging.set_level, level)
+            logging.set_skip_repeated(False)  # or a file's first message would be left out if it equals the last one
             logging.set_level(max(logging.INFO, level or 0))
-            if level is None:  # nobody wanted to hear of what other threads do; keep it so
-                self._others = logging.Capture(local=False)
-                self._others.__enter__()
+            if level is None:  # logging was off: keep what other threads cause off the terminal
+                others = logging.Capture(local=False)
+                others.__enter__()
+                self._undo.callback(others.__exit__, None, None, None)
 
     def put_back(self) -> None:
-        from av import logging
-
         with self._lock:
             self._listeners -= 1
-            if self._listeners:
-                return
-            if self._others is not None:
-                self._others.__exit__(None, None, None)
-                self._others = None
-            level, skip_repeated = self._before
-            logging.set_level(level)
-            logging.set_skip_repeated(skip_repeated)
+            if not self._listeners:
+                self._undo.close()
 
 
 _HOOK = _Hook()
@@ -51,12 +42,12 @@ _HOOK = _Hook()
 
 @contextmanager
 def complaints() -> Iterator[list[tuple[int, str, str]]]:
-    """Collect what FFmpeg says in this thread: (level, who, message), in a list that grows while the block runs.
+    """Collect FFmpeg's log messages of this thread: (level, who, message), in a list that grows while the block runs.
 
-    Who speaks is the name of a container's format or of a codec, or nothing.
+    `who` is the name of a container format or codec, or "".
 
-    Decoders must not have threads of their own meanwhile: what those say is lost, and a decoder that is closed while
-    one of them waits for Python's lock to say something never ends.
+    Decoders must not have threads of their own in the block: the messages of those are lost, and closing a decoder
+    while one of its threads waits for Python's lock in order to log never ends.
     """
     from av import logging
 

@@ -1,4 +1,4 @@
-"""What is known of a file before any decoder touches it."""
+"""What a file's kind, size and first bytes tell before any decoder opens it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BINARY = set(range(32)) - set(b"\t\n\r\f\x1b")  # bytes that no text file has
 
 
 def check_file(path: str) -> None:
-    """Refuse what is not a whole, regular file that may be a video, before any decoder touches it."""
+    """Refuse what is not a complete, regular file that may be a video."""
     try:
         info, head = os.stat(path), b""
         if stat.S_ISREG(info.st_mode):  # opening a pipe or a device can block for ever
@@ -42,9 +42,9 @@ def check_file(path: str) -> None:
 
 
 def _stated_size(head: bytes) -> int:
-    """Read how many bytes a Matroska/WebM or AVI file must have at least, from its header; 0 where none is stated.
+    """Read from its header how many bytes a Matroska/WebM or AVI file must have at least; 0 where it does not say.
 
-    The demuxers of these two stop without an error where the data end.
+    FFmpeg's demuxers of these formats stop without an error where the data end.
     """
     if head[:4] == b"RIFF":
         return 8 + int.from_bytes(head[4:8], "little")
@@ -58,7 +58,7 @@ def _stated_size(head: bytes) -> int:
 
 
 def _ends_within_a_packet(path: str, head: bytes, size: int) -> bool:
-    """Say whether an MPEG-TS or Ogg file ends in the middle of what it is made of; their demuxers do not mind."""
+    """Whether an MPEG-TS or Ogg file ends in the middle of a packet or page; FFmpeg's demuxers do not report that."""
     for period, sync in ((188, 0), (192, 4)):  # MPEG-TS; the same with a time before each packet (Blu-ray, cameras)
         if head[sync::period].startswith(b"G" * 8):
             return size % period > 0

@@ -1,4 +1,4 @@
-"""Images as frames: opened, turned upright, RGB, of one size."""
+"""Images as frames: open them, turn them upright, convert them to RGB, and check that all have one size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -17,9 +17,9 @@ from tango.video.sampling import one_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Files of a folder that count as its frames; others (Thumbs.db, labels.json) and hidden ones are not looked at.
+# Endings of the files in a folder that count as its frames; others (Thumbs.db, labels.json) and hidden files do not.
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-# What is opened, by its contents. Not all that Pillow knows: EPS, for one, would start another program.
+# The formats that are opened, told by a file's contents. Not all that Pillow knows: EPS, for one, starts a program.
 _FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
 
@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
     max_bytes: int = 4 << 30  # of all frames together
 
     def check(self, width: int, height: int, count: int = 1) -> None:
-        """Refuse before memory is taken."""
+        """Refuse `count` images of this size before memory for them is taken."""
         if width * height > self.max_frame_pixels:
             got = f"has {width} x {height} = {width * height} pixels, at most {self.max_frame_pixels} fit"
             raise _Refused(f"{got}; raise max_frame_pixels of read_video, or make it smaller")
@@ -39,23 +39,22 @@ class Sizes(NamedTuple):
             raise _Refused(f"{got}; raise max_bytes of read_video, or take fewer frames")
 
 
-def read_image(image: Any) -> Image:
-    """An image in any form (a path, a `file://` address, its bytes, a Pillow image, a uint8 array (h, w, 3)), upright.
+def read_image(image: object) -> Image:
+    """Read an image in any form (path, `file://` address, bytes, Pillow image, uint8 array (h, w, 3)), upright.
 
     Raises:
-        VideoReadError: it cannot be read, or is no image.
+        VideoReadError: the image cannot be read, or is none.
     """
     from PIL import Image as images
 
     return images.fromarray(frame_pixels("<image>" if not _named(image) else str(image), None, image, sizes=Sizes()))
 
 
-def frame_pixels(path: str, index: int | None, item: Any, *, sizes: Sizes, count: int = 1) -> np.ndarray:
-    """One frame as uint8 (h, w, 3), turned as its EXIF orientation says.
+def frame_pixels(path: str, index: int | None, item: object, *, sizes: Sizes, count: int = 1) -> np.ndarray:
+    """Read one frame as uint8 (h, w, 3), turned as its EXIF orientation says.
 
     Args:
-        count: so many of its size are wanted.
-
+        count: how many frames of its size are wanted.
     Raises:
         VideoReadError: about `path`, naming the frame.
     """
@@ -66,18 +65,18 @@ def frame_pixels(path: str, index: int | None, item: Any, *, sizes: Sizes, count
         from PIL import ImageOps
 
         upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16"):  # conversion would cut, not scale
+        if upright.mode.startswith("I;16"):  # `convert` would clip to 255, not scale
             return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[..., None], 3, axis=-1)
         if upright.mode in ("I", "F"):
             raise _Refused(f"has pixels of mode {upright.mode}, of no fixed range; convert it to 8 bits")
         return np.array(upright.convert("RGB"))
 
 
-def check_frames(path: str, items: Sequence[Any], sizes: Sizes) -> None:
-    """Look at every frame of a list without decoding it.
+def check_frames(path: str, items: Sequence[object], sizes: Sizes) -> None:
+    """Check every frame of a list without decoding it.
 
     Raises:
-        VideoReadError: naming the first that is no image, or not of the first one's size.
+        VideoReadError: names the first frame that is no image or differs in size from frame 0.
     """
     first: tuple[int, int] | None = None
     for index, item in enumerate(items):
@@ -89,10 +88,10 @@ def check_frames(path: str, items: Sequence[Any], sizes: Sizes) -> None:
 
 
 def stack_frames(path: str, frame: Callable[[int], np.ndarray], indices: np.ndarray) -> np.ndarray:
-    """Frames (n, h, w, 3), of which `frame(i)` fills every place that asks for it.
+    """Stack frames (n, h, w, 3): `frame(i)` is called once and fills every row whose index is i.
 
     Raises:
-        VideoReadError: their sizes differ.
+        VideoReadError: the frames differ in size.
     """
     frames = np.empty((len(indices), 0, 0, 3), dtype=np.uint8)
     for i in sorted(set(indices.tolist())):
@@ -107,12 +106,12 @@ def stack_frames(path: str, frame: Callable[[int], np.ndarray], indices: np.ndar
 
 
 class _Refused(Exception):
-    """What is wrong with a frame, as the end of a sentence that begins with its name."""
+    """A frame is refused; the message is the end of a sentence that begins with the frame's name."""
 
 
 @contextmanager
-def _about(path: str, index: int | None, item: Any) -> Iterator[None]:
-    """Errors inside the block become errors about this frame."""
+def _about(path: str, index: int | None, item: object) -> Iterator[None]:
+    """Turn errors inside the block into VideoReadErrors that name the frame."""
     where = "it" if index is None else f"frame {index}"
     if index is not None and _named(item):
         where += f" ({os.path.basename(os.fsdecode(item))!r})"
@@ -124,21 +123,21 @@ def _about(path: str, index: int | None, item: Any) -> Iterator[None]:
         raise VideoReadError(path, f"{where} {error}") from error
     except FileNotFoundError as error:
         raise VideoReadError(path, f"{where} is not there: no such file; check the path") from error
-    except Exception as error:  # of a damaged file Pillow raises whatever it stumbles over
+    except Exception as error:  # on a damaged file, Pillow may raise anything
         reason = f"{where} cannot be read as an image ({one_line(error)})"
         raise VideoReadError(path, f"{reason}; check that it opens, copy it again or convert it") from error
 
 
 @contextmanager
-def _opened(item: Any, sizes: Sizes) -> Iterator[Image | None]:
-    """The Pillow image that an item is or names; None for an array."""
-    if hasattr(item, "convert"):
+def _opened(item: object, sizes: Sizes) -> Iterator[Image | None]:
+    """Open the Pillow image that an item is or names; None for an array."""
+    from PIL import Image as images
+
+    if isinstance(item, images.Image):
         yield _checked_image(item, sizes)
     elif _named(item) or isinstance(item, (bytes, bytearray, memoryview)):
-        from PIL import Image as images
-
         images.init()
-        file = local_path(os.fsdecode(item)) if _named(item) else io.BytesIO(item)
+        file = io.BytesIO(item) if isinstance(item, (bytes, bytearray, memoryview)) else local_path(os.fsdecode(item))
         with images.open(file, formats=[name for name in _FORMATS if name in images.OPEN]) as image:
             yield _checked_image(image, sizes)
     else:
@@ -152,8 +151,8 @@ def _checked_image(image: Image, sizes: Sizes) -> Image:
     return image
 
 
-def _checked_array(item: Any) -> np.ndarray:
-    if not hasattr(item, "shape"):
+def _checked_array(item: object) -> np.ndarray:
+    if not (hasattr(item, "shape") and hasattr(item, "dtype")):
         raise _Refused(f"is of type {type(item).__name__}, expected an image, its path or a uint8 array; convert it")
     shape, dtype = tuple(item.shape), str(item.dtype).removeprefix("torch.")
     if dtype != "uint8" or len(shape) != 3 or shape[-1] != 3 or 0 in shape:
@@ -162,12 +161,12 @@ def _checked_array(item: Any) -> np.ndarray:
 
 
 def _upright_size(image: Image) -> tuple[int, int]:
-    """Height and width after turning by the EXIF orientation."""
+    """Height and width once the image is turned as its EXIF orientation says."""
     width, height = image.size
     return (width, height) if image.getexif().get(0x112, 1) in (5, 6, 7, 8) else (height, width)
 
 
-def _named(item: object) -> bool:
+def _named(item: object) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(item, (str, os.PathLike))
 
 

@@ -1,4 +1,4 @@
-"""What the packets of a file say of its frames: how many, when shown, where decoding can start."""
+"""What a file's packets tell of its frames: how many there are, when each is shown, where decoding can start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tango.errors import VideoReadError
 from tango.video.sampling import one_line
 from tango.video.source import Source, opened
 
-# Those whose packets carry true presentation times. The others (AVI, raw streams) give decoding times or none.
+# Containers whose packets carry true presentation times. Others (AVI, raw streams) give decoding times or none.
 SEEKABLE = {"matroska", "mov", "mpegts", "flv"}
 _MAX_PACKETS = 5_000_000  # a day at 60 frames a second is as many; each takes some 200 bytes here
 
@@ -23,22 +23,22 @@ class Packet(NamedTuple):
     dts: int | None
     duration: int
     is_keyframe: bool
-    is_shown: bool  # or only there for others to be decoded from
+    is_shown: bool  # False: other frames are decoded from it, but it is never shown
 
 
 class Index(NamedTuple):
-    """What the packets say of the displayed frames, almost without decoding."""
+    """What the packets tell of the displayed frames; almost nothing is decoded for it."""
 
     num_frames: int
     times: list[int] | None  # in display order; None where the container has none
     keyframes: list[tuple[int, int]]  # (pts, where to seek), in display order; empty where seeking is unsafe
-    starts_open: bool  # with frames that no decoder can show, as what they refer to was cut off
-    has_open_groups: bool  # frames are shown before the keyframe that comes before them
+    starts_open: bool  # the first frames cannot be decoded, because the frames that they refer to were cut off
+    has_open_groups: bool  # frames that follow a keyframe in the file are shown before it
     last_duration: int
 
 
 def index_frames(source: Source) -> Index:
-    """Read all packets of a file; refuse one of which FFmpeg says that packets are damaged or missing."""
+    """Read all packets of a file; refuse the file if FFmpeg says that packets are damaged or missing."""
     packets = _read_packets(source)
     _check_complete(source, len(packets))
     whole, packets = packets, _without_undecodable_start(source, packets)
@@ -46,14 +46,14 @@ def index_frames(source: Source) -> Index:
     if not shown:
         raise VideoReadError(source.path, "its video stream holds no frames; check that it plays, copy it again")
     by_pts = sorted({p.pts for p in shown if p.pts is not None})
-    by_dts = sorted({p.dts for p in shown if p.dts is not None})  # in this order as good, up to a constant
+    by_dts = sorted({p.dts for p in shown if p.dts is not None})  # sorted, they are the pts up to a constant
     times = next((t for t in (by_pts, by_dts) if len(t) == len(shown)), None)
-    if _jumps_back(packets):  # then order of time is not the order of display
+    if _jumps_back(packets):  # frames are not displayed in the order of their times
         times = None
     keyframes = []
     is_seekable = times is by_pts and SEEKABLE & set(source.container.format.name.split(","))
     if is_seekable and not source.decoder_errors(references=False):
-        # Demuxers seek by decoding time where they know it; it is never after the presentation time.
+        # Demuxers seek by decoding time where they know it, and that is never after the presentation time.
         keys = [p for p in packets if p.is_keyframe]
         keyframes = sorted((p.pts, p.pts if p.dts is None else p.dts) for p in keys if p.pts is not None)
     last = max(shown, key=lambda p: p.pts or 0)
@@ -77,15 +77,15 @@ def _read_packets(source: Source) -> list[Packet]:
             packets.append(Packet(p.pts, p.dts, p.duration or 0, p.is_keyframe, is_shown))
         if p.is_keyframe and not has_key:
             has_key = True
-            source.forget()  # parsers complain of what lacks its keyframe, as in streams cut anywhere
+            source.forget()  # before the first keyframe, parsers complain of any stream that was cut
     for i in corrupt:
-        if not _jumps_back(packets[i : i + 4]):  # where streams were joined, their counters do not fit: no damage
+        if not _jumps_back(packets[i : i + 4]):  # where streams were joined, counters jump without any damage
             raise VideoReadError(source.path, f"packet {i} is damaged or cut short; copy the file again")
     return packets
 
 
 def _jumps_back(packets: list[Packet]) -> bool:
-    """Say whether decoding times decrease anywhere, as in MPEG-TS files that were joined by appending."""
+    """Whether decoding times decrease anywhere, as in MPEG-TS files that were appended to each other."""
     times = [p.dts for p in packets if p.dts is not None]
     return any(later < earlier for earlier, later in pairwise(times))
 
@@ -103,9 +103,9 @@ def _has_open_groups(packets: list[Packet]) -> bool:
 
 
 def _check_complete(source: Source, num_packets: int) -> None:
-    """Refuse a file with fewer packets than its header states."""
+    """Refuse a file that holds fewer packets than its header states."""
     stated = source.stream.frames
-    if source.container.format.name == "mxf":  # states how long it is, in frames
+    if source.container.format.name == "mxf":  # its header states the duration, in frames
         stated = source.stream.duration or 0
     if num_packets >= stated or source.container.format.name == "avi":  # AVI states time slots, not frames
         return
@@ -117,9 +117,9 @@ def _check_complete(source: Source, num_packets: int) -> None:
 
 
 def _without_undecodable_start(source: Source, packets: list[Packet]) -> list[Packet]:
-    """Drop what comes before the first keyframe or is shown before it, if decoders cannot show it.
+    """Drop the packets before the first keyframe and those shown before it, if decoders cannot show them.
 
-    A stream cut at an open group of pictures starts with frames whose references are gone; players skip them.
+    A stream that was cut at an open group of pictures starts with frames whose references are gone; players skip them.
     """
     key = next((i for i, p in enumerate(packets) if p.is_keyframe and p.pts is not None), None)
     if key is None:
@@ -135,7 +135,7 @@ def _without_undecodable_start(source: Source, packets: list[Packet]) -> list[Pa
 
 
 def times_s(source: Source, index: Index, indices: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return when each sampled frame is shown, from the first displayed frame on, and how long all are shown."""
+    """Return the seconds from the first displayed frame to each sampled one, and the duration of the video."""
     rate = float(source.stream.average_rate or source.stream.guessed_rate or 0)
     if index.times is None:
         if not rate:

@@ -1,4 +1,4 @@
-"""From a decoded frame to the pixels that a player shows: upright RGB, in the colours that the tags stand for."""
+"""From a decoded frame to the pixels that a player shows: upright RGB, in the colours that the file's tags mean."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UPRIGHT_WITHIN_DEGREES = 1.0  # ffmpeg's own tolerance
 
 
 class Converter:
-    """Convert the frames of one video to upright RGB. Not for use by several threads."""
+    """Convert the frames of one video to upright RGB. An instance must not be shared by threads."""
 
     def __init__(self) -> None:
         from av.video.reformatter import VideoReformatter
@@ -37,23 +37,21 @@ class Converter:
 
 
 def is_mirrored(frame: av.VideoFrame) -> bool:
-    """Say whether players mirror the picture, besides turning it."""
+    """Whether players mirror the picture, besides turning it."""
     a, b, c, d = _display_matrix(frame)
     return a * d - b * c < 0
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[float, ...]:
     """Return a, b, c, d: a coded (x, y) is shown at (a x + c y, b x + d y), y down."""
-    side_data: Any = frame.side_data  # iterated over, it gives data up to PyAV 18 and their types from 19 on
-    data = side_data.get("DISPLAYMATRIX")
-    if data is None:
+    if (data := frame.side_data.get("DISPLAYMATRIX")) is None:
         return 1.0, 0.0, 0.0, 1.0
     matrix = np.frombuffer(data, "=i4").tolist()
     return tuple(float(matrix[i]) for i in (0, 1, 3, 4))
 
 
 def _colours(frame: av.VideoFrame) -> dict[str, Any]:
-    """What to tell swscale of a frame: its matrix and range, which PyAV itself heeds from version 17 on only."""
+    """Options that tell swscale a frame's matrix and range; PyAV passes these on by itself only from version 17 on."""
     layout, tagged_range = frame.format, int(frame.color_range)
     is_grey = len(layout.components) < 3
     if layout.is_rgb or layout.has_palette or (is_grey and tagged_range != _LIMITED):
@@ -62,10 +60,10 @@ def _colours(frame: av.VideoFrame) -> dict[str, Any]:
     is_full = tagged_range == _FULL or layout.name.startswith("yuvj")
     return {
         "src_colorspace": matrix,
-        "dst_colorspace": _BT709 if matrix == _BT601 else _BT601,  # PyAV 15 heeds the source's only if the two differ
+        "dst_colorspace": _BT709 if matrix == _BT601 else _BT601,  # PyAV 15 uses the source's only if the two differ
         "src_color_range": _FULL if is_full else _LIMITED,
         "dst_color_range": _FULL,
-        "interpolation": "BICUBIC",  # of colour between the places where it is stored; ffmpeg's own choice
+        "interpolation": "BICUBIC",  # of the subsampled colour planes; ffmpeg's own choice
     }
 
 

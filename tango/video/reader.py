@@ -18,12 +18,12 @@ from tango.video.source import Clip, Limits, Source, import_av, opened
 if TYPE_CHECKING:
     import av
 
-# Decoding on is cheaper than a seek over fewer frames than a decoder holds back.
+# Up to this distance in frames, decoding on is cheaper than a seek, after which a decoder must fill its buffers.
 _WORTH_A_SEEK = 16
 
 
 class _SeekFailed(Exception):
-    """A wanted frame cannot be had by seeking."""
+    """A wanted frame cannot be reached by seeking."""
 
 
 def read_pyav(path: str, num_frames: int, limits: Limits) -> Clip:
@@ -36,9 +36,9 @@ def read_pyav(path: str, num_frames: int, limits: Limits) -> Clip:
         timestamps_s, duration_s = times_s(source, index, indices)
         try:
             frames = _gather(source, indices, _frames_by_seeking(source, index, indices))
-        except (av.FFmpegError, _SeekFailed):  # no way to seek, or one landed badly, as it may in a sound file
+        except (av.FFmpegError, _SeekFailed):  # seeking is impossible or landed badly, as it may in a sound file
             frames = None
-    if frames is None:  # then a pass over everything is the judge
+    if frames is None:  # decoding everything decides whether the file is damaged
         with opened(path, limits) as source:
             frames = _gather(source, indices, _frames_in_order(source, index, indices))
     return Clip(frames, indices, timestamps_s, index.num_frames, duration_s)
@@ -67,7 +67,7 @@ def _frames_by_seeking(source: Source, index: Index, indices: np.ndarray) -> Ite
 
 
 def _decode_from(source: Source, keyframe: tuple[int, int], wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yield (pts, frame) from a keyframe on, in display order; frames that no other needs only where wanted."""
+    """Yield (pts, frame) from a keyframe on, in display order; frames that no other refers to only where wanted."""
     key_pts, seek_to = keyframe
     source.container.seek(seek_to, stream=source.stream)
     started, previous = False, key_pts - 1
@@ -92,11 +92,12 @@ def _decode_from(source: Source, keyframe: tuple[int, int], wanted: set[int]) ->
 def _frames_in_order(source: Source, index: Index, indices: np.ndarray) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield each wanted frame once, decoding everything from the start.
 
-    Frames marked as damaged are refused. Where FFmpeg complains and marks none, its frames are given with a warning.
+    Frames marked as damaged are refused. Where FFmpeg complains but marks none, its frames come with a warning.
     """
     wanted, count = set(indices.tolist()), 0
     errors: list[str] = []
-    keys_to_start = 2 if index.starts_open else 0  # until the second keyframe, references may be missing in sound files
+    # Until the second keyframe, a sound file with an open start may lack references.
+    keys_to_start = 2 if index.starts_open else 0
     for packet in source.packets():
         keys_to_start -= packet.is_keyframe
         source.forget()
@@ -111,7 +112,7 @@ def _frames_in_order(source: Source, index: Index, indices: np.ndarray) -> Itera
     if count != index.num_frames:
         reason = f"{count} frames can be decoded of the {index.num_frames} it lists"
         raise VideoReadError(source.path, f"{reason}; copy it again or convert it")
-    if errors and hides_no_damage(source.stream.codec_context.codec):
+    if errors and leaves_damage(source.stream.codec_context.codec):
         reason = f"pictures are damaged ({one_line(errors[0])})"
         raise VideoReadError(source.path, f"{reason}; download or copy the file again")
     if errors:
@@ -120,21 +121,21 @@ def _frames_in_order(source: Source, index: Index, indices: np.ndarray) -> Itera
 
 
 def check_pictures(source: Source, index: Index) -> None:
-    """Decode everything, for the errors alone."""
+    """Decode everything and keep nothing, to raise for damaged pictures."""
     for _ in _frames_in_order(source, index, np.empty(0, dtype=int)):
         pass
 
 
-def hides_no_damage(codec: av.codec.Codec) -> bool:
-    """Whether a decoder leaves what it cannot decode as its memory happened to be: other pixels from time to time.
+def leaves_damage(codec: av.codec.Codec) -> bool:
+    """Whether a decoder leaves pixels that it cannot decode as its memory happened to be, different in each run.
 
-    Decoders of codecs with motion fill it from other frames, in the same way always.
+    Decoders of codecs with motion conceal them from other frames, always in the same way.
     """
     return codec.intra_only or (codec.lossless and not codec.lossy)
 
 
 def _gather(source: Source, indices: np.ndarray, wanted: Iterable[tuple[int, av.VideoFrame]]) -> np.ndarray:
-    """Convert frames to upright RGB, one array (n, h, w, 3) in which frame i fills every place that asks for it."""
+    """Convert frames to upright RGB: one array (n, h, w, 3) in which frame i fills every row whose index is i."""
     frames = np.empty((len(indices), 0, 0, 3), dtype=np.uint8)
     convert = Converter()
     for i, frame in wanted:

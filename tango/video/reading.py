@@ -1,11 +1,11 @@
-"""Read a video file: uniformly sampled frames, with the time at which each is shown."""
+"""Read a video: uniformly sampled frames, with the time at which each is shown."""
 
 from __future__ import annotations
 
 import os
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tango.errors import UnknownNameError
 from tango.video.addresses import has_times, is_file
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # at run time torch and PyAV load on first use
 
 
 def read_video(
-    video: Any,
+    video: object,
     *,
     num_frames: int,
     backend: str = "auto",
@@ -31,51 +31,51 @@ def read_video(
     max_bytes: int = 4 << 30,
     fps: float | None = None,
 ) -> Video:
-    """Read `num_frames` frames, spread evenly over the file from its first displayed frame to its last.
+    """Read `num_frames` frames, spread evenly over the video from its first displayed frame to its last.
 
-    The video may be a path or `file://` address; the contents of a file, as bytes or a binary file object (read from
-    its beginning where it can seek, left where it was, not closed); a folder of frames; or frames: a list of Pillow
-    images, of paths of images or of uint8 arrays (h, w, 3), or an array or tensor (T, h, w, 3). Frames of a folder are
-    its images in natural order of their names (frame_2 before frame_10), other and hidden files do not count, and those
-    not taken are not opened.
+    The video may be a path or `file://` address; the contents of a file, as bytes or a binary file object (which is
+    read from its beginning if it can seek, and is left where it was, not closed); a folder of frames; or frames: a list
+    of Pillow images, of paths of images or of uint8 arrays (h, w, 3), or an array or tensor (T, h, w, 3). The frames of
+    a folder are its images, but no hidden ones, in natural order (frame_2 before frame_10); only sampled ones are read.
 
-    Frames come upright (rotation and mirroring stored in the file are applied) and exactly as a decoder that starts at
-    the beginning shows them. Colours are ffmpeg's: the file's tags decide on matrix and range, files without tags count
-    as BT.601 with limited range, and HDR video (PQ, HLG) is converted without tone mapping.
+    Frames are upright (rotation and mirroring stored in the file are applied) and exactly those that a decoder which
+    starts at the beginning shows. Colours are ffmpeg's: the file's tags decide on matrix and range, files without tags
+    count as BT.601 with limited range, and HDR video (PQ, HLG) is converted without tone mapping.
 
-    A frame that cannot be had is an error, never a shorter or repeated answer; frames repeat only where the file has
-    fewer than `num_frames`. Damaged files are refused, always, where a frame or a piece of the container is
-    missing or marked as damaged; where FFmpeg only complains and gives all frames, those come with a
-    DamagedVideoWarning. What no wanted frame needs is not decoded, so damage there goes unnoticed. Streams that state
-    no length (MPEG-TS, FLV, raw) end where the file ends, and pixels that a damaged file still decodes to without
-    complaint cannot be told from true ones.
+    A frame that cannot be read is an error, never left out or replaced; frames repeat only if the video has fewer than
+    `num_frames`. A file is always refused if a frame or a piece of the container is missing or marked as damaged. If
+    FFmpeg only complains and returns all frames, they come with a DamagedVideoWarning. What no sampled frame depends on
+    is not decoded, so damage there goes unnoticed. Streams that state no length (MPEG-TS, FLV, raw) end where the file
+    ends, and wrong pixels that a damaged file decodes to without any complaint cannot be told from true ones.
 
     Args:
         backend: "auto" and "pyav" are the same exact reader. "torchcodec" and "decord" are used only when named. decord
-            ignores edit lists: on clips cut without recoding it returns other frames, as the paper's release does.
-            Where else it would return other frames (MPEG-TS, negative times) it is refused. The other backends
-            interpolate colour in their own way: at sharp edges their pixels differ, and mirrored video is refused.
+            ignores edit lists: on clips that were cut without recoding it returns other frames, as the paper's release
+            does. Where it would return other frames for another reason (MPEG-TS, negative times), it is refused. Both
+            interpolate colour in their own way, so pixels at sharp edges differ, and both refuse mirrored video.
         timeout_s: give up after this long. decord is killed then; torchcodec cannot be interrupted.
-        max_frame_pixels: refuse larger frames before they are decoded; 8K video (7680 x 4320) is below it.
-        max_bytes: refuse before more memory than this is taken for the frames, 3 bytes a pixel.
-        fps: frames a second of what has no times of its own, a folder and frames; None: 3, as MVBench's folders have.
+        max_frame_pixels: refuse larger frames before they are decoded; 8K video (7680 x 4320) is below the default.
+        max_bytes: refuse a video whose sampled frames, at 3 bytes a pixel, would take more memory than this.
+        fps: frames a second of a folder or of frames, which have no times; None: 3, as MVBench's folders have.
 
     Raises:
-        VideoReadError: the file is missing, damaged or no video, or the backend cannot be used.
+        VideoReadError: the video is missing, damaged or none, or the backend cannot be used.
         UnknownNameError: there is no such backend.
         OptionError: `fps` is not positive, or given for a file, which has its own.
         ValueError: `num_frames` is below 1.
     Source: the sampling is that of the paper's release (arXiv:2604.09547), which reads with decord.
+
+    Example:
+        >>> video = tango.read_video("clip.mp4", num_frames=8)
+        >>> video.frames.shape, video.frames.dtype
+        (torch.Size([8, 112, 112, 3]), torch.uint8)
+
     """
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     check_backend(backend)
-    read_file = partial(
-        _read_file,
-        num_frames=num_frames,
-        backend=backend,
-        limits=Limits(timeout_s, time.monotonic() + timeout_s, max_frame_pixels, max_bytes),
-    )
+    limits = Limits(timeout_s, time.monotonic() + timeout_s, max_frame_pixels, max_bytes)
+    read_file = partial(_read_file, num_frames=num_frames, backend=backend, limits=limits)
     if is_file(video):
         refuse_fps(fps)
         return read_file(os.fsdecode(video))
@@ -84,15 +84,15 @@ def read_video(
 
 
 def load_video(
-    source: Any, *, num_frames: int | None, usual: int, backend: str = "auto", fps: float | None = None
+    source: object, *, num_frames: int | None, usual: int, backend: str = "auto", fps: float | None = None
 ) -> Video | Tensor:
-    """A video in any form as a `Video`, or as its frames where it has no times.
+    """Read a video in any form as a `Video`, or as a tensor of frames if it has no times.
 
     Args:
-        num_frames: frames to take; None: `usual` of a file or a folder, all of frames in memory and of lists.
-        fps: as in `tango.read_video`; None: frames in memory and lists stay without times.
+        num_frames: frames to sample; None: `usual` of a file or a folder, and all frames of an array or a list.
+        fps: as in `tango.read_video`; None: arrays and lists remain without times.
     Raises:
-        VideoReadError: it cannot be read, or is nothing that can be shown.
+        VideoReadError: the source cannot be read, or is no video.
     """
     if (video := as_video(source)) is not None:
         return video

@@ -1,4 +1,4 @@
-"""What the video reader and its worker process share; needs numpy alone, so the worker starts fast."""
+"""Which frames are sampled, and errors in one line: shared by all readers."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ _ABOUT_REFERENCES = r"[Rr]eference|mmco|ref with POC|co located POCs"  # of its 
 
 
 class Clip(NamedTuple):
-    """What a backend delivers: a Video before it becomes tensors."""
+    """What a backend returns: the fields of a `Video`, as arrays."""
 
     frames: np.ndarray
     indices: np.ndarray
@@ -73,28 +74,28 @@ class Source:
             yield packet
 
     def container_errors(self) -> list[str]:
-        """Return what FFmpeg's reader of the container complained of."""
-        lost = "freeing incomplete packet"  # how ASF's reader mentions that a piece is missing
+        """Return the complaints of FFmpeg's demuxer."""
+        lost = "freeing incomplete packet"  # how the demuxer of ASF mentions that a piece is missing
         names = (self.container.format.name, "")
         return [m for level, name, m in self.said if name in names and (level <= _ERROR or m.startswith(lost))]
 
     def decoder_errors(self, *, references: bool = True) -> list[str]:
-        """Return what the decoder, or the parser before it, complained of since `forget`.
+        """Return the complaints of the decoder, or of the parser before it, since `forget`.
 
         Args:
-            references: also that frames are missing to which others refer, as is right behind an open group's start.
+            references: include those about missing reference frames, which are normal after an open group's start.
         """
         name = self.stream.codec_context.name
         errors = [m for level, who, m in self.said if level <= _ERROR and who == name]
         return errors if references else [m for m in errors if not re.search(_ABOUT_REFERENCES, m)]
 
     def forget(self) -> None:
-        """Drop what FFmpeg said so far."""
+        """Drop the complaints so far."""
         self.said.clear()
 
 
-def import_av(path: str) -> Any:
-    """Import PyAV, or say how to get it."""
+def import_av(path: str) -> ModuleType:
+    """Import PyAV, or raise an error that says how to install it."""
     try:
         import av
     except ImportError as error:
@@ -102,8 +103,8 @@ def import_av(path: str) -> Any:
     return av
 
 
-def lenient() -> dict[str, Any]:
-    """Options for `av.open`: a title that is not UTF-8 would be an error before PyAV 19, which lacks the option."""
+def lenient() -> dict[str, str]:
+    """Options for `av.open` that accept a title which is not UTF-8; from version 19 on PyAV does so by itself."""
     import av
 
     return {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -113,10 +114,10 @@ def lenient() -> dict[str, Any]:
 def opened(path: str, limits: Limits, **options: str) -> Iterator[Source]:
     """Open a file and its main video stream; errors of FFmpeg inside the block become VideoReadError."""
     av = import_av(path)
-    # "file:" and the lists keep FFmpeg from reading the name as an address and from following what the file points to.
+    # "file:" and the lists keep FFmpeg from taking the name for an address and from opening what the file points to.
     url = f"file:{os.path.abspath(path)}"
     options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file", **options}
-    # No options for decoders: given any, PyAV 15 writes beyond its memory where a container, such as FLV, shows its
+    # No options for decoders: given any, PyAV 15 writes beyond its memory if a container, such as FLV, announces its
     # streams late.
     with complaints() as said:
         try:
@@ -137,12 +138,12 @@ def _main_stream(path: str, container: InputContainer) -> Any:
         raise VideoReadError(path, f"it has no readable video stream (only: {kinds}); name another file")
     if stream.codec_context is None:
         raise VideoReadError(path, "this FFmpeg has no decoder for its codec; convert it to H.264")
-    # With threads, whether a damaged frame is marked as such depends on which thread is faster.
+    # With threads, it depends on which of them is faster whether a damaged frame is marked as such.
     stream.codec_context.thread_count = 1
     return stream
 
 
-def _why_it_fails(error: Any, said: list[tuple[int, str, str]]) -> str:
+def _why_it_fails(error: av.FFmpegError, said: list[tuple[int, str, str]]) -> str:
     way_out = "check that it plays, copy it again or convert it"
     if any("not on whitelist" in message for _, _, message in said):
         return "it is no known kind of video (a playlist, a rare container?); convert it to .mp4"

@@ -1,4 +1,4 @@
-"""The forms in which a video is handed over: a file, its address or bytes, a folder of frames, frames in memory."""
+"""The forms that a video may come in: a file, its address or bytes, a folder of frames, frames in memory."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from tango.errors import OptionError, VideoReadError
-from tango.video.addresses import local_path
+from tango.video.addresses import is_stream, local_path
 from tango.video.images import ENDINGS, Sizes, check_frames, frame_pixels, stack_frames
 from tango.video.sampling import one_line, sample_indices
 
@@ -22,14 +23,14 @@ if TYPE_CHECKING:  # at run time torch loads on first use
 
     from tango.containers import Video
 
-# Of a folder of frames: MVBench's episodic reasoning (TVQA) stores three a second, and both toolkits count them so
-# (lmms-eval 0.7.3, models/simple/llava_vid.py; ms-vlmeval 0.0.20, dataset/mvbench.py).
+# Rate of a folder of frames: MVBench's episodic reasoning (TVQA) stores three frames a second, and both toolkits count
+# them so (lmms-eval 0.7.3, models/simple/llava_vid.py; ms-vlmeval 0.0.20, dataset/mvbench.py).
 FOLDER_FPS = 3.0
 _FORMS = "a path, a file:// address, bytes, a binary file, a folder or a list of frames, or uint8 frames (T, h, w, 3)"
 
 
 def read_source(
-    source: Any,
+    source: object,
     *,
     num_frames: int,
     fps: float | None,
@@ -37,7 +38,7 @@ def read_source(
     sizes: Sizes,
     read_file: Callable[[str], Video],
 ) -> Video:
-    """Read what is no plain file; see `tango.read_video`.
+    """Read a video that is not given as the path of a file; see `tango.read_video`.
 
     Args:
         read_file: reads `num_frames` frames of a video file.
@@ -49,33 +50,33 @@ def read_source(
         if os.path.isdir(path):
             return _read_folder(path, name, num_frames, FOLDER_FPS if fps is None else fps, sizes)
         refuse_fps(fps)
-        with _Named(name, path):
+        with _named(name, path):
             return read_file(path)
-    if isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read"):
+    if is_stream(source):
         refuse_fps(fps)
         return _read_stream(source, timeout_s, read_file)
     if (video := as_video(source)) is not None:
         chosen = sample_indices(len(video.frames), num_frames)
-        places = tuple(video.frame_indices[i] for i in chosen)
+        indices = tuple(video.frame_indices[i] for i in chosen)
         return replace(
-            video, frames=video.frames[chosen], timestamps_s=video.timestamps_s[chosen], frame_indices=places
+            video, frames=video.frames[chosen], timestamps_s=video.timestamps_s[chosen], frame_indices=indices
         )
-    frames, indices, count = take_frames(source, num_frames, sizes)
-    return frames_video(frames, indices, count, FOLDER_FPS if fps is None else fps, label_of(source))
+    frames, taken, count = take_frames(source, num_frames, sizes)
+    return frames_video(frames, taken, count, FOLDER_FPS if fps is None else fps, label_of(source))
 
 
 def as_video(source: object) -> Video | None:
-    """The `Video` that it already is, if it is one."""
+    """The source if it is a `Video` already, else None."""
     from tango.containers import Video
 
     return source if isinstance(source, Video) else None
 
 
-def take_frames(source: Any, num_frames: int | None, sizes: Sizes | None = None) -> tuple[Tensor, np.ndarray, int]:
-    """Frames in memory, or of a list: (T, h, w, 3) uint8, their places, and how many there are.
+def take_frames(source: object, num_frames: int | None, sizes: Sizes | None = None) -> tuple[Tensor, np.ndarray, int]:
+    """Take frames from an array or a list: frames (T, h, w, 3) uint8, their indices, and how many there are in all.
 
     Raises:
-        VideoReadError: it is nothing of the kind, or one of the frames is not like the others.
+        VideoReadError: the source is neither, or one of its frames is not like the others.
     """
     import torch
 
@@ -102,7 +103,7 @@ def take_frames(source: Any, num_frames: int | None, sizes: Sizes | None = None)
 
 
 def refuse_fps(fps: float | None) -> None:
-    """Raise OptionError if a rate is given for a file, which has its own."""
+    """Raise OptionError if `fps` is given, for a file, which has its own."""
     if fps is not None:
         raise OptionError(
             f"fps={fps} is for frames without times (a folder, a list, an array); a video file has its own. "
@@ -110,18 +111,15 @@ def refuse_fps(fps: float | None) -> None:
         )
 
 
-class _Named:
-    """Lets errors about a file name it as the user did."""
-
-    def __init__(self, name: str, path: str):
-        self.name, self.path = name, path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _type: object, error: object, _traceback: object) -> None:
-        if isinstance(error, VideoReadError) and error.path == self.path:
-            raise VideoReadError(self.name, error.reason.replace(self.path, self.name)) from error
+@contextmanager
+def _named(name: str, path: str) -> Iterator[None]:
+    """While entered, errors about the file at `path` call it `name`, as the user did."""
+    try:
+        yield
+    except VideoReadError as error:
+        if error.path != path:
+            raise
+        raise VideoReadError(name, error.reason.replace(path, name)) from error
 
 
 def _read_folder(path: str, name: str, num_frames: int, fps: float, sizes: Sizes) -> Video:
@@ -145,13 +143,15 @@ def _read_folder(path: str, name: str, num_frames: int, fps: float, sizes: Sizes
 
 
 def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
-    """Key of an order in which frame_2 comes before frame_10."""
+    """Sort key by which frame_2 comes before frame_10."""
     pieces = re.split("([0-9]+)", name)
     return [(p.isdecimal(), int(p) if p.isdecimal() else 0, "" if p.isdecimal() else p) for p in pieces], name
 
 
-def _read_stream(source: Any, timeout_s: float, read_file: Callable[[str], Video]) -> Video:
-    """Read the contents of a video through a temporary file, which every backend can seek in."""
+def _read_stream(
+    source: bytes | bytearray | memoryview | BinaryIO, timeout_s: float, read_file: Callable[[str], Video]
+) -> Video:
+    """Read the contents of a video through a temporary file, in which every backend can seek."""
     label, started = label_of(source), time.monotonic()
     if isinstance(source, (bytes, bytearray, memoryview)) and len(source) < 4096 and os.path.exists(bytes(source)):
         reason = "bytes are the contents of a video, and these are the name of a file"
@@ -172,15 +172,15 @@ def _read_stream(source: Any, timeout_s: float, read_file: Callable[[str], Video
             raise
         except TypeError as error:
             raise VideoReadError(label, "it is opened as text, expected a binary file; use mode 'rb'") from error
-        except (OSError, ValueError) as error:  # ValueError: it is closed
+        except (OSError, ValueError) as error:  # ValueError: the file object is closed
             reason = f"it cannot be copied to {tempfile.gettempdir()} ({one_line(error)})"
             raise VideoReadError(label, f"{reason}; check both, or name a file") from error
-        with _Named(label, file.name):
+        with _named(label, file.name):
             return replace(read_file(file.name), path=label)
 
 
-def _each_chunk(source: BinaryIO, use: Callable[[bytes], Any]) -> None:
-    """Go through a binary file from its beginning, if it can seek, and leave it where it was."""
+def _each_chunk(source: BinaryIO, use: Callable[[bytes], None]) -> None:
+    """Read a binary file from its beginning, if it can seek, and leave its position where it was."""
     position = source.tell() if getattr(source, "seekable", bool)() else None
     try:
         if position is not None:
@@ -192,8 +192,8 @@ def _each_chunk(source: BinaryIO, use: Callable[[bytes], Any]) -> None:
             source.seek(position)
 
 
-def label_of(source: Any) -> str:
-    """What errors call something that has no path."""
+def label_of(source: object) -> str:
+    """The name that errors give to a source without a path."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "<bytes>"
     if hasattr(source, "read"):
@@ -205,17 +205,18 @@ def label_of(source: Any) -> str:
 
 
 def frames_video(frames: Tensor, indices: Sequence[int] | np.ndarray, count: int, fps: float, path: str) -> Video:
+    """A `Video` of frames that are shown at a constant rate; `count` is the number of frames in the source."""
     import torch
 
     from tango.containers import Video
 
     if not (isinstance(fps, (int, float)) and 0 < fps < float("inf")):
         raise OptionError(f"fps must be a positive number of frames a second, got {fps!r}")
-    places = tuple(int(i) for i in indices)
+    taken = tuple(int(i) for i in indices)
     return Video(
         frames=frames,
-        timestamps_s=torch.tensor(places, dtype=torch.float64) / fps,
-        frame_indices=places,
+        timestamps_s=torch.tensor(taken, dtype=torch.float64) / fps,
+        frame_indices=taken,
         num_source_frames=count,
         duration_s=count / fps,
         fps=float(fps),

@@ -1,4 +1,4 @@
-"""tango.batched.layout: who competes with whom, and for how many places."""
+"""tango.batched.layout: who competes with whom, and for how many kept tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tango.batched.layout import Group, arrange, competing_groups
 from tango.methods.tango import TangoPruner
 from tango.ops.segmentation import static_positions
 
-# Three segments of 2, 1 and 3 frames with 4 places; what is static between frames 0-1, ..., 4-5.
+# Three segments of 2, 1 and 3 frames with 4 positions; what is static between frames 0-1, ..., 4-5.
 LENGTHS = [2, 1, 3]
 STATIC = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 0, 1], [1, 1, 0, 0]], dtype=bool)
 
@@ -22,12 +22,12 @@ def groups(retention_ratio: float, *, context_ratio: float = 0.5, exact: bool = 
 
 def test_static_places_do_not_change_at_all_within_a_segment() -> None:
     found = static_positions(LENGTHS, STATIC)
-    assert [places.tolist() for places in found] == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
+    assert [positions.tolist() for positions in found] == [[1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]
 
 
 def test_groups_by_hand() -> None:
     # First segment: 8 tokens, 2 static, ratio 0.5 / (6 / 8): 2 of 2, 2 of 2 per frame. Third: 0.5 / (10 / 12) = 0.6.
-    described = [(g.frames, g.places.tolist(), g.num_salient, g.num_context, g.joint, g.span) for g in groups(0.5)]
+    described = [(g.frames, g.positions.tolist(), g.num_salient, g.num_context, g.joint, g.span) for g in groups(0.5)]
     assert described == [
         ([0], [0, 1], 1, 1, False, 2),
         ([0, 1], [2, 3], 1, 2, True, 1),
@@ -54,7 +54,7 @@ def test_single_frames_of_one_budget_are_a_group() -> None:
 
 def test_every_competing_token_has_a_row() -> None:
     layout = arrange(groups(0.5), 6, 4, max_rows=100)
-    # Static places 0 and 1 of frames 0-1; places 2 and 3 of both; place 1 of frames 3-5; the others of these; frame 2.
+    # Static positions 0, 1 of frames 0-1; positions 2, 3 of both; position 1 of frames 3-5; their other ones; frame 2.
     assert layout.tokens.tolist() == [0, 1, 2, 3, 6, 7, 13, 12, 14, 15, 16, 18, 19, 20, 22, 23, 8, 9, 10, 11]
     assert layout.spans.tolist() == [2, 2, 1, 1, 1, 1, 3] + [1] * 13
     assert layout.rows.reshape(6, 4).tolist() == [

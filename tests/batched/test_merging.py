@@ -13,7 +13,7 @@ from tango.ops.merging import merge_into_anchors
 
 
 class TestOverFrames:
-    """Four frames of three places; cluster 0 holds place 0 of frames 0-2, averaged, and place 1 of them; 1 the rest."""
+    """Four frames of 3 positions. Cluster 0: positions 0 (averaged) and 1 of frames 0-2; cluster 1: all the rest."""
 
     CLUSTER = torch.tensor([0, 0, 1] * 3 + [1, 1, 1])
     FIRST, SPANS = torch.tensor([0, 11]), torch.tensor([3, 1])

@@ -43,7 +43,7 @@ def reduced(groups: list[Group], x: Tensor, saliency: Tensor, **options: Any) ->
 
 
 def test_the_most_salient_stays_and_the_others_are_averaged_by_likeness() -> None:
-    # Frame 1; places 1..5 of 6. Place 3 is salient; 1 and 2 point one way, 4 and 5 the other.
+    # Frame 1; positions 1..5 of 6. Position 3 is salient; 1 and 2 point one way, 4 and 5 the other.
     x = torch.zeros(2, 6, 2)
     x[1] = torch.tensor([[9.0, 9], [1, 0], [3, 0.1], [5, 5], [0, 2], [0.1, 4]])
     saliency = torch.tensor([[0.0] * 6, [0.9, 0.1, 0.1, 0.9, 0.1, 0.1]])
@@ -75,7 +75,7 @@ def test_averaged_tokens_take_all_their_frames_with_them() -> None:
 
 
 def mixed_groups() -> list[Group]:
-    """A segment of 4 frames with 10 static places; 3 single frames; a segment that keeps everything, one nothing."""
+    """A segment of 4 frames with 10 static positions; 3 single frames; a segment that keeps everything, one nothing."""
     return [
         Group([0], np.arange(10), 2, 2, span=4),
         Group([0, 1, 2, 3], np.arange(10, 40), 3, 11, joint=True),

@@ -277,9 +277,7 @@ class TestCommand:
 
     @pytest.fixture(autouse=True)
     def _two_checks(self, monkeypatch: Patch) -> None:
-        monkeypatch.setattr(
-            command, "CHECKS", {"R1": ("tests.lab.bench.test_reliability", "good", "x"), "R2": ("", "", "y")}
-        )
+        monkeypatch.setattr(command, "CHECKS", {"R1": ("tests.lab.test_reliability", "good", "x"), "R2": ("", "", "y")})
         functions = {"R1": self.good, "R2": self.bad}
         monkeypatch.setattr(command, "_check", lambda name: functions[name])
 

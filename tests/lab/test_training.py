@@ -89,7 +89,7 @@ def test_an_interrupted_run_comes_to_the_same_weights(uninterrupted, start, tmp_
         with pytest.raises(Interrupted):
             run(tmp_path)
         monkeypatch.setattr(module, "save_state", original)
-        state = torch.load(tmp_path / "work" / f"{module.__name__.split('_')[1]}.pt", weights_only=True)
+        state = torch.load(tmp_path / "work" / f"{module.__name__.rpartition('.')[2]}.pt", weights_only=True)
         assert state["step"] == after
     again = run(tmp_path)
     assert apart(again.state_dict(), uninterrupted, start) < 0.01

@@ -120,7 +120,7 @@ class TestCounts:
 
 class TestByHand:
     def test_frames_of_a_group(self) -> None:
-        """Frame 1 is held against 0, 2 against 0, 3 against 2; each differs in one place from that one alone."""
+        """Frame 1 is compared with 0, 2 with 0, 3 with 2; each differs in one position from that frame alone."""
         a, b = [1.0, 0.0], [0.0, 1.0]
         x = torch.tensor([[a, a, a, a], [a, b, a, a], [a, a, b, a], [a, a, b, b]])
         pruned = DyCokePruner(share_dropped=0.75)(video(x))
@@ -128,7 +128,7 @@ class TestByHand:
         assert torch.equal(pruned.features, x.flatten(0, 1)[pruned.indices])
 
     def test_frames_of_a_larger_group(self) -> None:
-        """Angles tell which frame each is held against: only one place of a frame turns away from that frame's."""
+        """Angles tell which frame each is compared with: only one position of a frame turns away from that frame's."""
         x = torch.zeros(8, 8, 2)
         x[..., 0] = 1
         references = {1: 0, 2: 0, 3: 2, 4: 0, 5: 4, 6: 4, 7: 6}
@@ -138,7 +138,7 @@ class TestByHand:
         pruned = DyCokePruner(retention_ratio=15 / 64)(video(x))
         assert pruned.indices.tolist() == [*range(8), *(8 * t + t for t in references)]
 
-    def test_kept_places_of_the_first_frame_alone(self) -> None:
+    def test_kept_positions_of_the_first_frame_alone(self) -> None:
         tokens = noise(6, 10)
         assert DyCokePruner(retention_ratio=3 / 60)(tokens).indices.tolist() == [1, 5, 8]
         assert DyCokePruner(retention_ratio=0.2)(noise(1, 10)).indices.tolist() == [2, 7]

@@ -49,7 +49,7 @@ def test_a_mean_below_what_the_full_layers_take_is_out_of_reach():
         BudgetError, match=r"first 3 layers see all tokens, which alone makes 0\.1071; prune at layer 2"
     ):
         FastvPruner(layer=3).for_mean(0.1, 28)
-    with pytest.raises(BudgetError, match="prune before the LLM"):
+    with pytest.raises(BudgetError, match="prune pre-LLM"):
         FastvPruner(layer=1).for_mean(0.03, 28)
     with pytest.raises(BudgetError, match="must lie in"):
         FastvPruner().for_mean(0, 28)

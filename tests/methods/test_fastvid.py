@@ -213,7 +213,7 @@ class TestCounts:
 
     def test_anchors_are_limited_to_the_tokens_there_are(self) -> None:
         pruned = FastVidPruner(retention_ratio=0.6, min_segments=1)(with_segments([8], N=20))  # 8 + 4 per frame
-        assert (pruned.indices // 20).bincount().tolist() == [8, 8, 8, 20, 8, 8, 8, 20]  # 16 anchors for 12 places
+        assert (pruned.indices // 20).bincount().tolist() == [8, 8, 8, 20, 8, 8, 8, 20]  # 16 anchors for 12 positions
 
     @pytest.mark.parametrize(("ratio", "per_frame"), [(1e-6, 1), (0.05, 1), (0.1, 2), (0.15, 3)])
     def test_few_tokens(self, ratio: float, per_frame: int) -> None:
@@ -342,7 +342,7 @@ class TestByHand:
         reached = (features.grad[:, :, 0] != 0).sum(1)
         assert reached.tolist() == [17, 20, 17, 17, 17, 17]  # all but the salient ones of other frames
 
-    def test_ties_go_to_the_lower_place(self) -> None:
+    def test_ties_go_to_the_lower_position(self) -> None:
         black = VisualTokens(
             features=torch.zeros(2, 20, 4), grid=(4, 5), timestamps_s=torch.arange(2.0), saliency=torch.ones(2, 20)
         )

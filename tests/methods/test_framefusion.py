@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tango.errors import BudgetError, OptionError
-from tango.methods.framefusion import FrameFusionPruner, likeness_to_predecessor, merge_runs
+from tango.methods.framefusion import FrameFusionPruner, merge_runs, similarity_to_predecessor
 from tests.layer_tokens import random_prompt, with_attention
 from tests.methods.test_pyramiddrop import kept_by_the_oracle
 
@@ -66,7 +66,7 @@ class Oracle:
 
 
 def similar_frames(noise: float, seed: int, frames: int = 6, cells: int = 9):
-    """A prompt whose frames resemble each other, each place in its own degree."""
+    """A prompt whose frames resemble each other, each position to its own degree."""
     tokens = random_prompt(frames, cells, seed=seed, layer=1)
     random = torch.Generator().manual_seed(seed)
     still = torch.randn(1, cells, 16, generator=random) + torch.zeros(frames, 1, 1)
@@ -137,11 +137,11 @@ def test_runs_by_hand():
     a, b, c = [1.0, 0.0], [0.0, 1.0], [3.0, 0.3]
     x = torch.tensor([a, b, c, b, a, c])
     cells = torch.tensor([0, 1, 0, 1, 0, 1])  # 0: a c a, 1: b b c
-    likeness = likeness_to_predecessor(x, cells)
+    similarity = similarity_to_predecessor(x, cells)
     near, far = 1 / 1.01**0.5, 0.1 / 1.01**0.5
     infinite = -math.inf
-    torch.testing.assert_close(likeness, torch.tensor([infinite, infinite, near, 1.0, near, far]), rtol=0, atol=1e-5)
-    states, kept = merge_runs(x, cells, likeness >= 0.6, 3)
+    torch.testing.assert_close(similarity, torch.tensor([infinite, infinite, near, 1.0, near, far]), rtol=0, atol=1e-5)
+    states, kept = merge_runs(x, cells, similarity >= 0.6, 3)
     assert kept.tolist() == [0, 1, 5]
     torch.testing.assert_close(states, torch.stack([(x[0] + x[2] + x[4]) / 3, x[1], x[5]]))
 
@@ -154,9 +154,9 @@ def test_the_most_alike_join_where_the_budget_allows_no_more():
     assert torch.equal(states, tokens.hidden[kept])
 
 
-def test_tokens_of_different_places_never_join():
-    tokens = prompt_of([[1.0, 0.0]] * 6, [0, 1, 2, 3, 4, 5])  # such as two videos of three places and one frame each
-    assert (likeness_to_predecessor(tokens.hidden[:6], tokens.cells) == -math.inf).all()
+def test_tokens_of_different_positions_never_join():
+    tokens = prompt_of([[1.0, 0.0]] * 6, [0, 1, 2, 3, 4, 5])  # such as two videos of three positions and one frame each
+    assert (similarity_to_predecessor(tokens.hidden[:6], tokens.cells) == -math.inf).all()
     assert FrameFusionPruner(retention_ratio=0.5)(tokens)[1].tolist() == [0, 1, 2, 3, 4, 5]  # the next layer cuts
     later = prompt_of([[1.0, 0.0]] * 6, [0, 1, 2, 3, 4, 5], layer=2)
     assert FrameFusionPruner(retention_ratio=0.5)(later)[1].tolist() == [0, 1, 2]  # (14 - 2) / 26 of 6, equal attention

@@ -36,13 +36,13 @@ def tokens(request: pytest.FixtureRequest) -> VisualTokens:
 
 
 def made_of_scenes(static: Sequence[int], frames: int = 8, N: int = 196) -> VisualTokens:
-    """Scenes whose first places stand still, these many in each; the others turn round in every frame."""
+    """Scenes whose first positions stand still, these many in each; the others turn round in every frame."""
     T = len(static) * frames
     turns = -torch.ones(T, N)
     for number, still in enumerate(static):
         turns[number * frames + 1 : (number + 1) * frames, :still] = 1
-    places = torch.stack([torch.ones(N), torch.linspace(0, 1, N)], dim=-1)
-    x = turns.cumprod(0)[:, :, None] * places
+    positions = torch.stack([torch.ones(N), torch.linspace(0, 1, N)], dim=-1)
+    x = turns.cumprod(0)[:, :, None] * positions
     saliency = torch.rand(T, N, generator=torch.Generator().manual_seed(0))
     return VisualTokens(features=x, grid=(1, N), timestamps_s=torch.arange(float(T)), saliency=saliency)
 
@@ -55,7 +55,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def oracle_windows(x: np.ndarray, tau: float) -> list[tuple[int, int, list[int]]]:
-    """First and last frame of every window, and its static places: most merged tokens, shorter last window first."""
+    """First and last frame of every window, and its static positions: most merged tokens, shorter last window first."""
     T, N, _ = x.shape
 
     def static(s: int, e: int) -> list[int]:
@@ -187,7 +187,7 @@ class TestCounts:
 
 class TestByHand:
     def test_static_and_dynamic_tokens(self) -> None:
-        """Places 0 to 2 stand still, place 3 flips: 12 tokens less 2 * 3 saved, so half becomes all."""
+        """Positions 0 to 2 stand still, position 3 flips: 12 tokens less 2 * 3 saved, so half becomes all."""
         x = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.2], [5.0, 5.0]]]).repeat(3, 1, 1)
         x[1, 3] *= -1
         x[2, 0] = torch.tensor([4.0, 0.0])
@@ -201,7 +201,7 @@ class TestByHand:
         means = [[2.0, 0.0], [0.0, 1.0], [0.0, 1.2], [5.0, 5.0], [-5.0, -5.0], [5.0, 5.0]]
         torch.testing.assert_close(pruned.features, torch.tensor(means))
 
-    def test_one_cluster_centres_on_the_lowest_place(self) -> None:
+    def test_one_cluster_centres_on_the_lowest_position(self) -> None:
         x = torch.tensor([[[1.0, 0.0], [2.0, 0.0], [6.0, 0.0]]]).repeat(2, 1, 1)
         tokens = VisualTokens(features=x, grid=(1, 3), timestamps_s=torch.arange(2.0), saliency=torch.ones(2, 3))
         pruned = HolitomPruner(retention_ratio=0.15)(tokens)  # r' = .3, one of three
@@ -210,7 +210,7 @@ class TestByHand:
         assert pruned.assignment is not None
         assert pruned.assignment.tolist() == [0] * 6
 
-    def test_ties_of_saliency_go_to_the_lower_place(self) -> None:
+    def test_ties_of_saliency_go_to_the_lower_position(self) -> None:
         tokens = dataclasses.replace(made_of_scenes([0], frames=2, N=20), saliency=torch.full((2, 20), 0.05))
         assert HolitomPruner()(tokens).indices.tolist() == [0, 1, 20, 21]
 

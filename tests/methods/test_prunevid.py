@@ -40,7 +40,7 @@ def video(x: Tensor) -> VisualTokens:
 
 
 def made_of_scenes(static: Sequence[int], frames: int = 8, N: int = 196) -> VisualTokens:
-    """Scenes whose first places stand still, these many, and point their own way; the others turn round every frame."""
+    """Scenes whose first positions, this many, are static and all different; the others turn round in every frame."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(len(static), 1, N, len(static) + 8, generator=g).repeat(1, frames, 1, 1)
     for number, (scene, still) in enumerate(zip(x, static, strict=True)):
@@ -217,7 +217,7 @@ class TestCounts:
 
 class TestByHand:
     def test_static_and_dynamic_tokens(self) -> None:
-        """Places 0 and 1 stand still up to length, 2 and 3 do not; places 0 and 1 merge, and 2 with 3 in each frame."""
+        """Positions 0 and 1 are static up to length and merge; positions 2 and 3 are not, and merge in each frame."""
         a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
         x = torch.stack([torch.stack([a, 2 * a, 9 * b, 8 * b]), torch.stack([3 * a, 4 * a, -9 * b, -8 * b])])
         pruned = PruneVidPruner(cluster_ratio=0.5, max_unmerged=0)(video(x))

@@ -57,12 +57,12 @@ class TestSaliency:
     def test_sinks_are_not_selected(self, static: float) -> None:
         tokens = video_tokens(static=static, sinks=self.SINKS)
         pruner = TangoPruner(retention_ratio=0.06, context_ratio=0.0)  # all that is kept is salient
-        places = set((pruner(tokens).indices % 36).tolist())
-        assert not places & set(self.SINKS)
+        positions = set((pruner(tokens).indices % 36).tolist())
+        assert not positions & set(self.SINKS)
         unmarked = pruner(dataclasses.replace(tokens, sink_positions=()))
         assert set(self.SINKS) <= set((unmarked.indices % 36).tolist())
 
-    def test_only_the_place_of_a_sink_matters_not_its_saliency(self) -> None:
+    def test_only_the_position_of_a_sink_matters_not_its_saliency(self) -> None:
         tokens = video_tokens(sinks=self.SINKS)
         assert tokens.saliency is not None
         other = tokens.saliency.index_fill(1, torch.tensor(self.SINKS), 0.3)
@@ -88,7 +88,7 @@ class TestSaliency:
         scaled = dataclasses.replace(tokens, saliency=tokens.saliency * 1024)
         assert torch.equal(TangoPruner()(scaled).indices, TangoPruner()(tokens).indices)
 
-    def test_of_equal_tokens_the_lower_places_are_kept(self) -> None:
+    def test_of_equal_tokens_the_lower_positions_are_kept(self) -> None:
         black = VisualTokens(
             features=torch.zeros(3, 20, 12),
             grid=(4, 5),
@@ -96,7 +96,7 @@ class TestSaliency:
             saliency=torch.full((3, 20), 0.05),
         )
         pruned = TangoPruner(retention_ratio=0.2)(black)  # 4 per frame: 2 salient, 2 merged; zeros are never static
-        assert pruned.indices.tolist() == [frame * 20 + place for frame in range(3) for place in range(4)]
+        assert pruned.indices.tolist() == [frame * 20 + position for frame in range(3) for position in range(4)]
         assert pruned.assignment is not None
         rows = pruned.assignment.view(3, 20) - 4 * torch.arange(3)[:, None]
         assert rows.tolist() == [[0, 1, 2, 3] + [2] * 16] * 3
@@ -105,7 +105,7 @@ class TestSaliency:
 class TestTime:
     @staticmethod
     def blinking(seconds: list[float]) -> VisualTokens:
-        """Four frames whose places 1 to 3 show A, B, A, B; place 0 never changes and makes them one segment."""
+        """Four frames whose positions 1 to 3 show A, B, A, B; position 0 never changes and makes them one segment."""
         x = torch.zeros(4, 4, 16)
         x[:, 0, 0] = 1
         x[::2, 1:, 2:5] = 1
@@ -132,9 +132,9 @@ class TestTime:
         assert len(pruned.indices) == 1 + 4
         assert pruned.assignment is not None
         frame_of_row = pruned.indices // 4
-        for place in (1, 2, 3):
-            rows = pruned.assignment.view(4, 4)[:, place]
-            if place == 3 or seconds == [0, 0, 9, 9]:
+        for position in (1, 2, 3):
+            rows = pruned.assignment.view(4, 4)[:, position]
+            if position == 3 or seconds == [0, 0, 9, 9]:
                 assert frame_of_row[rows].tolist() == absorbed_by_frame
 
     @pytest.mark.parametrize("seconds", [torch.zeros(8), torch.arange(8.0) * 30, torch.arange(8.0).flip(0)], ids=str)

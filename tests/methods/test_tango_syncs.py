@@ -25,8 +25,8 @@ from tango.batched import rotation as batched_rotation
 from tango.containers import VisualTokens
 from tango.lab.bench.synthetic import synthetic_tokens
 from tango.methods import build_pruner
-from tango.ops import blocks as blocks_module
 from tango.ops import clustering as clustering_module
+from tango.ops import device as device_module
 from tests.live_bytes import LiveBytes
 
 pytest.importorskip("triton", reason="the kernels are Triton's; `pip install triton`")
@@ -119,7 +119,7 @@ def counted_methods(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
 
 def similarity_table(segments: Sequence[int], num_static: int) -> np.ndarray:
-    """Of a video whose segments have these lengths, the first places being static in each."""
+    """Of a video whose segments have these lengths, the first positions being static in each."""
     table = np.zeros((sum(segments) - 1, GRID[0] * GRID[1]), dtype=np.float32)
     start = 0
     for length in segments:
@@ -289,7 +289,7 @@ def test_a_gpu_needs_a_copy_and_the_distances_at_32_frames(monkeypatch: pytest.M
 
 
 def test_number_of_operators_is_independent_of_single_frames_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks_module, "CPU_BYTES", 1 << 40)
+    monkeypatch.setattr(device_module, "CPU_BYTES", 1 << 40)
     monkeypatch.setattr(engine_module, "_CPU_BYTES", 1 << 40)
     monkeypatch.setattr(clustering_module, "gram", lambda x: x @ x.mT)  # on a CPU, it is one set at a time
     counts = {}

@@ -1,4 +1,4 @@
-"""Pruning inside the LLM of the Qwen-VL families, whose kept tokens retain gappy three-row positions."""
+"""Intra-LLM pruning on the Qwen-VL families, whose kept tokens retain three rows of positions with gaps."""
 
 from __future__ import annotations
 

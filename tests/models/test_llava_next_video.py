@@ -173,7 +173,7 @@ def test_other_configurations_are_refused() -> None:
 
 
 def test_a_checkpoint_with_transformers_own_processor(tmp_path: Path) -> None:
-    """It is told the frames' places and rate, and adds their times; a question about frames is answered."""
+    """The processor gets the frames' indices and rate, and adds their times; a question about frames is answered."""
     from transformers import (
         LlavaNextImageProcessor,
         LlavaNextVideoProcessor,

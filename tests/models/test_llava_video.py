@@ -9,7 +9,8 @@ import tango
 from tango.containers import PrunedTokens, Signal, Video, VisualTokens, keep_all
 from tango.models.base import adapter_class, family, stock_is_right
 from tango.models.llava_video import LlavaVideoAdapter
-from tango.models.processors.llava import CHATML, Processor, describe_time
+from tango.models.processors.llava import CHATML, Processor
+from tango.models.processors.messages import describe_time
 from tango.profiling import StageTimer
 from tango.runtime.answering import generate_text
 from tests import tiny

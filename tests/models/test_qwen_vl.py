@@ -284,8 +284,8 @@ def test_removal_restores_the_model(family, model):
     assert state_of(model) == before
 
 
-@pytest.mark.parametrize("place", ["model.visual.blocks.3.mlp", "model.language_model.layers.0"])
-def test_an_exception_inside_leaves_nothing_behind(family, model, place):
+@pytest.mark.parametrize("module", ["model.visual.blocks.3.mlp", "model.language_model.layers.0"])
+def test_an_exception_inside_leaves_nothing_behind(family, model, module):
     before = state_of(model)
     inputs = tiny_qwen.inputs(family, *ROWS["one video"])
 
@@ -294,7 +294,7 @@ def test_an_exception_inside_leaves_nothing_behind(family, model, place):
 
     pruning = tango.prune(model, "tango", **RATIO)
     during = state_of(model)
-    hook = model.get_submodule(place).register_forward_pre_hook(fail)
+    hook = model.get_submodule(module).register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="on purpose"):
         model.generate(**inputs, **GREEDY)
     hook.remove()

@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 
 import tango
-from tango import _decord_worker
 from tango.errors import UnknownNameError, VideoReadError
-from tango.video import reader
+from tango.video import decord_worker, reader
 from tango.video.reading import read_video
 from tango.video.sampling import sample_indices
 from tests import clips
@@ -393,13 +392,13 @@ def test_decord_says_in_one_line_why_it_fails(clip: Clip, capfd: pytest.CaptureF
 
 
 def test_without_decord(clip: Clip, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(_decord_worker, "find_spec", lambda _: None)
+    monkeypatch.setattr(decord_worker, "find_spec", lambda _: None)
     assert "pip install decord" in reason_not_to_read(clip("plain.mp4"), backend="decord")
 
 
 def fake_worker(monkeypatch: Patch, code: str, *arguments: str) -> None:
-    monkeypatch.setattr(_decord_worker, "find_spec", lambda _: object())
-    monkeypatch.setattr(_decord_worker, "_COMMAND", (sys.executable, "-c", code, *arguments))
+    monkeypatch.setattr(decord_worker, "find_spec", lambda _: object())
+    monkeypatch.setattr(decord_worker, "_COMMAND", (sys.executable, "-c", code, *arguments))
 
 
 def test_hanging_worker_is_killed(tmp_path: Path, clip: Clip, monkeypatch: Patch) -> None:

@@ -1,6 +1,6 @@
-"""Triton kernels that move rows in one pass over memory where torch needs several. They need a GPU.
+"""Triton kernels that move rows in one pass over memory, where torch needs several. They need a GPU.
 
-Nothing here imports Triton until a kernel is asked for, so that an installation without it loses nothing but speed.
+Triton is imported only when a kernel is used, so that an installation without it loses nothing but speed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def kernels_run_on(x: Tensor) -> bool:
-    """Whether the kernels work on `x`: it lies on an NVIDIA GPU of the Ampere generation or later; a working Triton."""
+    """Whether the kernels work on `x`: it is on an NVIDIA GPU of the Ampere generation or later, and Triton works."""
     return (
         x.is_cuda
         and torch.version.hip is None
@@ -27,7 +27,7 @@ def kernels_run_on(x: Tensor) -> bool:
 
 @cache
 def _triton_is_complete() -> bool:
-    """Triton builds its launcher with a C compiler and Python's headers when it is first used; without, it fails."""
+    """Whether Triton can build its launcher, for which it needs a C compiler and Python's headers."""
     return (
         find_spec("triton") is not None
         and (shutil.which("gcc") or shutil.which("clang")) is not None

@@ -1,4 +1,4 @@
-"""Averaging clusters of tokens into their anchors by one kernel, without atomic additions or a float32 copy."""
+"""Averaging clusters of tokens into their anchors in one kernel, without atomic additions or a float32 copy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tango.annotations import Float, Int
 
-SHAPE = {"MEMBERS": 8, "CHANNELS": 256}  # of the block that a program reads at once
+SHAPE = {"MEMBERS": 8, "CHANNELS": 256}  # a program reads a tile of this shape at once
 
 
 def merge_over_frames(
@@ -23,14 +23,14 @@ def merge_over_frames(
 ) -> Float[Tensor, "C D"]:
     """Blend every anchor, or its mean over several frames, with the mean of its cluster: w * anchor + (1 - w) * mean.
 
-    Sums are in float32 and the same every time. w is `weight`, or span / (cluster size) where that is larger; with
-    `weight = 0` the result is the plain mean. Every cluster must contain its anchor in all frames of the span; with
-    spans of 1, this is `tango.ops.merging.merge_into_anchors`. It needs a GPU and has no gradient.
+    Sums are in float32 and reproducible. w is the larger of `weight` and span / (cluster size); with `weight = 0` the
+    result is the plain mean. Every cluster must contain its anchor in all frames of the span; with spans of 1, the
+    result is that of `tango.ops.merging.merge_into_anchors`. The kernel needs a GPU and has no gradient.
 
     Args:
         cluster: cluster of each row, in 0..C; C itself means none.
         anchors: row of each cluster's anchor in its first frame.
-        spans: over how many frames it is averaged, `stride` rows apart.
+        spans: number of frames, `stride` rows apart, that each anchor is averaged over.
     Raises:
         ValueError: gradients are recorded for `x`.
     """
@@ -54,16 +54,16 @@ def merge_over_frames(
 def average(
     x, members, bounds, anchors, spans, merged, width, weight, stride, MEMBERS: tl.constexpr, CHANNELS: tl.constexpr
 ):  # fmt: skip
-    """Blend the anchor of one cluster with its mean, some channels of them."""
+    """Blend some channels of the anchor and the mean of one cluster."""
     cluster = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(bounds + cluster), tl.load(bounds + cluster + 1)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     exists = channel < width
     total = tl.full((CHANNELS,), 0.0, tl.float32)
     for first in range(begin, end, MEMBERS):
-        place = first + tl.arange(0, MEMBERS)
-        row = tl.load(members + place, mask=place < end, other=0)[:, None]
-        values = tl.load(x + row * width + channel[None, :], mask=(place < end)[:, None] & exists[None, :], other=0.0)
+        index = first + tl.arange(0, MEMBERS)
+        row = tl.load(members + index, mask=index < end, other=0)[:, None]
+        values = tl.load(x + row * width + channel[None, :], mask=(index < end)[:, None] & exists[None, :], other=0.0)
         total += tl.sum(values.to(tl.float32), 0)
     size = (end - begin).to(tl.float32)
     merged_row = _divide(total, size, CHANNELS)
@@ -76,7 +76,7 @@ def average(
             source += stride * width
         anchor = _divide(anchor, span.to(tl.float32), CHANNELS)
         w = tl.maximum(tl.div_rn(span.to(tl.float32), size), weight)
-        # From the side that is nearer, so that weights of 0 and 1 are exact.
+        # Interpolate from the nearer side, so that weights of 0 and 1 are exact.
         near_mean, near_anchor = merged_row + w * (anchor - merged_row), anchor - (anchor - merged_row) * (1 - w)
         merged_row = tl.where(w < 0.5, near_mean, near_anchor)
     tl.store(merged + cluster * width + channel, merged_row.to(merged.dtype.element_ty), mask=exists)
@@ -84,5 +84,5 @@ def average(
 
 @triton.jit
 def _divide(values, divisor, CHANNELS: tl.constexpr):
-    """Rounded correctly, so that the mean of one value is this value."""
+    """Divide with correct rounding, so that the mean of one value is this value."""
     return tl.div_rn(values, tl.full((CHANNELS,), 0.0, tl.float32) + divisor)

@@ -1,4 +1,4 @@
-"""Gathering, normalising and rotating tokens by one kernel, in one pass over memory."""
+"""Gathering, normalising and rotating tokens in one kernel, in one pass over memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tango.annotations import Float, Int
 
-SHAPE = {"CHANNELS": 256}  # rotated at once, each with its partner
+SHAPE = {"CHANNELS": 256}  # rotated at once, each with its partner channel
 
 
 def gather_rotated(
@@ -17,16 +17,16 @@ def gather_rotated(
     inverse_norms: Float[Tensor, "M"],
     tokens: Int[Tensor, "R"],
     grid: tuple[int, int],
-    rotations: tuple[Float[Tensor, "T 2 A"], Float[Tensor, "H 2 E"], Float[Tensor, "W 2 F"]],
+    rotations: tuple[Float[Tensor, "T 2 time"], Float[Tensor, "H 2 row"], Float[Tensor, "W 2 column"]],
     *,
     out: Float[Tensor, "R D"],
 ) -> Float[Tensor, "R D"]:
-    """Write rows of unit length, rotated, of some tokens of a video; needs a GPU and has no gradient.
+    """Write some tokens of a video, scaled to length 1 and rotated; needs a GPU and has no gradient.
 
     Channel i of each section is rotated together with channel i + half a section, as by `tango.ops.strope.rotate`.
 
     Args:
-        tokens: t * N + n for place n of frame t; in any order, repeats allowed.
+        tokens: t * N + n for position n of frame t; in any order, repeats allowed.
         rotations: cosines and sines of the half sections, for every frame, row and column.
         out: float32, its rows contiguous.
     Source: eq. 6 and 8 of arXiv:2604.09547.
@@ -48,17 +48,17 @@ def rotate(
     x, inverse_norms, tokens, time, row, column, out,
     H, W, width, out_width, time_half, row_half, column_half, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Write one row."""
+    """Write one token."""
     number = tl.program_id(0).to(tl.int64)
     token = tl.load(tokens + number)
-    frame, place = token // (H * W), token % (H * W)
+    frame, position = token // (H * W), token % (H * W)
     scale = tl.load(inverse_norms + token)
     source, target = x + token * width, out + number * out_width
     _rotate_section(source, target, time + frame * 2 * time_half, time_half, scale, CHANNELS)
     source, target = source + 2 * time_half, target + 2 * time_half
-    _rotate_section(source, target, row + place // W * 2 * row_half, row_half, scale, CHANNELS)
+    _rotate_section(source, target, row + position // W * 2 * row_half, row_half, scale, CHANNELS)
     source, target = source + 2 * row_half, target + 2 * row_half
-    _rotate_section(source, target, column + place % W * 2 * column_half, column_half, scale, CHANNELS)
+    _rotate_section(source, target, column + position % W * 2 * column_half, column_half, scale, CHANNELS)
 
 
 @triton.jit

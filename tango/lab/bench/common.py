@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, tokens, clocks, the environment of a run, and its report."""
+"""What the benchmarks share: options, synthetic tokens, timing, the environment of a run, and its report."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import contextlib
 import datetime
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from tango.errors import TangoError
 from tango.evaluation.records import cpu_name
 from tango.lab.bench.synthetic import KINDS, synthetic_tokens
 
+Record: TypeAlias = dict[str, Any]  # a report, or a row of one, as it is written to a JSON file
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options about the tokens, the machine and the number of runs."""
+    """Declare the options about the tokens, the machine and the number of runs."""
     add = parser.add_argument
     add("--grid", type=_grid, default=(14, 14), metavar="HxW", help="tokens per frame (default 14x14)")
     add("--dim", type=positive, default=3584, help="channels per token (default %(default)s)")
@@ -44,14 +45,14 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    """Argument type: a whole number from 1; what is beyond a thousand million is a slip."""
+    """Argument type: a whole number from 1 to 10**9; a larger one is taken for a typing error."""
     if not text.isdecimal() or not 1 <= int(text) <= 10**9:
         raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text[:50]!r}")
     return int(text)
 
 
 def thread_count(text: str) -> int:
-    """Argument type: a number of threads that a machine can have: OpenMP ends the process if it cannot."""
+    """Argument type: a number of threads, at most 1024: OpenMP ends the process if it cannot start them."""
     count = positive(text)
     if count > 1024:
         raise argparse.ArgumentTypeError(f"expected at most 1024 threads, got {count}")
@@ -69,7 +70,7 @@ def device_from(args: argparse.Namespace) -> torch.device:
     """The device to measure on.
 
     Raises:
-        TangoError: it is not there, or `--output` cannot be written to.
+        TangoError: there is no such device, or `--output` is a folder.
     """
     if args.output and args.output.is_dir():
         raise TangoError(f"--output needs a file, {args.output} is a folder")
@@ -79,14 +80,14 @@ def device_from(args: argparse.Namespace) -> torch.device:
 
 
 def tokens_from(args: argparse.Namespace, num_frames: int, device: torch.device) -> VisualTokens:
-    """The made-up tokens that the arguments describe."""
+    """The synthetic tokens that the arguments describe."""
     dtype = getattr(torch, args.dtype)
     return synthetic_tokens(args.data, num_frames, args.grid, args.dim, seed=args.seed, dtype=dtype, device=device)
 
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use this many threads while inside."""
+    """Let torch use this many threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -96,7 +97,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def time_ms(function: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds that one call takes, until the device is done."""
+    """Milliseconds from the start of one call until the device has finished its work."""
     synchronize(device)
     start = time.perf_counter()
     function()
@@ -105,15 +106,15 @@ def time_ms(function: Callable[[], object], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a GPU; on a CPU there is nothing to wait for."""
+    """Wait until a GPU has finished its work; on a CPU there is nothing to wait for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def make_report(
-    benchmark: str, args: argparse.Namespace, device: torch.device, config: dict[str, Any], rows: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """The whole record of a benchmark, as it is written to a file; call it while the threads are set."""
+    benchmark: str, args: argparse.Namespace, device: torch.device, config: Mapping[str, object], rows: list[Record]
+) -> Record:
+    """The record of a benchmark, as it is written to a file; call it inside `threads`, whose number it notes."""
     shared = {key: getattr(args, key) for key in ("dim", "data", "seed", "dtype", "threads", "repeats")}
     return {
         "benchmark": benchmark,
@@ -124,8 +125,8 @@ def make_report(
     }
 
 
-def describe_setting(report: dict[str, Any], subject: str, num_frames: str) -> str:
-    """One line above a table: what was measured on which tokens and machine."""
+def describe_setting(report: Record, subject: str, num_frames: str) -> str:
+    """The line above a table: what was measured, on which tokens and which machine."""
     config, device = report["config"], report["versions"]["device_name"]
     shape = "x".join(map(str, config["grid"]))
     tokens = f"{config['data']} data, {num_frames} x {shape} x {config['dim']} {config['dtype']}"
@@ -133,11 +134,11 @@ def describe_setting(report: dict[str, Any], subject: str, num_frames: str) -> s
 
 
 def number(value: float | None, digits: int = 1) -> str:
-    """A table's cell; "-" for what was not measured."""
+    """A number for a table; "-" if it was not measured."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _versions(device: torch.device) -> dict[str, Any]:
+def _versions(device: torch.device) -> dict[str, str | int]:
     return {
         "tango": tango.__version__,
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Times a model from the video to the last token, with several methods in alternating runs. Behind `tango profile`."""
+"""Time a model from the video to the last token, with several methods in alternating runs: `tango profile`."""
 
 from __future__ import annotations
 
@@ -8,30 +8,35 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from tango.containers import Video
 from tango.evaluation import Answer, Efficiency, MethodConfig
 from tango.evaluation.records import peak_bytes
-from tango.lab.bench.common import synchronize
+from tango.lab.bench.common import Record, synchronize
 from tango.models import adapter_class
 from tango.ops.flops import layer_flops
 from tango.ops.llm_shapes import llm_widths
 from tango.runtime.answering import generate_ids
-from tango.runtime.pruning import Pruning, prune
+from tango.runtime.pruning import prune
 from tango.runtime.stats import PruningStats
 from tango.toy import draw_frames
+from tango.video.sources import frames_video
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature, PreTrainedModel
 
 _RATE = "Avg_Decoding_Throughput (token/s)"  # a row of `Efficiency`
-_Runs = list[dict[str, float | None]]
-Inputs = tuple[Any, dict[str, float]]  # model inputs on their device; milliseconds spent on reading and preprocessing
+_Runs: TypeAlias = list[dict[str, float | None]]
+# Model inputs on their device, and the milliseconds spent on reading and preprocessing.
+Inputs: TypeAlias = "tuple[BatchFeature, dict[str, float]]"
 
 
 @dataclass(kw_only=True)
 class Candidate:
-    """A method in one setting, and its measured runs. `error` says why it has no more of them."""
+    """A method in one setting, with its measured runs. `error` says why there are no more of them."""
 
     method: MethodConfig
     tower_attention: str | None = None  # None: the tower's own
@@ -45,13 +50,9 @@ class Candidate:
         tower = "" if self.tower_attention is None else f", {self.tower_attention} tower"
         return f"{self.method.label}{tower}"
 
-    def applied(self, model: Any) -> Pruning:
-        """The pruning that is measured."""
-        return prune(model, self.method.plan)
-
 
 def measure(
-    model: Any,
+    model: PreTrainedModel,
     candidates: Sequence[Candidate],
     make_inputs: Callable[[], Inputs],
     *,
@@ -62,58 +63,58 @@ def measure(
 ) -> None:
     """Run all candidates in turn, round after round, so that a busy machine slows all of them alike.
 
-    The first round warms up and is not recorded. Inputs are made anew in every round, and their times count for each
-    of its runs: they do not depend on the method. A candidate that fails once is left out from then on.
+    The first round warms up and is not recorded. Inputs are made anew in every round; the time that this takes does not
+    depend on the method and counts for each run of the round. A candidate that fails is left out from then on.
     """
     for i in range(1 + repeats):
         if all(candidate.error is not None for candidate in candidates):
             return
-        inputs, before_ms = make_inputs()
+        inputs = make_inputs()
         for candidate in candidates:
             if candidate.error is None:
-                _attempt(model, candidate, inputs, before_ms, max_new_tokens, record=i > 0)
+                _attempt(model, candidate, inputs, max_new_tokens, record=i > 0)
             after_run()
         after_round()
 
 
 def _attempt(
-    model: Any, candidate: Candidate, inputs: Any, before_ms: dict[str, float], max_new_tokens: int, *, record: bool
+    model: PreTrainedModel, candidate: Candidate, inputs: Inputs, max_new_tokens: int, *, record: bool
 ) -> None:
     try:
-        answer, candidate.stats = run_once(model, candidate, inputs, before_ms, max_new_tokens)
+        answer, candidate.stats = run_once(model, candidate, inputs, max_new_tokens)
         if record:
             candidate.answers.append(answer)
     except Exception as error:  # whatever it is, the others can still be measured
         candidate.error = f"{type(error).__name__}: {first_line(error)}"
-    if candidate.error is not None:  # only here is the failed run's memory free
+    if candidate.error is not None:  # inside `except`, the traceback still holds the failed run's memory
         gc.collect()
         if model.device.type == "cuda":
-            with contextlib.suppress(RuntimeError):  # of a GPU that is lost
+            with contextlib.suppress(RuntimeError):  # the GPU may be lost
                 torch.cuda.empty_cache()
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, as far as it fits into a table."""
+    """The first line of an error's message, for a table."""
     return (str(error).strip().splitlines() or ["no reason given"])[0]
 
 
 def run_once(
-    model: Any, candidate: Candidate, inputs: Any, before_ms: dict[str, float], max_new_tokens: int
+    model: PreTrainedModel, candidate: Candidate, inputs: Inputs, max_new_tokens: int
 ) -> tuple[Answer, PruningStats]:
-    """Generate exactly `max_new_tokens` tokens: the end of the answer is suppressed, to have decoding to measure."""
-    device = model.device
-    with attention_of_tower(model, candidate.tower_attention), candidate.applied(model) as pruning:
+    """Generate exactly `max_new_tokens` tokens; the end of the answer is suppressed, so that there is decoding."""
+    device, (features, before_ms) = model.device, inputs
+    with attention_of_tower(model, candidate.tower_attention), prune(model, candidate.method.plan) as pruning:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         synchronize(device)
         start = time.perf_counter()
-        new = generate_ids(model, inputs, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens)
+        new = generate_ids(model, features, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens)
         synchronize(device)
         elapsed_ms = 1e3 * (time.perf_counter() - start)
         stats = pruning.stats
     assert stats is not None
     stages = stats.timer.ms()
-    if new.shape[1] == 1:  # the prefill gave the only token
+    if new.shape[1] == 1:  # the prefill produced the only token
         stages.pop("decoding", None)
     inside = stats.layer
     answer = Answer(
@@ -131,11 +132,11 @@ def run_once(
 
 
 @contextlib.contextmanager
-def attention_of_tower(model: Any, name: str | None) -> Iterator[None]:
+def attention_of_tower(model: PreTrainedModel, name: str | None) -> Iterator[None]:
     """While entered, the vision tower uses this attention implementation; None: its own.
 
     Raises:
-        ValueError, ImportError: it cannot.
+        ValueError, ImportError: the tower cannot use it.
     """
     tower = adapter_class(model.config).tower(model)
     before = tower.config._attn_implementation
@@ -148,22 +149,13 @@ def attention_of_tower(model: Any, name: str | None) -> Iterator[None]:
 
 
 def synthetic_video(num_frames: int, *, size: int = 448) -> Video:
-    """A video that was never in a file: frames of `draw_frames`, a second apart."""
+    """A video without a file: frames of `draw_frames`, a second apart."""
     frames = torch.stack([torch.from_numpy(frame) for frame in draw_frames(num_frames=num_frames, size=size)])
-    return Video(
-        frames=frames,
-        timestamps_s=torch.arange(num_frames, dtype=torch.float64),
-        frame_indices=tuple(range(num_frames)),
-        num_source_frames=num_frames,
-        duration_s=float(num_frames),
-        fps=1.0,
-        path="synthetic",
-        backend="synthetic",
-    )
+    return frames_video(frames, range(num_frames), num_frames, 1.0, "synthetic")
 
 
 def layer_tokens(stats: PruningStats, num_layers: int) -> list[int]:
-    """Prompt tokens that enter each layer of the LLM, in a call with one prompt."""
+    """Number of prompt tokens that enter each layer of the LLM, in a call with one prompt."""
     tokens = [stats.prompt_after[0]] * num_layers
     if stats.layer is not None:
         entered, *left = stats.layer.tokens
@@ -172,13 +164,13 @@ def layer_tokens(stats: PruningStats, num_layers: int) -> list[int]:
     return tokens
 
 
-def summarise(model: Any, candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
-    """One plain record per candidate: tokens, medians and extremes, and speed-ups over all tokens with the same tower.
+def summarise(model: PreTrainedModel, candidates: Sequence[Candidate]) -> list[Record]:
+    """One record per candidate: token counts, medians and extremes, and speed-ups over all tokens with the same tower.
 
     `ttft_ms` is the time from the start of the tower to the end of the prefill; the row of that name in `release_table`
-    leaves out what lies between the stages. Speed-ups are taken run by run. `ttft_over_eager` is over all tokens with
-    an eager tower, as the paper's release runs it, if that is among the candidates. `prefill_by_flops` is what the FLOP
-    model predicts from the token counts alone.
+    leaves out the time between the stages. Speed-ups are taken run by run. `ttft_over_eager` compares with all tokens
+    and an eager tower, as the paper's release runs it, if that is among the candidates. `prefill_by_flops` is what the
+    FLOP model predicts from the token counts alone.
     """
     device = model.device.type
     plain = {c.tower_attention: _runs(c, device) for c in candidates if c.method.method == "none"}
@@ -186,8 +178,8 @@ def summarise(model: Any, candidates: Sequence[Candidate]) -> list[dict[str, Any
     return [_summary(model, c, plain.get(c.tower_attention, []), eager, device) for c in candidates]
 
 
-def _summary(model: Any, candidate: Candidate, of_plain: _Runs, of_eager: _Runs, device: str) -> dict[str, Any]:
-    row: dict[str, Any] = {
+def _summary(model: PreTrainedModel, candidate: Candidate, of_plain: _Runs, of_eager: _Runs, device: str) -> Record:
+    row: Record = {
         "label": candidate.label,
         "method": candidate.method.to_dict(),
         "tower_attention": candidate.tower_attention,
@@ -224,7 +216,7 @@ def _summary(model: Any, candidate: Candidate, of_plain: _Runs, of_eager: _Runs,
 
 
 def _runs(candidate: Candidate, device: str) -> _Runs:
-    """Of every run its stages, its time to the first token as "ttft", and the rows of the efficiency table for it."""
+    """For every run: its stages, its time to the first token as "ttft", and its rows of the efficiency table."""
     runs: _Runs = []
     for answer in candidate.answers:
         one = Efficiency.of([answer], device=device)
@@ -233,12 +225,12 @@ def _runs(candidate: Candidate, device: str) -> _Runs:
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
-    """Median, least and greatest; None where nothing was measured."""
+    """Median, minimum and maximum; None if nothing was measured."""
     known = [value for value in values if value is not None]
     return {"median": statistics.median(known), "min": min(known), "max": max(known)} if known else None
 
 
 def _ratios(of_plain: _Runs, own: _Runs, key: str) -> dict[str, float] | None:
-    """How many times longer all tokens take, round by round; one that failed has fewer rounds."""
+    """How many times longer all tokens take, round by round; a candidate that failed has fewer rounds."""
     pairs = ((slow[key], run[key]) for slow, run in zip(of_plain, own, strict=False))
     return _spread([slow / fast for slow, fast in pairs if slow is not None and fast is not None])

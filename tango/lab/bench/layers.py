@@ -1,4 +1,4 @@
-"""Made-up prompts at a decoder layer, and methods inside the LLM run on them as the decoder would."""
+"""Synthetic prompts at a decoder layer, and intra-LLM methods run on them as the decoder would run them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TEXT_BEFORE, _TEXT_AFTER = 20, 100
 
 
 def synthetic_prompt(tokens: VisualTokens, *, seed: int = 0) -> LayerTokens:
-    """A prompt around these visual tokens, which stand for hidden states; queries, keys and text are normal."""
+    """A prompt around visual tokens, which serve as hidden states; queries, keys and text are drawn from a normal."""
     T, N, D = tokens.features.shape
     device, dtype, generator = tokens.features.device, tokens.features.dtype, torch.Generator().manual_seed(seed)
 
@@ -41,7 +41,7 @@ def synthetic_prompt(tokens: VisualTokens, *, seed: int = 0) -> LayerTokens:
 
 
 def build(name: str, retention_ratio: float) -> LayerPruner:
-    """A method for this mean over the layers; one that is meant as a second step gets its own layer and ratio."""
+    """Build a method for this mean over the layers; one meant as a second step keeps its own layer and ratio."""
     pruner = build_layer_pruner(name)
     try:
         return pruner.for_mean(retention_ratio, NUM_LAYERS)
@@ -50,7 +50,7 @@ def build(name: str, retention_ratio: float) -> LayerPruner:
 
 
 def run_through(pruner: LayerPruner, prompt: LayerTokens) -> LayerTokens:
-    """What is left of a prompt after all layers where the method works. Queries and keys stay the same."""
+    """The prompt that is left after all layers at which the method works. Queries and keys do not change."""
     for layer in pruner.layers:
         counts = prompt.counts + prompt.counts[-1:] * (layer - len(prompt.counts))
         prompt = replace(prompt, layer=layer, counts=counts)
@@ -62,7 +62,7 @@ def run_through(pruner: LayerPruner, prompt: LayerTokens) -> LayerTokens:
 
 
 def _shortened(prompt: LayerTokens, states: Tensor, kept: Tensor) -> LayerTokens:
-    """The prompt with these of its visual tokens, which stand together."""
+    """The prompt with only these of its visual tokens, which follow each other without text between them."""
     first, M = _TEXT_BEFORE, len(prompt.visual)
     after = slice(first + M, None)
     visual = prompt.visual[kept]
@@ -78,6 +78,6 @@ def _shortened(prompt: LayerTokens, states: Tensor, kept: Tensor) -> LayerTokens
 
 
 def merges(before: LayerTokens, after: LayerTokens) -> bool:
-    """Whether any visual token that is left has another state than it had."""
-    source = after.frames * (int(before.cells.max()) + 1) + after.cells
+    """Whether the state of any visual token that is left has changed."""
+    source = after.frames * (int(before.cells.max()) + 1) + after.cells  # (M',) index t * N + n among the M = T * N
     return not torch.equal(before.hidden[before.visual[source]], after.hidden[after.visual])

@@ -1,4 +1,4 @@
-"""Times all methods on the same synthetic tokens, in alternating runs in one process. Behind `tango bench methods`."""
+"""Time all methods on the same synthetic tokens, in alternating runs in one process: `tango bench methods`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tango.containers import LayerTokens, PrunedTokens, VisualTokens
 from tango.files import write_json
 from tango.lab.bench import layers
 from tango.lab.bench.common import (
+    Record,
     add_shared_arguments,
     describe_setting,
     device_from,
@@ -31,12 +32,12 @@ from tango.report.text import align, markdown
 
 
 class Candidate(NamedTuple):
-    """Something to time: `call` runs it once, on inputs that are ready; `describe` says of its result how many tokens
-    are left, and whether any stands for others, too."""
+    """Something to time: `call` runs it once on prepared inputs; `describe` takes its result and says how many tokens
+    are left and whether any of them was merged."""
 
     name: str
     stage: str
-    call: Callable[[], Any]
+    call: Callable[[], object]
     describe: Callable[[Any], tuple[int, bool]]
 
 
@@ -69,17 +70,17 @@ def run(args: argparse.Namespace) -> int:
 def candidates(
     tokens: VisualTokens, pruners: Sequence[Pruner], inside: Sequence[LayerPruner] = ()
 ) -> Iterator[Candidate]:
-    """All that is timed. Methods inside the LLM find the same tokens there as hidden states, in a prompt of the usual
-    length; what the decoder computes (queries, keys) is not counted."""
+    """Everything that is timed. Intra-LLM methods work on the same tokens, as hidden states in a prompt of the usual
+    length; what the decoder computes for them (queries, keys) is not counted."""
     for pruner in pruners:
         call = functools.partial(pruner, tokens)
-        yield Candidate(pruner.name, "before the LLM", call, lambda pruned: (len(pruned.indices), merges(pruned)))
+        yield Candidate(pruner.name, "pre-LLM", call, lambda pruned: (len(pruned.indices), merges(pruned)))
     if not inside:
         return
     prompt = layers.synthetic_prompt(tokens)
     for layer_pruner in inside:
         run_through = functools.partial(layers.run_through, layer_pruner, prompt)
-        yield Candidate(layer_pruner.name, "inside the LLM", run_through, functools.partial(_left, prompt))
+        yield Candidate(layer_pruner.name, "intra-LLM", run_through, functools.partial(_left, prompt))
 
 
 def _left(before: LayerTokens, after: LayerTokens) -> tuple[int, bool]:
@@ -87,8 +88,8 @@ def _left(before: LayerTokens, after: LayerTokens) -> tuple[int, bool]:
 
 
 @torch.inference_mode()
-def measure(timed: Sequence[Candidate], repeats: int, device: torch.device) -> list[dict[str, Any]]:
-    """One row per candidate. Rounds of one run of each, so that a busy machine slows all of them alike."""
+def measure(timed: Sequence[Candidate], repeats: int, device: torch.device) -> list[Record]:
+    """Time all candidates, in rounds of one run of each, so that a busy machine slows all alike; one row for each."""
     found = [candidate.describe(candidate.call()) for candidate in timed]  # also the warm-up
     times: list[list[float]] = [[] for _ in timed]
     with tqdm(total=repeats * len(timed), desc="bench methods", unit="run", file=sys.stderr) as progress:
@@ -100,7 +101,7 @@ def measure(timed: Sequence[Candidate], repeats: int, device: torch.device) -> l
     merging = [
         own
         for candidate, own, (_, merged) in zip(timed, times, found, strict=True)
-        if merged and candidate.stage == "before the LLM"
+        if merged and candidate.stage == "pre-LLM"
     ]
     yardstick = min(merging, key=statistics.median, default=None)
     rows = []
@@ -124,14 +125,14 @@ def measure(timed: Sequence[Candidate], repeats: int, device: torch.device) -> l
 
 
 def merges(pruned: PrunedTokens) -> bool:
-    """Whether any kept token stands for others besides itself, by the assignment that the method returned."""
+    """Whether other tokens were merged into any kept one, by the assignment that the method returned."""
     return pruned.assignment is not None and int((pruned.assignment >= 0).sum()) > len(pruned.indices)
 
 
 _HEADER = ("method", "stage", "merges", "kept", "ms", "min-max", "ratio", "min-max")
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: Record) -> list[str]:
     return [
         row["method"],
         row["stage"],
@@ -144,18 +145,18 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _title(report: dict[str, Any]) -> str:
+def _title(report: Record) -> str:
     config = report["config"]
     setting = describe_setting(report, f"{100 * config['retention_ratio']:g} % kept", str(config["frames"]))
-    return f"{setting}; ratio: to the fastest method that merges before the LLM, run by run"
+    return f"{setting}; ratio: to the fastest pre-LLM method that merges, run by run"
 
 
-def format_report(report: dict[str, Any]) -> str:
+def format_report(report: Record) -> str:
     """The rows as a table."""
     table = align([_HEADER, *map(_cells, report["rows"])], num_left=3)
     return f"{_title(report)}\n{table}"
 
 
-def format_markdown(report: dict[str, Any]) -> str:
+def format_markdown(report: Record) -> str:
     """The rows as a table in Markdown."""
     return f"{_title(report)}\n\n{markdown([_HEADER, *map(_cells, report['rows'])])}"

@@ -1,6 +1,6 @@
-"""Times a pruner on synthetic tokens: in total, by stage, in memory, by video length, and against plain code.
+"""Measure a pruner on synthetic tokens, by video length: time, stages, memory, and plain code beside it.
 
-Behind `tango bench pruner`. The plain code is the page itself, `engine="plain"`. MB are 10**6 bytes.
+Behind `tango bench pruner`. The plain code is `engine="plain"`. MB are 10**6 bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -26,6 +26,7 @@ from tango.containers import PrunedTokens, VisualTokens
 from tango.extensions import imported
 from tango.files import write_json
 from tango.lab.bench.common import (
+    Record,
     add_shared_arguments,
     describe_setting,
     device_from,
@@ -40,7 +41,10 @@ from tango.methods import Pruner, available_pruners, build_pruner
 from tango.methods.tango import TangoPruner
 from tango.report.text import align
 
-# The ranges that methods mark for torch's profiler, as "tango::name"; time in a nested one counts for the inner stage.
+if TYPE_CHECKING:
+    from torch.autograd.profiler_util import FunctionEvent
+
+# The ranges that methods mark for torch's profiler, as "tango::name"; time in a nested range counts for that one alone.
 STAGES: tuple[str, ...] = (
     "similarity", "segmentation", "rotation", "selection", "products", "clustering", "merging", "other",
 )  # fmt: skip
@@ -74,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         config = {"method": args.method, "frames": sorted(set(args.frames)), "options": pruner.config()}
         config |= {"reference_up_to": args.reference_up_to}
-        rows: list[dict[str, Any]] = []
+        rows: list[Record] = []
         for row in _rows(args, pruner, device):
             rows.append(row)
             report = make_report("pruner", args, device, config, rows)
@@ -88,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(args: argparse.Namespace, pruner: Pruner, device: torch.device) -> Iterator[dict[str, Any]]:
-    smaller: dict[str, Any] | None = None
+def _rows(args: argparse.Namespace, pruner: Pruner, device: torch.device) -> Iterator[Record]:
+    smaller: Record | None = None
     sizes = sorted(set(args.frames))
     with tqdm(total=len(sizes), desc="bench pruner", unit="size", file=sys.stderr) as progress:
         for num_frames in sizes:
@@ -103,8 +107,8 @@ def _rows(args: argparse.Namespace, pruner: Pruner, device: torch.device) -> Ite
             progress.update()
 
 
-def _row(args: argparse.Namespace, pruner: Pruner, num_frames: int, device: torch.device) -> dict[str, Any]:
-    # The child of the memory measurement holds tokens of its own, so it runs before there are any here.
+def _row(args: argparse.Namespace, pruner: Pruner, num_frames: int, device: torch.device) -> Record:
+    # The child process that measures memory holds tokens of its own, so it runs before there are any here.
     host_mb = _probe_in_child(args, num_frames) if device.type == "cpu" else None
     tokens = tokens_from(args, num_frames, device)
     kept = pruner(tokens)  # also the warm-up
@@ -133,8 +137,8 @@ def _row(args: argparse.Namespace, pruner: Pruner, num_frames: int, device: torc
     }
 
 
-def _agreement(kept: PrunedTokens, expected: torch.Tensor) -> dict[str, Any]:
-    """Whether both keep the same tokens; near-equal scores may fall either way, since the two round differently."""
+def _agreement(kept: PrunedTokens, expected: torch.Tensor) -> Record:
+    """Whether both keep the same tokens; rounding differs, so near-equal scores may be ordered either way."""
     common = int(torch.isin(kept.indices, expected).sum())
     return {
         "kept_tokens": len(expected),
@@ -143,7 +147,7 @@ def _agreement(kept: PrunedTokens, expected: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def _comparison(total_ms: list[float], reference_ms: list[float]) -> dict[str, Any]:
+def _comparison(total_ms: list[float], reference_ms: list[float]) -> Record:
     speedups = [slow / fast for slow, fast in zip(reference_ms, total_ms, strict=True)]
     return {
         "total_ms": statistics.median(reference_ms),
@@ -154,7 +158,7 @@ def _comparison(total_ms: list[float], reference_ms: list[float]) -> dict[str, A
 
 
 def _stages_ms(pruner: Pruner, tokens: VisualTokens, repeats: int, device: torch.device) -> dict[str, float] | None:
-    """Median milliseconds by stage, on the device's own clock, or None for a method that marks no stages."""
+    """Median milliseconds by stage, on the device's own clock; None for a method that marks no stages."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     runs = []
     for _ in range(repeats):
@@ -167,10 +171,10 @@ def _stages_ms(pruner: Pruner, tokens: VisualTokens, repeats: int, device: torch
 
 
 def _by_stage(recorded: profile, device: torch.device) -> dict[str, float]:
-    """Milliseconds within every stage and no stage inside it."""
+    """Milliseconds in every stage, without those in stages nested in it."""
     totals: dict[str, float] = {}
 
-    def add(event: Any, stage: str | None) -> None:
+    def add(event: FunctionEvent, stage: str | None) -> None:
         own = event.name.removeprefix(_PREFIX) if event.name.startswith(_PREFIX) else None
         if own is not None:
             us = event.device_time_total if device.type == "cuda" else event.cpu_time_total
@@ -186,15 +190,15 @@ def _by_stage(recorded: profile, device: torch.device) -> dict[str, float]:
     return totals
 
 
-def growth_exponent(smaller: dict[str, Any], larger: dict[str, Any], key: str) -> float | None:
-    """b in "grows like frames ** b" between two rows; None where it is not defined."""
+def growth_exponent(smaller: Record, larger: Record, key: str) -> float | None:
+    """The b in "grows like frames ** b" between two rows; None where it is not defined."""
     if not smaller[key] or not larger[key]:
         return None
     return math.log(larger[key] / smaller[key]) / math.log(larger["frames"] / smaller["frames"])
 
 
 def _probe_cuda(pruner: Pruner, tokens: VisualTokens) -> float:
-    """Most memory allocated at once during one run, beyond what was allocated before, in MB."""
+    """Peak of the memory allocated during one run, beyond what was allocated before, in MB."""
     device = tokens.features.device
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
@@ -207,8 +211,9 @@ def _probe_cuda(pruner: Pruner, tokens: VisualTokens) -> float:
 def _probe_in_child(args: argparse.Namespace, num_frames: int) -> float | None:
     """Run `_probe_host` in a fresh process.
 
-    glibc keeps freed memory for later, so in this process earlier runs would leave enough behind to hide most of what
-    a run needs. The fixed threshold makes every large block in the child a mapping of its own that ends when freed.
+    glibc keeps freed memory for later, so that in this process earlier runs would leave enough behind to hide most of
+    what a run needs. With the fixed threshold, every large block in the child is a mapping of its own, returned to the
+    system when it is freed.
     """
     command = ["env", "MALLOC_MMAP_THRESHOLD_=131072", sys.executable, "-m", "tango.cli", "bench", "pruner"]
     command += [f"--import={name}" for name in imported()]
@@ -222,7 +227,7 @@ def _probe_in_child(args: argparse.Namespace, num_frames: int) -> float | None:
 
 
 def _probe_host(pruner: Pruner, tokens: VisualTokens, warm_up: VisualTokens) -> str:
-    """Highest resident size during one run, beyond that before it, in MB, as JSON; null where /proc cannot tell."""
+    """Peak resident size during one run beyond the size before it, in MB, as JSON; null where /proc cannot tell."""
     pruner(warm_up)  # loads code and allocates the matrix library's own buffers
     try:
         before = _proc_status_mb("VmRSS")
@@ -241,7 +246,7 @@ def _proc_status_mb(field: str) -> float:
     raise LookupError(field)
 
 
-def format_report(report: dict[str, Any]) -> str:
+def format_report(report: Record) -> str:
     """The rows as a table, times in ms and memory in MB."""
     header = ["frames", "kept", "total", *STAGES, "peak MB", "time exp", "mem exp", "reference", "speedup", "agree"]
     lines = [header]

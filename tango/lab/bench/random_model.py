@@ -1,7 +1,7 @@
 """Models of the published shapes with random weights, made on the device itself: to measure speed without a download.
 
-Classes and processors are the real ones; the tokenizer knows bytes and the special tokens, nothing else. Answers mean
-nothing, and what a method keeps is what it keeps of noise; times, memory and token counts are those of the shape.
+Classes and processors are the real ones; the tokenizer knows only bytes and the special tokens. Answers are
+meaningless, and methods see noise; times, memory and token counts are those of the shape.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from tango.models import adapter_class
 from tango.models.pooling_head import PoolingHead
 from tango.ops.llm_shapes import PRESETS
 from tango.toy import tiny_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 # Not published: narrow and shallow, for trying things out.
 _TINY: dict[str, Any] = {
@@ -58,15 +61,16 @@ def build(
     layers: int | None = None,
     tower_layers: int | None = None,
     seed: int = 0,
-) -> tuple[Any, Any]:
-    """A model and its processor, as `tango.load` would return them; LLaVA's with a random pooling head beside it.
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Build a model and its processor, as `tango.load` would return them; LLaVA's have a random pooling head.
 
     The global random generators are left as they were.
 
     Args:
-        layers, tower_layers: fewer layers of LLM and tower than published; the widths stay.
+        layers, tower_layers: fewer layers of LLM and tower than published; the widths do not change.
     Raises:
-        UnknownNameError: there is no such shape; OptionError: more layers than published, or none.
+        UnknownNameError: there is no such shape.
+        OptionError: `layers` or `tower_layers` is below 1 or more than published.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -88,8 +92,10 @@ def build(
     return model, processor
 
 
-def make_config(name: str, tokenizer: Any, *, layers: int | None = None, tower_layers: int | None = None) -> Any:
-    """The transformers config of a shape; placeholders have the ids of this tokenizer, which may get new ones."""
+def make_config(
+    name: str, tokenizer: PreTrainedTokenizerBase, *, layers: int | None = None, tower_layers: int | None = None
+) -> PretrainedConfig:
+    """The transformers config of a shape; its placeholders are tokens of this tokenizer, which are added if missing."""
     import transformers
 
     family, _, size = name.rpartition("-")
@@ -104,7 +110,7 @@ def make_config(name: str, tokenizer: Any, *, layers: int | None = None, tower_l
     }  # fmt: skip
     if family == "qwen2.5-vl":
         tokenizer.add_special_tokens({"additional_special_tokens": _QWEN_TOKENS})
-        eighth = llm.head_dim // 8  # of a head: time has two, rows and columns three each, in halves
+        eighth = llm.head_dim // 8  # of a head's channels: time has two eighths, rows and columns three, all in pairs
         text["rope_parameters"] |= {"mrope_section": [eighth, 3 * eighth // 2, 3 * eighth // 2]}
         tower = {**_QWEN_TOWER, **(_TINY_QWEN_TOWER if size == "tiny" else {}), "out_hidden_size": llm.width}
         if size == "72b":
@@ -135,7 +141,7 @@ def _fewer(what: str, asked: int | None, published: int) -> int:
 
 
 def _random_head(vision: dict[str, Any]) -> PoolingHead:
-    """The attention-pooling head of a SigLIP of this width, on the device that is the default now."""
+    """The attention-pooling head of a SigLIP of this width, with random weights, on the current default device."""
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
     config = SiglipVisionConfig(**{**vision, "num_hidden_layers": 1, "vision_use_head": True})

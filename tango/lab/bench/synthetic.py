@@ -1,6 +1,6 @@
-"""Made-up visual tokens for the benchmarks: independent noise, or something with the statistics of a video.
+"""Synthetic visual tokens for the benchmarks: independent noise, or tokens with the statistics of a video.
 
-Both are made one frame at a time, so that little memory is needed besides the tokens themselves.
+They are made one frame at a time, so that little memory is needed beside the tokens themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tango.containers import VisualTokens
 KINDS = ("iid", "video", "take")
 _RANK = 32  # size of the vocabulary that a video's content is mixed from
 _NUM_OBJECTS = 4
-_NOISE_RANGE = (0.1, 3.0)  # amplitude on static and on restless places, against content of about 1.2
+_NOISE_RANGE = (0.1, 3.0)  # amplitude at static and at restless positions, against content of about 1.2
 _SECONDS_PER_FRAME = 2.0
 _KEY_DIM = 72  # of one head of SigLIP so400m
 
@@ -31,16 +31,20 @@ def synthetic_tokens(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> VisualTokens:
-    """Make the tokens of one video with every signal, the same ones for the same arguments.
+    """Make the tokens of one video with every signal; the same arguments make the same tokens.
 
     Frame embeddings are the means of the frames, keys a fixed random projection of the features.
 
     Args:
         kind: "iid" (normal features, uniform saliency: every segment is one frame), "video" (scenes of about seven
             frames with a smooth background, part of it static, moving objects, long-tailed saliency and two sinks) or
-            "take" (one half of every frame stands still and the other never does: one segment, however long).
+            "take" (half of every frame is static and the other half always changes: one segment, however long).
     Raises:
         ValueError: unknown kind.
+
+    Example:
+        >>> synthetic_tokens("video", 8, (6, 6), 48).features.shape
+        torch.Size([8, 36, 48])
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -98,7 +102,7 @@ def _video_frames(T: int, grid: tuple[int, int], D: int, generator: torch.Genera
 def _scene(
     length: int, grid: tuple[int, int], atoms: Tensor, common: Tensor, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One camera setting: what is fixed in it is drawn first, then frame by frame what changes."""
+    """One camera setting: its fixed parts are drawn first, then what changes, frame by frame."""
     N, D = grid[0] * grid[1], atoms.shape[1]
 
     def normal(*shape: int) -> Tensor:
@@ -123,7 +127,7 @@ def _scene(
 
 
 def _smooth_fields(count: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """(N, count) values that vary slowly over the grid, about 1 long per place."""
+    """(N, count) values of about unit variance that vary slowly over the grid."""
     y, x = _coordinates(grid)
     field = torch.zeros(len(y), count)
     for _ in range(6):
@@ -134,7 +138,7 @@ def _smooth_fields(count: int, grid: tuple[int, int], generator: torch.Generator
 
 
 def _blobs(centres: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(N, objects) round masks, 1 at their centre (row, column), in units of the grid's sides."""
+    """(N, objects) round masks that are 1 at their centres (row, column), given in units of the grid's sides."""
     y, x = _coordinates(grid)
     squared = (y[:, None] - centres[:, 0]) ** 2 + (x[:, None] - centres[:, 1]) ** 2
     return torch.exp(-squared / (2 * 0.12**2))

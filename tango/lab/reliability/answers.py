@@ -1,4 +1,4 @@
-"""R6 and R7: the same input gives the same tokens; in a batch as alone; odd inputs work or are refused."""
+"""R6 and R7: the same input gives the same tokens, also in a batch; odd inputs work or are refused."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 import tango
 from tango import mini
-from tango.containers import Video
+from tango.containers import PrunedTokens, Video, VisualTokens
 from tango.evaluation.preparation import collate
 from tango.lab.bench import random_model
 from tango.lab.bench.common import threads
 from tango.lab.reliability.corpus import draw_frame
 from tango.lab.reliability.workers import Bench, Outcome, Row, attempt, counted, run_all
-from tango.methods import ready_pruners
+from tango.methods import Pruner, ready_pruners
 from tango.runtime.answering import generate_output, prepare_chat
+from tango.video.sources import frames_video
 
+_T = TypeVar("_T")
 MODELS = (mini.NAME, "llava-onevision-tiny", "llava-video-tiny", "qwen2.5-vl-tiny")
 _QUESTIONS = {
     True: ("which color is first", "how many objects", "where is red", "what letter"),
@@ -31,7 +34,7 @@ _RATIO = 0.3
 
 
 class Seen(NamedTuple):
-    """What a call did: tokens kept of every video, new ids and first logits of every row."""
+    """The outcome of a call: tokens kept of every video, new ids and first logits of every row."""
 
     kept: tuple[tuple[int, ...], ...]
     ids: tuple[tuple[int, ...], ...]
@@ -41,10 +44,11 @@ class Seen(NamedTuple):
 class _Spy:
     """A pruner that notes what it keeps."""
 
-    def __init__(self, pruner: Any):
-        self.pruner, self.kept = pruner, []  # type: Any, list[tuple[int, ...]]
+    def __init__(self, pruner: Pruner):
+        self.pruner = pruner
+        self.kept: list[tuple[int, ...]] = []
 
-    def __call__(self, tokens: Any) -> Any:
+    def __call__(self, tokens: VisualTokens) -> PrunedTokens:
         pruned = self.pruner(tokens)
         self.kept.append(tuple(pruned.indices.tolist()))
         return pruned
@@ -54,25 +58,21 @@ class _Spy:
 
 
 @cache
-def model_of(name: str, dtype: str = "float32") -> tuple[Any, Any]:
-    """Model and processor, loaded once a process."""
+def model_of(name: str, dtype: str = "float32") -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Model and processor, loaded once per process."""
     if name == mini.NAME:
         return tango.load(name, dtype=dtype, device="cpu", local_files_only=True)
     return random_model.build(name, device=torch.device("cpu"), dtype=getattr(torch, dtype))
 
 
 def clip(num_frames: int, seed: int = 0, *, constant: bool = False) -> Video:
-    """A short made-up video, 96 x 96."""
+    """A short synthetic video, 96 x 96."""
     frames = np.stack([draw_frame(seed * 31 + (0 if constant else 3 * i), (96, 96)) for i in range(num_frames)])
-    return Video(
-        frames=torch.from_numpy(frames), timestamps_s=torch.arange(num_frames, dtype=torch.float64) / 2,
-        frame_indices=tuple(range(num_frames)), num_source_frames=num_frames, duration_s=num_frames / 2, fps=2.0,
-        path="made up", backend="pyav",
-    )  # fmt: skip
+    return frames_video(torch.from_numpy(frames), range(num_frames), num_frames, 2.0, "synthetic")
 
 
-def prompt(name: str, videos: Sequence[Video], number: int = 0, dtype: str = "float32") -> Any:
-    """Inputs of one prompt with these videos."""
+def prompt(name: str, videos: Sequence[Video], number: int = 0, dtype: str = "float32") -> BatchFeature:
+    """Inputs of one prompt: these videos and a question."""
     model, processor = model_of(name, dtype)
     text = _QUESTIONS[name == mini.NAME][number]
     content = [*({"type": "video", "video": video} for video in videos), {"type": "text", "text": text}]
@@ -83,8 +83,10 @@ def prompt(name: str, videos: Sequence[Video], number: int = 0, dtype: str = "fl
     return inputs
 
 
-def see(name: str, rows: Sequence[Any], method: str = "tango", dtype: str = "float32", ratio: float = _RATIO) -> Seen:
-    """Generate from a batch of prompts, pruned; what was kept and said."""
+def see(
+    name: str, rows: Sequence[BatchFeature], method: str = "tango", dtype: str = "float32", ratio: float = _RATIO
+) -> Seen:
+    """Generate from a batch of prompts with pruning."""
     model, processor = model_of(name, dtype)
     inputs = collate(list(rows), processor.tokenizer.pad_token_id or 0)
     with tango.prune(model, method, retention_ratio=ratio) as pruning:
@@ -99,14 +101,18 @@ def see(name: str, rows: Sequence[Any], method: str = "tango", dtype: str = "flo
 
 
 def repeat(name: str, method: str, times: int) -> tuple[list[str], float]:
-    """One input many times, with 1 and 2 threads, and at other places of a batch: faults, and how far logits differ."""
+    """Run one input many times, with 1 and 2 threads and in all orders of a batch.
+
+    Returns:
+        Faults, and the largest difference of logits.
+    """
     rows = [prompt(name, [clip(n, seed=n)], number) for number, n in enumerate((6, 9, 4))]
     first, faults, largest = see(name, rows[:1], method), [], 0.0
 
-    def compare(got: Seen, place: int, what: str) -> None:
+    def compare(got: Seen, row: int, what: str) -> None:
         nonlocal largest
-        largest = max(largest, float((got.logits[place] - first.logits[0]).abs().max()))
-        if got.kept[place] != first.kept[0]:
+        largest = max(largest, float((got.logits[row] - first.logits[0]).abs().max()))
+        if got.kept[row] != first.kept[0]:
             faults.append(f"{name}, {method}, {what}: other tokens kept")
 
     for i in range(times):
@@ -118,7 +124,7 @@ def repeat(name: str, method: str, times: int) -> tuple[list[str], float]:
 
 
 def check_determinism(bench: Bench) -> Iterator[Row]:
-    """R6: the same input 20 times, threads 1 and 2, places in a batch."""
+    """R6: the same input 20 times, with 1 and 2 threads, and in all orders of a batch."""
     times = 200 if bench.full else 20
     pairs = [(mini.NAME, method) for method in ready_pruners()] + [(name, "tango") for name in MODELS[1:]]
     outcomes = run_all([partial(repeat, *pair, times) for pair in pairs], replace(bench, limit_s=1800))
@@ -142,13 +148,13 @@ def _unlike(batch: Seen, alone: Sequence[Seen]) -> str:
 
 
 def batches(name: str, size: int, method: str, dtype: str = "float32") -> str:
-    """Prompts of mixed lengths, one of a single frame, together and alone."""
+    """Prompts of mixed lengths, one of them with a single frame, together and alone."""
     rows = [prompt(name, [clip(n, seed=n)], i, dtype) for i, n in enumerate((5, 1, 9, 3)[:size])]
     return _unlike(see(name, rows, method, dtype), [see(name, [row], method, dtype) for row in rows])
 
 
 def two_videos(name: str, method: str) -> str:
-    """Two videos in one prompt: of each the tokens that it keeps alone."""
+    """Two videos in one prompt: each keeps the tokens that it keeps alone."""
     videos = [clip(4, 1), clip(7, 2)]
     both = see(name, [prompt(name, videos)], method)
     alone = [see(name, [prompt(name, [video])], method).kept[0] for video in videos]
@@ -156,7 +162,7 @@ def two_videos(name: str, method: str) -> str:
 
 
 def without_video(name: str, method: str) -> str:
-    """A row of text alone, by itself as stock code answers, and beside a row with a video."""
+    """A row of text only: by itself it is answered as by stock code, and beside a row with a video, too."""
     model, processor = model_of(name)
     text, video = prompt(name, []), prompt(name, [clip(5)], 1)
     stock = model.generate(**text, do_sample=False, max_new_tokens=4)
@@ -174,13 +180,13 @@ def without_video(name: str, method: str) -> str:
     return "" if batch.ids[0] == expected else "the row of text: not as alone"
 
 
-def _plain(inputs: Any) -> Any:
+def _plain(inputs: BatchFeature) -> BatchFeature:
     names = ("input_ids", "attention_mask", "mm_token_type_ids")
     return type(inputs)({k: inputs[k] for k in names if k in inputs})
 
 
 def with_image(name: str, method: str) -> str:
-    """An image beside a video: the video keeps what it keeps alone; only where the processor takes images."""
+    """An image beside a video, if the processor takes images: the video keeps the tokens that it keeps alone."""
     from PIL import Image
 
     _, processor = model_of(name)
@@ -195,20 +201,20 @@ def with_image(name: str, method: str) -> str:
 
 
 def keeps_all(name: str, method: str) -> str:
-    """Ratio 1 keeps everything; so does a budget of more tokens than there are, of one frame."""
+    """Ratio 1 keeps all tokens of a video of one frame."""
     seen = see(name, [prompt(name, [clip(1)])], method, ratio=1.0)
     return "" if seen.kept[0] == tuple(range(len(seen.kept[0]))) else "ratio 1 drops tokens"
 
 
 def constant(name: str, method: str) -> str:
-    """A video in which nothing changes: the same tokens twice, and not more than asked for plus one a frame."""
+    """A video in which nothing changes: the same tokens, not none, twice."""
     rows = [prompt(name, [clip(8, constant=True)])]
     one, two = see(name, rows, method), see(name, rows, method)
     return "" if one.kept == two.kept and one.ids == two.ids and one.kept[0] else "not the same twice"
 
 
 def not_a_number(name: str, method: str, ratio: float = _RATIO) -> str:
-    """NaN in the pixels must be refused: an answer is wrong."""
+    """NaN in the pixels must be refused; any answer is a fault."""
     inputs = prompt(name, [clip(5)])
     key = next(key for key in inputs if "pixel" in key)
     inputs[key] = inputs[key].clone()
@@ -218,12 +224,12 @@ def not_a_number(name: str, method: str, ratio: float = _RATIO) -> str:
 
 
 def check_batches(bench: Bench) -> Iterator[Row]:
-    """R7: batches and odd inputs, for every family and method."""
+    """R7: batches and odd inputs, for every method and model family."""
     methods = ready_pruners()
     pairs = [*((mini.NAME, method) for method in methods), *((name, "tango") for name in MODELS[1:])]
     if bench.full:
         pairs = list(itertools.product(MODELS, methods))
-    tries: dict[str, list[Callable[[], str]]] = {
+    tries: dict[str, list[partial[str]]] = {
         "batches of 1 to 4, mixed lengths": [partial(batches, n, size, m) for n, m in pairs for size in (1, 2, 3, 4)],
         "the same in bfloat16 and float16": [
             partial(batches, n, 3, "tango", dtype) for n in MODELS for dtype in ("bfloat16", "float16")
@@ -240,8 +246,8 @@ def check_batches(bench: Bench) -> Iterator[Row]:
         yield row_of(what, jobs, _flat(outcomes, jobs))
 
 
-def row_of(what: str, jobs: Sequence[Any], outcomes: Sequence[Outcome]) -> Row:
-    """One line for tries that return "" or what is wrong; a typed error is as good, and counted."""
+def row_of(what: str, jobs: Sequence[partial[str]], outcomes: Sequence[Outcome]) -> Row:
+    """The row for jobs that return "" or what is wrong; a typed error is no fault, and counted."""
     refused = sum(o.kind == "refused" for o in outcomes)
     faults = [
         f"{', '.join(map(str, job.args))}: {o.value or o.message}"
@@ -257,16 +263,13 @@ def _of_group(jobs: Sequence[Callable[[], str]]) -> list[Outcome]:
     return [attempt(job) for job in jobs]
 
 
-def _chunks(jobs: Sequence[Any], size: int) -> list[Sequence[Any]]:
+def _chunks(jobs: Sequence[_T], size: int) -> list[Sequence[_T]]:
     return [jobs[i : i + size] for i in range(0, len(jobs), size)]
 
 
-def _flat(outcomes: Sequence[Outcome], jobs: Sequence[Any]) -> list[Outcome]:
-    """Of every job its outcome; where a process hung or died, that of the process."""
+def _flat(outcomes: Sequence[Outcome], jobs: Sequence[partial[str]]) -> list[Outcome]:
+    """The outcome of every job; if its process hung or died, the outcome of the process."""
     flat: list[Outcome] = []
     for outcome, group in zip(outcomes, _chunks(jobs, 8), strict=True):
         flat += [Outcome(*o) for o in outcome.value] if outcome.kind == "ok" else [outcome] * len(group)
     return flat
-
-
-__all__ = ["check_batches", "check_determinism", "row_of", "see"]

@@ -1,4 +1,4 @@
-"""`tango bench reliability`: the scorecard, with its table."""
+"""`tango bench reliability`: run the scorecard and print its table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tango.errors import TangoError
 from tango.evaluation.records import environment
@@ -17,13 +17,13 @@ from tango.files import write_bytes, write_json
 from tango.lab.reliability.workers import Bench, Row
 from tango.report.text import align, markdown
 
+if TYPE_CHECKING:
+    from tango.lab.bench.common import Record
+
 _HERE = "tango.lab.reliability"
+# Name -> module, function and subject.
 CHECKS = {
-    "R1": (
-        f"{_HERE}.files",
-        "check_damaged",
-        "damaged files: no hang, no signal, typed errors, no silent error",
-    ),
+    "R1": (f"{_HERE}.files", "check_damaged", "damaged files: no hang, no signal, typed errors, no silent error"),
     "R2": (f"{_HERE}.files", "check_exact", "sound files: exact frames"),
     "R3": (f"{_HERE}.kills", "check_kills", "evaluations that are killed and resumed"),
     "R4": (f"{_HERE}.kills", "check_workers", "another number of processes after a kill, and a full disk"),
@@ -37,10 +37,10 @@ CHECKS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the scorecard."""
     add = parser.add_argument
-    add("--only", metavar="NAMES", help=f"of {', '.join(CHECKS)}, with commas between (all)")
+    add("--only", metavar="NAMES", help=f"comma-separated, of {', '.join(CHECKS)} (all)")
     add("--full", action="store_true", help="five times the damaged files, 50 kills of 300 questions; takes an hour")
     add("--seed", type=int, default=0, help="of the damage and of the moments of the kills (0)")
-    add("--processes", type=int, default=2, help="that read files at the same time (2)")
+    add("--processes", type=int, default=2, help="processes that read files at the same time (2)")
     add("--folder", type=Path, help="where files are made; they are left there (a temporary one)")
     add("--corpus", action="store_true", help="only make the sound files, in --folder, and list them")
     add("--output", type=Path, metavar="FILE.json", help="write the table there and, as Markdown, beside it")
@@ -66,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report["passed"] else 1
 
 
-def measure(bench: Bench, names: list[str], output: Path | None = None) -> dict[str, Any]:
-    """Run the named checks; the file is written anew after each, so one that is ended early leaves what it has."""
-    report: dict[str, Any] = {
+def measure(bench: Bench, names: list[str], output: Path | None = None) -> Record:
+    """Run the named checks; `output` is written after each of them, so that a run ended early leaves what it has."""
+    report: Record = {
         "benchmark": "reliability",
         "environment": environment(),
         "config": {"seed": bench.seed, "full": bench.full, "checks": names},
@@ -91,7 +91,7 @@ def measure(bench: Bench, names: list[str], output: Path | None = None) -> dict[
 
 
 def _rows(name: str, bench: Bench) -> Iterator[Row]:
-    """The rows of a check. One that breaks down is a missed target, and the others go on."""
+    """The rows of a check; if it raises, a row with a missed target."""
     try:
         yield from _check(name)(bench)
     except Exception as error:
@@ -119,11 +119,11 @@ def _list_corpus(bench: Bench) -> int:
 _HEADER = ("check", "what", "target", "got", "met", "tried")
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(row: Record) -> tuple[str, ...]:
     return row["check"], row["what"], row["target"], row["got"], "yes" if row["passed"] else "NO", str(row["tried"])
 
 
-def _title(report: dict[str, Any]) -> str:
+def _title(report: Record) -> str:
     where, missed = report["environment"], sum(not row["passed"] for row in report["rows"])
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     state = "" if report["complete"] else "; ENDED EARLY"
@@ -135,18 +135,18 @@ def _title(report: dict[str, Any]) -> str:
     )
 
 
-def _faults(report: dict[str, Any]) -> list[str]:
+def _faults(report: Record) -> list[str]:
     return [f"{row['check']} {row['what']}: {fault}" for row in report["rows"] for fault in row["faults"]]
 
 
-def format_report(report: dict[str, Any]) -> str:
-    """Title, table, and what went wrong."""
+def format_report(report: Record) -> str:
+    """Title, table and faults."""
     table = align([_HEADER, *map(_cells, report["rows"])], num_left=5)
     return "\n".join([_title(report), table, *_faults(report)])
 
 
-def format_markdown(report: dict[str, Any]) -> str:
-    """The same in Markdown."""
+def format_markdown(report: Record) -> str:
+    """Title, table and faults, in Markdown."""
     faults = [f"- {fault}" for fault in _faults(report)]
     return "\n\n".join(
         [_title(report), markdown([_HEADER, *map(_cells, report["rows"])]), *(["\n".join(faults)] * bool(faults))]

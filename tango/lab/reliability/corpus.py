@@ -1,6 +1,6 @@
 """A corpus of sound video files in many containers, codecs and layouts, made with PyAV alone.
 
-What this build of FFmpeg cannot write is listed as not made.
+Files that this build of FFmpeg cannot write are listed as not made.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 _MS = Fraction(1, 1000)
 UNEVEN_MS = tuple(40 * i + (300 if i > 10 else 0) + 9 * (i % 3) for i in range(40))
 _OPEN_GOP = {"x264-params": "open-gop=1:keyint=12:bframes=3:scenecut=0"}
-# Chatter of the encoder libraries themselves, which does not pass through FFmpeg's log; and quick presets.
+# Options that silence encoder libraries, whose messages do not pass through FFmpeg's log; and quick presets.
 _QUIET = {
     "libx265": {"x265-params": "log-level=none", "preset": "ultrafast"},
     "libsvtav1": {"preset": "12"},
@@ -29,7 +29,7 @@ _QUIET = {
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """How one file is made: encoded (`codec` and what follows), or from another one by `derive(source, target)`."""
+    """How one file is made: encoded as `codec` and the next fields say, or derived from another file by `derive`."""
 
     codec: str = "libx264"
     pix_fmt: str = "yuv420p"
@@ -40,12 +40,13 @@ class Entry:
     pts_ms: Sequence[int] | None = None  # None: 25 frames a second
     options: dict[str, str] = field(default_factory=dict)
     muxer: dict[str, str] = field(default_factory=dict)
-    format: str | None = None  # None: what the name's ending says
+    format: str | None = None  # None: that of the name's ending
     aspect: Fraction | None = None
     source: str = ""
     derive: Callable[[Path, Path], None] | None = None
-    shown: int | None = None  # frames that a player shows; None: all; 0: what a decoder that starts at the front shows
-    upright: Callable[[np.ndarray], np.ndarray] | None = None  # from coded pixels to what a player shows
+    # Number of frames that a player shows; None: all; 0: as many as a decoder that starts at the beginning shows.
+    shown: int | None = None
+    upright: Callable[[np.ndarray], np.ndarray] | None = None  # from coded pixels to those that a player shows
 
 
 def draw_frame(number: int, size: tuple[int, int]) -> np.ndarray:
@@ -59,7 +60,7 @@ def draw_frame(number: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def make(name: str, folder: Path) -> Path:
-    """The file of this name in a folder; it is written unless it is there.
+    """The file of this name in a folder; it is written unless it exists.
 
     Raises:
         LookupError: this build of FFmpeg has no such encoder or muxer, or refuses the combination.
@@ -106,7 +107,7 @@ def _encode(path: Path, entry: Entry) -> None:
 
 
 def _cut(start_s: float, source: Path, target: Path) -> None:
-    """Copy packets from the keyframe before `start_s` on. In mp4 an edit list hides what is before `start_s`."""
+    """Copy packets from the last keyframe before `start_s` on. In mp4, an edit list hides frames before `start_s`."""
     import av
 
     with av.open(str(source)) as read, av.open(str(target), "w") as written:
@@ -146,12 +147,8 @@ def _turned(matrix: tuple[int, int, int, int], upright: Callable[[np.ndarray], n
     return Entry(source="h264.mp4", derive=partial(_matrix, matrix), upright=upright)
 
 
-def _transposed(frame: np.ndarray) -> np.ndarray:
-    return frame.transpose(1, 0, 2)
-
-
 _E = Entry
-_CRC = {"level": "3", "slicecrc": "1"}  # without checksums nothing tells of damage in FFV1
+_CRC = {"level": "3", "slicecrc": "1"}  # without checksums, damage in FFV1 goes unnoticed
 _HIDDEN = {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good"}  # frames that are never shown
 _INTRA: dict[str, Any] = {"gop": 1, "num_frames": 20}
 CORPUS: dict[str, Entry] = {
@@ -186,7 +183,7 @@ CORPUS: dict[str, Entry] = {
     "turned_180.mp4": _turned((-1, 0, 0, -1), partial(np.rot90, k=2)),
     "turned_270.mp4": _turned((0, -1, 1, 0), partial(np.rot90, k=1)),
     "mirrored.mp4": _turned((-1, 0, 0, 1), np.fliplr), "upside_down.mp4": _turned((1, 0, 0, -1), np.flipud),
-    "transposed.mp4": _turned((0, 1, 1, 0), _transposed),
+    "transposed.mp4": _turned((0, 1, 1, 0), partial(np.transpose, axes=(1, 0, 2))),
     # pixels
     "10_bit.mp4": _E(pix_fmt="yuv420p10le"), "422.mp4": _E(pix_fmt="yuv422p"), "444.mp4": _E(pix_fmt="yuv444p"),
     "grey.mp4": _E(pix_fmt="gray"), "odd_size.mp4": _E(pix_fmt="yuv444p", size=(161, 97)),

@@ -1,4 +1,4 @@
-"""R1 and R2: what comes out of damaged files, and whether sound ones give the exact frames."""
+"""R1 and R2: what readers return for damaged files, and whether they return the exact frames of sound ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ from tango.video.reading import read_video
 from tango.video.sampling import sample_indices
 from tango.video.source import lenient
 
-# The sound files that are damaged: every container, and every codec, at least once.
+# The sound files that are damaged: the main containers and codecs.
 SOURCES = (
     "faststart.mp4", "fragmented.mp4", "h264.mkv", "h264.avi", "h264.ts", "h264.flv", "h264.h264", "vp8.webm",
     "vp9.webm", "vp9.ivf", "wmv2.wmv", "mpeg2.mpg", "mpeg4.avi", "hevc.mp4", "hevc.mkv", "av1.mp4", "mjpeg.avi",
@@ -32,20 +32,20 @@ _REPEATS = 5
 
 
 class Reading(NamedTuple):
-    """What a reader said of a file: frames in it, and a digest of each frame that it gave."""
+    """How a reader read a file: the number of frames in it, and a digest of each frame that was returned."""
 
     total: int
     frames: tuple[str, ...]
-    complaints: tuple[str, ...] = ()  # errors that FFmpeg logged; of the sequential reading alone
+    complaints: tuple[str, ...] = ()  # errors that FFmpeg logged; only of sequential readings
 
 
-def digests(frames: Any) -> tuple[str, ...]:
+def digests(frames: Iterable[np.ndarray]) -> tuple[str, ...]:
     """A short digest of every frame's shape and pixels."""
     return tuple(hashlib.sha256(f"{f.shape}".encode() + f.tobytes()).hexdigest()[:12] for f in map(np.asarray, frames))
 
 
 def sequential(path: Path, name: str) -> Reading:
-    """Decode from the start, on one thread, noting what FFmpeg complains of; of Tango's are the colours alone."""
+    """Decode from the start, on one thread, and note FFmpeg's complaints; only the colours are computed by Tango."""
     import av
 
     upright, convert = CORPUS[name].upright, Converter()
@@ -57,7 +57,7 @@ def sequential(path: Path, name: str) -> Reading:
             container.streams.video[0].codec_context.thread_count = 1
             try:
                 for frame in container.decode(video=0):
-                    # Where no colours are at stake, nothing of Tango's takes part, so that its orientations are judged.
+                    # Where the entry has its own `upright`, Tango takes no part, so that its orientations are tested.
                     pixels = upright(frame.to_ndarray(format="rgb24")) if upright else convert(frame)
                     frames.append(np.ascontiguousarray(pixels))
             except av.FFmpegError as error:
@@ -80,7 +80,7 @@ def backends() -> list[str]:
 
 
 def check_damaged(bench: Bench) -> Iterator[Row]:
-    """R1: named bad files and fuzzed ones, with every reader."""
+    """R1: read bad files and fuzzed ones, with every reader."""
     made = _made(bench)
     sources = [name for name in SOURCES if name in made]
     truths = dict(zip(sources, _sequential([(made[name], name) for name in sources], bench), strict=True))
@@ -99,7 +99,8 @@ def check_damaged(bench: Bench) -> Iterator[Row]:
         names = [path.name for _, path in fuzzed]
         yield counted("R1", f"fuzzed, {backend}: hangs, signals, untyped errors", len(names), _broken(names, *rounds))
         if repeats > 1:
-            unlike = [name for name, *tries in zip(names, *rounds, strict=True) if len({_plain(o) for o in tries}) > 1]
+            verdicts = [{f"{o.kind} {o.value}" for o in tries} for tries in zip(*rounds, strict=True)]
+            unlike = [name for name, different in zip(names, verdicts, strict=True) if len(different) > 1]
             yield counted("R1", f"fuzzed, {backend}: other verdicts in {repeats} readings", len(names), unlike)
         judged = [
             verdict(outcome, truths[name], theirs, own_decoder=backend == "decord")
@@ -109,15 +110,15 @@ def check_damaged(bench: Bench) -> Iterator[Row]:
 
 
 def verdict(outcome: Outcome, truth: Reading, as_ffmpeg: Reading | None, *, own_decoder: bool = False) -> str:
-    """What the reading of one damaged file is worth.
+    """Judge the reading of one damaged file.
 
-    "refused"; "whole": as the sound file; "warned": as FFmpeg reads the damaged one, and said. Without a warning:
-    "unseen" and "shorter" where FFmpeg has no complaint either and gives the same, with all frames or fewer; all else
-    is "silent".
+    "refused"; "whole": equal to the sound file; "warned": equal to FFmpeg's reading of the damaged file, with a
+    warning. Without a warning: "unseen" and "shorter" if FFmpeg does not complain either and returns the same, with all
+    frames or fewer; everything else is "silent".
 
     Args:
-        as_ffmpeg: None: FFmpeg cannot open the file.
-        own_decoder: the reader brings another FFmpeg, which may make other pixels of the same damage.
+        as_ffmpeg: FFmpeg's reading of the damaged file; None: FFmpeg cannot open it.
+        own_decoder: the reader brings its own FFmpeg, which may decode the same damage to other pixels.
     """
     if outcome.kind != "ok":
         return "refused"
@@ -134,7 +135,7 @@ def verdict(outcome: Outcome, truth: Reading, as_ffmpeg: Reading | None, *, own_
 
 
 def sampled(reading: Reading, num_frames: int) -> tuple[int, tuple[str, ...]]:
-    """What a reader should give of a file of which this is all."""
+    """The frames that a reader should sample from a file, given the reading of all its frames."""
     if not reading.total:
         return 0, ()
     return reading.total, tuple(reading.frames[i] for i in sample_indices(reading.total, num_frames))
@@ -153,17 +154,14 @@ def _verdict_rows(backend: str, names: list[str], judged: list[str]) -> Iterator
     )  # fmt: skip
 
 
-def _plain(outcome: Outcome) -> str:
-    return f"{outcome.kind} {outcome.value}"
-
-
-def _broken(names: Any, *rounds: list[Outcome]) -> list[str]:
+def _broken(names: Collection[str], *rounds: list[Outcome]) -> list[str]:
     bad = {"hang", "signal", "crash"}
     pairs = [(name, o) for outcomes in rounds for name, o in zip(names, outcomes, strict=True) if o.kind in bad]
     return list(dict.fromkeys(f"{name}: {o.kind}, {o.message[:120]}" for name, o in pairs))
 
 
 def _sequential(files: list[tuple[Path, str]], bench: Bench) -> list[Any]:
+    """The sequential reading of every file; None where FFmpeg cannot open it."""
     outcomes = run_all([partial(sequential, path, name) for path, name in files], bench)
     return [Reading(*outcome.value) if outcome.kind == "ok" else None for outcome in outcomes]
 
@@ -176,7 +174,7 @@ def _made(bench: Bench) -> dict[str, Path]:
 
 
 def _families() -> list[list[str]]:
-    """Names of files that are made from each other stay together: two processes must not write one file."""
+    """Names in groups: files derived from each other are together, so that no two processes write the same file."""
     families: dict[str, list[str]] = {}
     for name in CORPUS:
         first = name
@@ -197,13 +195,13 @@ def _make_all(folder: Path, names: list[str]) -> dict[str, str]:
 
 
 def write_corpus(bench: Bench) -> tuple[dict[str, Path], list[str]]:
-    """Write all of the corpus into `bench.folder`/corpus; the files by name, and the names of those not made."""
+    """Write the corpus into `bench.folder`/corpus; return the files by name, and the names of those not made."""
     made = _made(bench)
     return made, [name for name in CORPUS if name not in made]
 
 
 def check_exact(bench: Bench) -> Iterator[Row]:
-    """R2: the sampled frames of every sound file are those of decoding it from the start."""
+    """R2: the frames sampled from every sound file are those of decoding it from the start."""
     made, missing = write_corpus(bench)
     outcomes = run_all([partial(compare_exactly, path, name) for name, path in made.items()], bench)
     faults = [
@@ -219,7 +217,7 @@ def check_exact(bench: Bench) -> Iterator[Row]:
 
 
 def compare_exactly(path: Path, name: str, backend: str = "pyav") -> str:
-    """Read 1, 5, all and more frames of a sound file; "" if they are the right ones, else what is wrong."""
+    """Read 1, 5, all and more frames of a sound file; "" if they are right, else what is wrong."""
     truth, entry = sequential(path, name), CORPUS[name]
     shown = entry.num_frames if entry.shown is None else entry.shown or truth.total
     if truth.total != shown:
@@ -239,7 +237,7 @@ def compare_exactly(path: Path, name: str, backend: str = "pyav") -> str:
 
 
 def damage(data: bytes, kind: str, rng: random.Random) -> bytes:
-    """Cut the end off, zero a piece, flip some bits, or exchange two blocks; the first 64 bytes stay."""
+    """Cut off the end, zero a piece, flip some bits, or exchange two pieces; the first 64 bytes are kept."""
     changed, size = bytearray(data), len(data)
     if kind == "cut":
         return data[: rng.randrange(64, size)]
@@ -259,7 +257,7 @@ def damage(data: bytes, kind: str, rng: random.Random) -> bytes:
 
 
 def _fuzzed(bench: Bench, sources: dict[str, Path]) -> Iterator[tuple[str, Path]]:
-    """Names of the sources and damaged copies; the same ones for the same seed, codecs allowing."""
+    """Names of the sources, each with a damaged copy; the same seed and encoders make the same copies."""
     folder = bench.folder / "fuzzed"
     folder.mkdir(exist_ok=True)
     names = list(sources)
@@ -271,7 +269,7 @@ def _fuzzed(bench: Bench, sources: dict[str, Path]) -> Iterator[tuple[str, Path]
 
 
 def write_bad_files(folder: Path, clip: Path) -> dict[str, Path]:
-    """Files that no reader may take for a video, by what is wrong with them. `clip` has its index in front."""
+    """Write files that no reader may take for a video; their names say what is wrong. `clip` has its index in front."""
     data, folder = clip.read_bytes(), folder / "bad"
     folder.mkdir(exist_ok=True)
     pictures = data.index(b"mdat") + 4

@@ -1,25 +1,26 @@
-"""R5: whatever an answer depends on is part of the journal's key. Tried on the journal itself, change by change."""
+"""R5: everything that an answer depends on is part of the journal's key; tested on a journal, change by change."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 from unittest import mock
 
 from tango import mini
 from tango.errors import TangoError
-from tango.lab.reliability.workers import Bench, Row, counted, run_all
+from tango.lab.reliability.workers import Bench, Row, counted, question_about, run_all
 from tango.methods import pruner_class
 
-_BASE: dict[str, Any] = {"method": "tango", "options": {"retention_ratio": 0.2}}
+Change: TypeAlias = dict[str, Any]  # settings, and the values that they are changed to
+_BASE: Change = {"method": "tango", "options": {"retention_ratio": 0.2}}
 _ANSWERER = ("num_frames", "dtype", "attn_implementation", "video_backend", "time_instruction")
 _QUESTION = ("text", "prefill", "max_new_tokens", "generate_options", "frames_of_question")
-CHANGES: dict[str, dict[str, Any]] = {
+CHANGES: dict[str, Change] = {
     "method": {"method": "uniform"},
     "saliency": {"saliency": "attn"},
     "positions": {"positions": "kept"},
@@ -41,11 +42,11 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def other_value(field: str, cls: type) -> Any:
-    """A valid value of a method's option that is not its default.
+def other_value(field: str, cls: type) -> object:
+    """A valid value of a method's option other than its default.
 
     Raises:
-        LookupError: none is known for its type.
+        LookupError: there is no rule for its type.
     """
     default, hint = getattr(cls, field), get_type_hints(cls)[field]
     kinds = get_args(hint) or (hint,)
@@ -64,16 +65,16 @@ def other_value(field: str, cls: type) -> Any:
     raise LookupError(f"no other value for {field}: {hint}")
 
 
-def changes() -> dict[str, dict[str, Any]]:
-    """Every change that is tried: those above and one for every option of the method."""
+def changes() -> dict[str, Change]:
+    """All changes to try: those above and one for every option of the method."""
     cls = pruner_class("tango")
     options = {f.name: {"options": {"retention_ratio": 0.2, f.name: other_value(f.name, cls)}} for f in fields(cls)}
     return {**CHANGES, **{f"option {name}": change for name, change in options.items()}}
 
 
-def ask(folder: Path, journal: Path, change: dict[str, Any]) -> str:
-    """Ask one question through a journal: "cached" if it gave the answer, "refused" or "computed" if not."""
-    from tango.evaluation import Answerer, MethodConfig, Question
+def ask(folder: Path, journal: Path, change: Change) -> str:
+    """Ask a question through a journal: "cached" if the answer came from it, else "computed", or "refused"."""
+    from tango.evaluation import Answerer, MethodConfig
 
     clip, model = folder / f"clip_{journal.name}.mp4", folder / f"model_{journal.name}"
     shutil.copy(mini.clip_file(folder, change.get("clip", 0)), clip)
@@ -82,17 +83,10 @@ def ask(folder: Path, journal: Path, change: dict[str, Any]) -> str:
     if change.get("weights"):
         _change_weights(model)
     asked = {"text": "which color is first", "max_new_tokens": 3, **{k: v for k, v in change.items() if k in _QUESTION}}
-    content = [{"type": "video", "video": str(clip)}, {"type": "text", "text": asked.pop("text")}]
-    question = Question(
-        messages=[{"role": "user", "content": content}], num_frames=asked.pop("frames_of_question", None), **asked
-    )
+    question = question_about(clip, asked.pop("text"), num_frames=asked.pop("frames_of_question", None), **asked)
     own = {k: v for k, v in change.items() if k in MethodConfig.__dataclass_fields__}
-    options = {
-        "num_frames": 8,
-        "dtype": "float32",
-        "device": "cpu",
-        **{k: v for k, v in change.items() if k in _ANSWERER},
-    }
+    options: Change = {"num_frames": 8, "dtype": "float32", "device": "cpu"}
+    options |= {k: v for k, v in change.items() if k in _ANSWERER}
     with ExitStack() as stack:
         if "version" in change:
             stack.enter_context(_another_version(change["version"]))
@@ -114,7 +108,7 @@ def _change_weights(model: Path) -> None:
     save_file({name: 1.01 * tensor for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"})
 
 
-def _another_version(of: str) -> Any:
+def _another_version(of: str) -> AbstractContextManager[object]:
     from tango.evaluation import records
 
     if of == "tango":
@@ -123,14 +117,14 @@ def _another_version(of: str) -> Any:
     return mock.patch.object(records, "version", lambda package: "0.0.0" if package == of else stock(package))
 
 
-def try_change(folder: Path, number: int, change: dict[str, Any]) -> list[str]:
-    """Answer, ask the same again, then with the change; what became of each."""
+def try_change(folder: Path, number: int, change: Change) -> list[str]:
+    """Ask a question, ask it again, then with the change; the outcomes of the three."""
     journal = folder / f"journal_{number}"
     return [ask(folder, journal, {}), ask(folder, journal, {}), ask(folder, journal, change)]
 
 
 def check_key(bench: Bench) -> Iterator[Row]:
-    """R5: the same question is answered from the journal, and no longer once anything has changed."""
+    """R5: the same question is answered from the journal, but not once anything has changed."""
     bench, tried = replace(bench, limit_s=600), changes()
     folder = bench.folder / "keys"
     folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""R3 and R4: evaluations that are killed at random moments, go on with other processes, or fill the disk."""
+"""R3 and R4: evaluations that are killed at random moments, resumed with more or fewer processes, or fill the disk."""
 
 from __future__ import annotations
 
@@ -13,72 +13,61 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tango.lab.reliability.workers import Bench, Outcome, Row, alone, counted, silence, start
+from tango.lab.reliability.workers import Bench, Outcome, Row, alone, counted, question_about, silence, start
 from tango.mini import NAME, benchmark_questions, clip_file, is_right
 
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerProcess
+
+Asked: TypeAlias = dict[str, Any]  # a question of tango-mini's benchmark, with its "id" and the "video" file
 _NUM_FRAMES = 8
 _METHOD = ("--method", "tango", "--retention-ratio", "0.2", "--num-frames", str(_NUM_FRAMES))
 
 
-def questions_of(clips: Path, count: int) -> list[dict[str, Any]]:
-    """The first questions of tango-mini's benchmark; the clips are written where they are missing."""
+def questions_of(clips: Path, count: int) -> list[Asked]:
+    """The first questions of tango-mini's benchmark; missing clips are written."""
     clips.mkdir(exist_ok=True)
-    chosen: list[dict[str, Any]] = []
-    for question in benchmark_questions(count):
-        if len(chosen) == count:
-            break
-        chosen.append({"id": len(chosen), **question, "video": str(clip_file(clips, question["clip"]))})
-    return chosen
+    return [
+        {"id": number, **question, "video": str(clip_file(clips, question["clip"]))}
+        for number, question in enumerate(islice(benchmark_questions(count), count))
+    ]
 
 
 def evaluate(
-    questions: Sequence[dict[str, Any]], run: Path, rank: int = 0, of: int = 1, file_limit: int | None = None
+    questions: Sequence[Asked], run: Path, rank: int = 0, of: int = 1, file_limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """Answer every `of`-th question with tango-mini, pruned, into the journal of a run.
+    """Answer every `of`-th question with tango-mini and pruning, through the journal of a run; the records.
 
     Args:
-        file_limit: bytes that a file may have, as on a disk that is full.
+        file_limit: largest size of a file in bytes, in place of a full disk.
     """
     import resource
 
-    from tango.evaluation import Answerer, MethodConfig, Question
+    from tango.evaluation import Answerer, MethodConfig
 
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
     own = questions[rank::of]
-    asked = [
-        Question(
-            messages=[
-                {
-                    "role": "user",
-                    "content": [{"type": "video", "video": q["video"]}, {"type": "text", "text": q["text"]}],
-                }
-            ],
-            max_new_tokens=4,
-        )
-        for q in own
-    ]
+    asked = [question_about(q["video"], q["text"], max_new_tokens=4) for q in own]
     method = MethodConfig(method="tango", options={"retention_ratio": 0.2})
-    places: dict[str, Any] = {"journal": run / "journal", "rank": rank, "local_files_only": True}
-    with Answerer(NAME, method=method, num_frames=_NUM_FRAMES, dtype="float32", device="cpu", **places) as answerer:
+    with Answerer(
+        NAME, method=method, num_frames=_NUM_FRAMES, dtype="float32", device="cpu", journal=run / "journal", rank=rank,
+        local_files_only=True,
+    ) as answerer:  # fmt: skip
         answers = list(answerer.answers(asked))
+    counts = ("input_tokens", "output_tokens", "visual_tokens_before", "visual_tokens_after")
     return [
-        {
-            "id": q["id"],
-            "text": a.text,
-            "error": a.error,
-            "right": is_right(a.text, q["answer"]),
-            **{name: getattr(a, name) for name in ("input_tokens", "output_tokens", "visual_tokens_before")},
-            "visual_tokens_after": a.visual_tokens_after,
-        }
+        {"id": q["id"], "text": a.text, "error": a.error, "right": is_right(a.text, q["answer"])}
+        | {name: getattr(a, name) for name in counts}
         for q, a in zip(own, answers, strict=True)
     ]
 
 
-def _evaluate_alone(questions: Sequence[dict[str, Any]], run: Path, rank: int, of: int) -> None:
+def _evaluate_alone(questions: Sequence[Asked], run: Path, rank: int, of: int) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -86,11 +75,11 @@ def _evaluate_alone(questions: Sequence[dict[str, Any]], run: Path, rank: int, o
     evaluate(questions, run, rank, of)
 
 
-def finish(questions: Sequence[dict[str, Any]], run: Path, bench: Bench) -> bytes:
-    """Bring a run to its end in one process; its records as JSON lines, then its metrics.
+def finish(questions: Sequence[Asked], run: Path, bench: Bench) -> bytes:
+    """Complete a run in one process; return its records as JSON lines, then its metrics.
 
     Raises:
-        RuntimeError: it did not end well.
+        RuntimeError: the process failed.
     """
     outcome = alone(partial(evaluate, questions, run), bench)
     if outcome.kind != "ok":
@@ -101,7 +90,7 @@ def finish(questions: Sequence[dict[str, Any]], run: Path, bench: Bench) -> byte
 
 
 def answered(run: Path) -> list[str]:
-    """Keys of the whole lines in a run's journal."""
+    """Keys of the complete lines in a run's journal."""
     lines = [
         line for p in sorted((run / "journal").glob("answers-*.jsonl")) for line in p.read_bytes().split(b"\n")[:-1]
     ]
@@ -109,13 +98,13 @@ def answered(run: Path) -> list[str]:
     for line in lines:
         try:
             keys.append(json.loads(line)["key"])
-        except ValueError:  # cut off by a kill, and ended by the next process
+        except ValueError:  # the line was cut off by a kill, and ended by the next process
             continue
     return keys
 
 
-def kill_after(processes: Sequence[Any], run: Path, count: int, pause_s: float) -> bool:
-    """Kill -9 once so many answers are in the journal and a pause is over; False if they had ended by then."""
+def kill_after(processes: Sequence[ForkServerProcess], run: Path, count: int, pause_s: float) -> bool:
+    """Kill -9 after `count` answers in the journal and a pause; False if the processes had ended by then."""
     while any(p.is_alive() for p in processes) and len(answered(run)) < count:
         time.sleep(0.01)
     time.sleep(pause_s)
@@ -128,7 +117,7 @@ def kill_after(processes: Sequence[Any], run: Path, count: int, pause_s: float) 
 
 
 def check_kills(bench: Bench) -> Iterator[Row]:
-    """R3: every killed run, resumed, equals the one that was left alone, and computes no answer twice."""
+    """R3: every run that is killed and resumed equals the uninterrupted one, and computes no answer twice."""
     kills, count = (50, 300) if bench.full else (10, 60)
     bench = replace(bench, limit_s=1800)
     questions = questions_of(bench.folder / "clips", count)
@@ -140,7 +129,7 @@ def check_kills(bench: Bench) -> Iterator[Row]:
     yield counted("R3", "the same for tango mini evaluate", *_cli_kills(bench, 5 if bench.full else 1))
 
 
-def _killed_once(questions: Sequence[dict[str, Any]], expected: bytes, bench: Bench, number: int) -> str:
+def _killed_once(questions: Sequence[Asked], expected: bytes, bench: Bench, number: int) -> str:
     rng = random.Random(bench.seed * 1009 + number)
     run = bench.folder / f"killed_{number}"
     process = start(_evaluate_alone, questions, run, 0, 1)
@@ -149,8 +138,8 @@ def _killed_once(questions: Sequence[dict[str, Any]], expected: bytes, bench: Be
     return judge(run, questions, expected, bench, f"kill {number}")
 
 
-def judge(run: Path, questions: Sequence[dict[str, Any]], expected: bytes, bench: Bench, name: str) -> str:
-    """Resume a run and hold it against the expected bytes; "" or what is wrong."""
+def judge(run: Path, questions: Sequence[Asked], expected: bytes, bench: Bench, name: str) -> str:
+    """Resume a run and compare it with the expected bytes; "" or what is wrong."""
     before = answered(run)
     try:
         got = finish(questions, run, bench)
@@ -166,11 +155,11 @@ def judge(run: Path, questions: Sequence[dict[str, Any]], expected: bytes, bench
 
 
 def check_workers(bench: Bench) -> Iterator[Row]:
-    """R4: 1, then 2, then 1 process; and a disk that fills up once."""
+    """R4: 1 process, then 2, then 1; and a disk that fills up once."""
     trials, count = (10, 300) if bench.full else (2, 60)
     bench = replace(bench, limit_s=1800)
     questions = questions_of(bench.folder / "clips", count)
-    expected = finish(questions, bench.folder / "uninterrupted", bench)  # of R3, if that was run
+    expected = finish(questions, bench.folder / "uninterrupted", bench)  # R3's, if that was run
     faults = []
     for number in range(trials):
         rng, run = random.Random(bench.seed * 2003 + number), bench.folder / f"workers_{number}"
@@ -183,7 +172,7 @@ def check_workers(bench: Bench) -> Iterator[Row]:
     yield from _full_disk(bench, questions, expected)
 
 
-def _full_disk(bench: Bench, questions: Sequence[dict[str, Any]], expected: bytes) -> Iterator[Row]:
+def _full_disk(bench: Bench, questions: Sequence[Asked], expected: bytes) -> Iterator[Row]:
     run = bench.folder / "full_disk"
     outcome = alone(partial(evaluate, questions, run, file_limit=8000), bench)
     fault = "" if names_file(outcome, "answers-00000.jsonl") else f"{outcome.kind}: {outcome.message or 'no error'}"
@@ -193,12 +182,12 @@ def _full_disk(bench: Bench, questions: Sequence[dict[str, Any]], expected: byte
 
 
 def names_file(outcome: Outcome, name: str) -> bool:
-    """Whether a job ended with an error of the system's or of Tango's that names this file."""
+    """Whether a job ended with an error that names this file."""
     return outcome.kind in ("refused", "crash") and name in outcome.message
 
 
 def _cli_kills(bench: Bench, kills: int) -> tuple[int, list[str]]:
-    """Tries and faults of `tango mini evaluate --output`, killed once it has written some clips, and run again."""
+    """Tries and faults of `tango mini evaluate --output`, killed after some lines of output, and run again."""
     rng, clips = random.Random(bench.seed), str(bench.folder / "clips")
     command = [sys.executable, "-m", "tango.cli", "mini", "evaluate", "--offline", *_METHOD, "--clips", clips]
     command += ["--num-clips", "6", "--output"]
@@ -217,6 +206,3 @@ def _cli_kills(bench: Bench, kills: int) -> tuple[int, list[str]]:
         if code != 0 or output.read_bytes() != whole.read_bytes():
             faults.append(f"kill {number}: exit code {code}, the file differs")
     return kills, faults
-
-
-__all__ = ["check_kills", "check_workers", "evaluate", "finish", "judge", "names_file", "questions_of"]

@@ -1,8 +1,9 @@
-"""R9: inputs that somebody made to read other files, reach other machines, run code, or take all memory."""
+"""R9: inputs made to read other files, contact other machines, run code, or take all memory."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import struct
 import subprocess
@@ -13,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,12 +23,12 @@ from tango.lab.reliability.corpus import make
 from tango.lab.reliability.workers import Bench, Outcome, Row, alone, counted
 from tango.video.reading import read_video
 
-_MEMORY_MB = 300  # that reading a hostile file may take on top of what the process has
+_MEMORY_MB = 300  # by which reading a hostile file may grow the process
 
 
 @contextmanager
 def listening() -> Iterator[tuple[int, list[str]]]:
-    """A port of this machine and the connections made to it so far."""
+    """Listen on a port of this machine; yield it, and the list of connections made to it so far."""
     seen: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
@@ -47,14 +47,14 @@ def listening() -> Iterator[tuple[int, list[str]]]:
         thread.start()
         try:
             yield server.getsockname()[1], seen
-            time.sleep(0.5)  # for whoever is still connecting
+            time.sleep(0.5)  # for connections on their way
         finally:
             over.set()
             thread.join()
 
 
-def peak(job: Callable[[], Any]) -> tuple[Any, float]:
-    """What a job gives, or the error in words, and how many MB the process grew at most."""
+def peak(job: Callable[[], tuple[str, object]]) -> tuple[tuple[str, object], float]:
+    """What a job returns, or its error in words, and by how many MB the peak memory of the process grew."""
     import resource
 
     unit = 1 / 1e6 if sys.platform == "darwin" else 1024 / 1e6
@@ -69,13 +69,13 @@ def peak(job: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def take(path: str, num_frames: int = 16) -> tuple[str, list[int]]:
-    """Read a video; its shape and mean colour."""
+    """Read a video; return "read" with its shape and mean colour."""
     video = read_video(path, num_frames=num_frames)
     return "read", [*video.frames.shape, round(float(video.frames.float().mean()))]
 
 
 def addresses(port: int) -> dict[str, str]:
-    """Names that lead elsewhere, as a user might be given them."""
+    """Names that lead elsewhere, as a user might receive them."""
     up = "../" * 20
     return {
         "/etc/passwd": "/etc/passwd", "file:///etc/passwd": "file:///etc/passwd",
@@ -91,7 +91,7 @@ def addresses(port: int) -> dict[str, str]:
 
 
 def pointing_files(folder: Path, port: int, clip: Path) -> dict[str, Path]:
-    """Files whose content names other places: playlists, session descriptions, references."""
+    """Files whose content points elsewhere: playlists, session descriptions, references."""
     http = f"http://127.0.0.1:{port}/a.ts"
     hls = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXTINF:2.0,\n{}\n#EXT-X-ENDLIST\n"
     dash = (
@@ -111,7 +111,7 @@ def pointing_files(folder: Path, port: int, clip: Path) -> dict[str, Path]:
     }  # fmt: skip
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-        binary = folder / f"binary_{name}"  # a NUL byte: text no more
+        binary = folder / f"binary_{name}"  # with a NUL byte, it does not look like text
         binary.write_bytes(text.encode() + b"\n#\0\1\2")
     files = {name: folder / name for text in texts for name in (text, f"binary_{text}")}
     for name, target in (("alias_file.mov", str(clip)), ("alias_http.mov", http)):
@@ -121,7 +121,7 @@ def pointing_files(folder: Path, port: int, clip: Path) -> dict[str, Path]:
 
 
 def with_alias(data: bytes, target: str) -> bytes:
-    """A mov or mp4 (index last) whose pictures are said to lie in another file: a Macintosh alias in its `dref`."""
+    """A mov or mp4 (index last) changed to say that its pictures are in another file: a Macintosh alias in `dref`."""
     path = target.encode()
     record = bytes(10) + b"\0" + bytes(27) + bytes(12) + b"\0" + bytes(63) + bytes(16) + bytes(4) + bytes(16)
     record += struct.pack(">HH", 2, len(path)) + path + bytes(len(path) % 2) + struct.pack(">hH", -1, 0)
@@ -130,15 +130,15 @@ def with_alias(data: bytes, target: str) -> bytes:
     (size,) = struct.unpack(">I", data[at : at + 4])
     dref = struct.pack(">I4sII", 16 + len(alias), b"dref", 0, 1) + alias
     changed = bytearray(data[:at] + dref + data[at + size :])
-    for kind in (b"dinf", b"minf", b"mdia", b"trak", b"moov"):  # all around it grow
-        place = changed.rindex(kind, 0, at + 4) - 4
-        (old,) = struct.unpack(">I", changed[place : place + 4])
-        changed[place : place + 4] = struct.pack(">I", old + len(dref) - size)
+    for kind in (b"dinf", b"minf", b"mdia", b"trak", b"moov"):  # the boxes around it grow
+        start = changed.rindex(kind, 0, at + 4) - 4
+        (old,) = struct.unpack(">I", changed[start : start + 4])
+        changed[start : start + 4] = struct.pack(">I", old + len(dref) - size)
     return bytes(changed)
 
 
 def large_files(folder: Path, clip: Path, *, full: bool) -> dict[str, Path]:
-    """Small or sparse files that stand for something enormous."""
+    """Small or sparse files whose contents are enormous."""
     import av
 
     sparse, tail = folder / "sparse.mp4", folder / "sparse_tail.mp4"
@@ -168,7 +168,7 @@ def large_files(folder: Path, clip: Path, *, full: bool) -> dict[str, Path]:
 
 
 def shell_probes(folder: Path, clip: Path) -> dict[str, list[str]]:
-    """Commands with files that would run code or take all memory; each must end with 2 and one line."""
+    """Commands with files made to run code or take all memory; each must end with exit code 2 and one line."""
     answer = ["answer", str(clip), "what", "--offline", "--max-new-tokens", "2", "--model"]
     mark = folder / "EXECUTED"
     pickled, remote = _checkpoint(folder / "pickled"), _checkpoint(folder / "remote")
@@ -198,14 +198,11 @@ def shell_probes(folder: Path, clip: Path) -> dict[str, list[str]]:
 
 
 def _checkpoint(folder: Path) -> Path:
-    import shutil
-
-    shutil.copytree(mini.folder(), folder, dirs_exist_ok=True)
-    return folder
+    return shutil.copytree(mini.folder(), folder, dirs_exist_ok=True)
 
 
 def check_probes(bench: Bench) -> Iterator[Row]:
-    """R9, of what happens on this machine."""
+    """R9: addresses, files that point elsewhere, enormous files, and checkpoints and settings with code."""
     folder = bench.folder / "probes"
     folder.mkdir(exist_ok=True)
     clip = make("h264.mov", folder)
@@ -233,7 +230,7 @@ def check_probes(bench: Bench) -> Iterator[Row]:
 
 
 def faults_of(outcomes: dict[str, Outcome], may_read: Sequence[str] = ()) -> list[str]:
-    """Names of those that were neither refused with a typed error nor, where they may be, read."""
+    """Names of inputs that were neither refused with a typed error nor, if in `may_read`, read."""
     faults = []
     for name, outcome in outcomes.items():
         kind, what = outcome.value[0] if outcome.kind == "ok" else (outcome.kind, outcome.message)

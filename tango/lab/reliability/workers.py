@@ -1,4 +1,4 @@
-"""What the checks share: rows of the table, and work done in processes that may hang or die."""
+"""What the checks share: rows of the table, and jobs run in processes that may hang or die."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from tango.errors import TangoError
 from tango.extensions import import_packages, imported
 
-# Loaded once and forked with, not loaded anew in every process.
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import ForkServerProcess
+
+    from tango.evaluation import Question
+
+Job: TypeAlias = Callable[[], object]
+# Loaded once, by the server from which all processes are forked.
 _PRELOADED = [
     "tango.evaluation.answerer",
     "tango.mini.benchmark",
@@ -29,7 +36,7 @@ _PRELOADED = [
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What every check needs: a folder to work in, the seed, and how much is asked of it."""
+    """What every check needs: a folder to work in, the seed, and how thorough it should be."""
 
     folder: Path
     seed: int = 0
@@ -40,7 +47,7 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table: what was tried how often, what should come out, and what did."""
+    """One line of the table: what was tried, how often, the target, and the outcome."""
 
     check: str  # R1 to R9
     what: str
@@ -50,13 +57,13 @@ class Row:
     passed: bool
     faults: tuple[str, ...] = ()  # the first few, in words
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+    def to_dict(self) -> dict[str, object]:
+        """The row as plain values."""
         return {**asdict(self), "faults": list(self.faults)}
 
 
 def counted(check: str, what: str, tried: int, faults: Sequence[str], *, noun: str = "faults") -> Row:
-    """A row whose target is that nothing goes wrong; having tried nothing is no success."""
+    """A row whose target is no faults at all; if nothing was tried, the target is missed."""
     got = f"{len(faults)} {noun}" if tried else "nothing could be tried"
     passed = tried > 0 and not faults
     return Row(
@@ -65,32 +72,40 @@ def counted(check: str, what: str, tried: int, faults: Sequence[str], *, noun: s
 
 
 class Outcome(NamedTuple):
-    """What became of one job."""
+    """The outcome of one job."""
 
     kind: Literal["ok", "refused", "crash", "hang", "signal"]  # refused: a TangoError; crash: any other exception
-    value: Any = None  # of a job that returned; plain values
+    value: Any = None  # what the job returned, as plain values
     message: str = ""
     warned: tuple[str, ...] = ()
 
 
-def attempt(job: Callable[[], Any]) -> Outcome:
-    """Run a job here and say what became of it; its warnings are part of that."""
+def question_about(video: str | Path, text: str, **options: Any) -> Question:
+    """A question about one video."""
+    from tango.evaluation import Question
+
+    content = [{"type": "video", "video": str(video)}, {"type": "text", "text": text}]
+    return Question(messages=[{"role": "user", "content": content}], **options)
+
+
+def attempt(job: Job) -> Outcome:
+    """Run a job in this process and return its outcome, with its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            kind, value, message = "ok", job(), ""
+            outcome = Outcome("ok", job())
         except TangoError as error:
-            kind, value, message = "refused", None, f"{type(error).__name__}: {error}"
+            outcome = Outcome("refused", message=f"{type(error).__name__}: {error}")
         except Exception as error:
-            kind, value, message = "crash", None, f"{type(error).__name__}: {' '.join(str(error).split())}"
+            outcome = Outcome("crash", message=f"{type(error).__name__}: {' '.join(str(error).split())}")
     own = tuple(str(w.message) for w in caught if not issubclass(w.category, (DeprecationWarning, FutureWarning)))
-    return Outcome(kind, value, message, own)  # type: ignore[arg-type]
+    return outcome._replace(warned=own)
 
 
 def silence() -> None:
-    """Let this process print no more: native libraries write to its terminal, each in its own way.
+    """Stop this process from printing, since native libraries write straight to the terminal.
 
-    And let tqdm do without the semaphores that it would leave behind when the process is killed.
+    Also keep tqdm from making semaphores, which would be left behind when the process is killed.
     """
     from tqdm import tqdm
 
@@ -100,8 +115,8 @@ def silence() -> None:
             os.dup2(nowhere.fileno(), stream)
 
 
-def start(target: Callable[..., None], *args: Any) -> Any:
-    """Start a process that has the libraries loaded already; it is forked from a server that has done nothing else."""
+def start(target: Callable[..., None], *args: object) -> ForkServerProcess:
+    """Start a process with the libraries already loaded, forked from a server that has done nothing else."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     process = context.Process(target=_begin, args=(imported(), target, *args), daemon=True)
@@ -109,12 +124,12 @@ def start(target: Callable[..., None], *args: Any) -> Any:
     return process
 
 
-def _begin(packages: list[str], target: Callable[..., None], *args: Any) -> None:
+def _begin(packages: list[str], target: Callable[..., None], *args: object) -> None:
     import_packages(*packages)
     target(*args)
 
 
-def _serve(connection: Any) -> None:
+def _serve(connection: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
@@ -124,63 +139,53 @@ def _serve(connection: Any) -> None:
 
 
 class Worker:
-    """A process that does one job after the other; one that hangs or dies is replaced."""
+    """A process that runs one job after the other; if it hangs or dies, it is replaced."""
 
     def __init__(self) -> None:
-        self._process: Any = None
-        self._connection: Any = None
+        self._running: tuple[ForkServerProcess, Connection] | None = None
 
-    def call(self, job: Callable[[], Any], limit_s: float) -> Outcome:
-        """Do a job (importable by name, `partial` included) and wait for at most `limit_s`."""
-        if self._process is None:
-            self._connection, theirs = multiprocessing.Pipe()
-            self._process = start(_serve, theirs)
+    def call(self, job: Job, limit_s: float) -> Outcome:
+        """Run a job (importable by name, or a `partial` of such) and wait for it for at most `limit_s`."""
+        if self._running is None:
+            ours, theirs = multiprocessing.Pipe()
+            self._running = start(_serve, theirs), ours
             theirs.close()
+        process, connection = self._running
         try:
-            self._connection.send(job)
-            if self._connection.poll(limit_s):
-                return Outcome(*self._connection.recv())
+            connection.send(job)
+            if connection.poll(limit_s):
+                return Outcome(*connection.recv())
             outcome = Outcome("hang", message=f"no end after {limit_s:g} s")
         except (EOFError, OSError):
-            self._process.join(5)
-            outcome = Outcome("signal", message=f"the process ended with {self._process.exitcode}")
+            process.join(5)
+            outcome = Outcome("signal", message=f"the process ended with {process.exitcode}")
         self.close()
         return outcome
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._connection.close()
-            self._process = None
+        if self._running is not None:
+            process, connection = self._running
+            process.kill()
+            process.join()
+            connection.close()
+            self._running = None
 
 
-def run_all(jobs: Iterable[Callable[[], Any]], bench: Bench) -> list[Outcome]:
-    """The outcomes of jobs, in order, done by several processes."""
-    own, workers = threading.local(), []
+def run_all(jobs: Iterable[Job], bench: Bench) -> list[Outcome]:
+    """Run jobs in several processes; their outcomes, in the order of the jobs."""
+    own = threading.local()
+    with ThreadPoolExecutor(bench.processes) as pool, ExitStack() as workers:
 
-    def call(job: Callable[[], Any]) -> Outcome:
-        if not hasattr(own, "worker"):
-            own.worker = Worker()
-            workers.append(own.worker)
-        return own.worker.call(job, bench.limit_s)
+        def call(job: Job) -> Outcome:
+            if not hasattr(own, "worker"):
+                own.worker = workers.enter_context(closing(Worker()))
+            return own.worker.call(job, bench.limit_s)
 
-    with ThreadPoolExecutor(bench.processes) as pool:
-        try:
-            return list(pool.map(call, jobs))
-        finally:
-            for worker in workers:
-                worker.close()
+        return list(pool.map(call, jobs))
 
 
-def alone(job: Callable[[], Any], bench: Bench) -> Outcome:
-    """Do one job in a fresh process."""
-    worker = Worker()
-    try:
+def alone(job: Job, bench: Bench) -> Outcome:
+    """Run one job in a fresh process."""
+    with closing(Worker()) as worker:
         return worker.call(job, bench.limit_s)
-    finally:
-        worker.close()
-
-
-__all__ = ["Bench", "Outcome", "Row", "Worker", "alone", "attempt", "counted", "partial", "run_all", "start"]

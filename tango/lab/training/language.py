@@ -1,9 +1,9 @@
-"""Second stage of training: the language model learns to answer, from the frozen tower's tokens.
+"""Second stage of training: the language model learns to answer from the tokens of the frozen tower.
 
-Its word embeddings start where the first stage's probe found the words' meanings, and its attention starts by matching
-equal things and copying what it finds; both save most of the training. It never sees pruned input. What it does see
-varies in everything that pruning changes, so that it learns no fixed spacing: the number of frames, the pooled grid (in
-place of 7 x 7 tokens a frame also 5 x 5 and 4 x 4), and the positions, which may be squeezed together.
+Its word embeddings start as the directions that the first stage's probe learned for these words, and its attention
+starts by matching equal tokens and copying what it finds; both save most of the training. The model never sees pruned
+input. But its input varies in everything that pruning changes, so that it learns no fixed spacing: the number of
+frames, the pooled grid (5 x 5 and 4 x 4 tokens a frame besides 7 x 7), and the positions, which may be closer together.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
+from tango.files import write_bytes
 from tango.lab.training.packed import packed_forward
 from tango.lab.training.recipe import Recipe, language_seed, load_state, make_optimizer, save_state, set_lr
 from tango.lab.training.vision import WIDTHS, see
@@ -30,20 +32,20 @@ from tango.mini.scenes import DIRECTIONS, GRID, Clip, draw_clip, render_frame
 from tango.mini.shapes import LETTERS, PATTERNS
 from tango.video.sampling import sample_indices
 
-LENGTH = 6  # tokens of the longest question and its answer
-_REPEATED = ("color", "pattern", "where", "start", "end", "motion")  # kinds that ask for one thing out of several
+LENGTH = 6  # tokens of the longest question with its answer
+_REPEATED = ("color", "pattern", "where", "start", "end", "motion")  # kinds of questions about one object among several
 _CLIPS_PER_FILE = 32
 _TOKEN_RMS = 0.27
 
 
 def training_clip(recipe: Recipe, num_frames: int, index: int) -> Clip:
-    """A clip that trains the language model, to be seen in `num_frames` frames."""
+    """A clip that trains the language model, of which it sees `num_frames` frames."""
     num_scenes = (3, 4) if num_frames >= NUM_FRAMES else (3,)
     return draw_clip(language_seed(recipe, num_frames, index), num_samples=num_frames, num_scenes=num_scenes)
 
 
 class _Frames(Dataset[Tensor]):
-    """The sampled frames of training clips, as a file shows them: (T, SIZE, SIZE, 3)."""
+    """The sampled frames of training clips, with the colours that a video file would give them: (T, SIZE, SIZE, 3)."""
 
     def __init__(self, recipe: Recipe, num_frames: int):
         self.recipe, self.num_frames = recipe, num_frames
@@ -56,9 +58,9 @@ class _Frames(Dataset[Tensor]):
 
 
 def encode_clips(
-    model: Any, recipe: Recipe, folder: Path, *, device: str, workers: int, log: Callable[[str], None]
+    model: PreTrainedModel, recipe: Recipe, folder: Path, *, device: str, workers: int, log: Callable[[str], None]
 ) -> dict[int, Tensor]:
-    """Run the tower over all training clips, once; files that are there already are not made again.
+    """Run the tower once over all training clips; files of tokens that exist already are used as they are.
 
     Returns:
         For every number of frames T, tokens (clips, T * N, D) in float16.
@@ -74,16 +76,14 @@ def encode_clips(
                 frames = DataLoader(_Frames(recipe, num_frames), batch_size=None, sampler=wanted, num_workers=workers)
                 with torch.no_grad():
                     tokens = torch.stack([see(model, f.to(device))[0].flatten(0, 1).cpu().half() for f in frames])
-                partial = file.with_name(f".{file.name}.partial")
-                save_file({"tokens": tokens}, partial)
-                partial.replace(file)
+                write_bytes(file, save({"tokens": tokens}))
                 log(f"encode {num_frames} frames: {wanted[-1] + 1} of {num_clips} clips")
             parts.append(load_file(file)["tokens"])
         encoded[num_frames] = torch.cat(parts)
     return encoded
 
 
-def scale_tokens(model: Any, recipe: Recipe) -> None:
+def scale_tokens(model: PreTrainedModel, recipe: Recipe) -> None:
     """Scale the projector's last layer so that visual tokens are as large as word embeddings."""
     frames = torch.cat([_Frames(recipe, NUM_FRAMES)[(1 << 20) + i] for i in range(4)])  # nothing else uses them
     last = model.model.multi_modal_projector.linear_2
@@ -94,8 +94,8 @@ def scale_tokens(model: Any, recipe: Recipe) -> None:
 
 
 @torch.no_grad()
-def start_language(model: Any, probes: nn.ModuleDict, seed: int) -> None:
-    """Set the language model's weights before training: match and copy in attention, words where the probe saw them."""
+def start_language(model: PreTrainedModel, probes: nn.ModuleDict, seed: int) -> None:
+    """Set the language model's first weights: attention matches and copies, word embeddings come from the probe."""
     decoder = model.model.language_model
     generator = torch.Generator().manual_seed(seed)
 
@@ -123,14 +123,14 @@ def start_language(model: Any, probes: nn.ModuleDict, seed: int) -> None:
             outputs[IDS[word]] = 0.7 * unit
 
 
-def _per_query_head(attention: Any, weight: Tensor) -> Tensor:
+def _per_query_head(attention: Qwen2Attention, weight: Tensor) -> Tensor:
     """Rows of the key or value projection, repeated for the query heads that share them."""
     groups = attention.q_proj.out_features // attention.k_proj.out_features
     return weight.unflatten(0, (-1, attention.head_dim)).repeat_interleave(groups, dim=0).flatten(0, 1)
 
 
 def _meanings(probe: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Directions in token space of words that can be answers, and of words that say what to look for."""
+    """Directions in token space: of words that can be answers, and of words that say what to look for."""
     color, pattern, letter, row, column, _ = (part - part.mean(0) for part in probe.split(WIDTHS))
     half = GRID // 2
     down = row[-half:].mean(0) - row[:half].mean(0)
@@ -143,14 +143,14 @@ def _meanings(probe: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def _questions(clip: Clip, count: int, rng: np.random.Generator) -> list[Question]:
-    """One question of every kind, then more of those that ask for one thing out of several."""
+    """One question of every kind, then more of those about one object among several."""
     wanted = [*KINDS, *rng.choice(_REPEATED, 3 * count)]
     found = (question for kind in wanted if (question := ask(clip, str(kind), rng)) is not None)
     return [next(found) for _ in range(count)]
 
 
 def _pack(questions: list[list[Question]]) -> tuple[Tensor, Tensor]:
-    """Token ids (B, Q, LENGTH) with the answer after its question, and where each question ends (B, Q)."""
+    """Token ids (B, Q, LENGTH) of every question with its answer, and the position (B, Q) of each question's last."""
     ids = torch.full((len(questions), len(questions[0]), LENGTH), IDS["<pad>"])
     ends = torch.empty(ids.shape[:2], dtype=torch.long)
     for b, of_clip in enumerate(questions):
@@ -162,7 +162,7 @@ def _pack(questions: list[list[Question]]) -> tuple[Tensor, Tensor]:
 
 
 def _resize(tokens: Tensor, num_frames: int, side: int) -> Tensor:
-    """(B, T * GRID^2, D) -> (B, T * side^2, D), bilinearly, as the model pools its own grid."""
+    """Resize every frame's tokens bilinearly, as the model pools its own grid: (B, T GRID^2, D) -> (B, T side^2, D)."""
     if side == GRID:
         return tokens
     maps = tokens.unflatten(1, (num_frames, GRID, GRID)).flatten(0, 1).permute(0, 3, 1, 2)
@@ -170,11 +170,11 @@ def _resize(tokens: Tensor, num_frames: int, side: int) -> Tensor:
     return small.permute(0, 2, 3, 1).unflatten(0, (-1, num_frames)).flatten(1, 3)
 
 
-def prefix_of(model: Any, tokens: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor]:
+def prefix_of(model: PreTrainedModel, tokens: Tensor, stretch: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings and positions of a prompt up to the question: start token, video, newline.
 
     Args:
-        stretch: (B,) distance between neighbouring positions of the video; 1 in use, less in some of the training.
+        stretch: (B,) distance between neighbouring positions; 1 at inference, less in some training steps.
     """
     B, M, _ = tokens.shape
     base = model.model
@@ -184,7 +184,7 @@ def prefix_of(model: Any, tokens: Tensor, stretch: Tensor) -> tuple[Tensor, Tens
 
 
 def _plan(recipe: Recipe, step: int, rng: np.random.Generator) -> tuple[int, int, float]:
-    """Frames, side of the token grid and smallest stretch of a step: first short and plain, then longer and varied."""
+    """Number of frames, side of the token grid and smallest stretch of a step: short and plain steps come first."""
     progress, short, long = step / recipe.language_steps, min(recipe.clips), max(recipe.clips)
     if progress < 0.25:
         return short, int(rng.choice([5, 5, GRID])), 1.0
@@ -194,9 +194,9 @@ def _plan(recipe: Recipe, step: int, rng: np.random.Generator) -> tuple[int, int
 
 
 def language_loss(
-    model: Any, tokens: Tensor, stretch: Tensor, questions: list[list[Question]]
+    model: PreTrainedModel, tokens: Tensor, stretch: Tensor, questions: list[list[Question]]
 ) -> tuple[Tensor, list[tuple[str, bool]]]:
-    """Cross-entropy of the answers and of the end after them, and which kinds of questions were answered right."""
+    """Cross-entropy of the answers and of the end after them; and of every question its kind, and if it was right."""
     ids, ends = (t.to(tokens.device) for t in _pack(questions))
     prefix, positions = prefix_of(model, tokens, stretch)
     hidden = packed_forward(model.model.language_model, prefix, positions, model.model.language_model.embed_tokens(ids))
@@ -211,7 +211,7 @@ def language_loss(
 
 
 def train_language(
-    model: Any,
+    model: PreTrainedModel,
     encoded: dict[int, Tensor],
     recipe: Recipe,
     folder: Path,
@@ -220,7 +220,7 @@ def train_language(
     every_s: float,
     log: Callable[[str], None],
 ) -> None:
-    """Train the language model in place; continue from `folder/language.pt` if it is there."""
+    """Train the language model in place; continue from `folder/language.pt` if it exists."""
     modules = {"decoder": model.model.language_model, "head": model.lm_head}
     newline = model.model.image_newline
     optimizer = make_optimizer([newline, *(p for m in modules.values() for p in m.parameters())], weight_decay=0.01)
@@ -268,7 +268,7 @@ def train_language(
 
 
 def _summary(answers: list[tuple[str, bool]]) -> str:
-    """Share of right answers, overall and per kind, in percent."""
+    """Percentages of right answers, over all questions and by kind."""
     shares = {kind: [right for k, right in answers if k == kind] for kind in KINDS}
     overall = f"all {100 * np.mean([right for _, right in answers]):.0f}"
     return " ".join([overall, *(f"{kind} {100 * np.mean(right):.0f}" for kind, right in shares.items() if right)])

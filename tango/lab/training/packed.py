@@ -1,13 +1,11 @@
-"""Many questions about one clip in one pass of the language model: they share the video, and do not see each other."""
+"""Many questions about one clip in one pass of the language model: they share the video but do not see each other."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Model, apply_rotary_pos_emb
 
 from tango.annotations import Float
 
@@ -15,7 +13,7 @@ _BLOCK = 16  # tokens
 
 
 def packed_forward(
-    decoder: Any,
+    decoder: Qwen2Model,
     prefix: Float[Tensor, "B N D"],
     positions: Float[Tensor, "B N"],
     questions: Float[Tensor, "B Q L D"],
@@ -23,9 +21,8 @@ def packed_forward(
     """Final hidden states of Q questions of L tokens, each as if it alone followed the prefix.
 
     Args:
-        decoder: a Qwen2 text model; its weights are used as they are.
-        positions: where the prefix stands, for the rotary embedding; they may be fractions. Questions count on from
-            its last position.
+        positions: those of the prefix in the rotary embedding, which may be fractions. Every question's positions
+            follow the last of them.
     """
     B, Q, L, D = questions.shape
     N, layers = prefix.shape[1], decoder.layers
@@ -35,16 +32,16 @@ def packed_forward(
     for layer in layers:
         attended = _attend(layer.self_attn, layer.input_layernorm(x), cos, sin, N, (Q, L), layer is layers[-1])
         if layer is layers[-1]:
-            x = x[:, N:]  # nobody reads what the last layer makes of the video
+            x = x[:, N:]  # the last layer's output for the video is not used
         x = x + attended
         x = x + layer.mlp(layer.post_attention_layernorm(x))
     return decoder.norm(x).view(B, Q, L, D)
 
 
 def _attend(
-    attention: Any, x: Tensor, cos: Tensor, sin: Tensor, N: int, shape: tuple[int, int], questions_only: bool
+    attention: Qwen2Attention, x: Tensor, cos: Tensor, sin: Tensor, N: int, shape: tuple[int, int], questions_only: bool
 ) -> Tensor:
-    """Self-attention: the prefix is causal; a question's token sees the prefix and what precedes it in its question."""
+    """Self-attention, causal within the prefix; a question's token sees the prefix and its question up to itself."""
     Q, L = shape
     B, width = len(x), attention.head_dim
     q, k, v = (
@@ -62,7 +59,7 @@ def _attend(
     weights = torch.cat([over_prefix, over_own], dim=-1).softmax(-1)
     mixed = (weights[..., :N].flatten(2, 3) @ v[:, :, :N]) + (weights[..., N:] @ own_v).flatten(2, 3)
     if not questions_only:
-        # In whole blocks: at other lengths PyTorch's result for a CPU depends on where in memory its input lies.
+        # Padded to whole blocks: at other lengths, PyTorch's result on a CPU depends on the input's address in memory.
         q, k, v = (F.pad(t[:, :, :N], (0, 0, 0, -N % _BLOCK)) for t in (q, k, v))
         causal = F.scaled_dot_product_attention(q, k, v, is_causal=True)[:, :, :N]
         mixed = torch.cat([causal, mixed], dim=2)

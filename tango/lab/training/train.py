@@ -1,4 +1,4 @@
-"""Train `tango-mini` from nothing: both stages, and the checkpoint at the end."""
+"""Train `tango-mini` from scratch: both stages, and the checkpoint at the end."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from tango.errors import TangoError
 from tango.lab.training.language import encode_clips, scale_tokens, start_language, train_language
@@ -28,18 +28,18 @@ def train(
     workers: int = 1,
     every_s: float = 60.0,
     log: Callable[[str], None] = print,
-) -> Any:
+) -> PreTrainedModel:
     """Train a model and write it to `output` as a transformers checkpoint in float16.
 
-    What happens is decided by the recipe alone, also when it is interrupted and started again: the first weights, the
-    clips and their pixels, and the order in which they come. Two runs differ by the rounding of their arithmetic and by
-    what grows out of it. On a CPU, with one number of threads and the same versions, there is none that we know of;
-    processors, numbers of threads, versions and GPUs round differently.
+    The recipe alone decides the first weights, the clips and their pixels, and the order of the clips, also for a run
+    that was interrupted and continued. Two runs differ only through rounding and what grows out of it. On a CPU, with
+    the same number of threads and the same versions, we know of no difference; other processors, numbers of threads,
+    versions and GPUs round differently.
 
     Args:
-        work: folder of the training's state; a run that finds one there continues it.
+        work: folder of the training's state; a run that finds a state there continues from it.
         workers: processes that render clips beside the training; 0: none.
-        every_s: how often the state is written.
+        every_s: seconds between two writings of the state.
     Returns:
         The trained model.
     Raises:
@@ -62,7 +62,7 @@ def train(
 
 
 def _claim(work: Path, recipe: Recipe) -> None:
-    """Note the recipe in a work folder, or check that it is the one that is noted there."""
+    """Note the recipe in a work folder, or check that it equals the one noted there."""
     work.mkdir(parents=True, exist_ok=True)
     file, ours = work / "recipe.json", json.loads(json.dumps(asdict(recipe)))
     if not file.exists():
@@ -76,8 +76,8 @@ def _claim(work: Path, recipe: Recipe) -> None:
         )
 
 
-def write_checkpoint(model: Any, output: Path) -> None:
-    """Write model, tokenizer and chat template; `output` appears only when it is complete."""
+def write_checkpoint(model: PreTrainedModel, output: Path) -> None:
+    """Write model, tokenizer and chat template; `output` appears only once it is complete."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:

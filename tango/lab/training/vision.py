@@ -1,8 +1,8 @@
-"""First stage of training: tower, projector and pooling head learn to see, from labels for every token's cell.
+"""First stage of training: tower, projector and pooling head learn to see, from labels for every token's position.
 
-Single frames, no language. A linear probe on the pooled tokens names colour, pattern, letter, place and the object's
-centre; another on the pooling head's output names what a frame contains. Only the first probe's rows are used later,
-as a start for the word embeddings.
+It uses single frames and no language. A linear probe on the pooled tokens predicts colour, pattern, letter, position
+and the object's centre; another, on the pooling head's output, predicts what a frame contains. Only the first probe's
+rows are used later: word embeddings start from them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
 
 from tango.lab.training.recipe import Recipe, load_state, make_optimizer, save_state, set_lr, vision_seed
 from tango.mini.files import as_read
@@ -29,19 +29,19 @@ from tango.video.sampling import sample_indices
 CLASSES = (len(COLOR_NAMES), len(PATTERNS), len(LETTERS))
 # Columns of the probe's output: colour, pattern and letter (each with "none" first), row, column, centre.
 WIDTHS = (*(n + 1 for n in CLASSES), GRID, GRID, 2)
-_EMPTY_WEIGHT = (0.15, 0.15, 0.03)  # of cells without colour, pattern, letter: there are many
+_EMPTY_WEIGHT = (0.15, 0.15, 0.03)  # of positions without colour, pattern, letter, of which there are many
 _LOSS_WEIGHT = (1.0, 2.0, 1.0)
 _FRAMES_PER_CLIP = 4
 
 
 class _Chunks(Dataset[tuple[Tensor, Tensor]]):
-    """Frames of some clips at a time; chunk i is the same whenever it is asked for."""
+    """Frames of some clips at a time; chunk i is always the same."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Frames as a file shows them (F, SIZE, SIZE, 3), and their labels (F, GRID, GRID, 5)."""
+        """Frames (F, SIZE, SIZE, 3) in the colours that a video file would give them; labels (F, GRID, GRID, 5)."""
         pixels, labels = [], []
         for i in range(self.recipe.vision_clips):
             seed = vision_seed(self.recipe, index * self.recipe.vision_clips + i)
@@ -61,7 +61,7 @@ class _Chunks(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _batches(recipe: Recipe, step: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches from a step on."""
+    """The batches from this step on."""
     num_frames = recipe.vision_clips * _FRAMES_PER_CLIP
     per_pass = num_frames // recipe.vision_batch
     per_chunk = per_pass * recipe.vision_passes
@@ -77,26 +77,26 @@ def _batches(recipe: Recipe, step: int, workers: int) -> Iterator[tuple[Tensor, 
 
 
 def to_pixel_values(frames: Tensor) -> Tensor:
-    """(T, SIZE, SIZE, 3) uint8 -> (T, 3, SIZE, SIZE) in [-1, 1], as the processor does."""
+    """Scale pixels as the processor does: (T, SIZE, SIZE, 3) uint8 -> (T, 3, SIZE, SIZE) in [-1, 1]."""
     return frames.permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 
-def see(model: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
+def see(model: PreTrainedModel, frames: Tensor) -> tuple[Tensor, Tensor]:
     """Pooled visual tokens (T, GRID * GRID, D) and the pooling head's output (T, P)."""
     base = model.model
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention on a CPU depends on where in memory its input lies
+    with sdpa_kernel(SDPBackend.MATH):  # on a CPU, fused attention depends on the input's address in memory
         output = base.vision_tower(to_pixel_values(frames), output_hidden_states=True)
     return base.apply_pooling(base.multi_modal_projector(output.hidden_states[-1])), output.pooler_output
 
 
-def make_probes(model: Any) -> nn.ModuleDict:
-    """The two linear probes, which only training needs."""
+def make_probes(model: PreTrainedModel) -> nn.ModuleDict:
+    """The two linear probes, which only the training uses."""
     widths = model.config.text_config.hidden_size, model.config.vision_config.hidden_size
     return nn.ModuleDict({"cells": nn.Linear(widths[0], sum(WIDTHS)), "frame": nn.Linear(widths[1], sum(CLASSES))})
 
 
 def vision_loss(probes: nn.ModuleDict, tokens: Tensor, pooled: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
-    """Loss of both probes, and the shares of colours, patterns, letters and frame contents that they get right."""
+    """Loss of both probes, and the shares of colours, patterns, letters and frame contents that they predict right."""
     labels = labels.flatten(1, 2)  # (T, N, 5)
     logits = probes["cells"](F.rms_norm(tokens, tokens.shape[-1:]))
     *what, row, column, centre = logits.split(WIDTHS, dim=-1)
@@ -108,8 +108,8 @@ def vision_loss(probes: nn.ModuleDict, tokens: Tensor, pooled: Tensor, labels: T
         shown = target > 0
         right.append((scores.argmax(-1) == target)[shown].float().mean().item())
         contents.append(F.one_hot(target, CLASSES[i] + 1).amax(1)[:, 1:])
-    cell = torch.arange(GRID * GRID, device=tokens.device).expand(len(tokens), -1)
-    for scores, target in ((row, cell // GRID), (column, cell % GRID)):
+    position = torch.arange(GRID * GRID, device=tokens.device).expand(len(tokens), -1)  # (T, N), row-major
+    for scores, target in ((row, position // GRID), (column, position % GRID)):
         loss = loss + 0.2 * F.cross_entropy(scores.flatten(0, 1), target.flatten())
     filled = labels[..., :3].sum(-1) > 0
     loss = loss + 2 * F.mse_loss(centre[filled], labels[filled][:, 3:].float() / (SIZE / 2) - 1)
@@ -120,9 +120,16 @@ def vision_loss(probes: nn.ModuleDict, tokens: Tensor, pooled: Tensor, labels: T
 
 
 def train_vision(
-    model: Any, recipe: Recipe, folder: Path, *, device: str, workers: int, every_s: float, log: Callable[[str], None]
+    model: PreTrainedModel,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str,
+    workers: int,
+    every_s: float,
+    log: Callable[[str], None],
 ) -> nn.ModuleDict:
-    """Train tower, projector and pooling head in place; continue from `folder/vision.pt` if it is there."""
+    """Train tower, projector and pooling head in place; continue from `folder/vision.pt` if it exists."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         probes = make_probes(model).to(device)

@@ -1,7 +1,7 @@
-"""From a question and videos to model inputs: the preprocessing that the LLaVA models were trained with.
+"""Turns a question and videos into model inputs, with the preprocessing that the LLaVA models were trained with.
 
-Own code, in torch alone: the stock video processors need torchvision, and their class defaults normalise with CLIP's
-statistics. Pixels here are those of the original code: bicubic resize with antialiasing, mean and deviation 0.5.
+This is own code, in torch alone: the stock video processors need torchvision, and their class defaults normalise with
+CLIP's statistics. Pixels are as in the original code: bicubic resize with antialiasing, mean and deviation 0.5.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,59 +20,64 @@ from transformers import BatchFeature
 from tango.annotations import Float, UInt8
 from tango.containers import Video
 from tango.errors import MissingPartError, OptionError, PromptError
-from tango.models.processors.messages import TimeInstruction, describe_time
+from tango.models.processors.messages import TimeInstruction
 from tango.models.processors.protocol import ChatProtocol
 from tango.ops.device import chunks
 from tango.video.images import read_image
 from tango.video.reading import load_video
 from tango.video.sampling import one_line
 
-__all__ = [
-    "CHATML",
-    "ChatProcessor",
-    "Processor",
-    "TimeInstruction",
-    "chat_template",
-    "describe_time",
-    "preprocess_frames",
-]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-CHATML = (
+_SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+)
+_TURNS = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'video' %}<video>\n"
-    "{% elif part['type'] == 'image' %}<image>\n{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'video' %}VIDEO"
+    "{% elif part['type'] == 'image' %}IMAGE{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
-Videos = Any  # a video in any form, or a list of them; None: no video
+def chatml(video: str, image: str, *, system_turn: bool = True) -> str:
+    """The ChatML template, with these texts where videos and images stand."""
+    return (_SYSTEM if system_turn else "") + _TURNS.replace("VIDEO", video).replace("IMAGE", image)
+
+
+CHATML = chatml("<video>\n", "<image>\n")
+Videos = Any  # a video in any form that `tango.read_video` takes, or a list of them; None: no video
+Images = object  # an image in any form that `read_image` takes, a list of them, or a list per prompt; None: no image
 Matched = tuple[list[str], list[Tensor], list[Tensor] | None]
 
 
 def preprocess_frames(frames: UInt8[Tensor, "T h w 3"], size: int) -> Float[Tensor, "T 3 size size"]:
-    """Resize frames to a square and scale them to [-1, 1], a chunk of frames at a time."""
-    T, h, w, _ = frames.shape
-    pixels = torch.empty(T, 3, size, size)
-    for chunk in chunks(T, h * w * 3, frames.device, cpu_bytes=64 << 20):
-        resized = F.interpolate(
-            frames[chunk].permute(0, 3, 1, 2), size=(size, size), mode="bicubic", antialias=True, align_corners=False
+    """Resize frames to a square and scale them to [-1, 1]."""
+    return resize_frames(frames, (size, size)).mul_(1 / 127.5).sub_(1)
+
+
+def resize_frames(frames: UInt8[Tensor, "T h w 3"], size: tuple[int, int]) -> Float[Tensor, "T 3 rows columns"]:
+    """Resize frames to this height and width, a chunk of frames at a time."""
+    pixels = torch.empty(len(frames), 3, *size)
+    for chunk in chunks(len(frames), frames.shape[1:].numel(), frames.device, cpu_bytes=64 << 20):
+        pixels[chunk] = F.interpolate(
+            frames[chunk].permute(0, 3, 1, 2), size=size, mode="bicubic", antialias=True, align_corners=False
         )
-        pixels[chunk] = resized
-    return pixels.mul_(1 / 127.5).sub_(1)
+    return pixels
 
 
 def chat_template(folder: Path) -> str | None:
-    """The template that older processors keep in a file of their own; newer ones reach the tokenizer."""
+    """Read the template that older processors keep in a file of their own; newer ones store it with the tokenizer."""
     file = folder / "chat_template.json"
     return json.loads(file.read_text(encoding="utf-8"))["chat_template"] if file.is_file() else None
 
 
 class ChatProcessor(ChatProtocol):
-    """What the processors of all families share: a tokenizer, a chat template, and placeholders for media.
+    """The base of Tango's own processors: a tokenizer, a chat template, and placeholders for media.
 
-    Prompts are padded on the left. The attribute `time_instruction` is what `tango.prepare` tells the model about the
+    Prompts are padded on the left. The attribute `time_instruction` says what `tango.prepare` tells the model about a
     video's time (see `describe_time`).
     """
 
@@ -80,7 +85,7 @@ class ChatProcessor(ChatProtocol):
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         video_token: str,
         image_token: str,
@@ -92,11 +97,11 @@ class ChatProcessor(ChatProtocol):
         self.time_instruction: TimeInstruction = "none"
         self.tokenizer.padding_side = "left"
 
-    def stock(self) -> Any:
-        """The transformers processor of the family, with the same tokenizer and sizes; it does the images.
+    def stock(self) -> ProcessorMixin:
+        """Make the stock processor of the family, with the same tokenizer and sizes; it processes images.
 
         Raises:
-            MissingPartError: there is none, or torchvision, which it needs, is not installed.
+            MissingPartError: there is no stock processor, or torchvision, which it needs, is not installed.
         """
         try:
             stock = self._build_stock()
@@ -105,16 +110,16 @@ class ChatProcessor(ChatProtocol):
         stock.chat_template = self.chat_template
         return stock
 
-    def _build_stock(self) -> Any:
+    def _build_stock(self) -> ProcessorMixin:
         raise MissingPartError("this processor knows none of transformers; make it with tango.load")
 
-    def match(self, text: Any, videos: Videos, num_frames: int | None = None) -> Matched:
-        """Prompts, frames of every video, and their times if all videos have them.
+    def match(self, text: object, videos: Videos, num_frames: int | None = None) -> Matched:
+        """Read the videos; return prompts, frames of every video, and the times of all frames if all videos have times.
 
         Args:
             num_frames: as in `tango.prepare`.
         Raises:
-            PromptError: the numbers of placeholders and of videos differ, or the text is none.
+            PromptError: the numbers of placeholders and of videos differ, or `text` holds no prompts.
             VideoReadError: a video cannot be read.
         """
         texts = [text] if isinstance(text, str) else text
@@ -130,14 +135,12 @@ class ChatProcessor(ChatProtocol):
         times = [video.timestamps_s for video in read if isinstance(video, Video)]
         return list(texts), frames, times if given and len(times) == len(given) else None
 
-    def image_inputs(self, texts: Sequence[str], images: Any) -> tuple[list[str], dict[str, Any]]:
-        """Text in place of every image's placeholder, and the inputs for the images, as the stock processor makes them.
+    def image_inputs(self, texts: Sequence[str], images: Images) -> tuple[list[str], dict[str, Tensor]]:
+        """Let the stock processor make the inputs for images, and the text that replaces each image's placeholder.
 
-        Args:
-            images: in order, flat, or a list per prompt.
         Raises:
             PromptError: the numbers of placeholders and of images differ.
-            MissingPartError: images cannot be done here; see `stock`.
+            MissingPartError: there is no stock processor; see `stock`.
         """
         flat = [] if images is None else list(_flat(images))
         self._count(texts, self.image_token, len(flat), "images")
@@ -149,10 +152,10 @@ class ChatProcessor(ChatProtocol):
         return [stock.replace_image_token(inputs, i) for i in range(len(flat))], dict(inputs)
 
     def tokenize(self, texts: list[str], pieces: dict[str, list[str]], options: dict[str, Any]) -> BatchFeature:
-        """Put the piece of every video and image in place of its token, and tokenize.
+        """Replace the token of every video and image by its piece of text, and tokenize.
 
         Args:
-            pieces: token -> what to put in its places, in order.
+            pieces: token -> the texts that replace its occurrences, in order.
         """
         for token, values in pieces.items():
             remaining = iter(values)
@@ -174,18 +177,18 @@ class ChatProcessor(ChatProtocol):
             raise PromptError(f"the prompt has {count} {token}, but {given} {what} are given; each needs the other")
 
 
-def _are_several(videos: Any) -> bool:
-    """Whether a list holds videos; a list of images or of single frames is one video."""
+def _are_several(videos: Videos) -> bool:
+    """Whether this is a list of videos; a list of images or of single frames is one video."""
     if not isinstance(videos, (list, tuple)):
         return False
     return not videos or not all(_is_frame(item) for item in videos)
 
 
-def _is_frame(item: Any) -> bool:
+def _is_frame(item: object) -> bool:
     return hasattr(item, "convert") or len(getattr(item, "shape", ())) == 3
 
 
-def _flat(images: Any) -> Iterator[Any]:
+def _flat(images: Images) -> Iterator[object]:
     if not isinstance(images, (list, tuple)):
         yield images
         return
@@ -197,22 +200,27 @@ class Processor(ChatProcessor):
     """LLaVA's tokenizer and video preprocessing in one callable, used like a transformers processor.
 
     `processor(text=..., videos=...)` returns `input_ids`, `attention_mask`, `pixel_values_videos` and
-    `video_timestamps_s`; the last lets `tango.prune` see real time.
+    `video_timestamps_s`, from which pruning methods know real time.
 
     Args:
         num_video_tokens: frames -> placeholders that a video takes in an unpruned prompt.
-        make_stock: tokenizer -> transformers' own processor, for images and checkpoints.
+        make_stock: tokenizer -> the stock processor, which processes images and is saved in checkpoints.
+
+    Example:
+        >>> inputs = processor(text="<video>What happens?", videos="clip.mp4", num_frames=4)
+        >>> len(inputs["video_timestamps_s"][0])
+        4
     """
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         image_size: int,
         num_video_tokens: Callable[[int], int],
         default_num_frames: int,
         chat_template: str | None = None,
-        make_stock: Callable[[Any], Any] | None = None,
+        make_stock: Callable[[PreTrainedTokenizerBase], ProcessorMixin] | None = None,
     ):
         template = chat_template or getattr(tokenizer, "chat_template", None) or CHATML
         super().__init__(
@@ -226,14 +234,14 @@ class Processor(ChatProcessor):
 
     media_input_names = ("pixel_values_videos", "video_timestamps_s", "pixel_values", "image_sizes", "batch_num_images")
 
-    def _build_stock(self) -> Any:
+    def _build_stock(self) -> ProcessorMixin:
         return super()._build_stock() if self._make_stock is None else self._make_stock(self.tokenizer)
 
     def __call__(
         self,
         text: str | Sequence[str],
         videos: Videos = None,
-        images: Any = None,
+        images: Images = None,
         *,
         num_frames: int | None = None,
         video_timestamps: bool = True,
@@ -264,10 +272,10 @@ class Processor(ChatProcessor):
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Drop what stock processors take and what is done here anyway; refuse what would not be done.
+    """Drop options of stock processors that change nothing here; refuse those that would be ignored.
 
     Raises:
-        OptionError: sound, or tensors of another kind.
+        OptionError: the options ask for sound, or for tensors of another kind.
     """
     if options.pop("audio", None) is not None:
         raise OptionError("these models hear nothing; leave out audio")

@@ -1,29 +1,37 @@
-"""Conversations on their way to a prompt: what is shown in them, and what their text may not hold."""
+"""Prepares conversations for a prompt: finds their media, and refuses text that would change the prompt's meaning."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tango.containers import Video
 from tango.errors import PromptError, UnknownNameError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 TimeInstruction = Literal["none", "frames", "release"]
 
+Part = dict[str, Any]  # {"type": "text", "text": ...}, or a medium: {"type": "video", "video": ...}
 Turn = dict[str, Any]  # {"role": ..., "content": text or parts, ...}
-# Where a part of each kind may hold what it shows; the first is ours, the others are those of transformers.
-_PLACES = {"video": ("video", "path", "url"), "image": ("image", "path", "url", "base64")}
+# Keys under which a part of each kind may hold its medium: first ours, then those of transformers.
+_KEYS = {"video": ("video", "path", "url"), "image": ("image", "path", "url", "base64")}
 _KINDS = "text, video or image"
 
 
 def read_turns(messages: Iterable[Mapping[str, Any]]) -> list[Turn]:
-    """The messages in one form: content is text or a list of parts, and a video is under "video", an image "image".
+    """Bring messages to one form: content is text or a list of parts, with videos under "video", images under "image".
 
-    `video_url` and `image_url`, the parts of OpenAI's chats, count as well.
+    The parts of OpenAI's chats, `video_url` and `image_url`, are read as well.
 
     Raises:
-        PromptError: a message or a part is nothing of the kind.
+        PromptError: a message is no mapping with a role, or a part is of an unknown type.
+
+    Example:
+        >>> read_turns([{"role": "user", "content": [{"type": "video", "path": "clip.mp4"}, "What happens?"]}])
+        [{'role': 'user', 'content': [{'type': 'video', 'video': 'clip.mp4'}, {'type': 'text', 'text': ...}]}]
     """
     turns = []
     for message in messages:
@@ -38,7 +46,7 @@ def read_turns(messages: Iterable[Mapping[str, Any]]) -> list[Turn]:
     return turns
 
 
-def _read_part(part: Any) -> dict[str, Any]:
+def _read_part(part: str | Mapping[str, Any]) -> Part:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     kind = part.get("type") if isinstance(part, Mapping) else None
@@ -47,40 +55,39 @@ def _read_part(part: Any) -> dict[str, Any]:
         part = {"type": kind, kind: address.get("url") if isinstance(address, Mapping) else address}
     if kind == "text" and isinstance(part.get("text"), str):
         return dict(part)
-    if kind not in _PLACES:
+    if kind not in _KEYS:
         raise PromptError(f"a part must be of type {_KINDS}, got {_short(part)}")
-    shown = next(((place, part[place]) for place in _PLACES[kind] if part.get(place) is not None), None)
-    if shown is None:
+    key = next((key for key in _KEYS[kind] if part.get(key) is not None), None)
+    if key is None:
         return {"type": kind}
-    place, value = shown
-    return {"type": kind, kind: base64.b64decode(value) if place == "base64" else value}
+    return {"type": kind, kind: base64.b64decode(part[key]) if key == "base64" else part[key]}
 
 
-def load_media(turns: Sequence[Turn], **load: Callable[[Any], Any]) -> list[Turn]:
-    """The turns with every video and image as `load["video"]` and `load["image"]` read it.
+def load_media(turns: Sequence[Turn], **load: Callable[[Any], object]) -> list[Turn]:
+    """Replace every video and image by what `load["video"]` and `load["image"]` read from it.
 
     Raises:
-        PromptError: a part shows nothing.
+        PromptError: a part has no medium.
     """
 
-    def loaded(part: dict[str, Any]) -> dict[str, Any]:
+    def loaded(part: Part) -> Part:
         kind = part["type"]
         if kind not in load:
             return part
         if kind not in part:
-            raise PromptError(f"a part of type {kind} shows nothing; name its file under {' or '.join(_PLACES[kind])}")
+            raise PromptError(f"a part of type {kind} shows nothing; name its file under {' or '.join(_KEYS[kind])}")
         return {"type": kind, kind: load[kind](part[kind])}
 
     return [{**turn, "content": [loaded(part) for part in turn["content"]]} if _parts(turn) else turn for turn in turns]
 
 
 def media(turns: Iterable[Turn], kind: str) -> list[Any]:
-    """All videos or all images of a conversation, in order."""
+    """List all videos or all images of a conversation, in order."""
     return [part[kind] for turn in turns for part in _parts(turn) if part["type"] == kind]
 
 
 def without_media(turns: Iterable[Turn]) -> list[Turn]:
-    """The turns for a chat template, which needs to know where media stand, not what is in them."""
+    """Drop the media themselves: a chat template needs to know where they stand, not what they show."""
     plain = []
     for turn in turns:
         parts = [part if part["type"] == "text" else {"type": part["type"]} for part in _parts(turn)]
@@ -89,16 +96,17 @@ def without_media(turns: Iterable[Turn]) -> list[Turn]:
 
 
 def tell_times(turns: Sequence[Turn], kind: TimeInstruction, *, asked: bool) -> list[Turn]:
-    """Describe the time of every video in front of the text that follows it.
+    """Put a description of every video's time before the text that follows the video.
 
     Args:
-        asked: a video without times is an error, not left alone.
+        asked: refuse a video without times instead of leaving it alone.
     Raises:
-        UnknownNameError: there is no such instruction; PromptError: it was asked for, but a video has no times.
+        UnknownNameError: there is no such instruction.
+        PromptError: the instruction was asked for, but a video has no times.
     """
     told = []
     for turn in turns:
-        parts: list[dict[str, Any]] = []
+        parts: list[Part] = []
         waiting = ""
         for part in _parts(turn):
             if part["type"] == "video" and isinstance(part["video"], Video):
@@ -115,14 +123,14 @@ def tell_times(turns: Sequence[Turn], kind: TimeInstruction, *, asked: bool) -> 
 
 
 def describe_time(video: Video, kind: TimeInstruction) -> str:
-    """What LLaVA-Video reads about a video before the question, with the line's end; "" for "none".
+    """The line about a video's time that LLaVA-Video reads before the question; "" for "none".
 
     Args:
-        kind: "frames"; or "release", with a slip of the paper's release, which gives the frames' height as their
-            number.
+        kind: "frames", or "release", which repeats a slip of the paper's release: the height of a frame stands where
+            the number of frames belongs.
     Raises:
         UnknownNameError: there is no such kind.
-    Source: the text, missing spaces included, is that of VLMEvalKit's LLaVA-Video.
+    Source: the text, missing spaces included, comes from VLMEvalKit's LLaVA-Video.
     """
     if kind not in ("none", "frames", "release"):
         raise UnknownNameError("time instruction", kind, ("none", "frames", "release"))
@@ -137,10 +145,10 @@ def describe_time(video: Video, kind: TimeInstruction) -> str:
 
 
 def check_texts(turns: Sequence[Turn], reserved: Iterable[str], *, prefill: str = "") -> None:
-    """Refuse text that would become a special token: it could end a turn, or ask for a video that is not there.
+    """Refuse text that would become a special token: it could end a turn, or stand for a video that is not there.
 
     Raises:
-        PromptError: naming the message, the token and the way out.
+        PromptError: a text holds such a token; the message names both, and the way out.
     """
     reserved = sorted(reserved, key=len, reverse=True)
     texts = [(f"message {n} ({turn['role']})", text) for n, turn in enumerate(turns) for text in _texts(turn)]
@@ -153,14 +161,14 @@ def check_texts(turns: Sequence[Turn], reserved: Iterable[str], *, prefill: str 
             )
 
 
-def reserved_tokens(tokenizer: Any, placeholders: Iterable[str | None] = ()) -> set[str]:
-    """Texts that the tokenizer takes for something else than text, and placeholders of media."""
+def reserved_tokens(tokenizer: PreTrainedTokenizerBase, placeholders: Iterable[str | None] = ()) -> set[str]:
+    """Strings that the tokenizer reads as special tokens, and the placeholders of media."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return {token for token in (*added, *tokenizer.all_special_tokens, *placeholders) if token}
 
 
 def _texts(turn: Turn) -> Iterator[str]:
-    """The role, and the texts of a turn; those that follow each other as the one that they become."""
+    """The role of a turn and its texts; texts that follow each other are joined, as in the prompt."""
     yield str(turn["role"])
     if isinstance(turn["content"], str):
         yield turn["content"]
@@ -174,7 +182,7 @@ def _texts(turn: Turn) -> Iterator[str]:
     yield run
 
 
-def _parts(turn: Turn) -> list[dict[str, Any]]:
+def _parts(turn: Turn) -> list[Part]:
     return [] if isinstance(turn["content"], str) else turn["content"]
 
 

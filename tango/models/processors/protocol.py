@@ -1,12 +1,12 @@
-"""The protocol of a transformers processor, as one mixin: for Tango's own processors and for wrapped stock ones."""
+"""What users call on a transformers processor, as one base class for Tango's own processors and wrapped stock ones."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from tango.containers import Video
 from tango.errors import MissingPartError, OptionError
 from tango.models.processors.messages import (
     TimeInstruction,
+    Turn,
     check_texts,
     load_media,
     media,
@@ -25,7 +26,11 @@ from tango.models.processors.messages import (
 from tango.video.images import read_image
 from tango.video.reading import load_video
 
-# What goes to `__call__`, not to the chat template; transformers takes both in one place, too.
+if TYPE_CHECKING:
+    from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+    from transformers.video_utils import VideoMetadata
+
+# Options for `__call__`, not for the chat template; like transformers, `apply_chat_template` takes both.
 _OF_THE_CALL = (
     "video_timestamps",
     "vision_marks",
@@ -38,24 +43,25 @@ _OF_THE_CALL = (
 
 
 class ChatProtocol:
-    """What users' code calls on a processor of transformers, on top of a few attributes and `__call__`.
+    """What users call on a processor of transformers, built on the attributes below and `__call__`.
 
-    A class that has this gives `tokenizer`, `chat_template`, `video_token`, `image_token`, `default_num_frames`,
-    `time_instruction`, `media_input_names` and
-
-        __call__(text, videos=None, images=None, *, video_timestamps=True, **options) -> BatchFeature
-
-    whose videos are `Video`s or frames (T, h, w, 3), and whose images are Pillow images, a list per prompt. What a
-    transformers processor can and this one cannot says so: `MissingPartError` names the way out.
+    A method of transformers' processors that is missing here raises `MissingPartError`, which names the way out.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     chat_template: str | None
     video_token: str
     image_token: str | None = None
     default_num_frames: int
     time_instruction: TimeInstruction = "none"
     media_input_names: Sequence[str]
+
+    def __call__(self, *args: Any, **options: Any) -> BatchFeature:
+        """Make inputs from `text`, `videos=None`, `images=None`, `video_timestamps=True` and further options.
+
+        Videos are `Video`s or frames (T, h, w, 3); images are Pillow images, a list per prompt.
+        """
+        raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
         from transformers import ProcessorMixin
@@ -69,7 +75,7 @@ class ChatProtocol:
 
     def apply_chat_template(
         self,
-        conversation: Any,
+        conversation: Sequence[Any],
         chat_template: str | None = None,
         *,
         tokenize: bool = False,
@@ -79,26 +85,29 @@ class ChatProtocol:
         processor_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """A conversation, or a batch of them, as a prompt, or as the inputs of `model.generate`.
+        """Make a prompt, or the inputs of `model.generate`, from a conversation or a batch of them.
 
-            options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
-            model.generate(**processor.apply_chat_template(messages, **options))
-
-        Parts of type "video" hold what `tango.read_video` takes under "video", "path" or "url"; those of type "image" a
-        path, bytes or a Pillow image.
+        Parts of type "video" hold what `tango.read_video` takes, under "video", "path" or "url"; parts of type "image"
+        hold a path, bytes or a Pillow image.
 
         Args:
-            processor_kwargs: how media are read: `num_frames`, `fps`, `backend`, `time_instruction` as in
-                `tango.prepare`; `video_timestamps=True` adds `video_timestamps_s`, which a pruned model reads and a
-                stock one refuses (without it frames count as one second apart, as a warning says); what the tokenizer
-                takes, such as `padding`. Each may be among the options, too.
+            processor_kwargs: options for reading media, `num_frames`, `fps`, `backend` and `time_instruction`, as in
+                `tango.prepare`; `video_timestamps=True`, which adds `video_timestamps_s`; and options of the tokenizer,
+                such as `padding`. Each may also be among `options`. A pruned model reads `video_timestamps_s`, a stock
+                model refuses it; without it frames count as one second apart, as a warning says.
             options: `continue_final_message`, `tools`, `documents`, and variables of the template.
         Returns:
             Text, or a list of texts; with `tokenize` the ids (B, S); with `return_dict` all inputs.
         Raises:
-            PromptError: a text holds a reserved token (see `tango.prepare`), or a part shows nothing.
+            PromptError: a text holds a reserved token (see `tango.prepare`), or a part has no medium.
             VideoReadError: a video or an image cannot be read.
-            OptionError: a kind of output that there is not.
+            OptionError: this kind of output does not exist here.
+
+        Example:
+            >>> parts = [{"type": "video", "path": "clip.mp4"}, {"type": "text", "text": "What happens?"}]
+            >>> messages = [{"role": "user", "content": parts}]
+            >>> options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+            >>> ids = model.generate(**processor.apply_chat_template(messages, **options), max_new_tokens=4)
         """
         if options.pop("return_assistant_tokens_mask", False) or options.pop("load_audio_from_video", False):
             raise OptionError("no masks of the assistant's tokens and no sound here; use AutoProcessor for them")
@@ -106,7 +115,7 @@ class ChatProtocol:
             raise OptionError(f"return_tensors must be 'pt', got {return_tensors!r}")
         reading = {name: options.pop(name) for name in (*_OF_READING, *_OF_THE_CALL) if name in options}
         reading |= processor_kwargs or {}
-        options.pop("sanitize_control_tokens", None)  # a reserved token is an error in any case
+        options.pop("sanitize_control_tokens", None)  # reserved tokens are always an error here
         render = partial(self._render, chat_template=chat_template, add_generation_prompt=add_generation_prompt)
         is_batch = len(conversation) > 0 and (
             isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")
@@ -118,7 +127,7 @@ class ChatProtocol:
         reader = Reading(self, **{name: reading.pop(name) for name in _OF_READING if name in reading})
         batch = [reader.read(turns) for turns in batch]
         images = [media(turns, "image") for turns in batch]
-        inputs = self(  # type: ignore[operator]
+        inputs = self(
             text=[render(turns, **options) for turns in batch],
             videos=[video for turns in batch for video in media(turns, "video")] or None,
             images=images if any(images) else None,
@@ -126,17 +135,17 @@ class ChatProtocol:
         )
         return inputs if return_dict else inputs["input_ids"]
 
-    def prepare_turns(self, messages: Any, reading: Reading, *, prefill: str = "", **options: Any) -> Any:
-        """The inputs of one conversation that the model is to continue after `prefill`."""
+    def prepare_turns(
+        self, messages: Iterable[Mapping[str, Any]], reading: Reading, *, prefill: str = "", **options: Any
+    ) -> BatchFeature:
+        """Make the inputs of one conversation, which the model is to continue after `prefill`."""
         turns = reading.read(read_turns(messages))
         check_texts([], self._reserved(), prefill=prefill)
         videos, images = media(turns, "video"), media(turns, "image")
         text = self._render(turns, add_generation_prompt=True) + prefill
-        return self(  # type: ignore[operator]
-            text=text, videos=videos or None, images=[images] if images else None, **options
-        )
+        return self(text=text, videos=videos or None, images=[images] if images else None, **options)
 
-    def _render(self, turns: Sequence[Any], *, chat_template: str | None = None, **options: Any) -> str:
+    def _render(self, turns: Sequence[Turn], *, chat_template: str | None = None, **options: Any) -> str:
         check_texts(turns, self._reserved())
         template = chat_template or self.chat_template
         return self.tokenizer.apply_chat_template(
@@ -147,17 +156,17 @@ class ChatProtocol:
         return reserved_tokens(self.tokenizer, (self.video_token, self.image_token))
 
     def decode(self, *args: Any, **options: Any) -> str:
-        """Text of one sequence of ids."""
+        """Turn one sequence of ids into text."""
         return self.tokenizer.decode(*args, **options)
 
     def batch_decode(self, *args: Any, **options: Any) -> list[str]:
-        """Texts of a batch of ids."""
+        """Turn a batch of ids into texts."""
         return self.tokenizer.batch_decode(*args, **options)
 
     def post_process_image_text_to_text(
-        self, generated_outputs: Any, skip_special_tokens: bool = True, **options: Any
+        self, generated_outputs: Tensor | Iterable[Any], skip_special_tokens: bool = True, **options: Any
     ) -> list[str]:
-        """Texts of what `generate` returned, one sequence of ids or a batch."""
+        """Turn the ids that `generate` returned, one sequence or a batch, into texts."""
         rows = generated_outputs if isinstance(generated_outputs, Tensor) else list(generated_outputs)
         if len(rows) and (rows.dim() == 1 if isinstance(rows, Tensor) else isinstance(rows[0], int)):
             rows = [rows]
@@ -170,18 +179,18 @@ class ChatProtocol:
 
     @property
     def pad_token_id(self) -> int | None:
-        """The id that fills rows up."""
+        """The id that pads rows."""
         return self.tokenizer.pad_token_id
 
-    def stock(self) -> Any:
-        """The transformers processor that stands for this one in a saved checkpoint."""
+    def stock(self) -> ProcessorMixin:
+        """Return the stock processor that stands for this one in a saved checkpoint."""
         raise MissingPartError("this processor has no counterpart in transformers; save its tokenizer")
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **options: Any) -> list[str]:
-        """Write what `AutoProcessor.from_pretrained` and `tango.load` read; beside a model this makes a checkpoint.
+        """Write the files that `AutoProcessor.from_pretrained` and `tango.load` read, beside a saved model.
 
         Raises:
-            OptionError: it should go to the hub.
+            OptionError: `push_to_hub` is set.
         """
         if push_to_hub:
             raise OptionError("a processor is saved to a folder; upload that with huggingface_hub")
@@ -193,8 +202,8 @@ class ChatProtocol:
             return list(self.tokenizer.save_pretrained(save_directory))
 
     @classmethod
-    def from_pretrained(cls, *_args: Any, **_options: Any) -> Any:
-        """Not here: `tango.load` makes the processor that belongs to a model.
+    def from_pretrained(cls, *_args: object, **_options: object) -> ChatProtocol:
+        """Refuse: `tango.load` makes the processor that belongs to a model.
 
         Raises:
             MissingPartError: always.
@@ -206,11 +215,11 @@ _OF_READING = ("num_frames", "fps", "backend", "time_instruction")
 
 
 class Reading:
-    """How the media of a conversation are read for one processor; the arguments are those of `tango.prepare`."""
+    """Reads the media of conversations for one processor; the arguments are those of `tango.prepare`."""
 
     def __init__(
         self,
-        processor: Any,
+        processor: ChatProtocol,
         *,
         num_frames: int | None = None,
         fps: float | None = None,
@@ -222,20 +231,20 @@ class Reading:
         self._kind: TimeInstruction = time_instruction or getattr(processor, "time_instruction", None) or "none"
         self._asked = time_instruction is not None
 
-    def read(self, turns: Sequence[Any]) -> list[Any]:
-        """The turns with their media loaded and the times of videos told."""
+    def read(self, turns: Sequence[Turn]) -> list[Turn]:
+        """Load the media of the turns, and describe the times of videos in their text."""
         turns = load_media(turns, video=self._video, image=read_image)
         return tell_times(turns, self._kind, asked=self._asked)
 
 
 class WrappedProcessor(ChatProtocol):
-    """A stock processor of transformers behind the same calls: videos in any form, and their times.
+    """A stock processor of transformers that takes videos in any form, and adds the times of their frames.
 
     Args:
-        stock: e.g. what `AutoProcessor.from_pretrained` returns.
+        stock: for example from `AutoProcessor.from_pretrained`.
     """
 
-    def __init__(self, stock: Any):
+    def __init__(self, stock: ProcessorMixin):
         self._stock = stock
         self.tokenizer, self.chat_template = stock.tokenizer, getattr(stock, "chat_template", None)
         self.video_token = getattr(stock, "video_token", "<video>")
@@ -245,32 +254,38 @@ class WrappedProcessor(ChatProtocol):
         self.media_input_names = stock.model_input_names
 
     def __call__(
-        self, text: Any, videos: Any = None, images: Any = None, *, video_timestamps: bool = True, **options: Any
-    ) -> Any:
-        """As the stock processor, for videos that are `Video`s or frames (T, h, w, 3)."""
+        self,
+        text: str | Sequence[str],
+        videos: Sequence[Video | Tensor] | None = None,
+        images: object = None,
+        *,
+        video_timestamps: bool = True,
+        **options: Any,
+    ) -> BatchFeature:
+        """Call the stock processor with videos that are `Video`s or frames (T, h, w, 3)."""
         options = {"return_tensors": "pt", "do_sample_frames": False, **options}
         if isinstance(text, list) and len(text) > 1:
             options.setdefault("padding", True)
         given = list(videos or [])
-        timed = bool(given) and all(isinstance(video, Video) for video in given)
-        if timed:
-            options["video_metadata"] = [_metadata(video) for video in given]
+        timed = [video for video in given if isinstance(video, Video)]
+        if all_timed := bool(given) and len(timed) == len(given):
+            options["video_metadata"] = [_metadata(video) for video in timed]
         frames = [(video.frames if isinstance(video, Video) else video).permute(0, 3, 1, 2) for video in given]
         inputs = self._stock(text=text, videos=frames or None, images=images, **options)
-        if timed and video_timestamps:
-            inputs["video_timestamps_s"] = [video.timestamps_s for video in given]
+        if all_timed and video_timestamps:
+            inputs["video_timestamps_s"] = [video.timestamps_s for video in timed]
         return inputs
 
-    def _render(self, turns: Sequence[Any], *, chat_template: str | None = None, **options: Any) -> str:
+    def _render(self, turns: Sequence[Turn], *, chat_template: str | None = None, **options: Any) -> str:
         check_texts(turns, self._reserved())
         named = {} if chat_template is None else {"chat_template": chat_template}
         return self._stock.apply_chat_template(without_media(turns), tokenize=False, **named, **options)
 
-    def stock(self) -> Any:
+    def stock(self) -> ProcessorMixin:
         return self._stock
 
 
-def _metadata(video: Video) -> Any:
+def _metadata(video: Video) -> VideoMetadata:
     from transformers.video_utils import VideoMetadata
 
     return VideoMetadata(

@@ -1,7 +1,7 @@
-"""From a question and videos to the inputs of a Qwen-VL model: frames of any shape, cut into patches.
+"""Turns a question and videos into the inputs of a Qwen-VL model: frames of any shape, cut into patches.
 
-Own code, in torch alone: the stock video processors need torchvision, and assume 24 frames a second where they are not
-told. Frames are resized to multiples of one merge unit with at most 448 x 448 pixels, as in arXiv:2604.09547.
+This is own code, in torch alone: the stock video processors need torchvision, and assume 24 frames a second when they
+are not told. Frames are resized to multiples of one merge unit with at most 448 x 448 pixels, as in arXiv:2604.09547.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import BatchFeature
 
@@ -23,8 +22,18 @@ from tango.errors import UnknownNameError
 from tango.models.checkpoint import load_tokenizer
 from tango.models.mrope import seconds_per_step
 from tango.models.processors import stock
-from tango.models.processors.llava import ChatProcessor, Videos, chat_template, check_options
-from tango.ops.device import chunks
+from tango.models.processors.llava import (
+    ChatProcessor,
+    Images,
+    Videos,
+    chat_template,
+    chatml,
+    check_options,
+    resize_frames,
+)
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 MAX_PIXELS = 448 * 448
 IMAGE, VIDEO, START, END = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
@@ -33,22 +42,15 @@ HALF = (0.5, 0.5, 0.5)
 
 VisionMarks = Literal["nested", "flat"]
 
-_SYSTEM = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-)
-_TURNS = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Patches:
-    """How frames become patches: sizes in pixels, frames per temporal step, patches per side of a merge unit."""
+    """How frames become patches: sizes in pixels, frames per temporal step, patches per side of a merge unit.
+
+    Example:
+        >>> Patches(size=14).frame_size(720, 1280)
+        (336, 588)
+    """
 
     size: int
     temporal: int = 2
@@ -59,7 +61,7 @@ class Patches:
     max_pixels: int = MAX_PIXELS
 
     def frame_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that a frame is resized to: multiples of a merge unit, about the same aspect ratio.
+        """Height and width to resize a frame to: multiples of a merge unit, with about the frame's aspect ratio.
 
         Raises:
             ValueError: one side is more than 200 times the other.
@@ -76,18 +78,16 @@ class Patches:
             h, w = (math.ceil(x * grow / side) * side for x in (height, width))
         return h, w
 
-    def cut(self, frames: UInt8[Tensor, "F h w 3"]) -> tuple[Float[Tensor, "patches features"], tuple[int, int, int]]:
+    def cut(
+        self, frames: UInt8[Tensor, "frames h w 3"]
+    ) -> tuple[Float[Tensor, "patches features"], tuple[int, int, int]]:
         """Resize and normalise frames; return their patches, merge unit by merge unit, and the grid of patches.
 
-        A last frame without partner is repeated.
+        The last frame is repeated until it fills a temporal step.
         """
         frames = torch.cat([frames, frames[-1:].expand(-len(frames) % self.temporal, -1, -1, -1)])
         h, w = self.frame_size(frames.shape[1], frames.shape[2])
-        pixels = torch.empty(len(frames), 3, h, w)
-        for chunk in chunks(len(frames), frames[0].numel(), frames.device, cpu_bytes=64 << 20):
-            pixels[chunk] = F.interpolate(
-                frames[chunk].permute(0, 3, 1, 2), size=(h, w), mode="bicubic", antialias=True, align_corners=False
-            )
+        pixels = resize_frames(frames, (h, w))
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         pixels.sub_(mean).div_(std)
         t, rows, columns = len(frames) // self.temporal, h // self.size, w // self.size
@@ -98,14 +98,14 @@ class Patches:
 
 @dataclass(frozen=True, kw_only=True)
 class QwenForm:
-    """How a family writes videos into its prompts. The names are those of transformers' own processors."""
+    """How a family writes videos into its prompts; `processor` and `video_processor` name the stock classes."""
 
     processor: str
     video_processor: str = "Qwen2VLVideoProcessor"
-    frames_carry_time: bool = False  # every temporal step is a chunk of its own, after its time as text
-    seconds_per_step: bool = False  # positions follow the clock, by the input `second_per_grid_ts`
-    system_turn: bool = True  # a conversation that has none gets one
-    mean: tuple[float, ...] = CLIP_MEAN  # where a checkpoint does not say
+    frames_carry_time: bool = False  # every temporal step is a run of placeholders of its own, after its time as text
+    seconds_per_step: bool = False  # positions follow real time, by the input `second_per_grid_ts`
+    system_turn: bool = True  # a conversation without a system turn gets one
+    mean: tuple[float, ...] = CLIP_MEAN  # of pixels, like `std`: where a checkpoint does not say
     std: tuple[float, ...] = CLIP_STD
 
 
@@ -113,13 +113,13 @@ class QwenProcessor(ChatProcessor):
     """Tokenizer and video preprocessing in one callable, used like a transformers processor.
 
     `processor(text=..., videos=...)` returns `input_ids`, `attention_mask`, `mm_token_type_ids`,
-    `pixel_values_videos`, `video_grid_thw` and, from the videos' times, `video_timestamps_s` and, where the family
-    wants it, `second_per_grid_ts`.
+    `pixel_values_videos` and `video_grid_thw`; if the videos have times, `video_timestamps_s`, and `second_per_grid_ts`
+    for a family that takes it.
 
     Attributes:
-        vision_marks: only where frames carry their time. "nested": `<|vision_start|>`, each frame's time and the
-            frame between marks of its own, `<|vision_end|>`, as transformers 5.17 and later write it. "flat": without
-            the outer pair.
+        vision_marks: which marks surround a video whose frames carry their time. "flat": every frame follows its time,
+            between `<|vision_start|>` and `<|vision_end|>` of its own. "nested": another pair surrounds the whole
+            video, as in transformers 5.17 and later.
     """
 
     media_input_names = (
@@ -129,7 +129,7 @@ class QwenProcessor(ChatProcessor):
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         form: QwenForm,
         patches: Patches,
@@ -137,7 +137,7 @@ class QwenProcessor(ChatProcessor):
         chat_template: str | None = None,
         image_settings: dict[str, Any] | None = None,
     ):
-        own = _SYSTEM + _TURNS if form.system_turn else _TURNS
+        own = chatml(START + VIDEO + END, START + IMAGE + END, system_turn=form.system_turn)
         template = chat_template or getattr(tokenizer, "chat_template", None) or own
         super().__init__(
             tokenizer,
@@ -152,9 +152,15 @@ class QwenProcessor(ChatProcessor):
 
     @classmethod
     def from_folder(
-        cls, folder: Path, config: Any, tokenizer: Any = None, *, form: QwenForm, default_num_frames: int = 32
+        cls,
+        folder: Path,
+        config: PretrainedConfig,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        form: QwenForm,
+        default_num_frames: int = 32,
     ) -> QwenProcessor:
-        """The processor of a checkpoint: pixel statistics from its preprocessor file, sizes from the model's config."""
+        """Make a checkpoint's processor: pixel statistics from its preprocessor file, sizes from the model's config."""
         settings = stock.video_settings(folder)
         vision = config.vision_config
         side = vision.patch_size * vision.spatial_merge_size
@@ -175,8 +181,17 @@ class QwenProcessor(ChatProcessor):
             image_settings=stock.image_settings(folder),
         )
 
-    def _build_stock(self) -> Any:
-        return stock.qwen(self.tokenizer, form=self.form, patches=self.patches, images=self._image_settings)
+    def _build_stock(self) -> ProcessorMixin:
+        import transformers
+
+        own = self.patches
+        sizes = {"patch_size": own.size, "merge_size": own.merge, "temporal_patch_size": own.temporal}
+        shared = {**sizes, "image_mean": list(own.mean), "image_std": list(own.std)}
+        return getattr(transformers, self.form.processor)(
+            image_processor=transformers.Qwen2VLImageProcessor(**{**shared, **self._image_settings}),
+            tokenizer=self.tokenizer,
+            video_processor=getattr(transformers, self.form.video_processor)(**shared),
+        )
 
     def num_video_tokens(self, num_frames: int, height: int, width: int) -> int:
         """Placeholders that a video of this size takes in an unpruned prompt."""
@@ -188,7 +203,7 @@ class QwenProcessor(ChatProcessor):
         self,
         text: str | Sequence[str],
         videos: Videos = None,
-        images: Any = None,
+        images: Images = None,
         *,
         num_frames: int | None = None,
         video_timestamps: bool = True,
@@ -200,10 +215,11 @@ class QwenProcessor(ChatProcessor):
         A video has any form that `tango.read_video` takes; images stand in the prompts as `<|image_pad|>`.
 
         Args:
-            vision_marks: in place of the attribute, for Qwen3-VL.
+            vision_marks: overrides the attribute, for Qwen3-VL.
         Raises:
             PromptError: the numbers of `<|video_pad|>` and of videos, or of `<|image_pad|>` and of images, differ.
-            VideoReadError: one of them cannot be read; UnknownNameError: there are no such marks.
+            VideoReadError: a video or an image cannot be read.
+            UnknownNameError: there are no such marks.
         """
         check_options(options)
         texts, frames, times = self.match(text, videos, num_frames)
@@ -213,7 +229,7 @@ class QwenProcessor(ChatProcessor):
         if self.form.frames_carry_time:
             marks = self.vision_marks if vision_marks is None else vision_marks
             check_marks(marks)
-            if marks == "flat":  # the placeholders bring marks of their own, around every frame
+            if marks == "flat":  # `_placeholders` puts marks around every frame
                 texts = [t.replace(START + VIDEO + END, VIDEO) for t in texts]
             if frames and times is None:
                 warnings.warn("frames without times: the prompt counts them as half a second apart", stacklevel=2)
@@ -246,13 +262,13 @@ class QwenProcessor(ChatProcessor):
         middles = times.view(t, self.patches.temporal)[:, [0, -1]].mean(dim=1).tolist()
         return "".join(f"<{seconds:.1f} seconds>{START}{frame}{END}" for seconds in middles)
 
-    def _kinds(self, input_ids: Any) -> Any:
-        """0 for text, 1 for image and 2 for video placeholders; stock models compute positions from it."""
+    def _kinds(self, input_ids: Tensor) -> Tensor:
+        """0 for text, 1 for image and 2 for video placeholders; stock models compute positions from these."""
         image, video = (self.tokenizer.convert_tokens_to_ids(token) for token in (IMAGE, VIDEO))
         return (input_ids == image).int() + 2 * (input_ids == video).int()
 
 
 def check_marks(name: str | None) -> None:
-    """Raise UnknownNameError unless Qwen3-VL's frames can be marked like this; None: as the processor says."""
+    """Raise UnknownNameError unless this names vision marks of Qwen3-VL; None: those of the processor's attribute."""
     if name is not None and name not in get_args(VisionMarks):
         raise UnknownNameError("vision marks", str(name), get_args(VisionMarks))

@@ -1,29 +1,33 @@
-"""The processors of transformers that go with Tango's own: they do the images, and stand for ours in a checkpoint."""
+"""The stock processors that belong to Tango's own: they process images, and stand for ours in a saved checkpoint."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tango.errors import MissingPartError
 from tango.models.processors.protocol import WrappedProcessor
 from tango.video.sampling import one_line
 
-_HALF = [0.5, 0.5, 0.5]  # SigLIP's; the classes' defaults are CLIP's
-# Of a preprocessor's file, what names classes and not settings.
+if TYPE_CHECKING:
+    from transformers import LlavaOnevisionProcessor, PretrainedConfig, PreTrainedTokenizerBase
+
+_HALF = [0.5, 0.5, 0.5]  # SigLIP's statistics; the classes' defaults are CLIP's
+# Fields of a preprocessor's file that name classes, not settings.
 _NO_SETTINGS = ("image_processor_type", "feature_extractor_type", "video_processor_type", "processor_class", "auto_map")
 
 
 def image_settings(folder: Path) -> dict[str, Any]:
-    """How a checkpoint prepares images, from whichever file says it; {} where none does."""
+    """Read how a checkpoint prepares images, from whichever file says it; {} where none does."""
     nested = _read(folder / "processor_config.json").get("image_processor")
     settings = _read(folder / "preprocessor_config.json") or nested or {}
     return {name: value for name, value in settings.items() if name not in _NO_SETTINGS}
 
 
 def video_settings(folder: Path) -> dict[str, Any]:
-    """The same for videos; for images where a checkpoint says nothing about videos."""
+    """Read how a checkpoint prepares videos; where no file says it, how it prepares images."""
     nested = _read(folder / "processor_config.json")
     return (
         _read(folder / "video_preprocessor_config.json")
@@ -34,11 +38,13 @@ def video_settings(folder: Path) -> dict[str, Any]:
     )
 
 
-def llava_onevision(tokenizer: Any, *, config: Any, images: dict[str, Any]) -> Any:
-    """`LlavaOnevisionProcessor` for a model of this config.
+def llava_onevision(
+    tokenizer: PreTrainedTokenizerBase, *, config: PretrainedConfig, images: Mapping[str, object]
+) -> LlavaOnevisionProcessor:
+    """Make the `LlavaOnevisionProcessor` for a model of this config.
 
     Args:
-        images: settings that go before those that follow from the config.
+        images: settings that override those that follow from the config.
     Raises:
         ImportError: torchvision is not installed.
     """
@@ -57,28 +63,11 @@ def llava_onevision(tokenizer: Any, *, config: Any, images: dict[str, Any]) -> A
     )
 
 
-def qwen(tokenizer: Any, *, form: Any, patches: Any, images: dict[str, Any]) -> Any:
-    """The processor of a Qwen-VL family, with the patches of ours.
-
-    Raises:
-        ImportError: torchvision is not installed.
-    """
-    import transformers
-
-    sizes = {"patch_size": patches.size, "merge_size": patches.merge, "temporal_patch_size": patches.temporal}
-    shared = {**sizes, "image_mean": list(patches.mean), "image_std": list(patches.std)}
-    return getattr(transformers, form.processor)(
-        image_processor=transformers.Qwen2VLImageProcessor(**{**shared, **images}),
-        tokenizer=tokenizer,
-        video_processor=getattr(transformers, form.video_processor)(**shared),
-    )
-
-
 def wrapped(folder: Path, *, default_num_frames: int) -> WrappedProcessor:
-    """The processor of a checkpoint as transformers makes it: told frame indices and rate, it adds the frames' times.
+    """Wrap the stock processor of a checkpoint, so that it takes Tango's videos and adds the times of their frames.
 
     Raises:
-        MissingPartError: torchvision, which it needs, is not installed.
+        MissingPartError: torchvision, which the stock processor needs, is not installed.
     """
     from transformers import AutoProcessor
 

@@ -1,4 +1,4 @@
-"""Times of the sampled frames, as they travel from the video reader to the pruner."""
+"""Checks the times of sampled frames on their way from the video reader to the pruner."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 def video_timestamps(
     given: Sequence[Sequence[float] | Tensor] | Tensor | None, lengths: Sequence[int], *, wanted: bool
 ) -> list[Tensor]:
-    """One (T,) float64 tensor of seconds per video, on the CPU.
+    """Return one (T,) float64 tensor of seconds per video, on the CPU.
 
-    Without timestamps the frames count as one second apart, with a warning if the method wanted real time.
+    Without timestamps frames count as one second apart; `wanted` warns of it, for a method that needs real time.
 
     Raises:
         ValueError: there is not one list per video, or not one time per frame.

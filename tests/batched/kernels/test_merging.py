@@ -54,8 +54,8 @@ def test_equals_the_library(interpreted: Interpreter, weight: float, dtype: torc
 
 @pytest.mark.parametrize("weight", [0.0, 0.2, 0.6])
 def test_anchors_that_are_means_over_frames(interpreted: Interpreter, weight: float) -> None:
-    # Five frames of seven places. Place 1 is averaged over frames 0 to 3 and takes place 4 of frame 2 in; place 2 over
-    # frames 1 and 2, on its own; place 6 of frame 4 takes place 5 of it in.
+    # Five frames of seven positions. Position 1 is averaged over frames 0 to 3 and takes position 4 of frame 2 in;
+    # position 2 over frames 1 and 2, on its own; position 6 of frame 4 takes position 5 of that frame in.
     x = torch.randn(35, 20, generator=torch.Generator().manual_seed(2))
     cluster = torch.full((35,), 3)
     cluster[[1, 8, 15, 22, 18]], cluster[[9, 16]], cluster[[34, 33]] = 0, 1, 2

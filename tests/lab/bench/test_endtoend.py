@@ -43,7 +43,7 @@ def inputs() -> BatchFeature:
 
 
 def run_once(model: Any, one: Candidate, new: int = NEW) -> tuple[Answer, PruningStats]:
-    return endtoend.run_once(model, one, inputs(), {"preprocess": 3.0}, new)
+    return endtoend.run_once(model, one, (inputs(), {"preprocess": 3.0}), new)
 
 
 @pytest.fixture
@@ -153,9 +153,9 @@ class TestRounds:
         runs: Counter[str] = Counter()
         order: list[str] = []
 
-        def fake(_model: Any, one: Candidate, given: Any, before: dict[str, float], new: int) -> Any:
-            name = one.method.method
-            order.append(f"{name}:{given}")
+        def fake(_model: Any, one: Candidate, given: tuple[int, dict[str, float]], new: int) -> Any:
+            name, (number, before) = one.method.method, given
+            order.append(f"{name}:{number}")
             runs[name] += 1
             if error := failures.get((name, runs[name])):
                 raise error

@@ -52,7 +52,7 @@ def test_every_method_has_a_row_with_what_it_keeps(report: dict[str, Any]) -> No
     tokens = synthetic_tokens("video", 8, (4, 4), 48)
     for row in report["rows"]:
         assert row["total_min_ms"] <= row["total_ms"] <= row["total_max_ms"]
-        if row["stage"] == "inside the LLM":
+        if row["stage"] == "intra-LLM":
             continue
         pruned = build_pruner(row["method"], retention_ratio=0.3)(tokens)
         assert row["kept_tokens"] == len(pruned.indices)
@@ -66,7 +66,7 @@ def test_every_method_has_a_row_with_what_it_keeps(report: dict[str, Any]) -> No
 
 
 def test_ratios_are_to_the_fastest_that_merges(report: dict[str, Any]) -> None:
-    merging = [row for row in report["rows"] if row["merges"] and row["stage"] == "before the LLM"]
+    merging = [row for row in report["rows"] if row["merges"] and row["stage"] == "pre-LLM"]
     fastest = min(merging, key=lambda row: row["total_ms"])
     assert (fastest["ratio"], fastest["ratio_min"], fastest["ratio_max"]) == (1, 1, 1)
     for row in report["rows"]:
@@ -85,7 +85,7 @@ class TestMeasure:
             calls.append(name)
             return pruned
 
-        return bench.Candidate(name, "before the LLM", call, lambda pruned: (1, bench.merges(pruned)))
+        return bench.Candidate(name, "pre-LLM", call, lambda pruned: (1, bench.merges(pruned)))
 
     def rows(self, monkeypatch: pytest.MonkeyPatch, merging: str) -> tuple[list[str], list[dict[str, Any]]]:
         durations = iter([1.0, 10.0, 100.0, 2.0, 40.0, 100.0, 3.0, 30.0, 600.0])
@@ -104,7 +104,7 @@ class TestMeasure:
         assert "".join(calls) == "abc" * 4
         assert [row["total_ms"] for row in rows] == [2, 30, 100]
         assert [(row["total_min_ms"], row["total_max_ms"]) for row in rows] == [(1, 3), (10, 40), (100, 600)]
-        assert {row["stage"] for row in rows} == {"before the LLM"}
+        assert {row["stage"] for row in rows} == {"pre-LLM"}
 
     def test_ratios_are_taken_run_by_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         _, rows = self.rows(monkeypatch, "bc")
@@ -130,7 +130,7 @@ def test_tables_have_a_line_per_method(report: dict[str, Any]) -> None:
 def test_exact_budget_and_markdown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, *RATIO, "--repeats", "1", "--exact-budget", "--markdown", "--data", "iid"]) == 0
     captured = capsys.readouterr()
-    rows = [line.split(" | ") for line in captured.out.splitlines() if "| before the LLM |" in line]
+    rows = [line.split(" | ") for line in captured.out.splitlines() if "| pre-LLM |" in line]
     assert [row[3] for row in rows] == ["38"] * len(available_pruners())
     assert "bench methods: 100%" in captured.err
 
@@ -147,7 +147,7 @@ def test_mistakes_are_one_line(options: list[str], message: str, capsys: pytest.
 
 
 def test_script_passes_its_options_on(tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "scripts" / "bench_methods.sh"
+    script = Path(__file__).parents[3] / "scripts" / "bench_methods.sh"
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\necho "$@"\n')
     fake.chmod(0o755)

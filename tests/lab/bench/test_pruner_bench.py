@@ -138,7 +138,7 @@ def test_missing_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_script_is_valid_shell() -> None:
-    script = Path(__file__).parents[2] / "scripts" / "bench_pruner.sh"
+    script = Path(__file__).parents[3] / "scripts" / "bench_pruner.sh"
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", script], check=True)
 
