@@ -14,7 +14,7 @@ first run sets up .venv-toolkits. Ended early, the same command goes on where it
 
   --clips N            the first N of the 200 clips, each with about ten questions (10, to be done in ten minutes)
   --full               all 200 clips; takes hours on two cores
-  --methods "A B"      names that tango methods lists (all that prune before the LLM)
+  --methods "A B"      names that tango methods lists (all pre-LLM methods)
   --ratios "X Y"       shares of the visual tokens to keep ("0.1 0.15 0.2")
   --output FOLDER      where results go (outputs/mini-N, N being the number of clips)
   --pretrained FOLDER  another checkpoint of the same kind (tango-mini)
@@ -45,7 +45,7 @@ TOOLKITS=1
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 output=${output:-$PWD/outputs/mini-$clips}
 source scripts/imports.sh
-if [ -z "$methods" ]; then # all that prune before the LLM and need no weights
+if [ -z "$methods" ]; then # all pre-LLM methods that need no weights
     methods=$(tango methods "${imports[@]}" --json | python -c 'import json, sys
 print(*(m["name"] for m in json.load(sys.stdin) if m["stage"] == "pre-LLM" and "weights" not in m["options"]))')
 fi

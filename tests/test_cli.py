@@ -118,7 +118,7 @@ MISTAKES = {
         ["answer", "clip.mp4", "--method", "uniform", "--config", str(ROOT / "configs/methods/tango.yaml")],
         "is for the method tango",
     ),
-    "none": (["inspect", "clip.mp4", "--method", "none"], "inspect needs a method"),
+    "none": (["inspect", "clip.mp4", "--method", "none"], "inspect needs a pre-LLM method"),
 }
 
 

@@ -60,7 +60,7 @@ def record(written) -> dict:
 def test_every_method_is_compared_by_default(record):
     assert [m["method"] for m in record["methods"]] == available_pruners()
     assert list(record["not_compared"]) == available_layer_pruners()
-    assert "inside the LLM" in record["not_compared"]["fastv-merge"]
+    assert "intra-LLM" in record["not_compared"]["fastv-merge"]
     assert record["tokens_before"] == 96
     assert set(record["stages_ms"]) == {"read", "preprocess", "tower", "project", "signals"}
 
@@ -155,7 +155,7 @@ def test_text_has_a_line_per_method_and_a_matrix(files, capsys):
     assert [row[:2] for row in matrix] == [["1", "uniform"], ["2", "tango"]]
     assert (matrix[0][2], matrix[1][3]) == ("1.00", "1.00")
     assert matrix[0][3] == matrix[1][2] != "1.00"
-    assert blocks[3].startswith("not compared\nfastv-merge: works inside the LLM")
+    assert blocks[3].startswith("not compared\nfastv-merge: is intra-LLM")
     record = {"not_compared": {"a": "no", "b": "never", "c": "no"}}
     shared = {"video": "v", "tokens_before": 4, "timestamps_s": [0.0], "grid": [2, 2], "stages_ms": {}, "repeats": 1}
     text = compare.format_record({**shared, **record, "methods": [], "overlap": []})
@@ -231,8 +231,8 @@ def test_methods_inside_the_llm_are_compared_by_a_question(files, capsys, tmp_pa
 def test_nothing_to_compare_says_why(files, capsys):
     assert tango(files, "--methods", "fastv,fastv-merge", model="qwen2_5_vl") == 2
     error = capsys.readouterr().err
-    assert "fastv: works inside the LLM" in error
-    assert "fastv-merge: works inside the LLM" in error
+    assert "fastv: is intra-LLM" in error
+    assert "fastv-merge: is intra-LLM" in error
 
 
 class TestPictures:

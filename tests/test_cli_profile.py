@@ -343,5 +343,5 @@ sys.exit(status or main({[*QUICK, "--plot", "p.png"]!r}))
     assert "| tango-r0.1 | 4" in done.stdout
     assert "| tango-r0.1-engineplain | 4" in done.stdout
     assert "tango, video data, T x 2x2 x 48" in done.stdout
-    assert "--plot needs Pillow" in done.stderr
+    assert "--plot needs matplotlib" in done.stderr
     assert done.returncode == 2

@@ -107,7 +107,7 @@ class TestTable:
             (["5", "--results", "."], "invalid choice"),
             (["1", "--results", "nowhere"], "nowhere does not exist"),
             (["1", "--results", "OUTPUTS", "--against", "tanga"], "Did you mean 'tango'"),
-            (["1", "--results", "OUTPUTS", "--experiments", "nowhere"], "work in a clone"),
+            (["1", "--results", "OUTPUTS", "--experiments", "nowhere"], "leave --experiments out"),
             (["1", "--results", "OUTPUTS", "--output", "OUTPUTS"], "--output must be a file"),
             (["--all", "--results", "OUTPUTS", "--output", "FILE"], "--output must be a folder"),
         ],

@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answer; counts and times go below the answer."""
-    method = method_from(args)  # this and the video first: mistakes show before minutes of loading
+    """Print the answer, and token counts and times below it."""
+    method = method_from(args)  # before the video and the model: mistakes show before minutes of loading
     timer = StageTimer()
     frames = num_frames_from(args)
     with timer.stage("read"):

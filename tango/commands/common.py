@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -18,15 +18,22 @@ from tango.files import configs_folder
 from tango.methods.plan import named_value
 from tango.models import default_num_frames
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tango.models.processors.protocol import ChatProtocol
+
 _MOST_FRAMES = 100_000
 
 
 def add_model_arguments(
     parser: argparse.ArgumentParser, *, default: str | None = None, saliency: str | None = None
 ) -> None:
-    """Which model, where, and how its saliency is computed. Without a default the model must be named.
+    """Add the options that say which model, where it runs, and how saliency is computed.
 
-    `saliency` is that of all methods where none is named; None: each method's own.
+    Args:
+        default: the model, if the user names none; None: the user must name one.
+        saliency: the source of saliency for all methods, if the user names none; None: each method's own.
     """
     known = "hub id or local folder of a checkpoint, or tango-mini" + (f" ({default})" if default else "")
     parser.add_argument("--model", required=default is None, default=default, help=known)
@@ -42,17 +49,17 @@ def add_model_arguments(
 
 
 def add_video_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which frames of which video."""
+    """Add the options that say which frames of which video."""
     parser.add_argument("video", help="video file")
     parser.add_argument("--num-frames", type=frame_count, help="frames to sample (the model's usual number)")
     parser.add_argument("--video-backend", default="auto", help="auto, pyav, torchcodec or decord (auto)")
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which method with which options: dataclass defaults, then a file, then flags."""
+    """Add the options that say which method, with which options: flags win over a file, and a file over defaults."""
     parser.add_argument("--method", help="pruning method, see `tango methods`; none: all tokens (tango)")
     parser.add_argument("--retention-ratio", metavar="X", help="fraction of visual tokens kept, in (0, 1] (0.1)")
-    parser.add_argument("--layer-pruner", help="prune again inside the LLM, e.g. fastv-merge (no)")
+    parser.add_argument("--layer-pruner", help="intra-LLM method that prunes again, e.g. fastv-merge (none)")
     parser.add_argument(
         "--mean-retention-ratio", metavar="X", help="in place of --retention-ratio: mean over the LLM's layers"
     )
@@ -67,11 +74,13 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def method_from(args: argparse.Namespace) -> MethodConfig:
-    """The method that the arguments describe, checked before minutes of loading: flags, then `--option`, then the file.
+    """The method that the arguments describe, checked before minutes of loading.
+
+    Flags win over `--option`, and both win over the file.
 
     Raises:
-        TangoError: the file cannot be read, an option is not NAME=VALUE, or the method cannot have it;
-        UnknownNameError: unknown names.
+        TangoError: the file cannot be read, an option is not NAME=VALUE, or the method does not take it.
+        UnknownNameError: no such method or option.
     """
     file = read_options(_config_file(args.config)) if args.config else {}
     configured = file.get("method")
@@ -84,24 +93,24 @@ def method_from(args: argparse.Namespace) -> MethodConfig:
 
 
 def _config_file(name: str) -> Path:
-    """A file, or one of Tango's own by its bare name."""
+    """The file of this path or, for a bare name, Tango's own."""
     own = configs_folder() / "methods" / f"{name}.yaml"
     return own if Path(name).name == name and not Path(name).exists() and own.is_file() else Path(name)
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Leaves scalars as the text that they are: what they mean depends on the option."""
+    """Reads scalars as text: what they mean depends on the option."""
 
 
-# But for merging mappings, and for nothing at all behind a name, which is null.
+# Exceptions: `<<`, which merges mappings, and a name without a value, which is null.
 _TextLoader.yaml_implicit_resolvers = {first: yaml.SafeLoader.yaml_implicit_resolvers[first] for first in ("<", "")}
 
 
-def read_options(file: Path) -> dict[str, Any]:
-    """A YAML file of `name: value` lines, with values as text.
+def read_options(file: Path) -> dict[str, object]:
+    """Read a YAML file of `name: value` lines, with values as text.
 
     Raises:
-        TangoError: it cannot be read, or holds something else.
+        TangoError: the file cannot be read, or holds something else.
     """
     with parsing(file):
         options = yaml.load(file.read_text(encoding="utf-8"), Loader=_TextLoader) or {}
@@ -113,21 +122,21 @@ def read_options(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def parsing(what: object) -> Iterator[None]:
-    """One line for whatever is wrong with a file, or a text, of YAML or JSON.
+    """Turn whatever is wrong with YAML or JSON, in a file or a text, into an error of one line.
 
     Raises:
-        TangoError: it cannot be read, decoded or parsed, or is nested too deeply.
+        TangoError: `what` cannot be read, decoded or parsed, or is nested too deeply.
     """
     try:
         yield
     except RecursionError as error:
         raise TangoError(f"cannot read {what}: it is nested too deeply") from error
-    except Exception as error:  # whatever PyYAML makes of odd tags
+    except Exception as error:  # PyYAML raises all kinds of errors for odd tags
         raise TangoError(f"cannot read {what}: {' '.join(str(error).split())}") from error
 
 
 def frame_count(text: str) -> int:
-    """Argument type: a number of frames; `tango.read_video` refuses those below 1."""
+    """Argument type: a number of frames. `tango.read_video` refuses numbers below 1."""
     count = int(text)
     if count > _MOST_FRAMES:
         raise argparse.ArgumentTypeError(f"expected at most {_MOST_FRAMES} frames")
@@ -135,21 +144,21 @@ def frame_count(text: str) -> int:
 
 
 def words(text: str) -> str:
-    """Argument type: what a model is to read."""
+    """Argument type: text for a model to read."""
     if text != text.encode(errors="replace").decode():
         raise argparse.ArgumentTypeError(f"expected text in UTF-8, got {text!r}")
     return text
 
 
 def num_frames_from(args: argparse.Namespace) -> int:
-    """`--num-frames`, or the usual number of the model."""
+    """`--num-frames`, or else the usual number of the model."""
     if args.num_frames is not None:
         return args.num_frames
     return default_num_frames(args.model, local_files_only=args.offline)
 
 
-def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Load what `add_model_arguments` describes."""
+def load_model(args: argparse.Namespace) -> tuple[PreTrainedModel, ChatProtocol]:
+    """Load the model that the options of `add_model_arguments` describe, and its processor."""
     quiet()
     if str(args.device).startswith("meta"):
         raise TangoError("the device meta computes nothing; expected cpu, cuda, cuda:1 ...")
@@ -164,7 +173,7 @@ def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def quiet() -> None:
-    """Keep transformers' notes and progress bars off the user's terminal, unless they are errors."""
+    """Keep transformers' notes off the user's terminal, errors excepted, and its progress bars out of log files."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

@@ -1,6 +1,6 @@
-"""`tango compare`: what several methods keep of one video. It is encoded once, and all see the same tokens.
+"""`tango compare`: what several methods keep of one video. The video is encoded once; all methods see the same tokens.
 
-Methods inside the LLM look at a question, too; with one, each of them reads the prompt.
+Intra-LLM methods depend on the question, too. Given one, each of them runs on the whole prompt.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -46,14 +46,19 @@ from tango.methods.plan import named_value, read_options
 from tango.models import Adapter, adapter_class
 from tango.profiling import StageTimer
 from tango.report import figures
+from tango.report.results import Json
 from tango.report.text import align
 
-_INSIDE = "works inside the LLM, where what it keeps depends on the question; give one with --question"
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_INTRA = "is intra-LLM, so what it keeps depends on the question; give one with --question"
+Run = tuple[PrunedTokens, tuple[float, ...]]  # what a method keeps; milliseconds of its timed runs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """One video, its visual tokens, and how long it took to get them, by stage: one run, without warm-up."""
+    """One video and its visual tokens, with the time of each stage until then, in one run without warm-up."""
 
     video: Video
     tokens: VisualTokens
@@ -62,7 +67,7 @@ class Encoded:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one method makes of the tokens, and how long that takes, run by run (not measured inside the LLM)."""
+    """What one method keeps of the tokens, and the time of each run (none for intra-LLM methods)."""
 
     pruner: Pruner | LayerPruner
     pruned: PrunedTokens
@@ -85,16 +90,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--question",
         type=words,
-        help="ask this, so that methods inside the LLM can be compared by what their last layer leaves",
+        help="ask this, so that intra-LLM methods can be compared, by what their last layer leaves",
     )
     add("--repeats", type=int, default=3, help="timed runs of each method, of which the median is reported (3)")
-    add("--output", type=Path, metavar="DIR", help="write compare.json and a picture METHOD.png of what each keeps")
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write compare.json, and for each method a picture METHOD.png of what it keeps",
+    )
     add("--json", action="store_true", help="print one JSON object, with every kept index")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the vision tower once and every method on its tokens, not the language model."""
-    pruners, named, excluded = choose(args)  # this and the video first: mistakes show before minutes of loading
+    pruners, plans, excluded = choose(args)  # before the video and the model: mistakes show before minutes of loading
     if args.repeats < 1:
         raise OptionError(f"--repeats must be at least 1, got {args.repeats}")
     if args.output is not None and args.output.exists() and not args.output.is_dir():
@@ -108,16 +118,16 @@ def run(args: argparse.Namespace) -> int:
     model, processor = load_model(args)
     adapter = adapter_class(model.config)(model, saliency=args.saliency)
     pruners = servable(adapter, pruners, excluded)
-    inside = solved(model, named, excluded)
-    _refuse_if_none([*pruners, *inside], excluded)
-    with tqdm(total=len(pruners) + len(inside) + 1, desc="compare", unit="step", file=sys.stderr) as progress:
+    intra = solved(model, plans, excluded)
+    _refuse_if_none([*pruners, *intra], excluded)
+    with tqdm(total=len(pruners) + len(intra) + 1, desc="compare", unit="step", file=sys.stderr) as progress:
         progress.set_postfix_str("encoding the video")
         with timer.stage("preprocess"):
             inputs = tango.prepare(processor, video, args.question or "").to(model.device)
         encoded = encode(adapter, video, inputs, pruners, timer)
-        runs = [functools.partial(before_llm, pruner, encoded.tokens, args.repeats) for pruner in pruners]
-        runs += [functools.partial(inside_llm, pruner, model, inputs, encoded.tokens) for pruner in inside]
-        results = compare([*pruners, *inside], runs, encoded, excluded, progress, output=args.output)
+        runs = [functools.partial(pre_llm, pruner, encoded.tokens, args.repeats) for pruner in pruners]
+        runs += [functools.partial(intra_llm, pruner, model, inputs, encoded.tokens) for pruner in intra]
+        results = compare([*pruners, *intra], runs, encoded, excluded, progress, output=args.output)
     record = _record(args, encoded, results, excluded)
     if args.output is not None:
         write_json(args.output / "compare.json", record)
@@ -126,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def choose(args: argparse.Namespace) -> tuple[list[Pruner], dict[str, Plan], dict[str, str]]:
-    """The methods to compare: those before the LLM; plans of those inside; why others cannot be compared.
+    """The pre-LLM methods to compare; plans of the intra-LLM ones; why others cannot be compared, by name.
 
     Raises:
         UnknownNameError: no such method or option; TangoError: an option is not METHOD.NAME=VALUE of a chosen method.
@@ -137,7 +147,7 @@ def choose(args: argparse.Namespace) -> tuple[list[Pruner], dict[str, Plan], dic
         if name not in known:
             raise UnknownNameError("method", name, ["all", *known])
     compared = known if args.question is not None else available_pruners()
-    options: dict[str, dict[str, Any]] = {name: {} for name in names if name in compared}
+    options: dict[str, dict[str, object]] = {name: {} for name in names if name in compared}
     for item in args.option:
         key, text = named_value(item, "METHOD.NAME=VALUE")
         method, dot, name = key.partition(".")
@@ -147,18 +157,18 @@ def choose(args: argparse.Namespace) -> tuple[list[Pruner], dict[str, Plan], dic
             raise UnknownNameError("method to compare", method, options)
         options[method] |= read_options(method_class(method), {name.replace("-", "_"): text})
     shared = {"retention_ratio": args.retention_ratio, "exact_budget": args.exact_budget}
-    before = {name: own for name, own in options.items() if name in available_pruners()}
-    pruners = [build_pruner(name, **{**shared, **own}) for name, own in before.items()]
+    pre = {name: own for name, own in options.items() if name in available_pruners()}
+    pruners = [build_pruner(name, **{**shared, **own}) for name, own in pre.items()]
     mean = {"retention_ratio": args.retention_ratio}
-    inside = {name: Plan.of(name, {**mean, **own}) for name, own in options.items() if name not in before}
-    return pruners, inside, {name: _INSIDE for name in names if name not in options}
+    intra = {name: Plan.of(name, {**mean, **own}) for name, own in options.items() if name not in pre}
+    return pruners, intra, {name: _INTRA for name in names if name not in options}
 
 
-def solved(model: Any, inside: Mapping[str, Plan], excluded: dict[str, str]) -> list[LayerPruner]:
-    """Methods inside the LLM with the ratio that gives their mean over its layers; the others join `excluded`."""
+def solved(model: PreTrainedModel, plans: Mapping[str, Plan], excluded: dict[str, str]) -> list[LayerPruner]:
+    """Build intra-LLM methods at the ratio that gives their mean over the layers; the others join `excluded`."""
     built: list[LayerPruner] = []
     num_layers = model.config.get_text_config().num_hidden_layers
-    for name, plan in inside.items():
+    for name, plan in plans.items():
         try:
             built += [pruner for pruner in plan.pruners(num_layers)[1:] if pruner is not None]
         except TangoError as error:
@@ -167,7 +177,7 @@ def solved(model: Any, inside: Mapping[str, Plan], excluded: dict[str, str]) -> 
 
 
 def servable(adapter: Adapter, pruners: Sequence[Pruner], excluded: dict[str, str]) -> list[Pruner]:
-    """The methods whose signals this model can supply, bound to it; the others are added to `excluded`."""
+    """Bind the methods whose signals this model supplies to it; the others join `excluded`."""
     served = []
     for pruner in pruners:
         try:
@@ -178,13 +188,15 @@ def servable(adapter: Adapter, pruners: Sequence[Pruner], excluded: dict[str, st
     return served
 
 
-def encode(adapter: Adapter, video: Video, inputs: Any, pruners: Sequence[Pruner], before: StageTimer) -> Encoded:
-    """Encode the video once, with every signal that one of the methods wants."""
+def encode(
+    adapter: Adapter, video: Video, inputs: Mapping[str, Tensor], pruners: Sequence[Pruner], before: StageTimer
+) -> Encoded:
+    """Encode the video once, with every signal that any of the methods wants."""
     wants = functools.reduce(operator.or_, (pruner.wants for pruner in pruners), Signal.NONE)
     timer = StageTimer(adapter.model.device)
     with torch.inference_mode():
         (tokens,) = adapter.encode_videos(inputs, wants, timer).videos
-    # What an adapter counts to the pruning stage before any pruning is the making of saliency and other signals.
+    # Nothing has been pruned yet: what adapters time as "prune" here is saliency and other signals.
     stages = {"signals" if stage == "prune" else stage: ms for stage, ms in timer.ms().items()}
     return Encoded(video=video, tokens=tokens, stages_ms={**before.ms(), **stages})
 
@@ -192,19 +204,17 @@ def encode(adapter: Adapter, video: Video, inputs: Any, pruners: Sequence[Pruner
 @torch.inference_mode()
 def compare(
     pruners: Sequence[Pruner | LayerPruner],
-    runs: Sequence[Callable[[], tuple[PrunedTokens, tuple[float, ...]]]],
+    runs: Sequence[Callable[[], Run]],
     encoded: Encoded,
     excluded: dict[str, str],
     progress: tqdm,
     *,
     output: Path | None = None,
 ) -> list[Result]:
-    """Run every method. Pictures are written as soon as they are made.
-
-    A method that refuses these tokens is added to `excluded`.
+    """Run every method; a method that refuses these tokens joins `excluded`. Pictures are written one by one.
 
     Raises:
-        TangoError: all do.
+        TangoError: all methods refuse.
     """
     results: list[Result] = []
     tiles = None if output is None else figures.thumbnails(encoded.video.frames.numpy(), encoded.tokens.grid)
@@ -224,25 +234,23 @@ def compare(
     return results
 
 
-def before_llm(pruner: Pruner, tokens: VisualTokens, repeats: int) -> tuple[PrunedTokens, tuple[float, ...]]:
-    """What a method before the LLM keeps, and the milliseconds of some runs after that first one."""
+def pre_llm(pruner: Pruner, tokens: VisualTokens, repeats: int) -> Run:
+    """Run a pre-LLM method, once for what it keeps and then `repeats` times for the clock."""
     pruned = pruner(tokens)
     return pruned, tuple(_time_ms(pruner, tokens) for _ in range(repeats))
 
 
-def inside_llm(
-    pruner: LayerPruner, model: Any, inputs: Mapping[str, Any], tokens: VisualTokens
-) -> tuple[PrunedTokens, tuple[float, ...]]:
-    """What the last layer of a method inside the LLM leaves of a prompt: tokens in their places, newlines left out."""
+def intra_llm(pruner: LayerPruner, model: PreTrainedModel, inputs: Mapping[str, Tensor], tokens: VisualTokens) -> Run:
+    """Run an intra-LLM method on a prompt, for the visual tokens that reach the last layer; newlines do not count."""
     with tango.prune(model, pruner) as pruning:
         model(**inputs, use_cache=False)
     assert pruning.stats is not None
     assert pruning.stats.layer is not None
     (T, N, D), W = tokens.features.shape, tokens.grid[1]
-    ((frames, cells),) = pruning.stats.layer.places
-    if pruning.stats.entering_before // T > N:  # each row of a frame ends with a newline
-        cells = torch.where(cells % (W + 1) < W, cells - cells // (W + 1), N)
-    indices = (frames * N + cells)[(frames < T) & (cells < N)]
+    ((frames, positions),) = pruning.stats.layer.places
+    if pruning.stats.entering_before // T > N:  # rows of W + 1: each row of a frame ends with a newline
+        positions = torch.where(positions % (W + 1) < W, positions - positions // (W + 1), N)
+    indices = (frames * N + positions)[(frames < T) & (positions < N)]
     return PrunedTokens(features=tokens.features.flatten(0, 1)[indices].view(-1, D), indices=indices), ()
 
 
@@ -260,7 +268,7 @@ def _refuse_if_none(left: Sequence[object], excluded: dict[str, str]) -> None:
 
 
 def draw(encoded: Encoded, tiles: NDArray[np.uint8], result: Result) -> bytes:
-    """A PNG of all sampled frames: kept tokens bright, dropped ones grey, merged ones blue."""
+    """Draw all sampled frames as a PNG: kept tokens bright, dropped ones grey, merged ones blue."""
     T, N, _ = encoded.tokens.features.shape
     states = token_states(encoded.tokens, result.pruned)
     F, K = len(tiles), len(result.pruned.indices)
@@ -275,7 +283,7 @@ def draw(encoded: Encoded, tiles: NDArray[np.uint8], result: Result) -> bytes:
 
 
 def token_states(tokens: VisualTokens, pruned: PrunedTokens) -> NDArray[np.uint8]:
-    """What became of each token, (T, H, W), in the terms of `figures`."""
+    """What became of each token (T, H, W): KEPT, MERGED or DROPPED of `tango.report.figures`."""
     T, N, _ = tokens.features.shape
     states = np.full(T * N, figures.DROPPED, dtype=np.uint8)
     if pruned.assignment is not None:
@@ -285,7 +293,7 @@ def token_states(tokens: VisualTokens, pruned: PrunedTokens) -> NDArray[np.uint8
 
 
 def overlap(kept: Sequence[Tensor], num_tokens: int) -> list[list[float]]:
-    """Jaccard index of every two sets of kept tokens: the tokens in both, as a fraction of those in either."""
+    """The Jaccard index of every two sets of kept tokens: tokens in both as a fraction of those in either."""
     member = torch.zeros(len(kept), num_tokens, dtype=torch.float64)
     for row, indices in zip(member, kept, strict=True):
         row[indices.cpu()] = 1
@@ -293,9 +301,7 @@ def overlap(kept: Sequence[Tensor], num_tokens: int) -> list[list[float]]:
     return (common / (sizes[:, None] + sizes - common)).tolist()
 
 
-def _record(
-    args: argparse.Namespace, encoded: Encoded, results: Sequence[Result], excluded: dict[str, str]
-) -> dict[str, Any]:
+def _record(args: argparse.Namespace, encoded: Encoded, results: Sequence[Result], excluded: dict[str, str]) -> Json:
     T, N, _ = encoded.tokens.features.shape
     return {
         "video": args.video,
@@ -329,8 +335,8 @@ def _record(
     }
 
 
-def format_record(record: dict[str, Any]) -> str:
-    """The comparison as text: shared stages, a line per method, and how much any two have in common."""
+def format_record(record: Json) -> str:
+    """Write the comparison as text: shared stages, a line per method, and the overlap of any two."""
     methods = record["methods"]
     stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in record["stages_ms"].items())
     T = len(record["timestamps_s"])

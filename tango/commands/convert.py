@@ -1,4 +1,4 @@
-"""`tango convert`: a checkpoint in lmms-lab's layout, written as a normal transformers checkpoint."""
+"""`tango convert`: writes a checkpoint in lmms-lab's layout as a normal transformers checkpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
@@ -17,6 +17,9 @@ from tango.errors import TangoError
 from tango.models import lmms_lab
 from tango.models.base import family
 from tango.models.hub import resolve_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     quiet()
     try:
         target = Path(args.target).expanduser()
-    except RuntimeError as error:  # a home that nobody has
+    except RuntimeError as error:  # the home of an unknown user
         raise TangoError(f"cannot write {args.target}: {error}") from error
     _check_target(target)
     folder = resolve_folder(args.source, local_files_only=args.offline)
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read(folder: Path) -> tuple[Any, Any]:
+def _read(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     config = lmms_lab.read_config(folder)
     tokenizer = lmms_lab.load_tokenizer(folder, config)
     return lmms_lab.load_model(folder, config, dtype=config.dtype or "auto"), tokenizer
@@ -71,7 +74,7 @@ def _check_target(target: Path) -> None:
 
 @contextmanager
 def _complete_or_absent(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its name at the end, or is removed if anything goes wrong."""
+    """A folder beside `target`: renamed to `target` at the end, removed if anything goes wrong."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     partial.mkdir()

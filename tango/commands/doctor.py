@@ -1,4 +1,4 @@
-"""`tango doctor`: what this installation can do, and what is wrong with it."""
+"""`tango doctor`: checks what this installation can do, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, and print what was found. Exit codes: 0 nothing failed, 1 a check failed."""
+    """Run all checks and print the findings. Exit codes: 0 nothing failed, 1 a check failed."""
     if not 0 < args.timeout <= 86400:
         raise ValueError(f"--timeout must be a number of seconds above 0, got {args.timeout:g}")
     findings = examine(timeout_s=args.timeout)

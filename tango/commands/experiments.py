@@ -1,4 +1,4 @@
-"""`tango experiments`: what the rows of the paper's tables are, and how to run them."""
+"""`tango experiments`: lists the rows of the paper's tables, and how to run them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from tango.report.text import align
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `tango experiments`."""
     parser.add_argument("table", type=int, choices=TABLES, help="which table of the paper")
-    parser.add_argument("--model", metavar="NAME", help="rows of this model; all rows for one that the paper has not")
+    parser.add_argument(
+        "--model", metavar="NAME", help="rows of this model; all rows for a model that is not in the paper"
+    )
     parser.add_argument("--names", nargs="+", default=[], metavar="ROW", help="only rows of these names")
     parser.add_argument("--ratios", nargs="+", type=float, default=[], metavar="R", help="only rows at these ratios")
     parser.add_argument(
@@ -29,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         experiment = experiment.for_model(args.model)
     experiment = experiment.only(names=args.names, ratios=args.ratios)
     for row in experiment.rows:
-        resolve(row.settings)  # a mistake in a file shows before hours of running
+        resolve(row.settings)  # mistakes in a file show before hours of running
     if args.runs:
         print("\n".join(map(run_line, experiment.rows)))
         return 0

@@ -1,4 +1,4 @@
-"""`tango figure`: accuracy against visual tokens, from recorded results."""
+"""`tango figure`: plots accuracy against visual tokens, from recorded results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from tango.commands.results import add_results_arguments, label, read, warn_of_failures
 from tango.errors import OptionError, TangoError
 from tango.files import write_bytes
-from tango.report.curves import csv_text, plot, points
+from tango.report.curves import csv_text, points
+from tango.report.plots import accuracy_curves
 from tango.report.results import choose
 
 _FORMS = ("png", "svg", "pdf")
@@ -19,13 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `tango figure`."""
     parser.add_argument("figure", choices=("accuracy",), help="accuracy: against the visual tokens that are left")
     add_results_arguments(parser)
-    parser.add_argument("--model", metavar="NAME", help="whose results, as they name it (the only one there)")
-    parser.add_argument("--benchmarks", nargs="+", default=[], metavar="NAME", help="what to average over (all there)")
+    parser.add_argument(
+        "--model", metavar="NAME", help="plot results of this model, by the name in them (the only model there)"
+    )
+    parser.add_argument(
+        "--benchmarks", nargs="+", default=[], metavar="NAME", help="benchmarks to average over (all there)"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".png, .svg or .pdf; .csv beside it")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the numbers, then the plot of them."""
+    """Write the numbers as CSV, then the plot."""
     form = args.output.suffix.removeprefix(".").lower()
     if form not in _FORMS:
         raise OptionError(f"--output must end in .png, .svg or .pdf, got {args.output}")
@@ -45,6 +50,6 @@ def run(args: argparse.Namespace) -> int:
     table = args.output.with_suffix(".csv")
     write_bytes(table, csv_text(series).encode())
     print(table)
-    write_bytes(args.output, plot(series, title=f"{model}{partial}", form=form))
+    write_bytes(args.output, accuracy_curves(series, title=f"{model}{partial}", form=form))
     print(args.output)
     return 0

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from typing import Any
 
 from tango.errors import OptionError
 from tango.ops.budget import exact_count
 from tango.ops.flops import check_layer, kv_cache_bytes, layer_flops, mean_retention_ratio, solve_retention_ratio
 from tango.ops.llm_shapes import PRESETS, Shape, llm_widths
+from tango.report.results import Json
 
-_MOST = 10**9  # frames, or tokens; what is longer is a slip
+_MOST = 10**9  # frames or tokens; more is a typing mistake
 _BYTES_PER_NUMBER = 2  # 16-bit keys and values
 
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Count twice, with all tokens and with those that stay, and compare."""
+    """Count with all tokens and with those that are kept, and compare."""
     shape = PRESETS[args.preset] if args.preset else _shape_of(args.model, args.offline)
     frames = shape.default_frames if args.frames is None else args.frames
     if frames < 1 or args.text_tokens < 0:
@@ -42,25 +42,26 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(f"--frames and --text-tokens must be at most {_MOST}")
     if args.layer is None and args.layer_retention_ratio is not None:
         raise OptionError("--layer-retention-ratio needs --layer")
-    inside: dict[str, Any] = {"num_layers": shape.num_layers, "layer": args.layer, "layer_retention_ratio": 1.0}
+    layer_ratio = 1.0
     if args.layer is not None:
-        inside["layer_retention_ratio"] = 0.5 if args.layer_retention_ratio is None else args.layer_retention_ratio
+        layer_ratio = 0.5 if args.layer_retention_ratio is None else args.layer_retention_ratio
+    intra = {"num_layers": shape.num_layers, "layer": args.layer, "layer_retention_ratio": layer_ratio}
     ratio = 0.1 if args.retention_ratio is None else args.retention_ratio
     if args.mean_retention_ratio is not None:
-        ratio = solve_retention_ratio(args.mean_retention_ratio, **inside)
-    for name, value in (("retention ratio", ratio), ("layer retention ratio", inside["layer_retention_ratio"])):
+        ratio = solve_retention_ratio(args.mean_retention_ratio, **intra)
+    for name, value in (("retention ratio", ratio), ("layer retention ratio", layer_ratio)):
         if not 0 < value <= 1:
             raise OptionError(f"the {name} must lie in (0, 1], got {value!r}")
     full = count(shape, frames, args.text_tokens, 1.0)
-    pruned = count(shape, frames, args.text_tokens, ratio, args.layer, inside["layer_retention_ratio"])
+    pruned = count(shape, frames, args.text_tokens, ratio, args.layer, layer_ratio)
     record = {
         "model": args.preset or args.model,
         "frames": frames,
         "text_tokens": args.text_tokens,
         "retention_ratio": ratio,
         "layer": args.layer,
-        "layer_retention_ratio": None if args.layer is None else inside["layer_retention_ratio"],
-        "mean_retention_ratio": mean_retention_ratio(ratio, **inside),
+        "layer_retention_ratio": None if args.layer is None else layer_ratio,
+        "mean_retention_ratio": mean_retention_ratio(ratio, **intra),
         "all": full,
         "pruned": pruned,
         "flops_ratio": pruned["prefill_flops"] / full["prefill_flops"],
@@ -71,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 def count(
     shape: Shape, frames: int, text_tokens: int, ratio: float, layer: int | None = None, layer_ratio: float = 1.0
-) -> dict[str, Any]:
-    """Tokens, prefill FLOPs and cache of one prompt with one video.
+) -> dict[str, int]:
+    """Count tokens, prefill FLOPs and bytes of the KV cache, for one prompt with one video.
 
     Raises:
         BudgetError: the LLM has no layer `layer`.
@@ -98,7 +99,7 @@ def count(
 
 
 def _shape_of(path_or_id: str, offline: bool) -> Shape:
-    """Read a checkpoint's config."""
+    """Read the shape from a checkpoint's config."""
     from tango.commands.common import quiet
     from tango.models import loading
     from tango.models.hub import CONFIG_FILES, resolve_folder
@@ -115,7 +116,7 @@ def _shape_of(path_or_id: str, offline: bool) -> Shape:
     )
 
 
-def _table(record: dict[str, Any]) -> str:
+def _table(record: Json) -> str:
     full, pruned = record["all"], record["pruned"]
     lines = [
         f"{record['model']}, {record['frames']} frames, {record['text_tokens']} other tokens; "

@@ -1,10 +1,9 @@
-"""`tango inspect`: which tokens of a video would be kept."""
+"""`tango inspect`: shows which tokens of a video would be kept."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from tango.errors import TangoError
 from tango.evaluation import MethodConfig
 from tango.methods import Pruner, available_pruners
 from tango.profiling import StageTimer
+from tango.report.results import Json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> int:
     method = method_from(args)
     if method.method not in available_pruners():
         raise TangoError(
-            f"inspect needs a method before the LLM, got {method.method}: {', '.join(available_pruners())}; "
-            "tango compare shows what methods inside the LLM keep, given a --question"
+            f"inspect needs a pre-LLM method, got {method.method}: {', '.join(available_pruners())}; "
+            "tango compare shows what intra-LLM methods keep, given a --question"
         )
     video, tokens, pruner = encode(args, method)
     with torch.inference_mode():
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def encode(args: argparse.Namespace, method: MethodConfig) -> tuple[Video, VisualTokens, Pruner]:
-    """Read the video and compute its visual tokens, with the signals that the method wants; and build the method."""
+    """Read the video, compute its visual tokens with the signals that the method wants, and build the method."""
     frames = num_frames_from(args)
     video = tango.read_video(args.video, num_frames=frames, backend=args.video_backend)
     model, processor = load_model(args)
@@ -76,14 +76,15 @@ def encode(args: argparse.Namespace, method: MethodConfig) -> tuple[Video, Visua
     return video, tokens, pruning.pruner
 
 
-def _segments(pruner: Pruner, tokens: VisualTokens, pruned: PrunedTokens) -> list[dict[str, Any]]:
-    """Per segment (per frame, for methods without segments): frames, seconds, tokens kept."""
+def _segments(pruner: Pruner, tokens: VisualTokens, pruned: PrunedTokens) -> list[Json]:
+    """First and last frame, seconds and tokens kept of each segment, or of each frame if the method has no segments."""
     T, N, _ = tokens.features.shape
     find = getattr(pruner, "segments", None)
     lengths = find(tokens) if find is not None else [1] * T
     per_frame = torch.bincount(pruned.indices.cpu() // N, minlength=T).tolist()
     seconds = tokens.timestamps_s.tolist()
-    rows, start = [], 0
+    rows: list[Json] = []
+    start = 0
     for length in lengths:
         last = start + length - 1
         kept = sum(per_frame[start : last + 1])
@@ -99,8 +100,8 @@ def _record(
     video: Video,
     tokens: VisualTokens,
     pruned: PrunedTokens,
-    segments: list[dict[str, Any]],
-) -> dict[str, Any]:
+    segments: list[Json],
+) -> Json:
     T, N, _ = tokens.features.shape
     return {
         "video": args.video,
@@ -120,7 +121,7 @@ def _record(
 
 
 def token_map(tokens: VisualTokens, pruned: PrunedTokens) -> str:
-    """All frames as text, several side by side."""
+    """Draw all frames as text, several side by side."""
     T, N, _ = tokens.features.shape
     H, W = tokens.grid
     symbols = [" "] * (T * N)

@@ -1,15 +1,15 @@
-"""`tango methods`: what there is to choose from."""
+"""`tango methods`: lists the pruning methods."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
-from typing import Any
 
 from tango.containers import Signal
 from tango.methods import available_layer_pruners, available_pruners, layer_pruner_class, pruner_class
 from tango.models import adapter_class, families_with, supported_model_types
+from tango.report.results import Json
 from tango.report.text import markdown
 
 
@@ -20,15 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--markdown", action="store_true", help="print the README's table")
 
 
-def describe(name: str) -> dict[str, Any]:
-    """Everything that is known about a method. `models` are the families whose adapters supply what it needs."""
-    before_llm = name in available_pruners()
-    cls = pruner_class(name) if before_llm else layer_pruner_class(name)
-    needs = pruner_class(name).needs if before_llm else Signal.NONE
+def describe(name: str) -> Json:
+    """Everything that is known about a method. `models` are the families whose adapters supply its signals."""
+    pre_llm = name in available_pruners()
+    cls = pruner_class(name) if pre_llm else layer_pruner_class(name)
+    needs = pruner_class(name).needs if pre_llm else Signal.NONE
     return {
         "name": name,
         "summary": (cls.__doc__ or "").strip().splitlines()[0],
-        "stage": "before the LLM" if before_llm else "inside the LLM",
+        "stage": "pre-LLM" if pre_llm else "intra-LLM",
         "needs": [kind.name for kind in needs.kinds],
         "models": families_with(needs),
         "budget": cls.budget_rule,
@@ -38,7 +38,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def markdown_table() -> str:
-    """The table of methods in the README."""
+    """The README's table of methods."""
     header = ("method", "stage", "what it does", "needs", "models", "tokens kept", "source", "reference licence")
     rows = [header]
     for method in _methods():
@@ -73,15 +73,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _methods() -> list[dict[str, Any]]:
+def _methods() -> list[Json]:
     return [describe(name) for name in [*available_pruners(), *available_layer_pruners()]]
 
 
-def _needs(method: dict[str, Any]) -> str:
+def _needs(method: Json) -> str:
     return ", ".join(method["needs"]) or "nothing"
 
 
-def _models(method: dict[str, Any]) -> str:
+def _models(method: Json) -> str:
     if method["models"] == supported_model_types():
         return "all"
     return ", ".join(adapter_class(name).title for name in method["models"]) or "none"

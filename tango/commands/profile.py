@@ -1,7 +1,7 @@
-"""`tango profile`: a model end to end, from the video to the last token, stage by stage, with several methods.
+"""`tango profile`: times a model end to end, from the video to the last token, stage by stage, with several methods.
 
-Needs torch, transformers and accelerate, nothing else, as long as no file is read and no picture drawn: it is meant
-to run on a bare machine with a GPU.
+As long as no video file is read and no picture drawn, it needs only torch, transformers and accelerate, so that it runs
+on a bare machine with a GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -33,11 +33,17 @@ from tango.methods.plan import named_value
 from tango.models import adapter_class
 from tango.models.loading import available_attention, check_attention, choose_device
 from tango.profiling import StageTimer
+from tango.report.results import Json
 from tango.report.text import align, markdown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tango.models.processors.protocol import ChatProtocol
 
 QUESTION = "What happens in this video?"
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_NEEDS = {  # options that mean nothing without another one
+_NEEDS = {  # option -> the option without which it means nothing
     "siglip": "model",
     "offline": "model",
     "layers": "random_weights",
@@ -93,19 +99,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=thread_count, help="threads of torch on the CPU (torch's choice)")
     add("--markdown", action="store_true", help="print tables in Markdown")
     add("--output", type=Path, metavar="FILE.json", help="write everything as JSON, anew after every round")
-    add("--plot", type=Path, metavar="FILE.png", help="draw stacked bars of the time to the first token (needs Pillow)")
+    add("--plot", type=Path, metavar="FILE.png", help="stacked bars of the time to the first token (by matplotlib)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; exit status 1 if a row failed."""
+    """Measure and print. Exit codes: 0 done, 1 a row failed."""
     _refuse_what_does_nothing(args)
     for path in (args.output, args.plot):
         if path is not None and path.is_dir():
             raise TangoError(f"expected a file to write to, {path} is a folder")
         if path is not None:
             make_folder(path.parent)
-    if args.plot is not None and find_spec("PIL") is None:
-        raise TangoError("--plot needs Pillow; install it, or write --output and plot that elsewhere with --record")
+    if args.plot is not None and find_spec("matplotlib") is None:
+        raise TangoError(
+            '--plot needs matplotlib: pip install "matplotlib>=3.8"; or write --output and plot that elsewhere with '
+            "--record"
+        )
     record = _measured(args) if args.record is None else _recorded(args.record)
     print(format_markdown(record) if args.markdown else format_text(record))
     if args.plot is not None:
@@ -117,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _refuse_what_does_nothing(args: argparse.Namespace) -> None:
-    """Options that differ from their defaults and would be ignored."""
+    """Refuse options that differ from their defaults and would be ignored."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     defaults = vars(parser.parse_args(["--record", "FILE.json"]))
@@ -129,7 +138,7 @@ def _refuse_what_does_nothing(args: argparse.Namespace) -> None:
             raise OptionError(f"{flag} needs --{_NEEDS[name].replace('_', '-')}")
 
 
-def _recorded(path: Path) -> dict[str, Any]:
+def _recorded(path: Path) -> Json:
     with parsing(path):
         record = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(record, dict) or record.get("benchmark") != "profile" or not _is_whole(record):
@@ -137,8 +146,8 @@ def _recorded(path: Path) -> dict[str, Any]:
     return record
 
 
-def _is_whole(record: dict[str, Any]) -> bool:
-    """Whether a record can be shown: its tables are made for a trial."""
+def _is_whole(record: Json) -> bool:
+    """Whether a record can be shown: try to make its tables."""
     try:
         format_text(record)
         format_markdown(record)
@@ -151,7 +160,8 @@ def candidates_from(args: argparse.Namespace) -> list[Candidate]:
     """Every method at every ratio, with every attention implementation of the tower; mistakes show here.
 
     Raises:
-        UnknownNameError: no such method or attention; OptionError, BudgetError: a ratio that is none.
+        UnknownNameError: no such method or attention implementation.
+        OptionError, BudgetError: a ratio is no number, or out of range.
     """
     ratios = []
     for text in _names(args.ratios):
@@ -167,7 +177,7 @@ def candidates_from(args: argparse.Namespace) -> list[Candidate]:
         name, *given = re.split(r":(?=[^:]*=)", text)  # a value may have colons, too
         if ":" in name:
             raise OptionError(f"--methods needs name:option=value, got {text!r}")
-        settings: dict[str, Any] = {} if args.saliency is None else {"saliency": args.saliency}
+        settings: dict[str, str] = {} if args.saliency is None else {"saliency": args.saliency}
         settings |= dict(named_value(item, "name:option=value", "--methods") for item in given)
         methods += [
             MethodConfig.from_settings({"method": name, **own}, settings, release=False)
@@ -186,7 +196,7 @@ def _names(text: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
-def _measured(args: argparse.Namespace) -> dict[str, Any]:
+def _measured(args: argparse.Namespace) -> Json:
     candidates = candidates_from(args)
     if args.attn_implementation is not None:
         check_attention(args.attn_implementation)
@@ -195,7 +205,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         if args.threads is not None:
             stack.enter_context(threads(args.threads))
-        if args.video is not None:  # what is wrong with it shows before minutes of loading
+        if args.video is not None:  # mistakes in the file show before minutes of loading
             tango.read_video(args.video, num_frames=1, backend=args.video_backend)
         try:
             model, processor = _load(args, device)
@@ -206,7 +216,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
             stack.enter_context(tango.compile_tower(model, mode=args.compile))
         where = environment()
         config = _config(args, model, num_frames, cpu=where["cpu"])
-        record: dict[str, Any] = {}
+        record: dict[str, object] = {}
 
         def update() -> None:
             rows = endtoend.summarise(model, candidates)
@@ -228,7 +238,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def _load(args: argparse.Namespace, device: torch.device) -> tuple[Any, Any]:
+def _load(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedModel, ChatProtocol]:
     if args.model is not None:
         return tango.load(
             args.model,
@@ -249,19 +259,19 @@ def _load(args: argparse.Namespace, device: torch.device) -> tuple[Any, Any]:
 
 
 def _dtype(name: str, device: torch.device) -> str:
-    """The type of random weights: bfloat16 on a GPU that has it, else float16; float32 elsewhere."""
+    """The dtype of random weights: bfloat16 on a GPU that has it, else float16; float32 on the CPU."""
     if device.type != "cuda" or name not in ("auto", "bfloat16"):
         return "float32" if name == "auto" else name
-    if torch.cuda.get_device_capability(device) >= (8, 0):  # of this GPU, not of the one that is current
+    if torch.cuda.get_device_capability(device) >= (8, 0):  # asks this GPU, not the current one
         return "bfloat16"
     warnings.warn("this GPU has no bfloat16; using float16", stacklevel=2)
     return "float16"
 
 
 def _input_maker(
-    args: argparse.Namespace, processor: Any, num_frames: int, model: Any
+    args: argparse.Namespace, processor: ChatProtocol, num_frames: int, model: PreTrainedModel
 ) -> Callable[[], endtoend.Inputs]:
-    """What reads the video and makes the model's inputs, anew for every round."""
+    """A function that reads the video and makes the model's inputs, anew for every round."""
     made_up = None if args.video is not None else endtoend.synthetic_video(num_frames)
 
     def make() -> endtoend.Inputs:
@@ -269,7 +279,7 @@ def _input_maker(
         if video is None:
             with timer.stage("read"):
                 video = tango.read_video(args.video, num_frames=num_frames, backend=args.video_backend)
-        with timer.stage("preprocess"):  # until the inputs are where the model is
+        with timer.stage("preprocess"):  # includes the move of the inputs to the model's device
             inputs = tango.prepare(processor, video, args.question).to(model.device)
             endtoend.synchronize(model.device)
         return inputs, timer.ms()
@@ -277,8 +287,8 @@ def _input_maker(
     return make
 
 
-def _config(args: argparse.Namespace, model: Any, num_frames: int, cpu: str) -> dict[str, Any]:
-    """What was measured, as it was resolved."""
+def _config(args: argparse.Namespace, model: PreTrainedModel, num_frames: int, cpu: str) -> Json:
+    """The setting that was measured, with all defaults resolved."""
     device, adapter = model.device, adapter_class(model.config)
     asked = ("video", "question", "saliency", "compile", "repeats", "max_new_tokens")
     return {
@@ -305,7 +315,7 @@ _HEADER = (
 )  # fmt: skip
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: Json) -> list[str]:
     if not row["runs"]:
         return [row["label"], *["-"] * (len(_HEADER) - 1)]
     tokens, stages, speedup = row["tokens"], row["stages_ms"], row["speedup"]
@@ -327,8 +337,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> list[Sequence[str]]:
-    """Header and rows. The last column is there if all tokens with an eager tower were measured, too."""
+def _table(rows: Sequence[Json]) -> list[Sequence[str]]:
+    """Header and rows. The last column is there only if all tokens with an eager tower were measured."""
     gains = [_median(row.get("speedup", {}).get("ttft_over_eager"), 2, " x") for row in rows]
     table: list[Sequence[str]] = [_HEADER, *map(_cells, rows)]
     if set(gains) <= {"-"}:
@@ -340,8 +350,8 @@ def _median(spread: dict[str, float] | None, digits: int, unit: str = "") -> str
     return "-" if spread is None else f"{spread['median']:.{digits}f}{unit}"
 
 
-def _lines(record: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Text above and below the table."""
+def _lines(record: Json) -> tuple[list[str], list[str]]:
+    """The lines above and below the table."""
     config, rows = record["config"], record["rows"]
     weights = ", random weights" if config["random_weights"] else ""
     depth = f"{config['layers']} layers, tower of {config['tower_layers']}"
@@ -353,23 +363,25 @@ def _lines(record: dict[str, Any]) -> tuple[list[str], list[str]]:
         f"medians of {max(row['runs'] for row in rows)} alternating runs in ms; "
         "speed-ups over all tokens with the same tower, run by run",
     ]
-    shared: dict[str, Any] = next((row["stages_ms"] for row in rows if row["runs"]), {})
+    shared: Json = next((row["stages_ms"] for row in rows if row["runs"]), {})
     before = [f"{name} {shared[name]['median']:.1f}" for name in ("read", "preprocess") if name in shared]
     below = [f"before all of them, ms: {', '.join(before)}"] if before else []
     below.append(f"{config['max_new_tokens']} new tokens; the first belongs to the prefill, decoding is the others")
-    below.append("TTFT: from the start of the tower to the end of the prefill; between: what of it is in no stage")
+    below.append(
+        "TTFT: from the start of the tower to the end of the prefill; between: the part of it that is in no stage"
+    )
     below.append(config["note"] + (" so far, of all rows" if config["device"] == "cpu" else ""))
     return above, below + [f"failed: {row['label']}: {row['error']}" for row in rows if row["error"] is not None]
 
 
-def format_text(record: dict[str, Any]) -> str:
-    """The rows as a table."""
+def format_text(record: Json) -> str:
+    """Write the rows as a table."""
     above, below = _lines(record)
     return "\n".join([*above, align(_table(record["rows"]), num_left=1), *below])
 
 
-def format_markdown(record: dict[str, Any]) -> str:
-    """The rows as a table in Markdown, and the eight rows of the paper's release with a column for each of them."""
+def format_markdown(record: Json) -> str:
+    """Write the rows as a table in Markdown, and another table with the eight rows of the paper's release."""
     above, below = _lines(record)
     measured = [row for row in record["rows"] if row["runs"]]
     says = "(means over the same runs; Avg_Total_TTFT is the sum of the three rows above it, without what is between)"
@@ -382,13 +394,13 @@ def format_markdown(record: dict[str, Any]) -> str:
     )
 
 
-def plot(record: dict[str, Any]) -> bytes:
-    """A PNG: the stages up to the first token, a bar per row that was measured.
+def plot(record: Json) -> bytes:
+    """Draw the stages up to the first token as a PNG, with a bar for each row that was measured.
 
     Raises:
-        TangoError: none was.
+        TangoError: no row was measured, or matplotlib is not installed.
     """
-    from tango.report.bars import stacked_bars
+    from tango.report.plots import stacked_bars
 
     rows = [
         (row["label"], {stage: row["stages_ms"][stage]["median"] for stage in TTFT if stage in row["stages_ms"]})
@@ -398,4 +410,4 @@ def plot(record: dict[str, Any]) -> bytes:
     if not rows:
         raise TangoError("there is nothing to plot: no row was measured")
     above, _ = _lines(record)
-    return stacked_bars(rows, title=["Time to the first token", above[0]])
+    return stacked_bars(rows, title=f"Time to the first token\n{above[0]}")

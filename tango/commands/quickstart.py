@@ -1,4 +1,4 @@
-"""`tango quickstart`: a tiny model asked about a generated clip, with and without pruning."""
+"""`tango quickstart`: asks a tiny model about a generated clip, with and without pruning."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import tango
 from tango.commands.common import frame_count, quiet
 from tango.profiling import StageTimer
+from tango.report.results import Json
 from tango.toy import write_checkpoint, write_clip
 
 QUESTION = "What happens in this video?"
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make checkpoint and clip, ask twice, print the comparison."""
+    """Make a checkpoint and a clip, ask with all tokens and with pruned ones, and print the comparison."""
     from tango.runtime.answering import generate_text
 
     quiet()
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report(results: dict[str, Any]) -> str:
+def _report(results: Json) -> str:
     full, pruned = results["all tokens"], results["pruned"]
     lines = [
         "A tiny LLaVA-OneVision with random weights (its answers mean nothing) was asked about a generated clip.",

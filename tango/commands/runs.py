@@ -1,4 +1,4 @@
-"""`tango runs`: every recorded run with what came out."""
+"""`tango runs`: lists every recorded run with its results."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_results_arguments(parser)
     parser.add_argument(
         "--against", metavar="METHOD",
-        help="compare with the run of this name, as in the column `method`, at the same ratio (with all tokens)",
+        help="compare with the run of this name in the column `method`, at the same ratio (with all tokens)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON, with the accuracy of each group of questions")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table, or the same as JSON."""
+    """Print the runs as a table, or as JSON."""
     results = read(args)
     runs, notes = choose(results.runs)
     for note in (*results.notes, *notes):

@@ -1,4 +1,4 @@
-"""`tango table`: the paper's tables from recorded results."""
+"""`tango table`: fills the paper's tables with recorded results."""
 
 from __future__ import annotations
 
@@ -24,15 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--all", action="store_true", help="all of them; --output is then a folder")
     add_results_arguments(parser)
     add(
-        "--model", metavar="NAME", help="fill the rows with results of this model, e.g. tango-mini (those of the paper)"
+        "--model", metavar="NAME", help="fill the rows with results of this model, e.g. tango-mini (the paper's models)"
     )
     add(
         "--benchmarks",
         nargs="+",
         metavar="NAME",
-        help="columns in place of the paper's; NAME/GROUP is one of its groups",
+        help="columns in place of the paper's; NAME/GROUP is a group of a benchmark",
     )
-    add("--against", metavar="ROW", help="compare every row with this one at the same ratio, question by question")
+    add(
+        "--against",
+        metavar="ROW",
+        help="compare every row with the row of this name at the same ratio, question by question",
+    )
     add("--format", choices=sorted(RENDERERS), default="markdown", help="(markdown)")
     add("--output", type=Path, metavar="FILE", help="write there, in one step (standard output)")
     add_experiments_argument(parser)
@@ -44,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(f"name one table ({', '.join(map(str, TABLES))}) or give --all")
     if args.output is not None and args.output.exists() and args.output.is_dir() != args.all:
         expected = "a folder, for --all" if args.all else "a file"
-        raise TangoError(f"--output must be {expected}; {args.output} is there and is not")
+        raise TangoError(f"--output must be {expected}, which {args.output} is not")
     experiments = [read_experiment(args.experiments, number) for number in (TABLES if args.all else [args.table])]
     results = read(args)
     warn_of_failures(results.runs)

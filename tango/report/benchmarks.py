@@ -1,4 +1,4 @@
-"""The benchmarks of the paper's tables: what toolkits call them, how many questions they have, how they are scored."""
+"""The benchmarks of the paper's tables: their names in the toolkits, their numbers of questions, and their scoring."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A set of questions. `num_questions` is None where it is not known here."""
+    """A set of questions. `num_questions` is None where it is not known here.
+
+    Example:
+        >>> Benchmark(name="Mine", num_questions=200).mean_of_groups
+        False
+    """
 
     name: str
     num_questions: int | None = None
-    mean_of_groups: bool = False  # the accuracy is the mean over the groups' accuracies, not over all questions
+    mean_of_groups: bool = False  # the accuracy is the mean of the groups' accuracies, not that over all questions
     aliases: tuple[str, ...] = ()
 
 
@@ -24,7 +29,7 @@ BENCHMARKS = (
     Benchmark(name="LongVideoBench", num_questions=1337, aliases=("longvideobench_val_v",)),
     Benchmark(name="MLVU", num_questions=2174, mean_of_groups=True, aliases=("mlvu_mcq", "mlvu_dev")),
 )
-# tango-mini's own: all questions about its 200 clips, and the same about grey videos or the clip after.
+# The benchmark of tango-mini: all questions about its 200 clips, and the same questions about grey or other videos.
 OWN = (
     Benchmark(name="TangoMini", num_questions=1903, aliases=("tango_mini",)),
     Benchmark(name="TangoMini-blank", num_questions=1903, aliases=("tango_mini_blank",)),
@@ -33,7 +38,14 @@ OWN = (
 
 
 def benchmark(name: str) -> Benchmark:
-    """The benchmark of a name that a toolkit uses; a frame count at its end does not matter ("Video-MME_32frame")."""
+    """Find a benchmark by a name that a toolkit uses; a frame count at the end does not matter.
+
+    A name that is not known here gives a benchmark of that name.
+
+    Example:
+        >>> benchmark("Video-MME_32frame").num_questions
+        2700
+    """
     name = re.sub(r"_\d+frame$", "", name)
     if name.lower().startswith("mvbench_"):
         name = "MVBench"  # lmms-eval has a task for each of its parts

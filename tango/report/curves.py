@@ -1,24 +1,22 @@
-"""Accuracy against the visual tokens that are left: the numbers, and a plot of them."""
+"""Accuracy against the visual tokens that are left, in numbers; `tango.report.plots` draws them."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tango.errors import TangoError
 from tango.report.intervals import accuracies, average
-from tango.report.results import Run, identity
+from tango.report.results import Json, Run, identity
 
-_STYLES = ("-", "--", ":")  # of lines: there are ten colours
 COLUMNS = ("method", "tokens_percent", "accuracy", "low", "high", "num_questions", "partial")
 
 
 @dataclass(frozen=True, order=True)
 class Point:
-    """One method at one ratio; all in percent."""
+    """One method at one ratio; all numbers are in percent."""
 
     method: str
     tokens_percent: float
@@ -30,14 +28,14 @@ class Point:
 
 
 def points(
-    runs: Sequence[Run], label: Callable[[Mapping[str, Any]], str], benchmarks: Sequence[str] = (), *, seed: int = 0
+    runs: Sequence[Run], label: Callable[[Json], str], benchmarks: Sequence[str] = (), *, seed: int = 0
 ) -> tuple[list[Point], list[str]]:
-    """Mean accuracy over benchmarks of every method, with what it keeps; and a note for each method left out.
+    """The mean accuracy over benchmarks and the share of tokens of every method; a note for each method left out.
 
     Args:
-        runs: of one model, each method and benchmark once.
-        label: name of a method's configuration; points of the same name are joined by a line.
-        benchmarks: by the paper's names; none: all that any run covers.
+        runs: runs of one model, one for each method and benchmark.
+        label: names a method's configuration; a line joins the points of one name.
+        benchmarks: the paper's names of the benchmarks; none: all that any run covers.
     Raises:
         TangoError: no method covers all benchmarks.
     """
@@ -63,7 +61,7 @@ def points(
 
 
 def share_kept(run: Run) -> float:
-    """Visual tokens that are left in the mean over the LLM's layers: as measured, or else as configured."""
+    """The share of visual tokens that is left in the mean over the LLM's layers: as measured, else as configured."""
     if run.tokens_before and run.tokens_after is not None:
         return run.tokens_after / run.tokens_before
     mean = run.method.get("mean_retention_ratio")
@@ -79,39 +77,3 @@ def csv_text(series: Sequence[Point]) -> str:
         values = [getattr(point, name) for name in COLUMNS]
         writer.writerow([round(v, 6) if isinstance(v, float) else int(v) if isinstance(v, bool) else v for v in values])
     return text.getvalue()
-
-
-def plot(series: Sequence[Point], *, title: str, form: str) -> bytes:
-    """The points as a picture, one line per method; the same bytes for the same points.
-
-    Args:
-        form: "png", "svg" or "pdf".
-    Raises:
-        TangoError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise TangoError('plots need matplotlib: pip install "matplotlib>=3.8"; the numbers need none') from error
-    with matplotlib.rc_context({"svg.hashsalt": "tango", "svg.fonttype": "path"}):
-        figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
-        axes = figure.subplots()
-        for number, method in enumerate(dict.fromkeys(point.method for point in series)):
-            line = [point for point in series if point.method == method]
-            tokens, accuracy = [point.tokens_percent for point in line], [point.accuracy for point in line]
-            if method == "none":
-                axes.axhline(accuracy[0], color="0.6", linestyle="--", linewidth=1, label="all tokens", zorder=0)
-                continue
-            lows = [point.accuracy if point.low is None else point.low for point in line]
-            highs = [point.accuracy if point.high is None else point.high for point in line]
-            color, style = f"C{number % 10}", _STYLES[number // 10 % len(_STYLES)]
-            axes.vlines(tokens, lows, highs, color=color, linewidth=0.6, alpha=0.6)
-            axes.plot(tokens, accuracy, f"o{style}", color=color, linewidth=1.2, markersize=4, label=method)
-        axes.set(xlabel="visual tokens, % (mean over the LLM's layers)", ylabel="accuracy, %", title=title)
-        axes.grid(alpha=0.3)
-        figure.legend(loc="outside right upper", fontsize="small")
-        picture = io.BytesIO()
-        when = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
-        figure.savefig(picture, format=form, metadata=when)
-    return picture.getvalue()

@@ -1,4 +1,4 @@
-"""What the rows of the paper's tables are, from `configs/experiments/*.yaml`."""
+"""The rows of the paper's tables, as `configs/experiments/*.yaml` describe them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from tango.errors import OptionError, TangoError, UnknownNameError
 from tango.report.benchmarks import benchmark
 from tango.report.paper import published
+from tango.report.results import Json
 
 _OF_A_ROW = {"name", "model", "section", "paper_row"}
 _FULL = "full"
@@ -20,13 +20,13 @@ _FULL = "full"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row: settings of a run, as deltas over the method's defaults, and the paper's row that it answers to."""
+    """One row: the settings of a run that differ from the method's defaults, and the numbers of the paper's row."""
 
     name: str
     model: str  # by the paper's name
     section: str | None
-    settings: Mapping[str, Any]  # what `MethodConfig.from_settings` takes
-    published: Mapping[str, float]  # in percent, by column; none for a row that the paper does not have
+    settings: Json  # what `MethodConfig.from_settings` takes
+    published: Mapping[str, float]  # in percent, by column; empty for a row that the paper does not have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,23 +36,23 @@ class Experiment:
     table: int
     title: str
     columns: tuple[str, ...]  # benchmarks, "benchmark/group", "average" and "performance"
-    average_over: tuple[str, ...]  # benchmarks that go into these two
-    models: Mapping[str, Mapping[str, Any]]  # by the paper's name or a user's
+    average_over: tuple[str, ...]  # benchmarks that the average and the performance are of
+    models: Mapping[str, Json]  # by the paper's name or a user's
     rows: tuple[Row, ...]
 
     @property
     def benchmarks(self) -> tuple[str, ...]:
-        """All that a run must cover."""
+        """All benchmarks that a run must cover."""
         of_columns = [column.partition("/")[0] for column in self.columns if column not in ("average", "performance")]
         return tuple(dict.fromkeys([*of_columns, *self.average_over]))
 
     @property
     def papers_models(self) -> list[str]:
-        """Models that the rows name."""
+        """The models that the rows name."""
         return list(dict.fromkeys(row.model for row in self.rows))
 
     def names_of(self, model: str) -> set[str]:
-        """All names, in lower case, that results of this model may go by."""
+        """All names, in lower case, that results may have for this model."""
         for title, about in self.models.items():
             names = {title.lower(), *(name.lower() for name in about.get("checkpoints", ()))}
             if model.lower() in names:
@@ -60,12 +60,12 @@ class Experiment:
         return {model.lower()}
 
     def num_frames_of(self, model: str) -> int | None:
-        """With how many frames this model is to be run; None: with any number."""
+        """The number of frames that this model is to be run with; None: any number."""
         names = self.names_of(model)
         return next((about.get("num_frames") for title, about in self.models.items() if title.lower() in names), None)
 
     def for_model(self, model: str) -> Experiment:
-        """The rows of one of the paper's models; or all rows, without repetitions, as experiments with another one."""
+        """The rows of one of the paper's models; for any other model all rows, without repetitions, with that model."""
         names = self.names_of(model)
         rows, title = [row for row in self.rows if row.model.lower() in names], self.title
         if not rows:
@@ -81,13 +81,13 @@ class Experiment:
         return replace(self, rows=tuple(rows), title=title)
 
     def on(self, benchmarks: Sequence[str]) -> Experiment:
-        """The same rows on other benchmarks (or groups of them, "benchmark/group")."""
+        """The same rows on other benchmarks, or on groups of theirs ("benchmark/group")."""
         whole = [name for name in benchmarks if "/" not in name] or [name.partition("/")[0] for name in benchmarks]
         columns = [*benchmarks, *(["average"] if len(whole) > 1 else []), "performance"]
         return replace(self, columns=tuple(columns), average_over=tuple(dict.fromkeys(whole)))
 
     def only(self, *, names: Sequence[str] = (), ratios: Sequence[float] = ()) -> Experiment:
-        """The rows with these names and retention ratios; rows that keep all tokens have none and stay.
+        """The rows with these names and retention ratios; rows that keep all tokens have no ratio and stay.
 
         Raises:
             UnknownNameError, OptionError: no row has this name or ratio.
@@ -107,10 +107,10 @@ class Experiment:
 
 
 def read_experiment(folder: Path, table: int) -> Experiment:
-    """Table `table` as `folder` describes it.
+    """Read table `table` as `folder` describes it.
 
     Raises:
-        TangoError: the file is not there, or is not as it should be.
+        TangoError: the file is missing or malformed.
     """
     path = folder / f"table{table}.yaml"
     try:
@@ -135,7 +135,7 @@ def read_experiment(folder: Path, table: int) -> Experiment:
     return experiment
 
 
-def _row(path: Path, number: int, row: Mapping[str, Any], table: int) -> Row:
+def _row(path: Path, number: int, row: Json, table: int) -> Row:
     rows = published(table)
     answers_to = row.get("paper_row")
     if answers_to is not None and not 1 <= answers_to <= len(rows):
@@ -152,7 +152,7 @@ def _row(path: Path, number: int, row: Mapping[str, Any], table: int) -> Row:
 
 
 def run_line(row: Row) -> str:
-    """What VLMEvalKit's `run.py` is to do for a row: the method, its ratio (-: none), and flags for the rest."""
+    """A row as arguments of VLMEvalKit's `run.py`: the method, its ratio (-: none), and flags for the rest."""
     flags = [f"{name}={value}" for name, value in row.settings.items() if name not in ("method", "retention_ratio")]
     flags = [part for flag in flags for part in ("--option", flag)]
     return shlex.join([str(row.settings["method"]), str(row.settings.get("retention_ratio", "-")), *flags])

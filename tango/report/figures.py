@@ -1,4 +1,4 @@
-"""Pictures of what a method keeps: all sampled frames on one sheet, pixels the same for the same input."""
+"""Pictures of what a method keeps: all sampled frames on one sheet. The same input gives the same pixels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 DROPPED, MERGED, KEPT = 0, 1, 2  # what became of a token
-# Of each: how much of a pixel stays, in 255ths, and the colour that takes the place of the rest.
+# For each of these: the weight of a pixel's own colour, in 255ths, and the colour that it is mixed with.
 _SHADES = np.array([[45, 70, 70, 70], [110, 30, 70, 150], [255, 0, 0, 0]], dtype=np.uint16)
-_TILE, _GAP, _TEXT = 192, 6, 14  # pixels: a frame's longer side, between frames, height of letters
+_TILE, _GAP, _TEXT = 192, 6, 14  # in pixels: longer side of a frame, gap between frames, height of letters
 _BACKGROUND, _INK = (24, 24, 24), (235, 235, 235)
 
 
 def thumbnails(frames: NDArray[np.uint8], grid: tuple[int, int]) -> NDArray[np.uint8]:
-    """Frames (F, h, w, 3) at the size that they have on a sheet, with at least a pixel for every token of the grid."""
+    """Resize frames (F, h, w, 3) to their size on the sheet, with at least one pixel for every token of the grid."""
     h, w = frames.shape[1:3]
     scale = _TILE / max(h, w)
     size = max(grid[1], round(w * scale)), max(grid[0], round(h * scale))
@@ -26,13 +26,13 @@ def thumbnails(frames: NDArray[np.uint8], grid: tuple[int, int]) -> NDArray[np.u
 
 
 def shade(tile: NDArray[np.uint8], states: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Dim the places of a frame (h, w, 3) whose tokens (H, W) are not kept; kept ones are left as they are.
+    """Dim those positions of a frame (h, w, 3) whose tokens (H, W) are not kept.
 
-    The grid is spread over the whole frame. (A tower that discards its last row of patches sees a little less.)
+    The grid covers the whole frame. (A tower that discards its last row of patches sees a little less.)
     """
     h, w = tile.shape[:2]
     H, W = states.shape
-    rows, columns = np.arange(h) * H // h, np.arange(w) * W // w
+    rows, columns = np.arange(h) * H // h, np.arange(w) * W // w  # the token's row and column of each pixel
     shades = _SHADES[states[rows[:, None], columns]]
     weight, colour = shades[..., :1], shades[..., 1:]
     return ((tile * weight + colour * (255 - weight)) // 255).astype(np.uint8)
@@ -41,11 +41,11 @@ def shade(tile: NDArray[np.uint8], states: NDArray[np.uint8]) -> NDArray[np.uint
 def contact_sheet(
     tiles: NDArray[np.uint8], states: NDArray[np.uint8], labels: Sequence[str], caption: Sequence[str]
 ) -> Image.Image:
-    """Draw all frames in a grid, a label below each and the caption above all.
+    """Draw all frames in a grid, with a label below each and the caption on top.
 
     Args:
         tiles: frames (F, h, w, 3), from `thumbnails`.
-        states: DROPPED, MERGED or KEPT for each token of each frame, (F, H, W).
+        states: DROPPED, MERGED or KEPT, for each token of each frame (F, H, W).
     """
     F, h, w, _ = tiles.shape
     font = ImageFont.load_default(size=_TEXT)
@@ -66,7 +66,7 @@ def contact_sheet(
 
 
 def png(image: Image.Image) -> bytes:
-    """The picture as a PNG file's content."""
+    """Encode the picture as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

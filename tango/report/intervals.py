@@ -1,7 +1,7 @@
 """Accuracies with confidence intervals. Questions about one clip are not independent, so whole clips are resampled.
 
-All runs of a benchmark that cover the same clips are resampled with the same draws. What is computed from several of
-them, a difference or a ratio, is computed draw by draw and so has the interval of paired measurements.
+All runs of a benchmark that cover the same clips are resampled with the same draws. A difference or a ratio of two runs
+is computed draw by draw, so its interval is that of paired measurements.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _DRAWS_AT_ONCE = 250
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """A number in percent, what it would be in other draws of clips, and what it was computed from."""
+    """A number in percent, its values in other draws of clips, and the counts behind it."""
 
     value: float
     draws: NDArray[np.float64]
     num_questions: int
     num_clips: int
-    is_share: bool = False  # of right answers; else a mean, a ratio or a difference
+    is_share: bool = False  # the share of right answers; else a mean, a ratio or a difference
 
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval by the percentile bootstrap; None where there is one clip only.
+        """The 95 % interval by the percentile bootstrap; None if there is only one clip.
 
-        Where all draws agree, as when all answers are right, they say nothing about what was not drawn; a share of
-        right answers then has Wilson's interval, with clips in place of independent trials.
+        Draws that all agree, as when all answers are right, say nothing about clips that were not drawn. A share of
+        right answers then gets Wilson's interval, with clips in place of independent trials.
         """
         draws = self.draws[np.isfinite(self.draws)]
         if self.num_clips < 2 or not len(draws):
@@ -50,6 +50,11 @@ def wilson(percent: float, num_trials: int) -> tuple[float, float]:
     """Wilson's 95 % score interval of a share of independent trials, in percent.
 
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, 1927.
+
+    Example:
+        >>> low, high = wilson(100.0, 10)
+        >>> f"{low:.1f} to {high:.1f}"
+        '72.2 to 100.0'
     """
     share, z = percent / 100, 1.959964
     shrink = 1 + z * z / num_trials
@@ -59,14 +64,14 @@ def wilson(percent: float, num_trials: int) -> tuple[float, float]:
 
 
 def accuracies(questions: Sequence[Scored], benchmark: Benchmark, *, seed: int = 0) -> dict[str | None, Estimate]:
-    """The accuracy over all questions (None), and of each group by its name.
+    """The accuracy over all questions, under the key None, and that of each group, under its name.
 
     A question whose clip is not recorded counts as a clip of its own.
     """
     clips, clip = np.unique([_clip(question) for question in questions], return_inverse=True)
     groups = sorted({question.group for question in questions if question.group is not None})
     column = {group: g for g, group in enumerate(groups)}
-    # Questions and right answers of each clip, in each group and (in the last column) in none.
+    # Questions and right answers: a row for each clip, a column for each group, the last for questions without a group.
     asked, right = np.zeros((2, len(clips), len(groups) + 1))
     for c, question in zip(clip, questions, strict=True):
         g = len(groups) if question.group is None else column[question.group]
@@ -95,7 +100,7 @@ def _clip(question: Scored) -> str:
 def _draw(
     rng: np.random.Generator, asked: NDArray[np.float64], right: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Draw as many clips as there are, with replacement, some times over; sums over the drawn clips."""
+    """Sum over as many clips as there are, drawn with replacement; one row for each of `_DRAWS_AT_ONCE` draws."""
     num_clips = len(asked)
     chosen = rng.integers(num_clips, size=(_DRAWS_AT_ONCE, num_clips))
     times = np.stack([np.bincount(row, minlength=num_clips) for row in chosen]).astype(np.float64)
@@ -103,19 +108,19 @@ def _draw(
 
 
 def _share(right: NDArray[np.float64] | float, asked: NDArray[np.float64] | float) -> NDArray[np.float64]:
-    """In percent; NaN where nothing was asked."""
+    """The share of right answers in percent; NaN where nothing was asked."""
     with np.errstate(invalid="ignore"):
         return 100 * np.divide(right, asked)
 
 
 def _mean(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the groups that were drawn (a draw of few clips may leave a group out)."""
+    """The mean over the groups that were drawn; a draw of few clips may leave a group out."""
     present = np.isfinite(shares)
     return np.where(present, shares, 0).sum(-1) / present.sum(-1)
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """Mean over benchmarks, each with the same weight."""
+    """The mean over benchmarks, all with the same weight."""
     if len(estimates) == 1:
         return estimates[0]
     return Estimate(
@@ -127,7 +132,7 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def ratio(ours: Estimate, full: Estimate) -> Estimate:
-    """`ours` in percent of `full`. Both must come from the same questions."""
+    """`ours` in percent of `full`; both must come from the same questions."""
     with np.errstate(divide="ignore", invalid="ignore"):
         draws = 100 * ours.draws / full.draws
     value = 100 * ours.value / full.value if full.value else math.nan
@@ -137,7 +142,7 @@ def ratio(ours: Estimate, full: Estimate) -> Estimate:
 def paired_difference(
     ours: Sequence[Scored], theirs: Sequence[Scored], benchmark: Benchmark, *, seed: int = 0
 ) -> dict[str | None, Estimate]:
-    """Accuracy of `ours` minus that of `theirs` on the questions that both were asked, overall and by group.
+    """The accuracy of `ours` minus that of `theirs` on the questions that both were asked, overall and by group.
 
     Raises:
         TangoError: they have no question in common.

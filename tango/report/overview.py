@@ -1,30 +1,29 @@
-"""Recorded runs one by one: accuracy, tokens kept, and the paired difference to all tokens or to another run."""
+"""Recorded runs, one per line: accuracy, tokens kept, and the paired difference to all tokens or to another run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from tango.errors import UnknownNameError
 from tango.report.curves import share_kept
 from tango.report.intervals import Estimate, accuracies, paired_difference
-from tango.report.results import Run
+from tango.report.results import Json, Run
 from tango.report.text import markdown as markdown_table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One run, in percent; intervals are of 95 %, over clips."""
+    """One run; numbers are in percent, intervals are 95 % intervals over clips."""
 
     model: str
     benchmark: str
     method: str
     retention_ratio: float | None
-    tokens_percent: float | None  # None: every question failed, so nothing was kept or dropped
+    tokens_percent: float | None  # None: every question failed, so nothing was pruned
     accuracy: float
     interval: tuple[float, float] | None
-    against: str  # what `minus` is the difference to
+    against: str  # the run that `minus` is the difference to
     minus: float | None
     minus_interval: tuple[float, float] | None
     num_questions: int
@@ -33,22 +32,22 @@ class Line:
     num_failed: int | None  # questions without an answer, counted as wrong; None: not recorded
     groups: dict[str, float]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """All fields, rounded."""
         return {name: _rounded(value) for name, value in asdict(self).items()}
 
 
 def lines(
-    runs: Sequence[Run], label: Callable[[Mapping[str, Any]], str], *, against: str | None = None, seed: int = 0
+    runs: Sequence[Run], label: Callable[[Json], str], *, against: str | None = None, seed: int = 0
 ) -> list[Line]:
-    """A line for each run, sorted; all tokens come first.
+    """One line for each run, sorted; all tokens come first.
 
     Args:
-        runs: each model, method and benchmark once.
-        label: name of a method's configuration without its ratio.
-        against: such a name; every run is compared with the one of this name and its own ratio. None: with all tokens.
+        runs: one run for each model, method and benchmark.
+        label: names a method's configuration without its ratio.
+        against: such a name; every run is compared with the run of this name at its own ratio. None: with all tokens.
     Raises:
-        UnknownNameError: no run has this name.
+        UnknownNameError: no run is called `against`.
     """
     against = None if against == "none" else against
     if against is not None and against not in (known := {label(run.method) for run in runs}):
@@ -110,7 +109,7 @@ def _or_dash(count: int | None) -> str:
     return "-" if count is None else str(count)
 
 
-def _ratio(method: Mapping[str, Any]) -> float | None:
+def _ratio(method: Json) -> float | None:
     if (mean := method.get("mean_retention_ratio")) is not None:
         return float(mean)
     ratio = method.get("options", {}).get("retention_ratio")
@@ -121,7 +120,7 @@ def _bracket(interval: tuple[float, float] | None, form: str) -> str:
     return "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: object) -> object:
     if isinstance(value, float):
         return round(value, 4)
     if isinstance(value, (tuple, list)):

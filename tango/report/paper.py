@@ -1,4 +1,4 @@
-"""What the paper prints in its tables 1 to 4, as data."""
+"""The numbers that the paper prints in its tables 1 to 4."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 TABLES = (1, 2, 3, 4)
-# Columns of our tables -> columns of the CSV files in `data`.
+# Our columns -> columns of the CSV files in `data`.
 COLUMNS = {
     "Video-MME/short": "videomme_short",
     "Video-MME/medium": "videomme_medium",
@@ -30,7 +30,7 @@ class PublishedRow:
 
 
 def published(table: int) -> list[PublishedRow]:
-    """All rows of a table, in the paper's order.
+    """Read all rows of a table, in the paper's order.
 
     Source: tables 1 to 4 of arXiv:2604.09547v2; `data/README.md` says how they were taken.
     """

@@ -1,9 +1,8 @@
-"""Readers of recorded results: files of records, and folders with such files anywhere below them.
+"""Reads recorded results: files of records, and folders with such files anywhere below them.
 
-    results = read_results([Path("VLMEvalKit/outputs"), Path("logs"), Path("mine.jsonl")])
-
-Both toolkits' adapters and `tango mini evaluate` write them; `tango.report.records` has their form. In a folder they
-are called `*records.jsonl`, or have the file of their run beside them; a file that is named may have any name.
+The integrations of both toolkits and `tango mini evaluate` write records, in the form that `tango.report.records`
+describes. In a folder, files of records are called `*records.jsonl`, or have the file of their run beside them; a file
+that is given by its path may have any name.
 """
 
 from __future__ import annotations
@@ -18,10 +17,17 @@ from tango.report.results import Results
 
 
 def read_results(paths: Iterable[Path]) -> Results:
-    """Read folders (with all below them) and files.
+    """Read folders, with everything below them, and files of records.
 
     Raises:
         TangoError: a path does not exist or holds no results, or a file of results cannot be read.
+
+    Example:
+        >>> from tango.report import write_records
+        >>> record = {"benchmark": "Video-MME", "question_id": "001-1", "video_id": None, "correct": True}
+        >>> write_records(Path("logs/records.jsonl"), {"model": "mine", "method": {"method": "none"}}, [record])
+        >>> read_results([Path("logs")]).runs[0].benchmark.name
+        'Video-MME'
     """
     found = Found([], [])
     for path in paths:
@@ -40,7 +46,7 @@ def read_results(paths: Iterable[Path]) -> Results:
 
 
 def read_folder(folder: Path) -> Found:
-    """All results in a folder and below it.
+    """Read all results in a folder and below it.
 
     Raises:
         TangoError: a file of results cannot be read.
@@ -70,7 +76,12 @@ def read_folder(folder: Path) -> Found:
 
 
 def without_records(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Results below a folder that records can be made of: by which module, and its file or folder."""
+    """Find results below a folder that have no records yet, each with the module that can make them.
+
+    Example:
+        >>> for module, results in without_records(Path(".")):
+        ...     print(f"{results}: python -m {module} .")
+    """
     for summary in sorted(folder.rglob("tango_summary.json")):
         if not (summary.parent / "records.jsonl").is_file():
             yield "tango_vlmeval.records", summary.parent
@@ -81,14 +92,18 @@ def without_records(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def with_method(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """lmms-eval's results in a folder that have samples, each with the efficiency file, which alone names the method.
+    """Pair lmms-eval's results in a folder, those that have samples, with the efficiency files that name the method.
 
-    That is written moments after the time that the results are named by: it is the first that is not older, and older
-    than the next results.
+    An efficiency file is written moments after the time in the name of its results. It is thus the first one that is
+    not older than these results, and it is older than the next results.
+
+    Example:
+        >>> [results.name for results, efficiency in with_method(Path("."))]
+        []
     """
     efficiency = sorted(folder.glob("*_efficiency.json"))
     times = [path.name.removesuffix("_results.json") for path in sorted(folder.glob("*_results.json"))]
-    for time, following in pairwise([*times, "~"]):  # ~: after all digits
+    for time, following in pairwise([*times, "~"]):  # "~" sorts after all digits
         named = (path for path in efficiency if time <= path.name.removesuffix("_efficiency.json") < following)
         if (path := next(named, None)) is not None and any(folder.glob(f"{time}_samples_*.jsonl")):
             yield folder / f"{time}_results.json", path

@@ -1,11 +1,7 @@
-"""The one form of recorded results: `records.jsonl`, one judged question a line, and `run.json`, what holds for all.
+"""The form of recorded results: `records.jsonl` has one judged question per line, `run.json` what holds for all lines.
 
-    write_records(Path("out/records.jsonl"), {"model": "LLaVA-OneVision-7B", "method": {"method": "none"}}, [
-        {"benchmark": "Video-MME", "question_id": "001-1", "video_id": "fFjv93ACGo8", "correct": True}])
-    runs, notes = read_records(Path("out/records.jsonl"))
-
-docs/file-formats.md describes the fields. What holds for all lines stands in the run's file, what holds for one
-benchmark under its name in `benchmarks` there; a line may have any of these fields itself, and then the line counts.
+docs/file-formats.md describes the fields. The run's file holds what is true of all lines and, in `benchmarks`, what is
+true of one benchmark; a line may have any of these fields itself, and then the line counts.
 """
 
 from __future__ import annotations
@@ -19,11 +15,21 @@ from typing import Any, NamedTuple
 
 from tango.files import write_bytes, write_json, writing
 from tango.report.benchmarks import benchmark
-from tango.report.results import Run, Scored, checked_method, is_number, read_json, read_json_lines, shown, unreadable
+from tango.report.results import (
+    Json,
+    Run,
+    Scored,
+    checked_method,
+    is_number,
+    read_json,
+    read_json_lines,
+    shown,
+    unreadable,
+)
 
 SCHEMA = 1
 _EITHER = "text or a number"
-# Fields by where they may stand, and what they are. None: what the field is about was not recorded.
+# Where each field may stand, and what it must be. A null says that this was not recorded.
 _OF_A_BENCHMARK = {
     "num_questions": "a whole number", "num_frames": "a whole number", "num_failed": "a whole number",
     "mean_tokens_before": "a number", "mean_tokens_after": "a number",
@@ -57,18 +63,25 @@ class Found(NamedTuple):
 
 
 def run_file(records: Path) -> Path:
-    """Where the run of a file of records stands: `run.json` for `records.jsonl`, `x.run.json` for `x.jsonl`."""
+    """The file of the run beside a file of records: `run.json` for `records.jsonl`, `x.run.json` for `x.jsonl`."""
     if records.name.endswith("records.jsonl"):
         return records.with_name(f"{records.name.removesuffix('records.jsonl')}run.json")
     return records.with_name(f"{records.stem}.run.json")
 
 
-def write_records(path: Path, run: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> None:
-    """Write a file of records, and its run beside it, each in one step: a run without records is an unfinished one.
+def write_records(path: Path, run: Json, records: Iterable[Json]) -> None:
+    """Write a file of records and the file of its run, each in one step. A run without records is an unfinished one.
 
     Raises:
         TypeError: a field is missing or not what it must be, or a question is there twice.
-        WriteError: one cannot be written; what was there before is untouched.
+        WriteError: a file cannot be written; what was there before is untouched.
+
+    Example:
+        >>> run = {"model": "LLaVA-OneVision-7B", "method": {"method": "none"}}
+        >>> record = {"benchmark": "Video-MME", "question_id": "001-1", "video_id": "fFjv93ACGo8", "correct": True}
+        >>> write_records(Path("records.jsonl"), run, [record])
+        >>> read_records(Path("records.jsonl")).runs[0].questions
+        (Scored(question_id='001-1', correct=True, video_id='fFjv93ACGo8', group=None),)
     """
     run, lines = {"schema": SCHEMA, **run}, list(records)
     _check_run(run)
@@ -80,13 +93,18 @@ def write_records(path: Path, run: Mapping[str, Any], records: Iterable[Mapping[
     write_bytes(path, _as_bytes(lines))
 
 
-def append_records(path: Path, records: Iterable[Mapping[str, Any]], kept: str) -> None:
-    """Append lines to a file of records; they have arrived on the disk when this returns.
+def append_records(path: Path, records: Iterable[Json], kept: str) -> None:
+    """Append lines to a file of records; they are on the disk when this returns.
 
     Args:
-        kept: what is left where that fails, as the end of a sentence.
+        kept: says, as the end of an error, what is left if writing fails.
     Raises:
-        WriteError: they cannot be written.
+        WriteError: the lines cannot be written.
+
+    Example:
+        >>> append_records(Path("records.jsonl"), [{"question_id": "001-1", "correct": True}], kept="the others stay")
+        >>> print(Path("records.jsonl").read_text(), end="")
+        {"question_id": "001-1", "correct": true}
     """
     with writing(path, kept), path.open("ab") as file:
         file.write(_as_bytes(records))
@@ -94,15 +112,15 @@ def append_records(path: Path, records: Iterable[Mapping[str, Any]], kept: str) 
         os.fsync(file.fileno())
 
 
-def _as_bytes(records: Iterable[Mapping[str, Any]]) -> bytes:
+def _as_bytes(records: Iterable[Json]) -> bytes:
     return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
 def read_run(records: Path) -> dict[str, Any]:
-    """What a file of records says of all its lines; nothing if it has no file of its run.
+    """Read what holds for all lines of a file of records; nothing if the file of its run is missing.
 
     Raises:
-        TangoError: that file is not as it should be; the message names the field.
+        TangoError: the file of the run is malformed; the message names the field.
     """
     path = run_file(records)
     if not path.is_file():
@@ -116,12 +134,12 @@ def read_run(records: Path) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> Found:
-    """The runs in a file of records, one for each model, method and benchmark.
+    """Read the runs in a file of records, one for each model, method and benchmark.
 
-    A last line that was cut off, as by a killed process, is left out with a note.
+    A last line that was cut off, as when a process is killed, is left out with a note.
 
     Raises:
-        TangoError: the file cannot be read, or a line is not as it should be; the message names line and field.
+        TangoError: the file cannot be read, or a line is malformed; the message names line and field.
     """
     run, found = read_run(path), Found([], [])
     lines, cut_off = read_json_lines(path)
@@ -129,7 +147,7 @@ def read_records(path: Path) -> Found:
         raise unreadable(path, "line 1: expected a JSON object, got something else")
     if cut_off:
         found.notes.append(f"{path}: its last line is cut off and left out; the command that writes it goes on there")
-    parts: dict[str, list[dict[str, Any]]] = {}
+    parts: dict[str, list[Json]] = {}
     seen: dict[tuple[str, str], int] = {}
     for number, line in lines:
         record = {**_shared(run, line), **line}
@@ -146,14 +164,14 @@ def read_records(path: Path) -> Found:
     return found
 
 
-def _shared(run: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run says of a line."""
+def _shared(run: Json, line: Json) -> Json:
+    """What the run says about a line: fields of the run, and those of the line's benchmark."""
     own = (run.get("benchmarks") or {}).get(str(line.get("benchmark")), {})
     return {name: value for name, value in {**run, **own}.items() if name in _OF_A_RUN}
 
 
-def _check_run(run: Any) -> None:
-    """Raise TypeError unless a run has the schema's number, and every field is what it must be."""
+def _check_run(run: object) -> None:
+    """Raise TypeError unless a run has the number of the schema, and every field is what it must be."""
     if not isinstance(run, dict):
         raise TypeError(f"expected an object, got {shown(run)}")
     if "schema" not in run:
@@ -170,8 +188,8 @@ def _check_run(run: Any) -> None:
         checked_method(run["method"])
 
 
-def _check(record: Mapping[str, Any]) -> None:
-    """Raise TypeError unless a line, with what its run says of it, has what it needs, and all is what it must be."""
+def _check(record: Json) -> None:
+    """Raise TypeError unless a line, with its run, has all fields that it needs, and each is what it must be."""
     for name in (*_NEEDED, "video_id"):
         if name not in record:
             raise TypeError(f"it has no {name!r}")
@@ -179,8 +197,8 @@ def _check(record: Mapping[str, Any]) -> None:
     checked_method(record["method"])
 
 
-def _check_once(record: Mapping[str, Any], number: int, seen: dict[tuple[str, str], int]) -> str:
-    """Which run a line belongs to. Raise TypeError if an earlier line, by number in `seen`, has its question."""
+def _check_once(record: Json, number: int, seen: dict[tuple[str, str], int]) -> str:
+    """The key of the run that a line belongs to. Raise TypeError if an earlier line in `seen` has the same question."""
     key = json.dumps([record[name] for name in ("model", "method", "benchmark")], sort_keys=True)
     first = seen.setdefault((key, str(record["question_id"])), number)
     if first != number:
@@ -189,7 +207,7 @@ def _check_once(record: Mapping[str, Any], number: int, seen: dict[tuple[str, st
     return key
 
 
-def _check_fields(record: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
+def _check_fields(record: Json, kinds: Mapping[str, str]) -> None:
     for name, kind in kinds.items():
         if name not in record or (record[name] is None and name not in (*_NEEDED, "schema")):
             continue
@@ -197,7 +215,7 @@ def _check_fields(record: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
             raise TypeError(f"{name} must be {kind}, got {shown(record[name])}")
 
 
-def _run(source: Path, records: list[dict[str, Any]]) -> Run:
+def _run(source: Path, records: list[Json]) -> Run:
     first = records[0]
     known = benchmark(first["benchmark"])
     failed = [record["failed"] for record in records if record.get("failed") is not None]
@@ -217,12 +235,12 @@ def _run(source: Path, records: list[dict[str, Any]]) -> Run:
     )
 
 
-def _judged(record: Mapping[str, Any]) -> Scored:
+def _judged(record: Json) -> Scored:
     clip, group = (None if record.get(name) is None else str(record[name]) for name in ("video_id", "group"))
     return Scored(str(record["question_id"]), record["correct"] and not record.get("failed"), clip, group)
 
 
-def _mean_of(records: list[dict[str, Any]], name: str) -> float | None:
-    """Over the questions that have this count; else what the run says."""
+def _mean_of(records: list[Json], name: str) -> float | None:
+    """The mean over the questions that have this count; without any, the mean that the run states."""
     counts = [record[name] for record in records if record.get(name) is not None]
     return math.fsum(counts) / len(counts) if counts else records[0].get(f"mean_{name}")

@@ -20,7 +20,7 @@ _LEGEND = (
 
 
 def markdown(table: Table) -> str:
-    """For people: two lines per method, ours and the paper's; a third one if the table compares methods."""
+    """Render for people: two lines per method, ours and the paper's, and a third if the table compares methods."""
     columns = table.experiment.columns
     rows = [["method", "", *(_HEADERS.get(column, column) for column in columns)]]
     section: object = object()
@@ -35,7 +35,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A `tabular` for the package booktabs, notes as comments below it."""
+    """Render as a `tabular` for the package booktabs, with the notes as comments below it."""
     columns = table.experiment.columns
     lines = [
         f"% Table {table.experiment.table}: {table.experiment.title}",
@@ -56,7 +56,7 @@ def latex(table: Table) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """For programs: one line per method and column, full precision; empty where there is nothing."""
+    """Render for programs: one line per method and column, in full precision; a cell without a number is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(

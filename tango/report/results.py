@@ -1,4 +1,4 @@
-"""Recorded runs as lists of judged questions, whichever program they come from (`tango.report.readers` reads them)."""
+"""Recorded runs as lists of judged questions, whichever program they come from. `tango.report.readers` reads them."""
 
 from __future__ import annotations
 
@@ -12,42 +12,44 @@ from typing import Any
 from tango.errors import TangoError
 from tango.report.benchmarks import Benchmark
 
+Json = Mapping[str, Any]  # an object of JSON: a record, or a method's configuration (the fields of a `MethodConfig`)
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One question with its verdict."""
+    """One question and whether it was answered correctly."""
 
     question_id: str
     correct: bool
     video_id: str | None = None  # None: not recorded
-    group: str | None = None  # of the benchmark's own grouping
+    group: str | None = None  # the benchmark's own group of questions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one model with one method answered to one benchmark."""
+    """The answers of one model with one method to one benchmark."""
 
     source: Path
     model: str
-    method: Mapping[str, Any]  # the fields of a MethodConfig
+    method: Json
     benchmark: Benchmark
     questions: tuple[Scored, ...]
-    num_expected: int | None  # questions of the whole benchmark; None: not known
-    num_frames: int | None = None  # of each video; None: not recorded
-    limited: bool = False  # asked for a part of the benchmark only
+    num_expected: int | None  # number of questions in the whole benchmark; None: not known
+    num_frames: int | None = None  # frames of each video; None: not recorded
+    limited: bool = False  # whether only a part of the benchmark was asked for
     date: str = ""
-    tokens_before: float | None = None  # visual tokens of a question, in the mean
-    tokens_after: float | None = None  # of these, what is left in the mean over the LLM's layers; None: not recorded
+    tokens_before: float | None = None  # mean number of visual tokens per question
+    tokens_after: float | None = None  # how many are left, in the mean over the LLM's layers; None: not recorded
     num_failed: int | None = None  # questions without an answer, which count as wrong; None: not recorded
 
     @property
     def partial(self) -> bool:
-        """Whether this is less than the whole benchmark, so that its accuracy is that of a part."""
+        """Whether the run covers only a part of the benchmark."""
         return self.limited or (self.num_expected is not None and len(self.questions) < self.num_expected)
 
     @property
     def failures(self) -> str | None:
-        """What is to be said where questions failed; None if none did, or it is not known."""
+        """A sentence about failed questions; None if none failed, or it is not known."""
         if not self.num_failed:
             return None
         count = f"{self.num_failed} of {len(self.questions)} questions failed and count as wrong"
@@ -56,20 +58,20 @@ class Run:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Runs with equal keys are repetitions of each other."""
+        """What the run measures: runs with equal keys are repetitions."""
         return self.model, identity(self.method), self.benchmark.name
 
 
 @dataclass(frozen=True)
 class Results:
-    """Runs, and what a reader of the tables must know about them: `notes`, one line each."""
+    """Runs, and notes that a reader of the tables must know, one line each."""
 
     runs: tuple[Run, ...]
     notes: tuple[str, ...]
 
 
 def choose(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """One run of each model, method and benchmark, and a note on every other: whole before partial, then the latest.
+    """Choose one run of each model, method and benchmark, whole before partial, then the latest; a note on every other.
 
     Runs are never pooled.
     """
@@ -83,13 +85,17 @@ def choose(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return list(best.values()), notes
 
 
-def identity(method: Mapping[str, Any]) -> str:
+def identity(method: Json) -> str:
     """A text that is the same for equal configurations, however their numbers and lists were written.
 
-    What is None does not count: a setting that did not exist yet when a run was recorded.
+    Settings that are None do not count: they may not have existed yet when a run was recorded.
+
+    Example:
+        >>> identity({"method": "tango", "saliency": None}) == identity({"method": "tango"})
+        True
     """
 
-    def plain(value: Any) -> Any:
+    def plain(value: object) -> object:
         if isinstance(value, Mapping):
             return {name: plain(part) for name, part in value.items() if part is not None}
         if isinstance(value, (list, tuple)):
@@ -100,7 +106,7 @@ def identity(method: Mapping[str, Any]) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file.
+    """Read a JSON file.
 
     Raises:
         TangoError: it cannot be read.
@@ -112,16 +118,18 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], bool]:
-    """The objects of a file with one per line, each with the number of its line, and whether a line was cut off.
+    """Read a file with one JSON object per line: the objects with their line numbers, and whether the last was cut off.
 
-    Blank lines do not count, nor does a last line without its end that is no JSON: whoever wrote it was stopped there.
+    Blank lines do not count. A last line without a line end that is no JSON was cut off, and does not count either.
 
     Raises:
         TangoError: it cannot be read, or a line is not an object.
     """
     records = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # a text may have other signs that end a line
+        lines = path.read_text(encoding="utf-8").split(
+            "\n"
+        )  # splitlines would also split at other characters, which a text may hold
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
     for number, line in enumerate(lines, start=1):
@@ -144,20 +152,20 @@ def _why(error: Exception) -> str:
 
 
 def unreadable(path: Path, reason: object) -> TangoError:
-    """The error for a file of results that is not what it should be."""
+    """The error for a file of results that is malformed."""
     return TangoError(f"cannot read {path}: {reason}; run that evaluation again, or leave its folder out of --results")
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def checked_method(value: Any) -> Mapping[str, Any]:
-    """A recorded configuration of a method, if it is one.
+def checked_method(value: object) -> Json:
+    """Return a recorded configuration of a method.
 
     Raises:
-        TypeError: it is none; the message says what was got.
+        TypeError: the value is no such configuration; the message says what was got.
     """
     if not isinstance(value, Mapping) or not isinstance(value.get("method"), str):
         raise TypeError(f'method must be an object such as {{"method": "tango", "options": {{}}}}, got {shown(value)}')
@@ -173,7 +181,7 @@ def checked_method(value: Any) -> Mapping[str, Any]:
     return value
 
 
-def shown(value: Any) -> str:
-    """A value as an error shows it: its start."""
+def shown(value: object) -> str:
+    """The start of a value, as an error shows it."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

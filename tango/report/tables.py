@@ -1,31 +1,30 @@
-"""The paper's tables from recorded runs: ours, the paper's, and how sure ours are."""
+"""The paper's tables from recorded runs: our numbers with their intervals, and the paper's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tango.errors import TangoError, UnknownNameError
 from tango.report.benchmarks import benchmark
-from tango.report.experiments import Experiment, Row
+from tango.report.experiments import Experiment, Row, run_line
 from tango.report.intervals import Estimate, accuracies, average, paired_difference, ratio
-from tango.report.results import Results, Run, choose, identity
+from tango.report.results import Json, Results, Run, choose, identity
 
-Resolve = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+Resolve = Callable[[Json], Json]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table. What was not run, or cannot be computed from what was, is None."""
+    """One number of a table; None where the runs do not give it."""
 
     ours: Estimate | None
-    partial: bool  # from a part of a benchmark
-    published: float | None  # by the paper
-    comparable: bool  # to the paper's number: the same model on whole benchmarks, or a ratio
-    num_failed: int = 0  # questions without an answer, counted as wrong, as far as it is recorded
-    against: Estimate | None = None  # ours minus the reference's, on the questions that both were asked
+    partial: bool  # whether it comes from a part of a benchmark
+    published: float | None  # the paper's number
+    comparable: bool  # with the paper's number: the same model on whole benchmarks, or a ratio
+    num_failed: int = 0  # questions without an answer, which count as wrong, as far as recorded
+    against: Estimate | None = None  # ours minus the reference, on the questions that both were asked
 
     @property
     def difference(self) -> float | None:
@@ -45,7 +44,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, ready to be drawn. `notes` say what its numbers are from and what is missing, one line each."""
+    """A table, ready to be rendered. `notes` say where its numbers come from and what is missing, one line each."""
 
     experiment: Experiment
     rows: tuple[TableRow, ...]
@@ -65,12 +64,12 @@ def build(
     """Fill a table of the paper with recorded runs.
 
     Args:
-        resolve: all fields of the configuration that a row's settings describe, as runs record it.
-        model: fill the rows with runs of this model; None: each with those of the model that it names.
-        against: a row's name, such as "tango"; every row is compared with the one of this name and its own ratio.
-        seed: of the draws from which the intervals are made.
+        resolve: gives all fields of the configuration that a row's settings describe, as runs record it.
+        model: fill the rows with runs of this model; None: fill each row with runs of the model that it names.
+        against: a row's name, such as "tango"; every row is compared with the row of this name at its own ratio.
+        seed: seeds the draws behind the intervals.
     Raises:
-        TangoError: `against` fits no row.
+        UnknownNameError: no row is called `against`.
     """
     papers_models = {name.lower() for name in experiment.papers_models}
     if model is not None:
@@ -96,23 +95,25 @@ def build(
     notes += [f"marked !: {run.failures}" for run in used if run.failures is not None]
     if unclear := sorted({run.benchmark.name for run in used if any(q.video_id is None for q in run.questions)}):
         notes.append(f"which clip a question is about is not recorded for {', '.join(unclear)}; each counts as its own")
-    if other := sorted({str(run.source) for run in chosen if run.key not in filled.used}):
+    unused = [run for run in chosen if run.key not in filled.used]
+    if other := sorted({str(run.source) for run in unused}):
         notes.append(f"in no row of this table: {', '.join(other)}")
+    notes += sorted({note for run in unused if (note := filled.differs_in_one(run)) is not None})
     return Table(experiment, rows, against, (*results.notes, *notes, *filled.notes))
 
 
 def _title(model: str, experiment: Experiment) -> str:
-    """The one name by which a model's runs are found, whatever the toolkit calls it."""
+    """One name for a model, whatever the toolkits call it."""
     return min(experiment.names_of(model))
 
 
 def _fits(run: Run, experiment: Experiment) -> bool:
-    """Whether a run has as many frames as the paper, as far as both are known."""
+    """Whether a run has as many frames as the paper, if both numbers are known."""
     return run.num_frames is None or experiment.num_frames_of(run.model) in (None, run.num_frames)
 
 
 class _Filling:
-    """Cells of one table, from one set of runs."""
+    """Fills the cells of one table from one set of runs."""
 
     def __init__(
         self, experiment: Experiment, runs: Mapping[tuple[str, str, str], Run], resolve: Resolve,
@@ -131,12 +132,26 @@ class _Filling:
         return TableRow(row, {name: self.cell(row, name, runs, full, differences) for name in self.experiment.columns})
 
     def runs_of(self, row: Row) -> dict[str, Run]:
-        """The runs of a row by benchmark."""
+        """The runs of a row, by benchmark."""
         method = identity(self.resolve(row.settings))
         keys = [(_title(row.model, self.experiment), method, name) for name in self.experiment.benchmarks]
         found = {key: self.runs[key] for key in keys if key in self.runs}
         self.used |= found
         return {name: run for (_, _, name), run in found.items()}
+
+    def differs_in_one(self, run: Run) -> str | None:
+        """A note on a run that would be in a row but for its saliency or its positions."""
+        for row in self.experiment.rows:
+            if run.model != _title(row.model, self.experiment):
+                continue
+            expected, usual = self.resolve(row.settings), "as by default"
+            for name in ("saliency", "positions"):
+                if identity({**run.method, name: None}) == identity({**expected, name: None}):
+                    return (
+                        f"{run.source} is no run of the row {run_line(row)!r}: {name} {run.method.get(name) or usual}, "
+                        f"not {expected.get(name) or usual}"
+                    )
+        return None
 
     def cell(
         self, row: Row, column: str, runs: Mapping[str, Run], full: Mapping[str, Run],
@@ -153,7 +168,7 @@ class _Filling:
         group = column.partition("/")[2] or None
         estimates = [self.of(run).get(group) for run in present]
         known = [estimate for estimate in estimates if estimate is not None]
-        if len(known) < len(names):  # no question of this group
+        if len(known) < len(names):  # there is no question of this group
             return Cell(None, False, published, same_model)
         mean = average(known)
         if column == "performance":
@@ -167,13 +182,13 @@ class _Filling:
         return Cell(mean, partial, published, same_model, failed, compared)
 
     def of(self, run: Run) -> dict[str | None, Estimate]:
-        """Accuracies of a run, computed once."""
+        """The accuracies of a run, computed once."""
         if run.key not in self.estimates:
             self.estimates[run.key] = accuracies(run.questions, run.benchmark, seed=self.seed)
         return self.estimates[run.key]
 
     def differences(self, runs: Mapping[str, Run], others: Mapping[str, Run]) -> dict[str, dict[str | None, Estimate]]:
-        """Paired differences by benchmark and group, where both were run."""
+        """The paired differences by benchmark and group, on benchmarks that both were run on."""
         found = {}
         for name in runs:
             if name in others:
@@ -185,7 +200,7 @@ class _Filling:
         return found
 
     def reference(self, row: Row, name: str) -> Row:
-        """The row that another one is compared with: of this name and model, and of the same ratio or without one."""
+        """The row to compare `row` with: it has this name and the model of `row`, and the same ratio or none."""
         rows = [other for other in self.experiment.rows if other.name == name]
         if not rows:
             raise UnknownNameError(

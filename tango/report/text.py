@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 
 def align(rows: Sequence[Sequence[str]], *, num_left: int = 0) -> str:
-    """Cells in columns of equal width, two blanks apart; the first `num_left` columns to the left, others right."""
+    """Align cells in columns, two blanks apart: the first `num_left` columns to the left, the others to the right.
+
+    Example:
+        >>> print(align([["method", "kept"], ["tango", "10"]], num_left=1))
+        method  kept
+        tango     10
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -19,6 +25,13 @@ def align(rows: Sequence[Sequence[str]], *, num_left: int = 0) -> str:
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; the first row is its header."""
+    """Write a table in Markdown; the first row is its header.
+
+    Example:
+        >>> print(markdown([["method", "kept"], ["tango", "10"]]))
+        | method | kept |
+        |---|---|
+        | tango | 10 |
+    """
     header, *rest = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([header, "|---" * len(rows[0]) + "|", *rest])

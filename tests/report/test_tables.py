@@ -159,6 +159,26 @@ class TestWhichRuns:
         assert run == ["1e4/1e3"]  # the defaults; others have other bases
         assert any("in no row of this table" in note and "holitom" in note for note in made.notes)
 
+    @pytest.mark.parametrize(
+        ("settings", "note"),
+        [
+            ({"method": "holitom", "saliency": "attn"},
+             "is no run of the row 'holitom 0.1 --option saliency=p-attn': saliency attn, not p-attn"),
+            ({"method": "tango", "positions": "kept"},
+             "is no run of the row 'tango 0.1': positions kept, not as by default"),
+            ({"method": "tango", "positions": "kept", "saliency": "attn"}, None),
+            ({"method": "tango", "exact_budget": True}, None),
+        ],
+    )  # fmt: skip
+    def test_a_run_that_differs_in_saliency_or_positions_alone_is_told_apart(
+        self, outputs: Path, settings: dict[str, Any], note: str | None
+    ) -> None:
+        folder = write_run(outputs / "other", settings, everything(FULL))
+        made = table(1, outputs)
+        assert value(cells(made, "tango")["MVBench"]) == value(cells(made, "holitom")["MVBench"]) == 50
+        assert any(f"{folder}" in text for text in made.notes if text.startswith("in no row of this table"))
+        assert [text for text in made.notes if "is no run of" in text] == ([] if note is None else [f"{folder} {note}"])
+
     def test_another_number_of_frames_is_another_experiment(self, tmp_path: Path) -> None:
         settings = {"method": "tango", "retention_ratio": 0.1}
         folder = write_run(tmp_path, settings, everything(TANGO), num_frames=8)

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write clips and questions; clips that are there already stay."""
+    """Write clips and questions; clips that exist already stay."""
     from tqdm import tqdm
 
     from tango.mini.benchmark import clip_file, write_questions

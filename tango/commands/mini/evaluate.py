@@ -1,4 +1,4 @@
-"""`tango mini evaluate`: ask the benchmark's questions, with or without pruning."""
+"""`tango mini evaluate`: asks the benchmark's questions, with or without pruning."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import json
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from tango import mini
 from tango.commands.common import add_method_arguments, add_model_arguments, frame_count, load_model, method_from
 from tango.evaluation import MethodConfig
 from tango.evaluation.records import environment, identity
 from tango.lab.bench.common import positive
+from tango.report.results import Json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, metavar="X.jsonl",
-        help="records, a line per question, and X.run.json beside; a file that is there is continued; for `tango runs`",
+        help="write records for `tango runs`, a line per question, and X.run.json beside; continues a file that exists",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run(args: argparse.Namespace, method: MethodConfig) -> dict[str, Any]:
-    """What the results' file says of all its records."""
+def _run(args: argparse.Namespace, method: MethodConfig) -> dict[str, object]:
+    """What holds for all records of the results' file."""
     behind = identity(args.model, method, local_files_only=args.offline)
     if args.siglip:
         behind["siglip"] = identity(args.siglip, local_files_only=args.offline)["content"]["checkpoint"]
@@ -83,7 +83,7 @@ def _run(args: argparse.Namespace, method: MethodConfig) -> dict[str, Any]:
     }
 
 
-def _table(setting: dict[str, Any], summary: dict[str, Any]) -> str:
+def _table(setting: Json, summary: Json) -> str:
     from tango.mini.questions import KINDS
 
     control = "" if setting["control"] == "none" else f", control: {setting['control']}"

@@ -1,4 +1,4 @@
-"""`tango mini similarity`: measure how static the benchmark's clips are."""
+"""`tango mini similarity`: measures how static the benchmark's clips are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print, as JSON, quantiles of the cosine between neighbouring frames' tokens, and the share that is static."""
+    """Print as JSON: quantiles of the cosine between tokens of neighbouring frames, and the share of static tokens."""
     import numpy as np
     from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""`tango mini train`: train the small model from nothing."""
+"""`tango mini train`: trains the small model from nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; started again after an interruption, it goes on where it was."""
+    """Train. Started again after an interruption, the training goes on where it was."""
     import torch
 
     from tango.commands.common import quiet
