@@ -1,4 +1,4 @@
-"""Evaluation: many questions about many videos, answered by one model with one method, surely and measured.
+"""Evaluation: one model with one method answers many questions, with a journal and measurements.
 
     method = MethodConfig(method="tango", options={"retention_ratio": 0.1})
     with Answerer("lmms-lab/llava-onevision-qwen2-7b-ov", method=method, journal=Path("runs/tango")) as answerer:
@@ -6,7 +6,8 @@
             ...
         print(answerer.efficiency().table())
 
-What evaluation toolkits need, and what none of them is needed for. Each name is imported when first used.
+The integrations of evaluation toolkits are built on this package, which needs no toolkit. Each name is imported when
+first used.
 """
 
 # ruff: noqa: F401 - imported for type checkers alone

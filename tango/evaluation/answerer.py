@@ -1,4 +1,4 @@
-"""`Answerer`: a model, a method, and what an evaluation needs around them."""
+"""`Answerer`: one model with one method answers many questions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
@@ -24,36 +24,48 @@ from tango.evaluation.records import environment, identity, peak_bytes
 from tango.models import load
 from tango.models.base import pooling_head_of
 from tango.models.processors.messages import TimeInstruction
-from tango.models.processors.qwen import VisionMarks, check_marks
+from tango.models.processors.qwen import QwenProcessor, VisionMarks, check_marks
 from tango.runtime.pruning import prune
 from tango.video.reading import check_backend
 
+if TYPE_CHECKING:
+    from tango.models.processors.protocol import ChatProtocol
+
 _Outcome = PreparedQuestion | Answer | Exception
-_Pair = tuple[str | None, _Outcome]  # under which key the answer is journalled, if it is
+_Pair = tuple[str | None, _Outcome]  # with the question's key in the journal, if there is one
 
 
 class Answerer:
-    """Answers questions with one model and one method: read ahead, in batches, journalled, measured.
+    """Answers questions with one model and one method: reads videos ahead, makes batches, keeps a journal, measures.
 
-    Without a method all tokens are kept, on the same way through Tango as with one: the answers are those of stock
-    generation where stock code lays out the model's videos as it was trained, and the stages are measured alike.
+    Without a method all tokens are kept, and they take the same path through Tango as with a method, so stages are
+    measured alike. The answers then equal those of stock generation, for all models whose videos stock code lays out as
+    in training.
 
     Args:
         pretrained, dtype, device, attn_implementation, siglip, local_files_only: as in `tango.load`.
-        method: None: all tokens.
-        batch_size: up to so many questions that follow each other are generated together.
+        method: None: all tokens are kept.
+        batch_size: at most so many consecutive questions are generated together.
         num_frames: frames of each video; None: the model's usual number.
-        journal: folder that keeps every answer; the same call after a crash goes on where it ended. Answers count for
-            the same question about the same content of the same videos; other weights, settings, code or versions of
-            libraries are refused. Videos and weights are read for that, at about 1 GB/s.
+        journal: folder in which every answer is kept; after a crash the same call continues from there. An answer is
+            used again for the same question about videos of the same content. A journal made with other weights,
+            settings, code or library versions is refused. For this, videos and weights are read, at about 1 GB/s.
         rank: number of this process among those that share the journal.
         workers: threads that read and preprocess videos ahead of the model; 0: none.
-        max_ahead: prepared questions that may wait in memory.
+        max_ahead: at most so many prepared questions wait in memory.
         min_pixels, max_pixels: limits of a frame's size for Qwen-VL.
         time_instruction, vision_marks: as in `tango.prepare`.
     Raises:
-        TangoError: what `tango.load` and `tango.prune` raise; an unknown name or an impossible number; the journal is
-            of another configuration.
+        TangoError: what `tango.load` and `tango.prune` raise; an unknown name, or a number out of range; a journal of
+            another configuration.
+    Example:
+        >>> from tango.evaluation import Answerer, MethodConfig, Question
+        >>> method = MethodConfig(method="tango", options={"retention_ratio": 0.1})
+        >>> content = [{"type": "video", "video": "clip.mp4"}, {"type": "text", "text": "what color is plain"}]
+        >>> with Answerer("tango-mini", method=method) as answerer:
+        ...     answer = answerer.answer(Question(messages=[{"role": "user", "content": content}]))
+        >>> answer.text, answer.visual_tokens_before
+        ('cyan', 784)
     """
 
     def __init__(
@@ -84,8 +96,8 @@ class Answerer:
         _check_prompt(time_instruction, vision_marks)
         self.method = method or MethodConfig()
         self.batch_size, self.workers, self.max_ahead = batch_size, workers, max(max_ahead, batch_size)
-        places: dict[str, Any] = {"siglip": siglip, "local_files_only": local_files_only, "device": device}
-        self.model, self.processor = load(pretrained, dtype=dtype, attn_implementation=attn_implementation, **places)
+        options: dict[str, Any] = {"siglip": siglip, "local_files_only": local_files_only, "device": device}
+        self.model, self.processor = load(pretrained, dtype=dtype, attn_implementation=attn_implementation, **options)
         _fit_processor(self.processor, min_pixels, max_pixels, vision_marks)
         with ExitStack() as stack:  # undone if a later step fails
             self.pruning = stack.enter_context(prune(self.model, self.method.plan))
@@ -98,7 +110,7 @@ class Answerer:
                 video_input=self.pruning.adapter.video_input,
                 dtype=self.model.dtype,
             )
-            self.config: dict[str, Any] = {
+            self.config: dict[str, object] = {
                 "pretrained": str(pretrained),
                 "method": self.method.to_record(),
                 **self._details(),
@@ -117,11 +129,11 @@ class Answerer:
         self.config |= {"batch_size": batch_size, "device": str(self.model.device), "environment": environment()}
         self._efficiency = Efficiency(device=self.model.device.type, elapsed_ms=[0.0])
 
-    def _details(self) -> dict[str, Any]:
-        """What else answers depend on, as it was resolved."""
+    def _details(self) -> dict[str, object]:
+        """The other settings that answers depend on, with defaults resolved."""
         return {
             "num_frames": self._prepare.num_frames,
-            "device": self.model.device.type,  # resumed answers bring their times along
+            "device": self.model.device.type,  # since the journal holds times, too
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "attn_implementation": self.model.config._attn_implementation,
             "video_backend": self._prepare.video_backend,
@@ -136,7 +148,7 @@ class Answerer:
         self.close()
 
     def close(self) -> None:
-        """Restore the model and close the journal. Doing it twice is harmless."""
+        """Restore the model and close the journal. A second call does nothing."""
         self._stack.close()
 
     def answer(self, question: Question) -> Answer:
@@ -147,16 +159,16 @@ class Answerer:
     def answers(
         self, questions: Iterable[Question], *, progress: bool = False, total: int | None = None
     ) -> Generator[Answer, None, None]:
-        """Answer questions in order, as the answers are asked for; videos are read ahead meanwhile.
+        """Yield the answers in order, each when it is asked for; videos are read ahead meanwhile.
 
         A question that cannot be answered (an unreadable video, too little memory) gets an answer with an `error`.
-        Every answer is in the journal before the next question is begun.
+        Every answer is in the journal before the next question begins.
 
         Args:
             progress: show samples per second and the time left on stderr.
             total: number of questions, if `questions` has no length.
         Raises:
-            TangoError: an error that no single question is to blame for, such as an unknown option.
+            TangoError: an error that is not the fault of a single question, such as an unknown option.
         """
         from tqdm import tqdm
 
@@ -180,7 +192,7 @@ class Answerer:
                     yield answer
 
     def efficiency(self) -> Efficiency:
-        """The table over all answers given so far."""
+        """The efficiency over all answers given so far."""
         return self._efficiency
 
     def _look_up(self, question: Question) -> _Pair:
@@ -192,14 +204,14 @@ class Answerer:
             if (recorded := self._journal.get(key)) is not None:
                 return key, recorded
             prepared = self._prepare(question)
-            if question.key != key:  # the answer would be on record for what the video was before
+            if question.key != key:  # the journal would keep the answer under the video's former content
                 raise OSError("a video of this question changed while it was read; ask again once it is complete")
             return key, prepared
         except Exception as error:
             return key, error
 
     def _groups(self, outcomes: Iterable[_Pair]) -> Iterator[list[_Pair]]:
-        """Neighbours that are generated together; answers of the journal and errors stand alone."""
+        """Group neighbours that are generated together; answers from the journal and errors stand alone."""
         group: list[_Pair] = []
         for pair in outcomes:
             if group and not can_batch(group[0][1], pair[1]):
@@ -229,15 +241,14 @@ def _raised(pair: _Pair | Exception) -> _Pair:
 
 
 def _fit_processor(
-    processor: Any, min_pixels: int | None, max_pixels: int | None, vision_marks: VisionMarks | None
+    processor: ChatProtocol, min_pixels: int | None, max_pixels: int | None, vision_marks: VisionMarks | None
 ) -> None:
     if vision_marks is not None and not hasattr(processor, "vision_marks"):
         raise OptionError(f"vision_marks={vision_marks!r} is for Qwen3-VL; leave it out for this model")
-    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    limits = {name: value for name, value in limits.items() if value is not None}
-    if limits and not hasattr(processor, "patches"):
-        raise OptionError(f"{' and '.join(limits)} are for Qwen-VL; frames of this model have one size")
-    if limits:
+    given: dict[str, Any] = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    if limits := {name: value for name, value in given.items() if value is not None}:
+        if not isinstance(processor, QwenProcessor):
+            raise OptionError(f"{' and '.join(limits)} are for Qwen-VL; frames of this model have one size")
         processor.patches = replace(processor.patches, **limits)
 
 

@@ -1,4 +1,4 @@
-"""Which pruning method with which options, before there is a model."""
+"""`MethodConfig`: a method and its options, before there is a model."""
 
 from __future__ import annotations
 
@@ -11,42 +11,52 @@ from typing import TYPE_CHECKING, Any
 
 from tango.errors import OptionError, UnknownNameError
 from tango.fingerprints import of_file, of_packages
-from tango.methods import Plan
+from tango.methods import LayerPruner, Plan, Pruner
 from tango.methods.plan import method_kind, settled
 from tango.ops.saliency import saliency_function
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from tango.runtime.pruning import Pruning
 
-_UNKNOWN = object()  # the default of an option that is not known here
+_UNKNOWN = object()  # stands for the default of an unknown option
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """A `Plan` as it is written down: in journals, records and labels. Mistakes show before minutes of loading.
+    """A `Plan` in its written form, for journals, records and labels. It is checked here, before a model is loaded.
 
     Args:
-        method: "none" (all tokens), a name from `tango.available_pruners()`, or one from
-            `tango.available_layer_pruners()`: then all tokens enter the LLM, and `retention_ratio` is the mean over
-            its layers.
+        method: "none" (all tokens are kept), a name from `tango.available_pruners()`, or one from
+            `tango.available_layer_pruners()`; with the latter all tokens enter the LLM, and `retention_ratio` is the
+            mean over its layers.
         options: fields of the method, such as `retention_ratio`.
         layer_pruner: prune again inside the LLM; `layer_options` are its fields.
         mean_retention_ratio: in place of `retention_ratio`, the mean over the LLM's layers.
-        saliency, positions: as in `tango.prune`; whether a model has these positions shows when it is pruned.
+        saliency, positions: as in `tango.prune`. Whether the model has these positions is checked when it is pruned.
     Raises:
         UnknownNameError: no such method or option; the message lists the known ones.
-        OptionError, BudgetError: options that do not go together, or a value out of range.
+        OptionError, BudgetError: options that exclude each other, or a value out of range.
+    Example:
+        >>> config = MethodConfig(method="tango", options={"retention_ratio": 0.1, "alpha": 2.0})
+        >>> config.label
+        'tango-r0.1-alpha2.0'
+        >>> with config.apply(model) as pruning:
+        ...     text = tango.answer(model, processor, "clip.mp4", "what color is plain")
     """
 
     method: str = "none"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
     layer_pruner: str | None = None
-    layer_options: Mapping[str, Any] = field(default_factory=dict)
+    layer_options: Mapping[str, object] = field(default_factory=dict)
     mean_retention_ratio: float | None = None
     saliency: str | None = None
     positions: str | None = None
     plan: Plan = field(init=False, repr=False, compare=False)
-    weights: Mapping[str, str] = field(init=False, repr=False, compare=False)  # hashes of content, by learned method
+    weights: Mapping[str, str] = field(
+        init=False, repr=False, compare=False
+    )  # by learned method, a hash of their content
 
     def __post_init__(self) -> None:
         for name in ("options", "layer_options"):
@@ -56,8 +66,8 @@ class MethodConfig:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "weights", self._weights())
 
-    def apply(self, model: Any) -> AbstractContextManager[Pruning | None]:
-        """Switch the method on, as `tango.prune` does; nothing for "none".
+    def apply(self, model: nn.Module) -> AbstractContextManager[Pruning | None]:
+        """Prune a model as `tango.prune` does; with "none" do nothing.
 
         Raises:
             TangoError: what `tango.prune` raises for this model.
@@ -68,8 +78,8 @@ class MethodConfig:
 
         return prune(model, self.plan)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, defaults resolved."""
+    def to_dict(self) -> dict[str, object]:
+        """All settings as plain values, defaults included."""
         options, layer_options, mean = self._complete()
         return {
             "method": self.method,
@@ -81,15 +91,15 @@ class MethodConfig:
             "positions": self.positions,
         }
 
-    def to_record(self) -> dict[str, Any]:
-        """`to_dict` as results have it: of a learned method also what its weights held, as `weights` (by name)."""
+    def to_record(self) -> dict[str, object]:
+        """`to_dict` as it stands in results: for learned methods with the hashes of their weights, as `weights`."""
         return {**self.to_dict(), "weights": dict(self.weights)} if self.weights else self.to_dict()
 
-    def content(self) -> dict[str, Any]:
-        """What answers depend on and `to_dict` does not hold: hashes of weights, and of other packages' code.
+    def content(self) -> dict[str, dict[str, str]]:
+        """What answers depend on besides `to_dict`: hashes of weights, and of other packages' code.
 
         Raises:
-            OptionError: weights cannot be read, or are not those that were there when this was made.
+            OptionError: weights cannot be read, or have changed since this was made.
         """
         if (weights := self._weights()) != self.weights:
             raise OptionError(f"the weights of {', '.join(weights)} changed while this ran; start it again")
@@ -97,7 +107,7 @@ class MethodConfig:
         found = {"weights": weights, "packages": of_packages(*sources)}
         return {name: value for name, value in found.items() if value}
 
-    def _pruners(self) -> list[Any]:
+    def _pruners(self) -> list[Pruner | LayerPruner]:
         return [pruner for pruner in (self.plan.pruner, self.plan.layer_pruner) if pruner is not None]
 
     def _weights(self) -> dict[str, str]:
@@ -105,8 +115,8 @@ class MethodConfig:
             pruner.check_weights()
         return {pruner.name: of_file(path) for pruner in self._pruners() if (path := getattr(pruner, "weights", None))}
 
-    def _complete(self) -> tuple[dict[str, Any], dict[str, Any], float | None]:
-        """All options of the method and of the layer pruner, and the mean, if it is not the method's own ratio."""
+    def _complete(self) -> tuple[dict[str, object], dict[str, object], float | None]:
+        """All options of the method and of the layer pruner; and the mean, unless it is an option of the method."""
         plan = self.plan
         inside = {} if plan.layer_pruner is None else plan.layer_pruner.config()
         if self.method == "none":
@@ -122,20 +132,20 @@ class MethodConfig:
     def label(self) -> str:
         """A name for folders and tables, such as "tango-r0.1" or "tango-m0.1-fastv-merge18".
 
-        Options that differ from their defaults are in it, so different configurations have different names.
+        It holds all options that differ from their defaults, so different configurations have different labels.
         """
         return label_of(self.to_record())
 
     @classmethod
-    def from_settings(cls, *sources: Mapping[str, Any], method: str = "none", release: bool = True) -> MethodConfig:
-        """From flags, arguments, files and environment; see `tango.methods.Plan.parse`."""
+    def from_settings(cls, *sources: Mapping[str, object], method: str = "none", release: bool = True) -> MethodConfig:
+        """Read a configuration from flags, files and environment, as `tango.methods.Plan.parse` does."""
         return cls(**settled(*sources, method=method, release=release))
 
     @staticmethod
     def settings_from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-        """The settings in an environment: WRAPPER is the method, TANGO_<NAME> any other; empty ones do not count.
+        """Find the settings in an environment: WRAPPER is the method, TANGO_<NAME> any other; empty ones do not count.
 
-        TANGO_IMPORT is none: see `tango.evaluation.import_packages`.
+        TANGO_IMPORT is not a setting; see `tango.evaluation.import_packages`.
         """
         settings = {name[6:].lower(): value for name, value in environ.items() if name.startswith("TANGO_") and value}
         settings.pop("import", None)
@@ -145,12 +155,12 @@ class MethodConfig:
 
 
 def label_of(method: Mapping[str, Any], *, ratio: bool = True) -> str:
-    """The label of a configuration as `to_record` has it, whether or not its method is known here.
+    """Make the label of a configuration in the form of `to_record`, without opening weights.
 
-    No weights are opened. Of a method that is not known, neither are its defaults, and all options are in the label.
+    If the method is not registered here, its defaults are unknown, and the label holds all options.
 
     Args:
-        ratio: whether the retention ratio, or the mean over layers, is in it.
+        ratio: whether the label holds the retention ratio, or the mean over layers.
     """
     name, options, layers = method["method"], method.get("options") or {}, method.get("layer_options") or {}
     weights, pruner, parts = method.get("weights") or {}, method.get("layer_pruner"), [str(name)]
@@ -172,8 +182,8 @@ def label_of(method: Mapping[str, Any], *, ratio: bool = True) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9.+-]+", "_", part).strip("_") for part in parts)
 
 
-def _differences(name: str, options: Mapping[str, Any], but: str, weights: Mapping[str, str]) -> list[str]:
-    """Options that are not at their default, as parts of a label; of weights, which are a file, what it holds."""
+def _differences(name: str, options: Mapping[str, object], but: str, weights: Mapping[str, str]) -> list[str]:
+    """Label parts of the options that differ from their defaults; for a weights file, its content's hash."""
     try:
         defaults = {item.name: item.default for item in dataclasses.fields(method_kind(name))}
     except UnknownNameError:

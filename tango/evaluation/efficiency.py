@@ -1,4 +1,4 @@
-"""The efficiency table of a run: the eight rows of the paper's release, over all processes."""
+"""`Efficiency`: the table of a run, with the eight rows of the paper's release, over all processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tango.evaluation.questions import Answer
 
 OTHER = ("project", "prune", "splice")
-TTFT = ("tower", *OTHER, "between", "prefill")  # from the first frame's way into the tower to the end of the prefill
+TTFT = ("tower", *OTHER, "between", "prefill")  # from the start of the tower to the end of the prefill
 MODEL = ("tower", *OTHER, "prefill", "decoding")
 _TOKENS = ("input_tokens", "output_tokens", "visual_tokens_before", "visual_tokens_after", "mean_visual_tokens")
 _COUNTS = ("samples", "failures", "resumed", "measured", "decoded_tokens", *_TOKENS)
@@ -19,17 +19,23 @@ _COUNTS = ("samples", "failures", "resumed", "measured", "decoded_tokens", *_TOK
 class Efficiency:
     """Sums over the answers of a run, from which the table follows.
 
-    Answers from a journal count with the times recorded there, so the table of a resumed run covers all of it. Answers
-    with an error count as failures and nowhere else. Times of a GPU are its own (events), those of a CPU by the clock.
+    Answers from a journal count with the times recorded there, so the table of a resumed run covers the whole run. An
+    answer with an error only counts as a failure. Times on a GPU are measured by its events, times on a CPU by the
+    clock.
+
+    Example:
+        >>> answers = [Answer(text="red", elapsed_ms=500), Answer(text="blue", elapsed_ms=700)]
+        >>> Efficiency.of(answers, device="cpu").rows()["Total_runtime (s)"]
+        1.2
     """
 
-    device: str  # "cuda" or "cpu"; says what peak memory is
+    device: str  # "cuda" or "cpu"; decides what peak memory means
     samples: int = 0
     failures: int = 0
     resumed: int = 0  # answers from a journal
-    measured: int = 0  # answers with stages of the model; those to questions without a video have none
+    measured: int = 0  # answers with stages of the model; there are none for questions without a video
     output_tokens: int = 0
-    decoded_tokens: int = 0  # new tokens without the first of each answer, which belongs to the prefill
+    decoded_tokens: int = 0  # new tokens but the first of each answer, which belongs to the prefill
     input_tokens: int = 0
     visual_tokens_before: int = 0
     visual_tokens_after: int = 0
@@ -40,7 +46,7 @@ class Efficiency:
 
     @classmethod
     def of(cls, answers: Iterable[Answer], *, device: str) -> Efficiency:
-        """The sums of one process."""
+        """Sum up the answers of one process."""
         total = cls(device=device, elapsed_ms=[0.0])
         for answer in answers:
             total.add(answer)
@@ -66,13 +72,13 @@ class Efficiency:
         for stage, spent in answer.stages_ms.items():
             self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + spent
 
-    def to_dict(self) -> dict[str, Any]:
-        """Sums, means and table as plain values; `merge` reads it back."""
+    def to_dict(self) -> dict[str, object]:
+        """Rows, means and sums as plain values, which `merge` reads."""
         return {"rows": self.rows(), "means": self.means(), "sums": dict(vars(self)), "note": self.note}
 
     @classmethod
     def merge(cls, parts: Sequence[Mapping[str, Any]]) -> Efficiency:
-        """Over all processes, from the `to_dict` of each (which travel by `torch.distributed.all_gather_object`)."""
+        """Sum up all processes, from the `to_dict` of each (collected by `torch.distributed.all_gather_object`)."""
         sums = [part["sums"] for part in parts]
         whole = cls(device=sums[0]["device"], elapsed_ms=[ms for part in sums for ms in part["elapsed_ms"]])
         whole.peak_bytes = max(part["peak_bytes"] for part in sums)
@@ -85,11 +91,11 @@ class Efficiency:
     def rows(self) -> dict[str, float | None]:
         """The eight rows; None where nothing was measured.
 
-        Total_runtime: time by the clock of the slowest process. Total_GPU_runtime: model time (tower to decoding) per
-        process. Peak_mem: in 2^30 bytes, the most of any process. The averages are over the samples that were measured;
-        Other is projector, pruning and splicing. Total_TTFT is the sum of the three rows above it, as in the release:
-        without what lies between these stages, which `means()["ttft_ms"]` has. Decoding throughput counts the tokens
-        after the first of each answer.
+        Total_runtime: time of the slowest process by the clock. Total_GPU_runtime: model time (tower to decoding) per
+        process. Peak_mem: the most of any process, in 2^30 bytes. The averages are over the measured samples. Other:
+        projector, pruning and splicing. Total_TTFT: the sum of the three rows above it, as in the release; it leaves
+        out the time between these stages, which `means()["ttft_ms"]` includes. Decoding throughput: without the first
+        token of each answer.
         Source: the table in the README of the release of arXiv:2604.09547, whose rows have these names.
         """
         spent = self.stages_ms
@@ -110,11 +116,11 @@ class Efficiency:
         }
 
     def means(self) -> dict[str, float]:
-        """Tokens per sample without error; all stages, reading and preprocessing included, per measured sample.
+        """Mean tokens per sample without error, and mean time of every stage per measured sample.
 
-        `ttft_ms`, where something was measured, is the time to the first token: from the start of the tower to the end
-        of the prefill, whose output the first token is chosen from, with what lies between the stages. Reading and
-        preprocessing come before it, the choice of the token belongs to decoding.
+        If anything was measured, `ttft_ms` is the time to the first token: from the start of the tower to the end of
+        the prefill, the time between the stages included. Reading and preprocessing come before it; choosing the token
+        from the prefill's output belongs to decoding.
         """
         count = max(1, self.samples - self.failures)
         means = {name: getattr(self, name) / count for name in _TOKENS}
@@ -125,13 +131,13 @@ class Efficiency:
 
     @property
     def note(self) -> str:
-        """What the numbers were measured on."""
+        """How times and memory were measured."""
         if self.device == "cpu":
             return "measured on a CPU: all times by the clock, memory is the process's peak RSS"
         return "model times by events of the GPU, memory is the peak that torch allocated on it"
 
     def table(self) -> str:
-        """The rows as a Markdown table, and below it what they cover."""
+        """The rows as a Markdown table, followed by what they cover."""
         lines = ["| Metric | Value |", "|---|---|"]
         lines += [f"| {name} | {'-' if value is None else f'{value:.2f}'} |" for name, value in self.rows().items()]
         means = self.means()

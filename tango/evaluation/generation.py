@@ -1,11 +1,11 @@
-"""From prepared questions to answers: one batch, and what becomes of a question that fails."""
+"""From prepared questions to answers: how a batch is answered, and what a question that fails gets instead."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,22 +15,25 @@ from tango.evaluation.questions import Answer
 from tango.runtime.answering import generate_ids
 from tango.runtime.pruning import Pruning
 
+if TYPE_CHECKING:
+    from tango.models.processors.protocol import ChatProtocol
+
 log = logging.getLogger(__name__)
 
-# What a single question may cause: a video, its size, the memory it takes. Other errors are defects and stop the run.
+# What a single question may cause, by its video, its size or its memory. Other errors are defects and stop the run.
 _OF_A_QUESTION = (RuntimeError, ValueError, OSError, MemoryError)
 
 
-def can_batch(first: Any, second: Any) -> bool:
-    """Whether two questions make one batch. Those that are sampled do not: each has its own random numbers."""
+def can_batch(first: object, second: object) -> bool:
+    """Whether two outcomes are questions that fit in one batch. Sampled ones do not: each has its own seed."""
     if not (isinstance(first, PreparedQuestion) and isinstance(second, PreparedQuestion)):
         return False
     alike = first.generate_options == second.generate_options and first.inputs.keys() == second.inputs.keys()
     return alike and not first.generate_options["do_sample"]
 
 
-def answers_of(pruning: Pruning, processor: Any, batch: Sequence[PreparedQuestion]) -> list[Answer]:
-    """Answers of a batch. If it fails as a whole (too little memory, say), its questions are tried one by one.
+def answers_of(pruning: Pruning, processor: ChatProtocol, batch: Sequence[PreparedQuestion]) -> list[Answer]:
+    """Answer a batch. If it fails as a whole (for lack of memory, say), its questions are tried one by one.
 
     Raises:
         Exception: an error that other questions would meet, too; see `failure`.
@@ -47,10 +50,10 @@ def answers_of(pruning: Pruning, processor: Any, batch: Sequence[PreparedQuestio
 
 
 def failure(error: Exception, *, quiet: bool = False) -> Answer:
-    """What stands in place of an answer if the question alone is to blame; the log gets a line.
+    """Make the answer of a question that alone caused the error, and log it.
 
     Raises:
-        Exception: the error itself if others would meet it, too: a wrong configuration, a GPU that is lost, a defect.
+        Exception: the error itself if other questions would meet it, too: a wrong configuration, a lost GPU, a defect.
     """
     is_configuration = isinstance(error, TangoError) and not isinstance(error, (VideoReadError, PromptError))
     is_lost = isinstance(error, getattr(torch, "AcceleratorError", ()))
@@ -63,21 +66,21 @@ def failure(error: Exception, *, quiet: bool = False) -> Answer:
 
 
 def cut_at(text: str, until: str | Sequence[str] | None) -> str:
-    """The text up to the first of the stop strings."""
+    """Cut the text at the first of the stop strings."""
     for stop in [until] if isinstance(until, str) else until or ():
         if stop:
             text = text.split(stop)[0]
     return text.strip()
 
 
-def _generate(pruning: Pruning, processor: Any, batch: Sequence[PreparedQuestion]) -> list[Answer]:
+def _generate(pruning: Pruning, processor: ChatProtocol, batch: Sequence[PreparedQuestion]) -> list[Answer]:
     model, tokenizer = pruning.model, processor.tokenizer
     inputs = collate([one.inputs for one in batch], tokenizer.pad_token_id or 0)
     prompts = inputs["attention_mask"].sum(1).tolist()
     before = pruning.stats
     with _seeded(batch[0], model.device):
         ids = generate_ids(model, inputs, **batch[0].generate_options).tolist()
-    stats = None if pruning.stats is before else pruning.stats  # without a video there are none
+    stats = None if pruning.stats is before else pruning.stats  # a batch without a video has none
     lengths = [_num_new(row, model.generation_config.eos_token_id) for row in ids]
     stages = {} if stats is None else stats.timer.ms()
     if max(lengths) == 1:  # the prefill gave the only token
@@ -106,7 +109,7 @@ def _generate(pruning: Pruning, processor: Any, batch: Sequence[PreparedQuestion
 
 @contextmanager
 def _seeded(one: PreparedQuestion, device: torch.device) -> Iterator[None]:
-    """Sampling gets random numbers that follow from the question alone, and leaves the global generators as it was."""
+    """Let sampling draw random numbers that depend on the question alone; restore the global generators afterwards."""
     if not one.generate_options["do_sample"]:
         yield
         return
@@ -116,6 +119,6 @@ def _seeded(one: PreparedQuestion, device: torch.device) -> Iterator[None]:
 
 
 def _num_new(ids: list[int], eos: int | list[int] | None) -> int:
-    """New tokens of a row up to the one that ends it."""
+    """Number of new tokens of a row, up to the one that ends it."""
     ends = {eos} if isinstance(eos, int) else set(eos or ())
     return next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))

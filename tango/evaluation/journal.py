@@ -1,4 +1,4 @@
-"""The journal of a run: every answer is on the disk before the next question, so a killed run loses nothing."""
+"""`Journal`: every answer of a run is on the disk before the next question begins, so a killed run loses nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from tango.errors import TangoError
 from tango.evaluation.questions import Answer
@@ -20,18 +19,26 @@ _KEPT = "all answers before this one are kept; make room, and the same run goes 
 
 
 class Journal:
-    """Answers by the key of their question, in one append-only file per process of a folder.
+    """Answers by their question's key, in a folder with one append-only file per process.
 
-    All files of the folder are read at the start, whatever the number of processes was. A line that a killed process
-    left unfinished is skipped. Answers with an error are on record, but not given out: the question is tried again.
+    All files of the folder are read at the start, however many processes wrote them. A line that a killed process left
+    unfinished is skipped. Answers with an error are recorded but not returned: such a question is asked again.
 
     Args:
-        config: all that the answers depend on beside their questions, versions of libraries included.
+        config: all that the answers depend on besides their questions, versions of libraries included.
     Raises:
-        TangoError: the folder holds answers that were made with another configuration.
+        TangoError: the folder holds answers of another configuration.
+    Example:
+        >>> journal = Journal("runs/tango", {"pretrained": "tango-mini"})
+        >>> journal.add("a question's key", Answer(text="cyan"))
+        >>> journal.close()
+        >>> again = Journal("runs/tango", {"pretrained": "tango-mini"})
+        >>> again.get("a question's key").text
+        'cyan'
+        >>> again.close()
     """
 
-    def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, Any], *, rank: int = 0):
+    def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, object], *, rank: int = 0):
         self.folder = Path(folder)
         self._check_config(json.loads(json.dumps(config)))
         self._answers = dict(self._read())
@@ -45,11 +52,11 @@ class Journal:
         return len(self._answers)
 
     def get(self, key: str) -> Answer | None:
-        """The answer that an earlier run gave to this question; None if it is to be computed."""
+        """The answer that an earlier run gave to this question; None if there is none."""
         return self._answers.get(key)
 
     def add(self, key: str, answer: Answer) -> None:
-        """Put an answer on the disk; it has arrived there when this returns.
+        """Write an answer to the disk; when this returns, it is there.
 
         Raises:
             WriteError: it cannot be written, as on a full disk; the answers before it are kept.
@@ -59,7 +66,7 @@ class Journal:
         self._write(json.dumps(record).encode() + b"\n")
 
     def close(self) -> None:
-        """Close the file. Doing it twice is harmless."""
+        """Close the file. A second call does nothing."""
         with writing(self._file.name, _KEPT):
             self._file.close()
 
@@ -84,19 +91,21 @@ class Journal:
                     found[key] = answer
         return found
 
-    def _check_config(self, config: dict[str, Any]) -> None:
-        """Hold the folder's configuration against this one; write it where there is none."""
+    def _check_config(self, config: dict[str, object]) -> None:
+        """Compare this configuration with the folder's; write it if the folder has none."""
         if not _config_file(self.folder).is_file():
             write_json(_config_file(self.folder), config)
             return
         _compare(self.folder, config, _read_config(self.folder))
 
 
-def check_journal(folder: Path, part: Mapping[str, Any]) -> None:
-    """Hold a part of a configuration against the journal in a folder, before anything is loaded.
+def check_journal(folder: Path, part: Mapping[str, object]) -> None:
+    """Compare part of a configuration with the journal in a folder, before anything is loaded.
 
     Raises:
         TangoError: there is a journal, and it has other values.
+    Example:
+        >>> check_journal(Path("runs/tango"), {"pretrained": "tango-mini"})  # no journal yet, or of this model
     """
     if _config_file(folder).is_file():
         recorded = _read_config(folder)
@@ -107,7 +116,7 @@ def _config_file(folder: Path) -> Path:
     return folder / "config.json"
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, object]:
     path = _config_file(folder)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -118,14 +127,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _same_names(part: Any, recorded: Any) -> Any:
-    """Of what is recorded, what `part` has, too."""
+def _same_names(part: object, recorded: object) -> object:
+    """Reduce what is recorded to the names that `part` has."""
     if isinstance(part, Mapping) and isinstance(recorded, Mapping):
         return {name: recorded.get(name) for name in part}
     return recorded
 
 
-def _compare(folder: Path, now: dict[str, Any], before: dict[str, Any]) -> None:
+def _compare(folder: Path, now: dict[str, object], before: dict[str, object]) -> None:
     got, there = _differences(now, before)
     if got or there:
         raise TangoError(
@@ -134,8 +143,8 @@ def _compare(folder: Path, now: dict[str, Any], before: dict[str, Any]) -> None:
         )
 
 
-def _differences(now: dict[str, Any], before: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What differs of two nested configurations, on either side; None does not differ from nothing."""
+def _differences(now: dict[str, object], before: dict[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+    """The values in which two nested configurations differ, on either side; None equals a missing value."""
     got, there = {}, {}
     for name in {**before, **now}:
         new, old = now.get(name), before.get(name)

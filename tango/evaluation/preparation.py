@@ -1,24 +1,29 @@
-"""From a question to model inputs, and from the inputs of several questions to those of a batch."""
+"""From questions to model inputs, one by one and as a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tango.errors import OptionError
-from tango.evaluation.questions import Question
+from tango.evaluation.questions import Message, Question
 from tango.models.processors.messages import TimeInstruction
 from tango.models.processors.qwen import VisionMarks
 from tango.profiling import StageTimer
 from tango.runtime.answering import prepare_chat
 from tango.video.reading import load_video
 
-_PER_TOKEN = {"attention_mask": 0, "mm_token_type_ids": 0}  # name -> what stands where a row is filled up
+if TYPE_CHECKING:
+    from transformers import BatchFeature
+
+    from tango.models.processors.protocol import ChatProtocol
+
+_PER_TOKEN = {"attention_mask": 0, "mm_token_type_ids": 0}  # name -> value of the padding
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,9 +31,9 @@ class PreparedQuestion:
     """A question with its model inputs, on the CPU."""
 
     question: Question
-    inputs: Any  # a transformers BatchFeature with one row
+    inputs: BatchFeature  # with one row
     num_videos: int
-    generate_options: dict[str, Any]
+    generate_options: dict[str, object]
     stages_ms: dict[str, float]  # read, preprocess
 
 
@@ -36,16 +41,16 @@ class PreparedQuestion:
 class Preparer:
     """Reads the videos of questions and makes model inputs; safe to call from several threads."""
 
-    processor: Any
+    processor: ChatProtocol
     num_frames: int
     video_backend: str
     time_instruction: TimeInstruction | None
     vision_marks: VisionMarks | None
-    video_input: str  # name of the pixels, which are cast ahead of the model
+    video_input: str  # name of the pixels, which are cast before they reach the model
     dtype: torch.dtype
 
     def __post_init__(self) -> None:
-        # A tokenizer remembers how it pads from its first use on; threads must not race for that.
+        # The first use sets a tokenizer's padding; threads must not race for it.
         self.processor.tokenizer(["a"], padding=True)
 
     def __call__(self, question: Question) -> PreparedQuestion:
@@ -69,7 +74,7 @@ class Preparer:
                 time_instruction=self.time_instruction,
                 vision_marks=self.vision_marks,
             )
-            if inputs.get(self.video_input) is not None:  # half the memory while it waits; the model casts alike
+            if inputs.get(self.video_input) is not None:  # half the memory while they wait; the model would cast alike
                 inputs[self.video_input] = _cast(inputs[self.video_input], self.dtype)
         num_videos = sum(
             part["type"] == "video" for m in messages if not isinstance(m["content"], str) for part in m["content"]
@@ -78,12 +83,12 @@ class Preparer:
             question=question, inputs=inputs, num_videos=num_videos, generate_options=options, stages_ms=timer.ms()
         )
 
-    def _with_videos(self, message: Mapping[str, Any], num_frames: int) -> dict[str, Any]:
+    def _with_videos(self, message: Message, num_frames: int) -> Message:
         if isinstance(message["content"], str):
             return dict(message)
         return {**message, "content": [self._with_video(part, num_frames) for part in message["content"]]}
 
-    def _with_video(self, part: Mapping[str, Any], num_frames: int) -> dict[str, Any]:
+    def _with_video(self, part: Message, num_frames: int) -> Message:
         if part["type"] == "video":
             video = load_video(part["video"], num_frames=num_frames, usual=self.num_frames, backend=self.video_backend)
             return {**part, "video": video}
@@ -92,8 +97,8 @@ class Preparer:
         return dict(part)
 
 
-def generate_options(question: Question) -> dict[str, Any]:
-    """What `generate` takes, from what toolkits pass: no sampling options without sampling, no stop strings.
+def generate_options(question: Question) -> dict[str, object]:
+    """Turn what toolkits pass into options of `generate`: no sampling options without sampling, no stop strings.
 
     Raises:
         OptionError: `generate` has no such option.
@@ -111,8 +116,8 @@ def generate_options(question: Question) -> dict[str, Any]:
     return {**options, "do_sample": bool(sampled), "max_new_tokens": question.max_new_tokens}
 
 
-def collate(rows: Sequence[Any], pad_token_id: int) -> Any:
-    """One batch of the inputs of single prompts, filled up on the left."""
+def collate(rows: Sequence[BatchFeature], pad_token_id: int) -> BatchFeature:
+    """Join the inputs of single prompts to a batch, padded on the left."""
     if len(rows) == 1:
         return rows[0]
     batch = type(rows[0])()
@@ -129,5 +134,5 @@ def collate(rows: Sequence[Any], pad_token_id: int) -> Any:
     return batch
 
 
-def _cast(pixels: Any, dtype: torch.dtype) -> Any:
+def _cast(pixels: Tensor | list[Tensor], dtype: torch.dtype) -> Tensor | list[Tensor]:
     return pixels.to(dtype) if isinstance(pixels, Tensor) else [one.to(dtype) for one in pixels]

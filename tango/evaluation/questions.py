@@ -1,4 +1,4 @@
-"""What is asked and what comes back: one sample of a benchmark, and one answer with its counts and times."""
+"""`Question`, one sample of a benchmark, and `Answer`, with its counts and times."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 from tango.fingerprints import of_content
 
+Message = Mapping[str, Any]  # of a chat template, or one part of its content
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
@@ -18,44 +20,54 @@ class Question:
 
     `messages` are as for a chat template: `{"role": "system" | "user", "content": parts}` with parts
     `{"type": "video", "video": video}` and `{"type": "text", "text": str}`; content may be a plain string, too. A video
-    is whatever `tango.read_video` takes. Images are no parts that can be answered here; such a question gets an answer
-    that says so.
+    is whatever `tango.read_video` takes. Questions about images are not answered; their answer is an error that says
+    so.
+
+    Example:
+        >>> content = [{"type": "video", "video": "clip.mp4"}, {"type": "text", "text": "what color is plain"}]
+        >>> question = Question(messages=[{"role": "user", "content": content}], max_new_tokens=16)
     """
 
-    messages: Sequence[Mapping[str, Any]]
+    messages: Sequence[Message]
     prefill: str = ""  # the first words of the answer, which the model continues, e.g. "Best option:("
-    num_frames: int | None = None  # of each video; None: what the Answerer says
+    num_frames: int | None = None  # of each video; None: as the Answerer was told
     max_new_tokens: int = 128
     # temperature, top_p, top_k, num_beams and the like; `until`: strings at which the answer is cut
     generate_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
-        """SHA-256 over all that determines the answer. It reads the videos, which count by content, not by path."""
+        """SHA-256 over all that determines the answer. Videos count by content, not by path, so this reads them."""
         asked = {**vars(self), "messages": [_by_content(message) for message in self.messages]}
         return hashlib.sha256(json.dumps(asked, sort_keys=True, default=_plain).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """The answer to a question, or why there is none."""
+    """The answer to a question, or why there is none.
+
+    Example:
+        >>> answer = Answer(text="", error="VideoReadError: cannot read 'clip.mp4'")
+        >>> answer.error or answer.text
+        "VideoReadError: cannot read 'clip.mp4'"
+    """
 
     text: str  # "" with an error
     error: str | None = None  # e.g. "VideoReadError: cannot read ..."
     input_tokens: int = 0  # prompt tokens that entered the LLM
     output_tokens: int = 0  # new tokens, the one that ends the answer included
     visual_tokens_before: int = 0
-    visual_tokens_after: int = 0  # that entered the LLM
-    mean_visual_tokens: float = 0  # that entered a layer, averaged over the LLM's layers
-    # those of `tango.profiling.STAGES` that there were; of a batch each answer has an equal share
+    visual_tokens_after: int = 0  # those that entered the LLM
+    mean_visual_tokens: float = 0  # those that entered a layer, averaged over the LLM's layers
+    # by stage, see `tango.profiling.STAGES`; each answer of a batch has an equal share
     stages_ms: Mapping[str, float] = field(default_factory=dict)
-    elapsed_ms: float = 0.0  # by the clock on the wall, since the answer before it
+    elapsed_ms: float = 0.0  # since the answer before it, by the clock
     peak_bytes: int = 0  # most memory in use so far: the GPU's, or the process's own on a CPU
     cached: bool = False  # from the journal, not computed in this run
 
 
-def _by_content(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message with a fingerprint in place of everything that is shown."""
+def _by_content(message: Message) -> Message:
+    """The message with fingerprints in place of its videos and images."""
     if isinstance(message["content"], str):
         return dict(message)
     content = [
@@ -65,14 +77,19 @@ def _by_content(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "content": content}
 
 
-def _plain(value: Any) -> Any:
-    """Values that JSON has no form for: mappings as dictionaries, anything else by its text, such as a path's."""
+def _plain(value: object) -> object:
+    """Turn a value that JSON lacks into one that it has: a mapping into a dictionary, others (a path) into text."""
     return dict(value) if isinstance(value, Mapping) else str(value)
 
 
-def frames_as_video(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The parts of a message with every run of two or more images as one video, whose frames they are."""
-    found: list[dict[str, Any]] = []
+def frames_as_video(parts: Sequence[Message]) -> list[dict[str, object]]:
+    """Join every run of two or more images among a message's parts to one video with these frames.
+
+    Example:
+        >>> frames_as_video([{"type": "image", "image": "1.png"}, {"type": "image", "image": "2.png"}])
+        [{'type': 'video', 'video': ['1.png', '2.png']}]
+    """
+    found: list[dict[str, object]] = []
     for is_image, run in groupby(parts, key=lambda part: part["type"] == "image"):
         members = [dict(part) for part in run]
         if is_image and len(members) > 1:

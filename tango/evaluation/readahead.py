@@ -1,4 +1,4 @@
-"""Work done ahead of its consumer, on threads: order kept, memory bounded, errors kept with their item."""
+"""`read_ahead`: work done on threads ahead of its consumer, in order and with bounded memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ R = TypeVar("R")
 def read_ahead(
     items: Iterable[T], work: Callable[[T], R], *, workers: int, max_ahead: int
 ) -> Generator[tuple[T, R | Exception], None, None]:
-    """Yield every item with what `work` makes of it, or with the exception that it raised, in order.
+    """Yield every item with the result of `work`, or with the exception that it raised, in order.
 
-    At most `max_ahead` results wait or are in the making. `items` are drawn by the consumer's own thread, when it asks
-    for the next result. Closing the generator drops what waits and returns once the running work has ended.
+    At most `max_ahead` items are being worked on or wait for the consumer. The consumer's own thread draws from `items`
+    when it asks for the next result. Closing the generator drops what waits and returns once running work has ended.
 
     Args:
-        workers: threads; 0: work is done when its result is asked for.
+        workers: number of threads; 0: an item is worked on when its result is asked for.
     """
     if workers == 0:
         for item in items:

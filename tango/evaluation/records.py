@@ -1,4 +1,4 @@
-"""What belongs beside every result: where it was made."""
+"""What is recorded with every result: weights, code, versions of libraries, and the machine."""
 
 from __future__ import annotations
 
@@ -36,33 +36,42 @@ def versions() -> dict[str, str]:
 def identity(
     pretrained: str, method: MethodConfig | None = None, *, video_backend: str = "auto", local_files_only: bool = False
 ) -> dict[str, Any]:
-    """What stands behind the names of a configuration, and decides what an answer is: weights, code, libraries.
+    """Find what answers depend on behind the names in a configuration: hashes of weights and code, library versions.
 
     Raises:
         TangoError: there is no such checkpoint.
+    Example:
+        >>> sorted(identity("tango-mini")["content"])
+        ['checkpoint', 'code']
     """
     from tango.models.base import find_adapter
     from tango.models.checkpoint import read_json
     from tango.models.hub import resolve_folder
 
     folder = resolve_folder(pretrained, local_files_only=local_files_only)
-    content = {"checkpoint": of_checkpoint(folder), "code": of_code(), **({} if method is None else method.content())}
+    held = {} if method is None else method.content()
     config = folder / "config.json"
     adapter = find_adapter(str(read_json(config).get("model_type"))) if config.is_file() else None
     if adapter is not None and (packages := of_packages(adapter)):
-        content["packages"] = {**content.get("packages", {}), **packages}
+        held["packages"] = {**held.get("packages", {}), **packages}
+    content = {"checkpoint": of_checkpoint(folder), "code": of_code(), **held}
     return {"content": content, "versions": versions_behind(video_backend)}
 
 
 def versions_behind(video_backend: str) -> dict[str, str]:
-    """Versions that answers depend on: not Python's, nor those of readers of videos that are not used."""
+    """The versions that answers depend on: all but Python's and those of unused video readers."""
     reader = video_backend if video_backend in _READERS else "av"
     unused = {"python", *_READERS} - {reader}
     return {name: found for name, found in versions().items() if name not in unused}
 
 
 def environment() -> dict[str, Any]:
-    """Versions, GPUs, CPU and date, as plain values."""
+    """Versions, GPUs, CPU and date, as plain values.
+
+    Example:
+        >>> sorted(environment())
+        ['cpu', 'date', 'gpus', 'num_cpus', 'platform', 'versions']
+    """
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -77,7 +86,7 @@ def environment() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The model of the processor where the system tells it, else its architecture."""
+    """The CPU's model if the system tells it, else its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -85,7 +94,7 @@ def cpu_name() -> str:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory so far: what torch allocated on a GPU, or what the whole process held."""
+    """The most memory in use so far: by torch on a GPU, or by the whole process."""
     import torch
 
     if device.type == "cuda":

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 from tango.evaluation.config import MethodConfig
 
 
-def method_from(*sources: Mapping[str, Any]) -> MethodConfig:
+def method_from(*sources: Mapping[str, object]) -> MethodConfig:
     """Deprecated: `MethodConfig.from_settings`."""
     instead = "tango.evaluation.MethodConfig.from_settings"
     warnings.warn(

@@ -29,5 +29,9 @@ if TYPE_CHECKING:
 
 
 def folder() -> Path:
-    """Folder of the trained checkpoint that comes with Tango: `tango.load(tango.mini.folder())`."""
+    """Folder of the trained checkpoint that comes with Tango.
+
+    Example:
+        >>> model, processor = tango.load(folder())
+    """
     return Path(__file__).parent / "weights"

@@ -1,4 +1,4 @@
-"""The benchmark set: clips from seeds that training never uses, and their questions."""
+"""The benchmark: clips from seeds that training never uses, and their questions."""
 
 from __future__ import annotations
 
@@ -17,28 +17,31 @@ from tango.mini.files import write_clip
 from tango.mini.questions import Question, ask_all
 from tango.mini.scenes import Clip, draw_clip
 
-BENCHMARK = 2  # first number of the seed of every clip; that of `tango.lab.training.recipe` is 1
+BENCHMARK = 2  # every clip's seed begins with it; the seeds of `tango.lab.training.recipe` begin with 1
 
 
 def benchmark_seed(index: int) -> tuple[int, ...]:
-    """Seed of a benchmark clip."""
+    """The seed of clip number `index`."""
     return (BENCHMARK, 0, 0, index)
 
 
 def benchmark_clip(index: int) -> tuple[Clip, list[Question]]:
-    """Clip number `index` and one question of every kind that it allows; the same on every machine."""
+    """Draw clip number `index`, and one question of every kind that it allows; the same on every machine."""
     seed = benchmark_seed(index)
     clip = draw_clip(seed)
     return clip, ask_all(clip, np.random.default_rng((*seed, 1 << 20)))
 
 
 def clip_file(folder: Path, index: int, *, blank: bool = False) -> Path:
-    """Where a benchmark clip lies in a folder of clips; it is written first if it is not there.
+    """Path of a benchmark clip in a folder of clips; the clip is written if it is not there.
 
-    Several processes may ask for it at once: one writes, the others wait.
+    Several processes may ask at once: one writes, the others wait.
 
     Args:
         blank: the same frame times, but all frames are grey.
+    Example:
+        >>> clip_file(Path("."), 0).name
+        'clip_0000.mp4'
     """
     file = folder / f"{'blank' if blank else 'clip'}_{index:04d}.mp4"
     if not file.exists():
@@ -49,13 +52,23 @@ def clip_file(folder: Path, index: int, *, blank: bool = False) -> Path:
 
 
 def cache_name() -> str:
-    """Name for a folder of clips that outlives this release: another one when the code that draws them changes."""
+    """Name for a folder of clips that may be kept; it changes with the code that draws the clips.
+
+    Example:
+        >>> cache_name()
+        'tango-mini-...'
+    """
     code = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("benchmark", "files", "scenes", "shapes")]
     return f"tango-mini-{hashlib.sha256(b''.join(code)).hexdigest()[:8]}"
 
 
 def benchmark_questions(num_clips: int) -> Iterator[dict[str, Any]]:
-    """All questions about the first clips, clip by clip: number of the clip, kind, text, options and answer."""
+    """Yield all questions about the first clips, clip by clip.
+
+    Example:
+        >>> next(benchmark_questions(1))
+        {'clip': 0, 'kind': 'letter', 'text': 'what is the letter', 'options': ('u', 'p', 'x', 's'), 'answer': 'u'}
+    """
     for index in range(num_clips):
         for question in benchmark_clip(index)[1]:
             yield {"clip": index, **asdict(question)}

@@ -1,4 +1,4 @@
-"""Ask a model the benchmark's questions about mp4 files, through the same `generate` that everybody uses."""
+"""Ask a model the benchmark's questions about mp4 files, through its usual `generate`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,16 +21,23 @@ from tango.runtime.answering import generate_output, prepare
 from tango.runtime.pruning import pruning_of
 from tango.video.reading import read_video
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tango.models.processors.protocol import ChatProtocol
+
 Control = Literal["none", "blank", "other"]
+Record = dict[str, Any]  # in the form of `tango.report.records`
 _KEPT = "all clips before this one are kept; make room, and the same command goes on from there"
 
 
-def ask_model(model: Any, processor: Any, video: Video, question: Question) -> dict[str, Any]:
+def ask_model(model: PreTrainedModel, processor: ChatProtocol, video: Video, question: Question) -> Record:
     """Ask one question.
 
     Returns:
-        `text` is what the model generated, and `correct` judges it; `choice` is the option whose first token it found
-        likeliest at the place of the answer, and `choice_correct` judges that. Tokens are there if pruning is active.
+        `text` is what the model generated, and `correct` judges it. `choice` is the option whose first token the model
+        found likeliest at the start of its answer, and `choice_correct` judges that. The record counts tokens if
+        pruning is active.
     """
     inputs = prepare(processor, video, question.text)
     output = generate_output(model, inputs, max_new_tokens=4, return_dict_in_generate=True, output_logits=True)
@@ -57,22 +64,22 @@ def ask_model(model: Any, processor: Any, video: Video, question: Question) -> d
 
 
 def evaluate(
-    model: Any,
-    processor: Any,
+    model: PreTrainedModel,
+    processor: ChatProtocol,
     clips: Path,
     indices: Iterable[int],
     *,
     num_frames: int | None = None,
     control: Control = "none",
-) -> Iterator[list[dict[str, Any]]]:
-    """Yield the records of one clip after the other, one for each of its questions, in the form of `tango.report`.
+) -> Iterator[list[Record]]:
+    """Yield the records of one clip after the other, one record for each of its questions.
 
     With `tango.prune` active the videos are pruned.
 
     Args:
         clips: folder of the mp4 files; missing ones are written.
-        control: "blank": grey frames in place of the clip; "other": the clip after it. Both with the clip's own
-            questions, to see what can be answered without seeing.
+        control: what is shown in place of the clip, to see which of its questions can be answered without seeing it:
+            "blank", grey frames; "other", the next clip.
     """
     for index in indices:
         _, questions = benchmark_clip(index)
@@ -94,23 +101,24 @@ def evaluate(
 
 
 class Results:
-    """A file of records and its run. A crash loses at most one clip; the same run goes on from there.
+    """A file of records and its run. A crash loses at most one clip; the same run continues from there.
 
     Args:
-        run: what `tango.report.records.write_records` takes; its model, method, frames and settings must be the file's.
+        run: as `tango.report.records.write_records` takes it; its model, method, frames and settings must be those of
+            the file.
     Raises:
-        TangoError: the file holds records of something else.
+        TangoError: the file holds records of another run.
     """
 
-    def __init__(self, file: Path, run: dict[str, Any]):
-        self.file, self.records = file, list[dict[str, Any]]()
-        run = json.loads(json.dumps(run))  # which has tuples as lists
+    def __init__(self, file: Path, run: Record):
+        self.file, self.records = file, list[Record]()
+        run = json.loads(json.dumps(run))  # tuples become lists, as in the file
         if file.exists():
             self._go_on(run)
         write_records(file, run, self.records)
 
-    def _go_on(self, run: dict[str, Any]) -> None:
-        """Take over the records of all clips that were answered as a whole."""
+    def _go_on(self, run: Record) -> None:
+        """Take over the records of all clips whose questions were all answered."""
         theirs = read_run(self.file)
         if not theirs:
             raise TangoError(
@@ -122,7 +130,7 @@ class Results:
         ]:
             told = "; ".join(f"{name}: got {run[name]}, there {theirs.get(name)}" for name in different)
             raise TangoError(f"{self.file} holds results of another run ({told}); name another file or remove it")
-        by_clip: dict[int, list[dict[str, Any]]] = {}
+        by_clip: dict[int, list[Record]] = {}
         try:
             for _, record in read_json_lines(self.file)[0]:
                 by_clip.setdefault(record["clip"], []).append(record)
@@ -138,10 +146,10 @@ class Results:
         return {record["clip"] for record in self.records}
 
     def check_clips(self, clips: Path, control: Control) -> None:
-        """Hold the clips in a folder against those that the results are about; missing ones are written.
+        """Compare the clips in a folder with those that the results are about; missing ones are written.
 
         Raises:
-            TangoError: one is another clip now.
+            TangoError: a clip has changed.
         """
         for index, content in {record["clip"]: record.get("file") for record in self.records}.items():
             file = clip_file(clips, index + (control == "other"))
@@ -150,18 +158,18 @@ class Results:
                     f"{file} is not the clip that {self.file} has answers about; name another file or remove it"
                 )
 
-    def add(self, records: list[dict[str, Any]]) -> None:
+    def add(self, records: list[Record]) -> None:
         """Append the records of a clip."""
         append_records(self.file, records, _KEPT)
         self.records += records
 
 
-def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracies in percent, over all questions and per kind, with 95 % intervals, and the mean of tokens kept.
+def summarise(records: list[Record]) -> dict[str, Any]:
+    """Compute accuracies in percent with 95 % intervals, over all questions and per kind, and the mean share of tokens.
 
     `accuracy` judges the choice among four options, `exact` the generated text.
     """
-    by_clip: dict[int, list[dict[str, Any]]] = {}
+    by_clip: dict[int, list[Record]] = {}
     for record in records:
         by_clip.setdefault(record["clip"], []).append(record)
     summary: dict[str, Any] = {"clips": len(by_clip)}
@@ -177,9 +185,11 @@ def summarise(records: list[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def clustered(chosen: list[list[dict[str, Any]]], field: str) -> tuple[float, float]:
-    """Share of right answers and half of its 95 % interval, in percent. Questions about one clip are not independent:
-    the interval is that of a ratio of sums over clips."""
+def clustered(chosen: list[list[Record]], field: str) -> tuple[float, float]:
+    """Share of right answers, and half the width of its 95 % interval, in percent.
+
+    Questions about one clip are not independent, so the interval is that of a ratio of sums over clips.
+    """
     right = np.array([sum(bool(q[field]) for q in of_clip) for of_clip in chosen], float)
     asked = np.array([len(of_clip) for of_clip in chosen], float)
     share, clips = right.sum() / asked.sum(), np.count_nonzero(asked)

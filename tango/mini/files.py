@@ -1,33 +1,37 @@
-"""Clips as real video files: losslessly coded H.264 in mp4, with the clip's irregular frame times.
+"""Clips as video files: lossless H.264 in mp4, with the clip's irregular frame times.
 
-What a lossy encoder makes of a frame depends on its version, on the processor and, with x264 on some processors, on
-chance. A lossless one may choose other bytes, but they decode to the same pixels, in every decoder. The only loss is
-the conversion to Y'CbCr at half colour resolution, which is done here in whole numbers.
+The frames of a lossy encoder depend on its version, on the CPU and, with x264 on some CPUs, on chance. A lossless
+encoder may choose other bytes, but every decoder makes the same pixels of them. The only loss is the conversion to
+Y'CbCr at half the colour resolution, which is done here in whole numbers.
 """
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tango.errors import TangoError
+from tango.files import write_bytes
 from tango.mini.scenes import SIZE, Clip, render_frame
 
-# BT.601 with limited range, which the stream's tags say and readers that heed no tags assume. In 1 / 65536.
+# BT.601 with limited range, in units of 1 / 65536: as the stream's tags say, and as readers assume that ignore tags.
 _TO_YUV = np.array([[16829, 33039, 6416], [-9714, -19071, 28784], [28784, -24103, -4681]], np.int32)
 _TO_RGB = np.array([[76309, 0, 104597], [76309, -25675, -53279], [76309, 132201, 0]], np.int32)
 _OPTIONS = {"qp": "0", "preset": "veryfast", "x264-params": "colormatrix=smpte170m:range=tv"}
 
 
 def to_yuv(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """RGB frames (T, H, W, 3) as planes of Y, Cb and Cr below each other, (T, 3 H / 2, W), the last two at half size.
+    """Convert RGB frames (T, H, W, 3) to Y, Cb and Cr below each other, (T, 3 H / 2, W), the last two at half size.
 
-    H is a multiple of 4, W of 2. Example: `to_yuv(np.zeros((1, 4, 4, 3), np.uint8))[0]` holds 16 in its first four rows
-    and 128 below.
+    H must be a multiple of 4, W of 2.
+
+    Example:
+        >>> to_yuv(np.zeros((1, 4, 4, 3), np.uint8))[0, :, 0]  # black
+        array([ 16,  16,  16,  16, 128, 128], dtype=uint8)
     """
     T, H, W, _ = frames.shape
     rgb = frames.astype(np.int32)
@@ -39,7 +43,7 @@ def to_yuv(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def to_rgb(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The way back from `to_yuv`: (T, 3 H / 2, W) -> (T, H, W, 3)."""
+    """Invert `to_yuv`: (T, 3 H / 2, W) -> (T, H, W, 3)."""
     T, rows, W = planes.shape
     H = 2 * rows // 3
     luma, small = planes[:, :H, :, None].astype(np.int32) - 16, planes[:, H:].astype(np.int32) - 128
@@ -49,16 +53,17 @@ def to_rgb(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def as_read(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frames (T, H, W, 3) as they come back from a file, to within a reader's rounding; the same on every machine."""
+    """Frames (T, H, W, 3) as a reader gets them from a file, up to its rounding; the same on every machine."""
     return to_rgb(to_yuv(frames))
 
 
-def _encode(target: Path, frames: NDArray[np.uint8], times_s: NDArray[np.float64]) -> None:
+def _encoded(frames: NDArray[np.uint8], times_s: NDArray[np.float64]) -> bytes:
     import av
 
     if "libx264" not in av.codecs_available:
         raise TangoError("this PyAV was built without x264, which writes the clips; install PyAV's own: pip install av")
-    with av.open(str(target), "w", format="mp4") as container:
+    buffer = BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=30, options=_OPTIONS)
         stream.width, stream.height = frames.shape[2], frames.shape[1]
         stream.pix_fmt = "yuv420p"
@@ -69,21 +74,17 @@ def _encode(target: Path, frames: NDArray[np.uint8], times_s: NDArray[np.float64
             frame.pts, frame.time_base = round(1000 * time_s), Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return buffer.getvalue()
 
 
 def write_clip(path: Path, clip: Clip, *, blank: bool = False) -> None:
-    """Render a clip, or grey frames in its place, and write it as mp4; the file appears only when it is complete.
+    """Render a clip, or grey frames in its place, and write it as mp4; the file appears when it is complete.
 
     Raises:
-        TangoError: this PyAV has no encoder for it.
+        TangoError: this PyAV has no x264 encoder.
     """
     if blank:
         frames = np.full((clip.num_frames, SIZE, SIZE, 3), 127, dtype=np.uint8)
     else:
         frames = np.stack([render_frame(clip, k)[0] for k in range(clip.num_frames)])
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        _encode(partial, frames, clip.times_s)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(path, _encoded(frames, clip.times_s))

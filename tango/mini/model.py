@@ -1,12 +1,12 @@
-"""The architecture of `tango-mini` and its tokenizer: LLaVA-OneVision in every part, only small.
+"""The architecture of `tango-mini` and its tokenizer: a small LLaVA-OneVision.
 
-A SigLIP tower with its attention-pooling head, a two-layer projector, bilinear pooling to half the grid and one newline
-per video, and a Qwen2 language model, all in transformers' own classes.
+It has a SigLIP tower with its attention-pooling head, a two-layer projector, bilinear pooling to half the grid, one
+newline per video, and a Qwen2 language model, all in transformers' own classes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,13 +15,16 @@ from tango.mini.questions import COLOR_NAMES, COUNTS
 from tango.mini.scenes import DIRECTIONS, QUADRANTS, SIZE
 from tango.mini.shapes import LETTERS, PATTERNS
 
+if TYPE_CHECKING:
+    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
+
 NUM_FRAMES = 16
 PATCH = 8
 SPECIAL = ("<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 _QUESTION_WORDS = "what which where how many way is the color pattern letter moves starts ends first last objects"
 WORDS = (*SPECIAL, *_QUESTION_WORDS.split(), *COLOR_NAMES, *PATTERNS, *LETTERS, *QUADRANTS, *DIRECTIONS, *COUNTS)
 IDS = {word: i for i, word in enumerate(WORDS)}
-# The question is the prompt's last word and the answer follows at once; there is no system text and no role.
+# The question ends the prompt and the answer follows at once; there is no system prompt and no role.
 CHAT_TEMPLATE = (
     "{{ '<|im_start|>' }}{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}{% if part['type'] == 'video' %}{{ '<video>' }}"
@@ -30,8 +33,8 @@ CHAT_TEMPLATE = (
 assert len(WORDS) == len(IDS)
 
 
-def make_tokenizer() -> Any:
-    """One token per word of `WORDS`, case and punctuation ignored."""
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Make the tokenizer: one token per word of `WORDS`; it ignores case and punctuation."""
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -51,8 +54,10 @@ def make_tokenizer() -> Any:
     return fast
 
 
-def make_config(*, vision_width: int = 96, vision_layers: int = 3, width: int = 128, layers: int = 4) -> Any:
-    """The model's transformers config; the defaults are those of the trained weights."""
+def make_config(
+    *, vision_width: int = 96, vision_layers: int = 3, width: int = 128, layers: int = 4
+) -> LlavaOnevisionConfig:
+    """Make the model's configuration; the defaults are those of the trained weights."""
     from transformers import LlavaOnevisionConfig
 
     vision = {
@@ -73,8 +78,8 @@ def make_config(*, vision_width: int = 96, vision_layers: int = 3, width: int = 
     )  # fmt: skip
 
 
-def make_model(seed: int, **sizes: int) -> Any:
-    """The model before training. The tower's position table starts as sines and cosines, and is learned from there."""
+def make_model(seed: int, **sizes: int) -> LlavaOnevisionForConditionalGeneration:
+    """Make the untrained model. The tower's position embeddings start as sines and cosines."""
     from transformers import LlavaOnevisionForConditionalGeneration
 
     with torch.random.fork_rng(devices=[]):

@@ -1,7 +1,7 @@
 """The questions of the benchmark: ten kinds, each with one right answer among four options.
 
-Every kind's answers are drawn so that a reader who does not see the video is right one time in four. The word that says
-what to look for comes last: it helps a small model.
+Answers are drawn such that whoever does not see the video is right one time in four. The word that says what to look
+for comes last in a question, which helps a small model.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Question:
 
 
 def ask(clip: Clip, kind: str, rng: np.random.Generator) -> Question | None:
-    """Draw a question of a kind about a clip; None if the clip has nothing to ask for (nothing moves, say)."""
+    """Draw a question of a kind about a clip; None if the clip has nothing to ask about (nothing moves, say)."""
     if kind in ("first", "last"):
         thing = clip.things[0 if kind == "first" else -1]
     else:
@@ -61,12 +61,17 @@ def ask_all(clip: Clip, rng: np.random.Generator) -> list[Question]:
 
 
 def is_right(text: str, answer: str) -> bool:
-    """Whether a model's text is the answer: the same word, whatever its case and the punctuation around it."""
+    """Whether a model's text is the answer, without regard to case and surrounding punctuation.
+
+    Example:
+        >>> is_right("Cyan.", "cyan")
+        True
+    """
     return text.strip(" .,:;!?").lower() == answer.lower()
 
 
 def _phrase(clip: Clip, kind: str, thing: Thing) -> tuple[str, str, Sequence[str], Sequence[str]]:
-    """Text, answer, the wrong answers that something else in the clip suggests, and all answers of the kind."""
+    """Text, answer, wrong answers that other things in the clip suggest, and all answers of this kind."""
     colors = [COLOR_NAMES[t.color] for t in clip.things]
     patterns = [PATTERNS[t.pattern] for t in clip.things]
     color, pattern = COLOR_NAMES[thing.color], PATTERNS[thing.pattern]
@@ -87,7 +92,7 @@ def _phrase(clip: Clip, kind: str, thing: Thing) -> tuple[str, str, Sequence[str
 
 
 def _options(rng: np.random.Generator, answer: str, likely: Sequence[str], every: Sequence[str]) -> tuple[str, ...]:
-    """The answer and three others in random order, those of the clip first."""
+    """The answer and three wrong ones in random order; wrong answers from the clip are taken first."""
     wrong = [str(w) for w in rng.permutation([w for w in likely if w != answer])]
     wrong += [str(w) for w in rng.permutation([w for w in every if w != answer and w not in wrong])]
     return tuple(str(w) for w in rng.permutation([answer, *wrong[:3]]))

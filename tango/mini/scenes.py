@@ -1,9 +1,9 @@
 """The scene generator: what happens in a clip, drawn from a seed, and its pixels at any moment.
 
-A clip is a sequence of scenes with hard cuts. In each, a textured background drifts under a moving, slightly shaking
-camera while the light changes; coloured and patterned objects stand or cross the picture, turn and change size; grey
-things lie around, a grey bar may pass in front, and a caption with one letter shows for a while. Frame times are
-irregular.
+A clip is a sequence of scenes with hard cuts. In each scene a textured background drifts under a moving, slightly
+shaking camera while the light changes; coloured and patterned objects stand still or cross the picture, turn and change
+size; grey things lie around, a grey bar may pass in front, and a caption of one letter shows for a while. Frame times
+are irregular.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from tango.mini.shapes import LETTERS, PATTERNS, SHAPES, brightness, coverage, letter_mask
 
 SIZE = 112  # pixels per side
-CELL = 16  # pixels per side of one visual token's cell
+CELL = 16  # pixels per side of what one visual token covers
 GRID = SIZE // CELL
 FRAMES_PER_SAMPLE = 3  # file frames per frame that the model sees at its usual frame count
 COLORS = {
@@ -33,7 +33,7 @@ _CAPTION = 16  # pixels per side of the box around a letter
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Thing:
-    """A coloured object, present in one whole scene. Places are pixels (row, column) of its centre."""
+    """A coloured object, present during one whole scene. `start` and `end` are its centre in pixels, (row, column)."""
 
     color: int
     pattern: int
@@ -41,13 +41,13 @@ class Thing:
     scene: int
     radius: float
     start: tuple[float, float]
-    end: tuple[float, float]  # equal to start for one that stands still
+    end: tuple[float, float]  # equal to `start` if it stands still
     direction: int | None  # index into DIRECTIONS, or None
-    wobble: tuple[float, float, float, float]  # swelling, stretching, turning amplitudes; angular frequency per s
+    wobble: tuple[float, float, float, float]  # amplitudes of swelling, stretching, turning; angular frequency per s
 
     @property
     def quadrants(self) -> tuple[int, int]:
-        """Quadrants in which it starts and ends."""
+        """The quadrants in which the object starts and ends."""
         first, last = (2 * (p[0] > SIZE / 2) + (p[1] > SIZE / 2) for p in (self.start, self.end))
         return int(first), int(last)
 
@@ -69,7 +69,7 @@ class Scene:
     seed: int
     color: np.ndarray  # (3,) mean of the background
     contrast: float
-    drift: tuple[float, float]  # pixels per second by which the camera moves over the background
+    drift: tuple[float, float]  # the camera's movement over the background, in pixels per second
     shake: float  # pixels
     light: tuple[float, float, float]  # amplitude, angular frequency per s, phase
     litter: tuple[tuple[int, int, int, int, int], ...]  # grey things in the background: row, column, h, w, grey
@@ -100,22 +100,21 @@ class Clip:
 def draw_clip(seed: tuple[int, ...], *, num_samples: int = 16, num_scenes: tuple[int, ...] = (3, 4)) -> Clip:
     """Draw a clip that is meant to be seen in `num_samples` evenly spaced frames.
 
-    The first and the last scene hold one thing each, the others 0 to 3 together, so 2 to 5 are equally frequent. No two
-    things of a clip share a colour or a pattern. Half of them move, from one half of the picture to the other. One
-    caption shows for a while.
+    The first and the last scene hold one thing each, the others 0 to 3 in all, so 2, 3, 4 and 5 are equally frequent.
+    No two things of a clip share a colour or a pattern. Half of the things move, from one half of the picture to the
+    other. One caption shows for a while.
     """
     rng = np.random.default_rng(seed)
     times_s = _draw_times(rng, num_samples)
     cuts = _draw_cuts(rng, len(times_s), int(rng.choice(num_scenes)))
     scenes = tuple(_draw_scene(rng, a, b) for a, b in pairwise(cuts))
     between = rng.integers(1, len(scenes) - 1, rng.integers(0, 4))
-    places = [0, *sorted(between.tolist()), len(scenes) - 1]
-    things = _draw_things(rng, scenes, places)
+    things = _draw_things(rng, scenes, [0, *sorted(between.tolist()), len(scenes) - 1])
     return _finish(rng, seed, times_s, scenes, things, (_draw_caption(rng, scenes),))
 
 
 def draw_crowd(seed: tuple[int, ...], *, num_samples: int) -> Clip:
-    """Draw a clip of one scene with five things and four captions: much to see in few frames, for training."""
+    """Draw a clip of one scene with five things and four captions, for training: much to see in few frames."""
     rng = np.random.default_rng(seed)
     times_s = _draw_times(rng, num_samples)
     scenes = (_draw_scene(rng, 0, len(times_s)),)
@@ -131,7 +130,7 @@ def _finish(
     things: tuple[Thing, ...],
     captions: tuple[Caption, ...],
 ) -> Clip:
-    places = rng.integers([0, 0, 0], [len(times_s), SIZE - 20, SIZE - 20], (rng.integers(0, 4), 3))
+    bursts = rng.integers([0, 0, 0], [len(times_s), SIZE - 20, SIZE - 20], (rng.integers(0, 4), 3))
     return Clip(
         seed=tuple(seed),
         times_s=times_s,
@@ -139,19 +138,19 @@ def _finish(
         things=things,
         captions=captions,
         noise=float(rng.uniform(2, 7)),
-        bursts=tuple((int(frame), int(row), int(column)) for frame, row, column in places),
+        bursts=tuple((int(frame), int(row), int(column)) for frame, row, column in bursts),
     )
 
 
 def _draw_times(rng: np.random.Generator, num_samples: int) -> np.ndarray:
-    """Frame times with slow and fast passages and unequal gaps, about five frames per second on average."""
+    """Draw frame times with slow and fast passages and unequal gaps, on average about five frames per second."""
     num_frames = FRAMES_PER_SAMPLE * (num_samples - 1) + 1
     gaps = np.exp(rng.normal(0, 0.5, num_frames // 6 + 1)).repeat(6)[:num_frames] * rng.uniform(0.6, 1.4, num_frames)
     return np.round((np.cumsum(gaps) - gaps[0]) / gaps.mean() * rng.uniform(0.15, 0.25), 3)
 
 
 def _draw_cuts(rng: np.random.Generator, num_frames: int, num_scenes: int) -> list[int]:
-    """Scene borders with a minimal length that leaves every scene a few frames."""
+    """Draw the scenes' borders; every scene has a few frames at least."""
     shortest = num_frames // (num_scenes + 1)
     slack = np.sort(rng.integers(0, num_frames - shortest * num_scenes + 1, num_scenes - 1))
     return [0, *(slack + shortest * np.arange(1, num_scenes)).tolist(), num_frames]
@@ -182,14 +181,14 @@ def _draw_scene(rng: np.random.Generator, first: int, end: int) -> Scene:
     )
 
 
-def _draw_things(rng: np.random.Generator, scenes: tuple[Scene, ...], places: list[int]) -> tuple[Thing, ...]:
-    """One thing for every scene named in `places`."""
+def _draw_things(rng: np.random.Generator, scenes: tuple[Scene, ...], numbers: list[int]) -> tuple[Thing, ...]:
+    """Draw one thing for every scene number in `numbers`."""
     colors, patterns = rng.permutation(len(COLORS)), rng.permutation(len(PATTERNS))
     long_enough = [s.frames[1] - s.frames[0] >= 3 * FRAMES_PER_SAMPLE for s in scenes]
     things: list[Thing] = []
-    for i, scene in enumerate(places):
+    for i, scene in enumerate(numbers):
         others = [t for t in things if t.scene == scene]
-        for _ in range(15):  # until it keeps clear of the others, which it nearly always does
+        for _ in range(15):  # until it keeps clear of the others, as it nearly always does
             thing = _draw_thing(rng, int(colors[i]), int(patterns[i]), scene, may_move=long_enough[scene])
             if all(_gap(thing, other) > 3 for other in others):
                 break
@@ -242,7 +241,7 @@ def _draw_caption(rng: np.random.Generator, scenes: tuple[Scene, ...]) -> Captio
 
 @lru_cache(maxsize=16)
 def _background(scene: Scene) -> np.ndarray:
-    """What the camera passes over, (H, W, 3): a cloudy texture that repeats in both directions, grey things on it."""
+    """What the camera passes over, (H, W, 3): a cloudy texture that repeats in both directions, with grey things."""
     rng = np.random.default_rng(scene.seed)
     frequency = np.hypot(np.fft.fftfreq(_TEXTURE)[:, None], np.fft.rfftfreq(_TEXTURE)[None])
     frequency[0, 0] = np.inf
@@ -258,7 +257,7 @@ def _background(scene: Scene) -> np.ndarray:
 
 
 def _camera(clip: Clip, scene: Scene, time_s: float) -> np.ndarray:
-    """The background behind everything, moved by whole and partial pixels."""
+    """The background as the camera sees it, moved by whole and fractional pixels."""
     t = time_s - clip.times_s[scene.frames[0]]
     shake = scene.shake * np.array([np.sin(5.1 * t), np.sin(6.7 * t + 1)])
     whole, part = np.divmod(np.array(scene.drift) * t + shake, 1)
@@ -310,7 +309,7 @@ def render_frame(clip: Clip, frame: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _paint(picture: np.ndarray, owner: np.ndarray, thing: Thing, number: int, time_s: float, progress: float) -> None:
-    """Draw a thing as it is at a moment, with a little shading, and enter it in `owner`."""
+    """Draw a thing as it is at one moment, with a little shading, and enter it in `owner`."""
     swell, stretch, turn, rate = thing.wobble
     wave = np.sin(rate * time_s + thing.color)
     row, column = (a + (b - a) * progress for a, b in zip(thing.start, thing.end, strict=True))
@@ -330,11 +329,11 @@ def _paint(picture: np.ndarray, owner: np.ndarray, thing: Thing, number: int, ti
 
 
 def cell_labels(clip: Clip, owner: np.ndarray) -> np.ndarray:
-    """What the cells of the token grid show, from `render_frame`'s second result.
+    """Label every position of the token grid by what it shows, from `render_frame`'s second result.
 
     Returns:
         (GRID, GRID, 5): colour + 1, pattern + 1, letter + 1 (0 for none), and the thing's centre (row, column).
-        A cell counts as a thing's where it holds a quarter of the cell or 30 % of what can be seen of the thing.
+        A position shows a thing that covers a quarter of it, or has 30 % of its own visible area there.
     """
     labels = np.zeros((GRID, GRID, 5), np.int64)
     largest = np.zeros((GRID, GRID))

@@ -1,4 +1,4 @@
-"""What clips show: outlines of shapes, patterns that fill them, and letters."""
+"""What clips show: shapes, the patterns that fill them, and letters."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,10 +17,13 @@ from tango.models.processors.protocol import ChatProtocol, Reading, WrappedProce
 from tango.models.processors.qwen import VisionMarks, check_marks
 from tango.runtime.pruning import prune, pruning_of
 
+if TYPE_CHECKING:
+    from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+
 
 def prepare(
-    processor: Any,
-    video: Any,
+    processor: ChatProtocol | ProcessorMixin,
+    video: object,
     question: str,
     *,
     num_frames: int | None = None,
@@ -28,30 +31,35 @@ def prepare(
     fps: float | None = None,
     time_instruction: TimeInstruction | None = None,
     vision_marks: VisionMarks | None = None,
-) -> Any:
-    """Make the inputs for `model.generate` from one video and one question.
+) -> BatchFeature:
+    """Make the inputs of `model.generate` from one video and one question.
 
-    Works with the processor of `tango.load` and with a stock transformers processor.
+    The processor is that of `tango.load`, or a stock one of transformers.
 
     Args:
         video: a `Video`, or anything that `tango.read_video` takes. Frames in memory and lists have no timestamps.
-        question: what to ask. Tokens that mean something to the model (`<|im_end|>`, `<image>`) are refused in it.
-        num_frames: frames to take; None: the model's usual number (32 for LLaVA-OneVision, 64 for LLaVA-Video) of a
-            file or a folder, and all frames in memory or of a list. A `Video` is taken as it is.
-        fps: frames a second of a folder (None: 3), of a list or of frames in memory, which get timestamps by it.
-        time_instruction: what stands before the question: "frames" says how long the video is and when its frames are
-            shown; "release" the same with a slip of the paper's release, the frames' height as their number; "none"
-            nothing. None: as the model was trained, "frames" for LLaVA-Video (if `video` has timestamps), else "none".
-        vision_marks: how Qwen3-VL's prompt marks frames: "nested" as transformers does, or "flat", without the pair of
-            marks around the whole video. None: what the processor says, which is "nested".
+        question: what to ask. It may not contain tokens that mean something to the model (`<|im_end|>`, `<image>`).
+        num_frames: how many frames to sample. None: from a file or a folder, the model's usual number (32 for
+            LLaVA-OneVision, 64 for LLaVA-Video); from frames in memory or a list, all. A `Video` is taken as it is.
+        fps: frames per second of a folder (None: 3), of a list or of frames in memory; it gives them timestamps.
+        time_instruction: what stands before the question. "frames" says how long the video is and when its frames are
+            shown; "release" does the same, but repeats a slip of the paper's release, which gives the frames' height as
+            their number; "none" adds nothing. None: as the model was trained, which is "frames" for LLaVA-Video (if
+            `video` has timestamps) and "none" for the others.
+        vision_marks: how Qwen3-VL's prompt marks frames. "nested": as in transformers; "flat": without the pair of
+            marks around the whole video. None: the processor's own setting, "nested" unless it was changed.
     Returns:
         `input_ids`, `attention_mask`, `pixel_values_videos` and, where known, `video_timestamps_s`.
     Raises:
         VideoReadError: the video cannot be read.
-        UnknownNameError: there is no such time instruction or way of marking.
-        PromptError: the question holds a token that is reserved, or a time instruction is asked for, but the video has
-            no timestamps.
+        UnknownNameError: no such time instruction or way of marking.
+        PromptError: the question contains a reserved token, or a time instruction is asked for and the video has no
+            timestamps.
         OptionError: an option that this model or this video does not have.
+    Example:
+        >>> inputs = tango.prepare(processor, "clip.mp4", "what color is plain", num_frames=8)
+        >>> inputs["pixel_values_videos"].shape
+        torch.Size([1, 8, 3, 112, 112])
     """
     content = [{"type": "video", "video": video}, {"type": "text", "text": question}]
     return prepare_chat(
@@ -66,8 +74,8 @@ def prepare(
 
 
 def prepare_chat(
-    processor: Any,
-    messages: Sequence[Mapping[str, Any]],
+    processor: ChatProtocol | ProcessorMixin,
+    messages: Sequence[Mapping[str, object]],
     *,
     prefill: str = "",
     num_frames: int | None = None,
@@ -75,12 +83,12 @@ def prepare_chat(
     fps: float | None = None,
     time_instruction: TimeInstruction | None = None,
     vision_marks: VisionMarks | None = None,
-) -> Any:
-    """Make the inputs for `model.generate` from a conversation; as `prepare`, for any number of videos and turns.
+) -> BatchFeature:
+    """Make the inputs of `model.generate` from a conversation: `prepare` for any number of videos and turns.
 
     Args:
-        messages: as for a chat template; parts of type "video" hold under "video" (or "path", "url") a video in any
-            form, parts of type "image" an image.
+        messages: as for a chat template. Parts of type "video" hold a video in any form under "video" (or "path",
+            "url"), parts of type "image" an image.
         prefill: the first words of the answer, which the model continues.
     """
     if not isinstance(processor, ChatProtocol):
@@ -89,7 +97,7 @@ def prepare_chat(
     return processor.prepare_turns(messages, reading, prefill=prefill, **_marks(processor, vision_marks))
 
 
-def _marks(processor: Any, vision_marks: VisionMarks | None) -> dict[str, Any]:
+def _marks(processor: object, vision_marks: VisionMarks | None) -> dict[str, VisionMarks]:
     if vision_marks is None:
         return {}
     check_marks(vision_marks)
@@ -101,9 +109,9 @@ def _marks(processor: Any, vision_marks: VisionMarks | None) -> dict[str, Any]:
 
 
 def answer(
-    model: Any,
-    processor: Any,
-    video: Any,
+    model: PreTrainedModel,
+    processor: ChatProtocol | ProcessorMixin,
+    video: object,
     question: str,
     *,
     num_frames: int | None = None,
@@ -116,10 +124,13 @@ def answer(
 ) -> str:
     """Ask a question about a video; greedy decoding unless `generate_options` say otherwise.
 
-    The other arguments are those of `tango.prepare`, and so are the errors.
+    With `tango.prune` active the video is pruned. Otherwise this is stock generation with all tokens; for LLaVA-Video,
+    which stock code gets wrong, it is Tango's own generation with all tokens kept. All other arguments, and the
+    errors, are those of `tango.prepare`.
 
-    With `tango.prune` active the video is pruned; without, this is stock generation with all tokens (for LLaVA-Video,
-    which stock code gets wrong, Tango's own with all tokens kept).
+    Example:
+        >>> tango.answer(model, processor, "clip.mp4", "what color is plain")
+        'cyan'
     """
     inputs = prepare(
         processor,
@@ -134,23 +145,25 @@ def answer(
     return generate_text(model, processor, inputs, max_new_tokens=max_new_tokens, **generate_options)
 
 
-def generate_text(model: Any, processor: Any, inputs: Any, **generate_options: Any) -> str:
+def generate_text(
+    model: PreTrainedModel, processor: ChatProtocol | ProcessorMixin, inputs: BatchFeature, **generate_options: Any
+) -> str:
     """Generate from prepared inputs of one prompt and decode the new tokens."""
     new = generate_ids(model, inputs, **generate_options)
     return processor.decode(new[0], skip_special_tokens=True).strip()
 
 
-def generate_ids(model: Any, inputs: Any, **generate_options: Any) -> Tensor:
-    """Generate from prepared inputs; return the new tokens (B, n) of every prompt, padded where it ended early."""
+def generate_ids(model: PreTrainedModel, inputs: BatchFeature, **generate_options: Any) -> Tensor:
+    """Generate from prepared inputs; return every prompt's new tokens (B, n), padded where its answer ended early."""
     output = generate_output(model, inputs, **generate_options)
     sequences = output if isinstance(output, Tensor) else output.sequences
     return sequences[:, inputs["input_ids"].shape[1] :]
 
 
-def generate_output(model: Any, inputs: Any, **generate_options: Any) -> Any:
-    """What `model.generate` returns for prepared inputs; greedy unless the options say otherwise."""
+def generate_output(model: PreTrainedModel, inputs: BatchFeature, **generate_options: Any) -> Any:
+    """Return what `model.generate` returns for prepared inputs; greedy unless the options say otherwise."""
     inputs = dict(inputs.to(model.device))
-    scope: AbstractContextManager[Any] = nullcontext()
+    scope: AbstractContextManager[object] = nullcontext()
     if pruning_of(model) is None:
         if stock_is_right(model):
             inputs.pop("video_timestamps_s", None)  # stock generate refuses inputs it does not know

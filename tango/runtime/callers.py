@@ -1,45 +1,54 @@
-"""What the caller's own code sees inside a pruned `generate`: the prompt that the caller knows, not the short one."""
+"""The caller's own code inside a pruned `generate`: it sees the prompt that the caller gave, not the short one."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tango.models.calls import Call
 
-_LENGTHS = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}  # total, and what takes precedence
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria
+    from transformers.generation.streamers import BaseStreamer
+    from transformers.generation.utils import GenerateOutput
+
+_LENGTHS = {
+    "max_length": "max_new_tokens",
+    "min_length": "min_new_tokens",
+}  # option for the total length: option for new tokens, which takes precedence
 _TRANSFORMERS = "transformers.generation."
 
 
 class CallersPrompt:
-    """The prompt (B, L) that a caller gave to `generate`, which stock code runs on S columns of.
+    """The prompt (B, L) that a caller gave to `generate`, while stock code runs on a short one of S columns.
 
-    Logits processors, also those that `generate` itself makes from its options, the caller's stopping criteria and
-    streamers get ids that begin with it. While they run, the call stands aside.
+    The caller's stopping criteria and streamers, and all logits processors (those that `generate` itself makes from its
+    options, too), get ids that begin with the caller's prompt. While they run, the call stands aside.
     """
 
     def __init__(self, ids: Tensor, short_length: int, call: Call):
         self.call = call
         self._ids, self._short_length = ids, short_length
-        self._converted: tuple[Tensor, Tensor] | None = None  # the latest: one step asks several times
+        self._converted: tuple[Tensor, Tensor] | None = None  # the latest ids: one step asks several times
 
     @property
     def saved(self) -> int:
-        """Columns that the short prompt lacks."""
+        """Number of columns that pruning removed, L - S."""
         return self._ids.shape[1] - self._short_length
 
     def extended(self, ids: Tensor) -> Tensor:
-        """The caller's prompts, each for as many rows as stand for it, and after them what follows the short ones."""
+        """Ids with the short prompts replaced by the caller's; a prompt's beams or samples stand in adjacent rows."""
         if self._converted is None or self._converted[0] is not ids:
             prompts = self._ids.to(ids.device).repeat_interleave(len(ids) // len(self._ids), dim=0)
             self._converted = ids, torch.cat([prompts, ids[:, self._short_length :]], dim=1)
         return self._converted[1]
 
-    def adapt(self, arguments: dict[str, Any], defaults: Any) -> None:
-        """Change arguments of `generate` in place: lengths count the short prompt, other code sees the caller's."""
+    def adapt(self, arguments: dict[str, Any], defaults: GenerationConfig) -> None:
+        """Change arguments of `generate` in place: lengths fit the short prompt, the caller's code sees its own."""
         config = arguments.get("generation_config") or defaults
         for total, new in _LENGTHS.items():
             if arguments.get(new) is not None or getattr(config, new, None) is not None:
@@ -53,8 +62,8 @@ class CallersPrompt:
         if arguments.get("streamer") is not None:
             arguments["streamer"] = _Streamer(arguments["streamer"], self)
 
-    def processors(self, make: Any, arguments: dict[str, Any]) -> Any:
-        """The list of logits processors that `make` builds from these arguments, for the caller's prompt."""
+    def processors(self, make: Callable[..., LogitsProcessorList], arguments: dict[str, Any]) -> LogitsProcessorList:
+        """Build the logits processors as for the caller's prompt; `make` is the model's own way to build them."""
         config = copy.copy(arguments["generation_config"])
         for total in _LENGTHS:
             if value := getattr(config, total, None):
@@ -67,8 +76,12 @@ class CallersPrompt:
         processors = make(**arguments)
         return type(processors)(p if _sees_scores_alone(p) else _Processor(p, self) for p in processors)
 
-    def _criterion(self, criterion: Any) -> Any:
-        """The library's own look at lengths and latest tokens, and take the place of those that `generate` makes."""
+    def _criterion(self, criterion: StoppingCriteria) -> StoppingCriteria | _Criterion:
+        """Show the caller's own criterion the caller's prompt.
+
+        A criterion of transformers is not wrapped, so that it replaces the one that `generate` makes. It looks only at
+        the length, which is corrected here, and at the latest tokens.
+        """
         if not type(criterion).__module__.startswith(_TRANSFORMERS):
             return _Criterion(criterion, self)
         if isinstance(getattr(criterion, "max_length", None), int):
@@ -76,11 +89,11 @@ class CallersPrompt:
             criterion.max_length -= self.saved
         return criterion
 
-    def before(self, output: Any) -> Any:
-        """The output of `generate` with the caller's prompt in front of the new tokens."""
+    def before(self, output: GenerateOutput | Tensor) -> GenerateOutput | Tensor:
+        """Put the caller's prompt in front of the new tokens in what `generate` returned."""
         sequences = output if isinstance(output, Tensor) else getattr(output, "sequences", None)
         if not isinstance(sequences, Tensor):
-            return output  # of a `custom_generate` that returns something of its own
+            return output  # a `custom_generate` returned something else
         sequences = self.extended(sequences)
         if isinstance(output, Tensor):
             return sequences
@@ -89,17 +102,17 @@ class CallersPrompt:
 
 
 class _Seen:
-    """The caller's object, in all but what it is called with."""
+    """Stands in for the caller's object: every attribute is that object's, only the ids it is called with change."""
 
-    def __init__(self, inner: Any, prompt: CallersPrompt):
+    def __init__(self, inner: LogitsProcessor | StoppingCriteria | BaseStreamer, prompt: CallersPrompt):
         self._inner, self._prompt = inner, prompt
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.__dict__["_inner"], name)
 
 
 class _Processor(_Seen):
-    """A logits processor. Lists of them look at the parameters, so there are just these two."""
+    """A logits processor. Lists of processors inspect the signature, so it has these two parameters and no others."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         with self._prompt.call.aside():
@@ -109,15 +122,15 @@ class _Processor(_Seen):
 class _Criterion(_Seen):
     """A stopping criterion."""
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+    def __call__(self, input_ids: Tensor, scores: object, **kwargs: Any) -> Tensor:
         with self._prompt.call.aside():
             return self._inner(self._prompt.extended(input_ids), scores, **kwargs)
 
 
 class _Streamer(_Seen):
-    """A streamer whose first ids, the prompt, are the caller's."""
+    """A streamer. The first ids that it gets are the caller's prompt."""
 
-    def __init__(self, inner: Any, prompt: CallersPrompt):
+    def __init__(self, inner: BaseStreamer, prompt: CallersPrompt):
         super().__init__(inner, prompt)
         self._started = False
 
@@ -132,7 +145,7 @@ class _Streamer(_Seen):
             self._inner.end()
 
 
-def _sees_scores_alone(processor: Any) -> bool:
-    """The library's temperature, top-k and the like: no ids have to be prepared for them."""
+def _sees_scores_alone(processor: LogitsProcessor) -> bool:
+    """Whether no ids need be prepared for it: transformers' temperature, top-k and the like do not read them."""
     kind = type(processor)
     return kind.__module__.startswith(_TRANSFORMERS) and kind.__name__.endswith("LogitsWarper")

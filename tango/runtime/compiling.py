@@ -1,12 +1,12 @@
-"""`compile_tower`: a vision tower through `torch.compile`, as a scoped and undoable change of one instance."""
+"""`compile_tower`: compile the vision tower of one model, as a scoped change that can be undone."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
 import torch
+from torch import nn
 
 from tango.errors import TangoError, UnsupportedModelError
 from tango.models.unwrapping import unwrap
@@ -27,28 +27,33 @@ class CompiledTower:
         self.remove()
 
     def remove(self) -> None:
-        """Undo it. Doing it twice is harmless."""
+        """Restore the model. A second call does nothing."""
         self._undo.close()
 
 
 def compile_tower(
-    model: Any, *, mode: str | None = None, backend: str | Callable[..., Any] = "inductor"
+    model: nn.Module, *, mode: str | None = None, backend: str | Callable[..., object] = "inductor"
 ) -> CompiledTower:
-    """Run the vision tower of videos through `torch.compile` from now on, while the model is pruned.
+    """Run videos through a compiled vision tower from now on, while the model is pruned.
 
-    Use it as a context manager, or call `remove()` on the result. Compiling happens at the first video and takes from
-    seconds to minutes; every new batch size may compile anew, so it pays where videos have equally many frames.
-    A SigLIP tower is one graph without breaks, and batches of frames are padded to one size. With
-    `mode="reduce-overhead"` a GPU then replays it as a CUDA graph. Of a Qwen-VL tower the blocks are compiled one by
-    one, all but the last, which methods look into, and images and calls without pruning run through them, too; frames
-    of many sizes make many shapes, so leave its mode alone.
+    Use it as a context manager, or call `remove()` on the result. The first video compiles the tower, which takes from
+    seconds to minutes. A new batch size may compile it again, so this pays where all videos have the same number of
+    frames.
+
+    A SigLIP tower is compiled whole, as one graph without breaks, and batches of frames are padded to one size. With
+    `mode="reduce-overhead"` a GPU then replays it as a CUDA graph. A Qwen-VL tower is compiled block by block, without
+    the last block, which methods look into; images and unpruned calls run through the compiled blocks, too. Its frames
+    have many sizes and so make many shapes: leave `mode` alone there.
 
     Args:
-        model: as in `tango.prune`; before or after it.
+        model: as in `tango.prune`, which may come before or after.
         mode, backend: as in `torch.compile`.
     Raises:
-        UnsupportedModelError: no adapter for this model, or one that does not know how.
-        TangoError: its tower is compiled already.
+        UnsupportedModelError: no adapter for this model, or an adapter that names nothing to compile.
+        TangoError: the tower is compiled already.
+    Example:
+        >>> with tango.compile_tower(model), tango.prune(model, "tango") as pruning:
+        ...     pass  # the first video compiles the tower, those after it run faster
     """
     model, adapter = unwrap(model)
     parts = adapter.compilable(model)

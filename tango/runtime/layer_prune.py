@@ -1,13 +1,13 @@
-"""Pruning inside the LLM: at the inputs of some decoder layers, visual tokens leave the prompt for what follows.
+"""Intra-LLM pruning: at the inputs of some decoder layers, visual tokens leave the prompt for all layers that follow.
 
-Stock decoders stay as they are; hooks do the work while one `generate` or `forward` call runs:
+The stock decoder stays as it is. While one `generate` or `forward` call runs, hooks do the work:
 
-* Queries and keys are those that the attention function of the layer before gets, rotated as the family does it (or,
-  if the method reads the layer's own, are computed at its input), so no attention matrix is formed and no attention
-  implementation is forced.
-* At a pruned layer the kept rows are gathered. Rotations and masks of that layer and of those after it are gathered
-  alike, so tokens keep their positions; each layer's cache simply holds what the layer has seen.
-* After the final norm, states are spread to the prompt's full length, so logits and labels keep their shapes.
+* The layer before hands its queries and keys to transformers' attention function, rotated as the family does it, and
+  they are taken from there. If a method reads the pruned layer's own, they are computed at its input. Either way no
+  attention matrix is formed, and any attention implementation will do.
+* At a pruned layer the kept rows are gathered. The rotations and masks of this layer and of all later ones are gathered
+  in the same way, so tokens keep their positions. Each layer's cache holds what the layer has seen.
+* After the final norm, the states are spread to the prompt's full length, so logits and labels keep their shapes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tango.containers import LayerTokens
 from tango.errors import UnsupportedModelError
@@ -32,26 +33,32 @@ from tango.ops.flops import check_layer
 from tango.runtime.layer_masks import Kept, noncausal_mask, short_mask
 from tango.runtime.stats import LayerStats
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
+
+_Arguments = dict[str, Any]  # keyword arguments of a module
+
 
 @dataclass(kw_only=True)
 class LayerRecord:
-    """What layer pruning did: each prompt's visual tokens that entered the LLM, and that stayed at every layer."""
+    """What layer pruning did: how many visual tokens of each prompt entered the LLM, and how many each layer kept."""
 
     method: str
     num_layers: int
     entered: tuple[int, ...] = ()
     stayed: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    places: tuple[tuple[Tensor, Tensor], ...] = ()  # of what is left: frame, and place in the frame
+    places: tuple[tuple[Tensor, Tensor], ...] = ()  # of the kept tokens: frame, and position in the frame
 
     def counts(self, prompt: int, layer: int) -> tuple[int, ...]:
-        """Visual tokens of one prompt that ran through each of the layers before `layer`."""
+        """For each layer before `layer`, how many visual tokens of one prompt ran through it."""
         counts = [self.entered[prompt]]
         for i in range(1, layer):
             counts.append(self.stayed[i][prompt] if i in self.stayed else counts[-1])
         return tuple(counts)
 
     def stats(self, retention_ratio: float) -> LayerStats:
-        """Sums over the batch; `retention_ratio` is the fraction of visual tokens that entered the LLM."""
+        """Sum over the batch. `retention_ratio` is the fraction of all visual tokens that entered the LLM."""
         tokens = (sum(self.entered), *(sum(counts) for counts in self.stayed.values()))
         edges = (0, *self.stayed, self.num_layers)
         lengths = [b - a for a, b in pairwise(edges)]
@@ -67,7 +74,7 @@ class LayerRecord:
 
 @contextmanager
 def layer_pruning(
-    decoder: nn.Module,
+    decoder: PreTrainedModel,
     layer_pruner: LayerPruner,
     *,
     is_visual: Tensor,
@@ -78,25 +85,25 @@ def layer_pruning(
 ) -> Iterator[LayerRecord]:
     """Prune at the inputs of the layers `layer_pruner.layers` during one `generate` or `forward` call.
 
-    Works with and without a cache, dynamic or static, for beams, several samples per prompt and assisted decoding.
-    Without a cache every step selects anew, and arrives at the same tokens because only the prompt is looked at.
-    Passes that are not the call's own are left alone; nothing stays behind. Captured hidden states of the later layers
-    are short, and a cache returned by `forward` fits later calls only if no row was padded.
+    It works with a dynamic cache, a static one or none, and with beams, several samples per prompt and assisted
+    decoding. Without a cache every step selects again; only the prompt is looked at, so it selects the same tokens.
+    Passes that belong to another call are left alone, and no hook stays behind. Hidden states that later layers return
+    are short. A cache returned by `forward` fits later calls only if no row was padded.
 
     Args:
         decoder: a text model with `layers` and `norm`; see `Adapter.decoder`.
-        is_visual: visual tokens of every prompt, newlines included, (B, S).
-        attention_mask: zeros are padding, (B, S).
-        places: frame and place in the frame of every visual token, in order, (number of them,) each; None: all are of
-            one frame.
+        is_visual: True at the visual tokens of every prompt, newlines included, (B, S).
+        attention_mask: zero at padding, (B, S).
+        places: frame, and position in the frame, of every visual token of the batch in order, two vectors. None: all
+            tokens are of one frame.
         queries: column of each prompt's last token, (B,), if labels follow it; None: the last column.
-        call: whose passes are pruned; None: all of this thread.
+        call: the call whose passes are pruned; None: all passes of this thread.
     Raises:
         BudgetError: the decoder has no such layer.
-        UnsupportedModelError: chunked prefill, gradient checkpointing, or masks of an unknown form (on the call).
+        UnsupportedModelError: on the call: chunked prefill, gradient checkpointing, or masks of an unknown form.
     """
     for layer in layer_pruner.layers:
-        check_layer(layer, len(decoder.layers))  # type: ignore[arg-type]
+        check_layer(layer, len(decoder.layers))
     attended = attention_mask.bool()
     prompts = _prompts(is_visual.bool(), attended, places, queries)
     run = _Run(decoder, layer_pruner, attended, prompts, call or Call())
@@ -107,7 +114,7 @@ def layer_pruning(
 
 
 def last_prompt_columns(is_visual: Tensor, labels: Tensor) -> Tensor:
-    """Column of each row's last prompt token (B,): before the first labelled token, but not before a video's end."""
+    """Column of each row's last prompt token, (B,): before the first labelled token, but not before the video ends."""
     S = labels.shape[1]
     columns = torch.arange(S, device=labels.device)
     first_label = columns.masked_fill(labels == -100, S).amin(1)
@@ -117,21 +124,21 @@ def last_prompt_columns(is_visual: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prompt:
-    """Columns of one prompt: its visual tokens that are still there, with their places, and its other tokens."""
+    """Columns of one prompt: its visual tokens that are still kept, with their positions, and its other tokens."""
 
     visual: Tensor
     frames: Tensor
     cells: Tensor
     others: Tensor
-    text: Tensor  # after the video; some of `others`
+    text: Tensor  # those of `others` after the video
 
     @property
     def columns(self) -> Tensor:
-        """All that is still there, in order."""
+        """The columns of all kept tokens, in order."""
         return torch.cat([self.visual, self.others]).sort().values
 
     def keep(self, chosen: Tensor) -> _Prompt:
-        """Only these of the visual tokens."""
+        """Keep only these visual tokens; `chosen` indexes `visual`."""
         visual, frames, cells = (x[chosen] for x in (self.visual, self.frames, self.cells))
         return replace(self, visual=visual, frames=frames, cells=cells)
 
@@ -139,7 +146,7 @@ class _Prompt:
 def _prompts(
     is_visual: Tensor, attended: Tensor, places: tuple[Tensor, Tensor] | None, queries: Tensor | None
 ) -> list[_Prompt]:
-    """Split a batch; the lengths are needed on the host, so this reads the masks once."""
+    """Split a batch into its prompts. The host needs their lengths, so this reads the masks from the device, once."""
     device, (B, S) = is_visual.device, is_visual.shape
     masks = torch.stack([is_visual & attended, attended & ~is_visual]).cpu()
     last = [S - 1] * B if queries is None else queries.tolist()
@@ -158,28 +165,32 @@ def _prompts(
 
 
 class _Run:
-    """State of one call. A "prompt call" is a forward through the decoder that holds the whole prompt.
+    """State of one call. A "prompt call" is a forward pass of the decoder over the whole prompt.
 
-    B prompts of S columns make `rows` = B * repeats sequences of `length` >= S tokens; S' columns of a prompt stay.
+    B prompts of S columns make `rows` = B * repeats sequences of `length` >= S tokens; S' columns of each are kept.
     """
 
-    def __init__(self, decoder: Any, pruner: LayerPruner, attended: Tensor, prompts: list[_Prompt], call: Call):
+    def __init__(
+        self, decoder: PreTrainedModel, pruner: LayerPruner, attended: Tensor, prompts: list[_Prompt], call: Call
+    ):
         self.decoder, self.pruner, self.attended, self.prompts = decoder, pruner, attended, prompts
         self.flash = "flash" in str(decoder.config._attn_implementation)
         self.record = LayerRecord(method=pruner.name, num_layers=len(decoder.layers))
         self.record.entered = tuple(len(prompt.visual) for prompt in prompts)
         self.call = call
-        self.cache: Any = None  # of the prompt that has passed
+        self.cache: Cache | None = None  # of the prompt that has passed
         self.prompt_call = False
         self.rows = self.length = 0
-        self.taps: dict[int, AttentionTap] = {}  # of the layers before the pruned ones, while the prompt passes
-        self.captured: dict[str, Any] = {}  # queries, keys and scale of the layer before, or what its own are made of
-        self.left: list[_Prompt] = []  # the prompts, as far as they are still there
-        self.kept: dict[int, Kept] = {}  # what stays from each pruned layer on
-        self.changes: dict[str, Any] = {}  # arguments of the layers that see a short prompt, in the running call
+        self.taps: dict[int, AttentionTap] = {}  # by pruned layer, on the layer before it; while the prompt passes
+        self.captured: dict[
+            str, Any
+        ] = {}  # queries, keys and scale of the layer before, or what the layer's own are made of
+        self.left: list[_Prompt] = []  # the prompts, with the visual tokens that are still kept
+        self.kept: dict[int, Kept] = {}  # by pruned layer, what it and the layers after it keep
+        self.changes: dict[str, object] = {}  # arguments of the layers that see a short prompt, in the running pass
 
-    def hook(self) -> Iterator[Any]:
-        """Register the hooks one by one, so that those that exist can be removed if one fails."""
+    def hook(self) -> Iterator[RemovableHandle | _Run]:
+        """Register the hooks one by one, so that if one fails, the others can be removed."""
         layers, pruned = self.decoder.layers, self.pruner.layers
         yield self.decoder.register_forward_pre_hook(self._guard(self._begin), with_kwargs=True)
         yield self
@@ -192,16 +203,17 @@ class _Run:
         yield self.decoder.norm.register_forward_hook(self._guard(self._spread))
 
     def remove(self) -> None:
-        """Leave the attention functions alone again."""
+        """Stop listening to the attention functions."""
         for tap in self.taps.values():
             tap.remove()
         self.taps.clear()
 
-    def _guard(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+    def _guard(self, hook: Callable[..., object]) -> Callable[..., Any]:
+        """The hook, for passes of this call alone."""
         return lambda *args: hook(*args) if self.call.own else None
 
-    def _begin(self, decoder: Any, _args: tuple, kwargs: dict[str, Any]) -> None:
-        """At the decoder's door: is this the prompt, or decoding after it?"""
+    def _begin(self, decoder: PreTrainedModel, _args: tuple, kwargs: _Arguments) -> None:
+        """Before the decoder runs: tell the prompt from decoding after it, and start anew for a prompt."""
         inputs = kwargs["input_ids"] if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
         cache = cache_of(kwargs)
         self.rows, self.length = inputs.shape[:2]
@@ -224,7 +236,7 @@ class _Run:
         for layer in self.pruner.layers if self.pruner.reads == "before" else ():
             self.taps[layer] = AttentionTap(decoder.layers[layer - 1].self_attn, self._guard(self._capture))
 
-    def _before_attention(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _before_attention(self, _module: nn.Module, args: tuple, kwargs: _Arguments) -> tuple[tuple, _Arguments] | None:
         if not self.prompt_call:
             return None
         return args, {**kwargs, **noncausal_mask(kwargs, self.attended, self.rows, self.length, flash=self.flash)}
@@ -233,8 +245,8 @@ class _Run:
         if self.prompt_call:
             self.captured.update(q=queries, k=keys, scale=scale)
 
-    def _at_layer(self, K: int, module: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Input of a pruned layer: select and merge, then do as for the layers that follow."""
+    def _at_layer(self, K: int, module: PreTrainedModel, args: tuple, kwargs: _Arguments) -> tuple[tuple, _Arguments]:
+        """At the input of pruned layer K: select and merge, then do as for the layers after it."""
         self.changes = {}
         if self.prompt_call:
             if self.pruner.reads == "own":
@@ -242,17 +254,17 @@ class _Run:
                 self.captured["rotation"] = self._rotation(kwargs)
             args = (self._select(K, args[0]), *args[1:])
             self.changes["position_embeddings"] = self._rotation(kwargs)
-            self.changes["position_ids"] = None  # only read to recognise packed sequences, which gaps look like
+            self.changes["position_ids"] = None  # only read to recognise packed sequences, and gaps look like them
         self.changes["attention_mask"] = short_mask(
             kwargs, self.kept[K], self.rows, self.length, self.prompt_call, flash=self.flash
         )
         return self._after_layer(module, args, kwargs)
 
-    def _after_layer(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _after_layer(self, _module: nn.Module, args: tuple, kwargs: _Arguments) -> tuple[tuple, _Arguments]:
         return args, {**kwargs, **self.changes}
 
-    def _rotation(self, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
-        """Cosines and sines of what is still there."""
+    def _rotation(self, kwargs: _Arguments) -> tuple[Tensor, ...]:
+        """Cosines and sines of the tokens that are still kept."""
         if not self.kept:
             return kwargs["position_embeddings"]
         columns = self._latest().extended(self.length)[..., None]
@@ -263,15 +275,15 @@ class _Run:
         return self.kept[max(self.kept)]
 
     def _select(self, K: int, hidden: Tensor) -> Tensor:
-        """Let the pruner choose for every prompt; return the states (rows, S' + rest, D) that stay."""
+        """Let the pruner choose for every prompt; return the kept states, (rows, S' + rest, D)."""
         if K in self.taps:
-            self.taps.pop(K).remove()  # decoding goes on without
+            self.taps.pop(K).remove()  # decoding does not need it
         repeats = self.rows // len(self.prompts)  # beams and samples agree on the prompt, so the first decides
         width = self._latest().columns.shape[1] if self.kept else self.attended.shape[1]
-        hidden, left, places = hidden.clone(), [], []
+        hidden, left, kept_rows = hidden.clone(), [], []
         for b, prompt in enumerate(self.left):
             columns = prompt.columns
-            rows = columns  # of `hidden`
+            rows = columns  # where they are in `hidden`, along its axis 1
             if self.kept:
                 rows = torch.arange(width - len(columns), width, device=columns.device)
             if len(prompt.visual):
@@ -281,19 +293,19 @@ class _Run:
                 prompt = prompt.keep(chosen)
                 rows = rows[torch.searchsorted(columns, prompt.columns)]
             left.append(prompt)
-            places.append(rows)
+            kept_rows.append(rows)
         self.captured.clear()
         self.left, self.record.stayed[K] = left, tuple(len(prompt.visual) for prompt in left)
         self.record.places = tuple((prompt.frames, prompt.cells) for prompt in left)
-        lengths = [len(rows) for rows in places]
+        lengths = [len(rows) for rows in kept_rows]
         self.kept[K] = Kept.of([prompt.columns for prompt in left], repeats, self.attended.shape[1])
-        index = torch.stack([F.pad(rows, (max(lengths) - len(rows), 0)) for rows in places])
+        index = torch.stack([F.pad(rows, (max(lengths) - len(rows), 0)) for rows in kept_rows])
         rest = torch.arange(width, hidden.shape[1], device=index.device)
         index = torch.cat([index.repeat_interleave(repeats, dim=0), rest.expand(self.rows, -1)], dim=1)
         return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
 
-    def _tokens(self, K: int, prompt: _Prompt, columns: Tensor, hidden: Tensor, b: int, places: Tensor) -> LayerTokens:
-        """What the pruner sees of prompt `b`, which stands at these places of its first row."""
+    def _tokens(self, K: int, prompt: _Prompt, columns: Tensor, hidden: Tensor, b: int, rows: Tensor) -> LayerTokens:
+        """What the pruner sees of prompt `b`, whose kept tokens are at these `rows` of its first sequence."""
         row = b * (self.rows // len(self.prompts))
         visual, text = (torch.searchsorted(columns, x) for x in (prompt.visual, prompt.text))
         if self.pruner.reads == "before":
@@ -303,12 +315,12 @@ class _Run:
                     "function, which it did not; leave out torch.compile for the decoder, and attention code of its own"
                 )
             queries, keys = (self.captured[name][row].transpose(0, 1).float() for name in ("q", "k"))
-            queries, keys, scale = queries[places[text]], keys[places], self.captured["scale"]
+            queries, keys, scale = queries[rows[text]], keys[rows], self.captured["scale"]
         else:
-            queries, keys, scale = self._own_queries_and_keys(self.decoder.layers[K].self_attn, row, places, text)
+            queries, keys, scale = self._own_queries_and_keys(self.decoder.layers[K].self_attn, row, rows, text)
         return LayerTokens(
             layer=K,
-            hidden=hidden[row, places],
+            hidden=hidden[row, rows],
             visual=visual,
             text=text,
             queries=queries,
@@ -321,17 +333,17 @@ class _Run:
         )
 
     def _own_queries_and_keys(
-        self, attention: Any, row: int, places: Tensor, text: Tensor
+        self, attention: PreTrainedModel, row: int, rows: Tensor, text: Tensor
     ) -> tuple[Tensor, Tensor, float]:
-        """Those of a layer that has not run yet, rotated halves against halves, and the scale of their products."""
-        normed = self.captured["normed"][row, places]
-        cos, sin = (x.expand(self.rows, -1, -1)[row, places, None].float() for x in self.captured["rotation"])
+        """Compute the rotated queries and keys of a layer that has not run yet; and the scale of their products."""
+        normed = self.captured["normed"][row, rows]
+        cos, sin = (x.expand(self.rows, -1, -1)[row, rows, None].float() for x in self.captured["rotation"])
         queries, keys = (_project(attention, name, x).float() for name, x in (("q", normed[text]), ("k", normed)))
         return _rotate(queries, cos[text], sin[text]), _rotate(keys, cos, sin), attention.scaling
 
     def _spread(self, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
-        """Back to the full length. A dropped token's state is that of the last kept one before it, from which the
-        next token is predicted."""
+        """Spread the states to the full length: a dropped token gets the state of the last kept token before it, from
+        which the next token is predicted."""
         if not self.prompt_call:
             return None
         keep = torch.zeros_like(self.attended)
@@ -339,17 +351,19 @@ class _Run:
             row[prompt.columns] = True
         keep = keep.repeat_interleave(self.rows // len(keep), dim=0)
         keep = F.pad(keep, (0, self.length - keep.shape[1]), value=True)
-        last = keep.cumsum(1)
-        index = (last - last[:, -1:] + output.shape[1] - 1).clamp_min(0)
+        last = keep.cumsum(1)  # 1 + the index, among the kept, of the last kept token up to each column
+        index = (last - last[:, -1:] + output.shape[1] - 1).clamp_min(0)  # counted from the end: padding is on the left
         return output.gather(1, index[..., None].expand(-1, -1, output.shape[-1]))
 
 
-def _project(attention: Any, name: str, normed: Tensor) -> Tensor:
+def _project(attention: PreTrainedModel, name: str, normed: Tensor) -> Tensor:
+    """Queries or keys (..., heads, d) before rotation; `name` is "q" or "k"."""
     projected = getattr(attention, f"{name}_proj")(normed).detach().unflatten(-1, (-1, attention.head_dim))
     norm = getattr(attention, f"{name}_norm", None)
     return projected if norm is None else norm(projected)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first half of the channels against the second."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -1,8 +1,8 @@
-"""Prepared embeddings for a prompt that stock `generate` believes to consist of ids."""
+"""Prepared embeddings for a prompt that stock `generate` holds as ids."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,22 +12,26 @@ from tango.models.calls import Call, cache_of, remember_prompt
 from tango.models.splice import ShortPrompt
 from tango.profiling import StageTimer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class Overlay:
-    """While entered, the prompt's positions get the embeddings of `short` instead of those of their ids.
+    """While entered, give the prompt's positions the embeddings of `short` instead of those of their ids.
 
-    `generate` accepts embeddings too, but then goes wrong with assisted decoding and chunked prefill. Passes that are
-    not the call's own are left alone. With a cache the hooks leave once the prompt has passed, so decoding runs without
-    them. The time until then is the stage "prefill", and `prefill_end` the mark that decoding starts from.
+    Embeddings could also be given to `generate`, but assisted decoding and chunked prefill then go wrong. Passes that
+    belong to another call are left alone. With a cache, the hooks are removed once the prompt has passed, so decoding
+    runs without them. The stage "prefill" ends there, and decoding is timed from that mark, `prefill_end`.
     """
 
-    def __init__(self, model: Any, short: ShortPrompt, timer: StageTimer, call: Call, adapter: Adapter):
-        self.prefill_end: Any = None
+    def __init__(self, model: PreTrainedModel, short: ShortPrompt, timer: StageTimer, call: Call, adapter: Adapter):
+        self.prefill_end: float | torch.cuda.Event | None = None
         self._model, self._short, self._timer, self._call = model, short, timer, call
         self._adapter = adapter
-        self._start: Any = None  # of the pass that is running, if it counts as prefill
-        self._cached = False
-        self._passed = False
+        # When the running pass began, if it is part of the prefill.
+        self._start: float | torch.cuda.Event | None = None
+        self._cached = False  # there is a cache
+        self._passed = False  # the whole prompt has passed
 
     def __enter__(self) -> Overlay:
         self._handles = [
@@ -40,9 +44,11 @@ class Overlay:
         for handle in self._handles:
             handle.remove()
 
-    def _before(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _before(
+        self, model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, object]] | None:
         if not self._call.own or kwargs.get("input_ids") is None or kwargs.get(self._adapter.video_input) is not None:
-            return None  # a pass that brings a video of its own is another call's
+            return None  # a pass with a video of its own belongs to another call
         ids, cache, prompt = kwargs["input_ids"], cache_of(kwargs), self._short.inputs_embeds
         past = 0 if cache is None else int(cache.get_seq_length())
         S = prompt.shape[1]
@@ -52,7 +58,7 @@ class Overlay:
         if not self._passed:
             self._start = self._timer.mark()
             remember_prompt(cache, self._short.input_ids)
-        count = min(S - past, ids.shape[1])
+        count = min(S - past, ids.shape[1])  # columns of the prompt in this pass
         self._cached, self._passed = cache is not None, past + count >= S
         repeats = len(ids) // len(prompt)  # beams, or several samples per prompt
         now = slice(past, past + count)
@@ -64,7 +70,7 @@ class Overlay:
         others = {name: value for name, value in kwargs.items() if name != "input_ids"}
         return args, {**others, **self._adapter.beside_embeds(text_ids), "inputs_embeds": embeds}
 
-    def _after(self, _model: nn.Module, _args: tuple, _output: Any) -> None:
+    def _after(self, _model: nn.Module, _args: tuple, _output: object) -> None:
         if not self._call.own or self._start is None:
             return
         self.prefill_end = self._timer.mark()

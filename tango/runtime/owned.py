@@ -1,4 +1,4 @@
-"""What pruning changes of one model: methods of the instance, and a guard at the door of the LLM."""
+"""What pruning changes on one model: methods of the instance, and a guard before the LLM."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from tango.errors import TangoError
 
 
-def replace_method(model: nn.Module, name: str, call: Callable[..., Any]) -> Callable[[], None]:
-    """Let an instance's method be `call`, which gets the arguments alone; returns what undoes it.
+def replace_method(model: nn.Module, name: str, call: Callable[..., object]) -> Callable[[], None]:
+    """Replace a method of one instance by `call`, which gets the arguments without the instance; return the undoing.
 
-    The instance holds a bound method, as it would have of its class: others take its function, wrap that and bind
-    the result again (mixed precision does), so the function does not say what it stands in for.
+    The instance gets a bound method, as its class would give it: others take the function of a method, wrap it and bind
+    the result again (mixed precision does). It has no `__wrapped__`, which would lead them to the stock method.
     """
     stock = getattr(model, name)
 
-    def method(_model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def method(_model: nn.Module, *args: Any, **kwargs: Any) -> object:
         return call(*args, **kwargs)
 
     functools.update_wrapper(method, stock)
@@ -46,16 +46,16 @@ def replace_method(model: nn.Module, name: str, call: Callable[..., Any]) -> Cal
 
 
 class PlaceholderGuard:
-    """A hook of the input embeddings: no pass may read placeholders of a video as if they were words.
+    """A hook of the input embeddings that refuses a video's placeholders: they must not be read as if they were words.
 
-    Whatever goes around the methods that prune, such as a wrapper or a part of the model that is called by itself,
-    ends here. Steps of single tokens are not looked at, so decoding does not wait for the device.
+    It catches calls that bypass the methods that prune, such as those of a wrapper, or of a part of the model by
+    itself. Single tokens are not checked, so decoding does not wait for the device.
     """
 
     def __init__(self, video_token_id: int, allowed: Callable[[], bool]):
         self._video_token_id, self._allowed = video_token_id, allowed
 
-    def __call__(self, _embeddings: nn.Module, args: tuple[Any, ...]) -> None:
+    def __call__(self, _embeddings: nn.Module, args: tuple[Tensor, ...]) -> None:
         if args and args[0].dim() > 1 and args[0].shape[1] > 1:
             self._check(args[0])
 
@@ -67,5 +67,5 @@ class PlaceholderGuard:
                 "wrapped around it (adapters with learnt tokens, say) or called inside it does not prune"
             )
 
-    def __deepcopy__(self, _memo: Any) -> PlaceholderGuard:
-        return self  # embeddings are copied, too, by adapters that train them
+    def __deepcopy__(self, _memo: object) -> PlaceholderGuard:
+        return self  # adapters that train the embeddings copy them, and the hook with them

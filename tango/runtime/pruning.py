@@ -1,8 +1,8 @@
-"""`prune`: token pruning on a stock transformers model, as a scoped and undoable change of one instance.
+"""`prune`: token pruning on a stock transformers model, as a scoped change of one instance that can be undone.
 
-`generate` and `forward` of the instance are wrapped. A prompt with videos is encoded, pruned and shortened first;
-stock code then runs on the short prompt as on any other, so caches, beams, batches and assisted decoding work.
-While the short prompt passes through the model, a transient hook replaces its placeholders' embeddings.
+It wraps `generate` and `forward` of the instance. Videos are encoded and pruned first, and the prompt is shortened.
+Stock code then runs on the short prompt as on any other, so caches, beams, batches and assisted decoding work. While
+the short prompt passes through the model, a hook replaces its placeholders' embeddings.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tango.containers import PrunedTokens, VisualTokens
 from tango.errors import OptionError, TangoError, UnsupportedModelError
@@ -33,32 +33,47 @@ from tango.runtime.overlay import Overlay
 from tango.runtime.owned import PlaceholderGuard, replace_method
 from tango.runtime.stats import PruningStats, VideoStats
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
+    from transformers.utils import ModelOutput
+
 _MARK = "tango_pruning"  # attribute of a pruned model
 
 
 class Prepared(NamedTuple):
-    """A prompt that is ready for the language model, and what must hold while it passes through."""
+    """A prompt that is ready for the LLM."""
 
     short: ShortPrompt
-    # Of every visual token that stays, newlines included: frame, and place in the frame; None: nobody prunes later.
+    # Of every kept visual token, newlines included: frame, and position in the frame. None: no layer pruner asks.
     places: tuple[Tensor, Tensor] | None
     stats: PruningStats
-    scope: AbstractContextManager[Any]
+    scope: AbstractContextManager[object]  # entered while the prompt passes through the model
 
 
 class Pruning:
-    """Handle of a pruned model. `with` or `remove()` restores the model exactly as it was."""
+    """Handle of a pruned model. `with` or `remove()` restores the model exactly as it was.
 
-    def __init__(self, model: Any, pruner: Pruner, adapter: Adapter, layer_pruner: LayerPruner | None = None):
+    Example:
+        >>> pruning = tango.prune(model, "uniform", retention_ratio=0.1)  # a Pruning
+        >>> text = tango.answer(model, processor, "clip.mp4", "what color is plain")
+        >>> pruning.method, pruning.stats.tokens_before, pruning.stats.tokens_after
+        ('uniform', 784, 78)
+        >>> pruning.remove()
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, pruner: Pruner, adapter: Adapter, layer_pruner: LayerPruner | None = None
+    ):
         self.model, self.pruner, self.adapter, self.layer_pruner = model, pruner, adapter, layer_pruner
-        self._own = threading.local()  # of every thread: `stats`, and the `call` that is running
+        self._own = threading.local()  # per thread: `stats`, and the running `call`
         self._stack = ExitStack()
         self._removed = False
         self._install()
 
     @property
     def stats(self) -> PruningStats | None:
-        """What the last call with video did, of those that the asking thread made; None before the first."""
+        """What the last call with a video did, among the calls of the asking thread; None before the first."""
         return getattr(self._own, "stats", None)
 
     def __enter__(self) -> Pruning:
@@ -69,11 +84,11 @@ class Pruning:
     def __exit__(self, *_exc: object) -> None:
         self.remove()
 
-    def __reduce_ex__(self, _protocol: Any) -> Any:  # of copy.deepcopy, pickle and torch.save
+    def __reduce_ex__(self, _protocol: object) -> str:  # called by copy.deepcopy, pickle and torch.save
         raise TangoError("a pruned model cannot be copied or pickled; remove() the pruning first")
 
     def remove(self) -> None:
-        """Undo the pruning. Doing it twice is harmless."""
+        """Undo the pruning. A second call does nothing."""
         self._removed = True
         self._stack.close()
 
@@ -83,14 +98,14 @@ class Pruning:
         stock = {name: getattr(model, name) for name in ("generate", "forward", "_get_logits_processor")}
         generate_names, forward_names = (list(inspect.signature(stock[n]).parameters) for n in ("generate", "forward"))
 
-        def generate(*args: Any, **kwargs: Any) -> Any:
+        def generate(*args: Any, **kwargs: Any) -> object:
             kwargs.update(zip(generate_names, args, strict=False))
             if self._removed:
                 return stock["generate"](**kwargs)
             with self._running() as call:
                 return self._generate(stock["generate"], kwargs, call)
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> object:
             kwargs.update(zip(forward_names, args, strict=False))
             if self._removed or kwargs.get(self.adapter.video_input) is None:
                 if kwargs.get("position_ids") is None and not self._removed:  # stock `generate` always gives them
@@ -98,19 +113,24 @@ class Pruning:
                 return stock["forward"](**kwargs)
             return prune_and_forward(kwargs)
 
-        @torch.compiler.disable  # what hooks and threads do cannot be traced
-        def prune_and_forward(kwargs: dict[str, Any]) -> Any:
+        @torch.compiler.disable  # hooks and threads cannot be traced
+        def prune_and_forward(kwargs: dict[str, Any]) -> object:
             with self._running() as call:
                 return self._forward(stock["forward"], kwargs, call)
 
-        def make_processors(**kwargs: Any) -> Any:
+        def make_processors(**kwargs: Any) -> object:
             call, make = self._call(), stock["_get_logits_processor"]
             if call is None or call.make_processors is None:
                 return make(**kwargs)
             return call.make_processors(make, kwargs)
 
-        calls = {"generate": generate, "forward": forward, "_get_logits_processor": make_processors}
-        for name, call in {**calls, "_replicate_for_data_parallel": _refuse_replicas}.items():
+        calls: dict[str, Callable[..., object]] = {
+            "generate": generate,
+            "forward": forward,
+            "_get_logits_processor": make_processors,
+            "_replicate_for_data_parallel": _refuse_replicas,
+        }
+        for name, call in calls.items():
             self._stack.callback(replace_method(model, name, call))
         guard = PlaceholderGuard(self.adapter.video_token_id, self._may_read_placeholders)
         self._stack.callback(model.get_input_embeddings().register_forward_pre_hook(guard).remove)
@@ -118,13 +138,13 @@ class Pruning:
         self._stack.callback(vars(model).pop, _MARK, None)
 
     def _call(self) -> Call | None:
-        """The call that this thread is in, if what runs now belongs to it."""
+        """This thread's call, if what runs now belongs to it."""
         call = getattr(self._own, "call", None)
         return call if call is not None and call.own else None
 
     @contextmanager
     def _running(self) -> Iterator[Call]:
-        """A new call of this thread; the one that it is made from, if any, stands aside."""
+        """Begin a call of this thread. If it is made from within another call, that one stands aside."""
         outer: Call | None = getattr(self._own, "call", None)
         self._own.call = Call()
         try:
@@ -134,12 +154,12 @@ class Pruning:
             self._own.call = outer
 
     def _may_read_placeholders(self) -> bool:
-        """Only as candidates that assisted decoding takes from the prompt; or where there are none, unlooked at."""
+        """Whether ids pass unchecked: text, or candidates that assisted decoding takes from the prompt."""
         call = self._call()
         return self._removed or getattr(self._own, "shortening", False) or (call is not None and call.passed)
 
     def _embed_short(self, ids: Tensor) -> Tensor:
-        """Embeddings of ids (B, S) without placeholders, so that nobody need wait for the device to see that."""
+        """Embed ids (B, S) without placeholders. The guard does not check them: that would wait for the device."""
         self._own.shortening = True
         try:
             return self.model.get_input_embeddings()(ids)
@@ -149,12 +169,12 @@ class Pruning:
     def encode(
         self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any], call: Call | None = None
     ) -> Prepared:
-        """Encode and prune all videos of a batch and shorten its prompt; `stats` then describe it.
+        """Encode and prune all videos of a batch and shorten its prompts; `stats` then describes that.
 
         `generate` and `forward` of a pruned model do this by themselves.
 
         Raises:
-            NotFiniteError: what a video was made into holds NaN or infinity, whatever the method.
+            NotFiniteError: a video's features hold NaN or infinity.
         """
         adapter, timer = self.adapter, StageTimer(input_ids.device)
         inputs = {**inputs, "input_ids": input_ids, "attention_mask": attention_mask}
@@ -195,7 +215,7 @@ class Pruning:
         scope = adapter.prefill_scope(encoded, pruned, images, short, call or Call())
         return Prepared(short, places, self._own.stats, scope)
 
-    def _generate(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> Any:
+    def _generate(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> object:
         if kwargs.get(self.adapter.video_input) is None:
             self._check_cache(cache_of(kwargs), None)
             return stock(**kwargs)
@@ -211,9 +231,9 @@ class Pruning:
             short, places, stats, scope = self.encode(ids, mask, kwargs, call)
         self._check_cache(cache_of(kwargs), short)
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
-        kwargs.pop("position_ids", None)  # they describe the long prompt
+        kwargs.pop("position_ids", None)  # those of the long prompt
         kwargs |= self.adapter.short_inputs(short)
-        if short.retains_positions:  # else generate counts by itself
+        if short.retains_positions:  # else generate counts them by itself
             kwargs["position_ids"] = short.position_ids
             if short.position_ids.dim() == 2:
                 _check_positions(self.model, kwargs)
@@ -229,8 +249,8 @@ class Pruning:
             stats.timer.add("decoding", overlay.prefill_end)
         return prompt.before(output)
 
-    def _forward(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> Any:
-        """Direct calls, `model(pixel_values_videos=..., labels=...)`: ids and videos become short embeddings."""
+    def _forward(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> object:
+        """Run a direct call, `model(pixel_values_videos=..., labels=...)`, on short embeddings."""
         if kwargs.get("input_ids") is None:
             raise TangoError(
                 f"{self.adapter.video_input} needs input_ids beside it, not embeddings; adapters that put "
@@ -251,12 +271,12 @@ class Pruning:
             remember_prompt(cache_of(output), short.input_ids)
         labelled = kwargs.get("labels") is not None
         if labelled and self.model.training and not isinstance(wanted, Tensor) and not wanted:
-            return output  # a training step has its loss, and is spared gigabytes of logits for columns that left
+            return output  # a training step has its loss; logits for the pruned columns would take gigabytes
         return _with_long_logits(output, short, wanted, labelled=labelled)
 
     @property
     def method(self) -> str:
-        """Name of what prunes: the method before the LLM, or the one inside it where all tokens enter."""
+        """Name of the method: the pre-LLM one, or the intra-LLM one if all tokens enter the LLM."""
         inside = self.layer_pruner if isinstance(self.pruner, KeepAllPruner) else None
         return self.pruner.name if inside is None else inside.name
 
@@ -269,12 +289,12 @@ class Pruning:
         call: Call,
         labels: Tensor | None = None,
     ) -> Iterator[None]:
-        """While the short prompt passes: prune at a layer, if asked to, and complete `stats`."""
+        """While the short prompt passes, prune inside the LLM if there is a layer pruner; then complete `stats`."""
         if self.layer_pruner is None:
             yield
         else:
             queries = None if labels is None else last_prompt_columns(short.is_video, labels)
-            prompt: dict[str, Any] = {"is_visual": short.is_video, "attention_mask": short.attention_mask}
+            prompt = {"is_visual": short.is_video, "attention_mask": short.attention_mask}
             with layer_pruning(
                 self.adapter.decoder, self.layer_pruner, **prompt, places=places, queries=queries, call=call
             ) as record:
@@ -283,8 +303,8 @@ class Pruning:
                 stats = replace(stats, layer=record.stats(stats.tokens_after / stats.tokens_before))
         self._own.stats = stats  # other calls may have been made from within
 
-    def _check_cache(self, cache: Any, short: ShortPrompt | None) -> None:
-        """A cache with a pruned prompt can only be continued by a prompt that begins with that very one."""
+    def _check_cache(self, cache: Cache | None, short: ShortPrompt | None) -> None:
+        """Refuse a cache with a pruned prompt, unless the new prompt begins with that very one."""
         held = None if cache is None else remembered_prompt(cache, self.adapter.video_token_id)
         if held is None or (
             short is not None and torch.equal(held, short.input_ids[:, : held.shape[1]].to(held.device))
@@ -296,7 +316,7 @@ class Pruning:
         )
 
     def _check_step(self, kwargs: dict[str, Any]) -> None:
-        """A step after a direct call with video: stock code must be able to count its positions by itself."""
+        """Refuse a step after a direct call with video whose positions stock code would count wrongly."""
         cache = cache_of(kwargs)
         held = None if cache is None else remembered_prompt(cache, self.adapter.video_token_id)
         if held is None:
@@ -312,7 +332,7 @@ class Pruning:
 
 
 def prune(
-    model: Any,
+    model: nn.Module,
     method: str | Pruner | LayerPruner | Plan = "tango",
     *,
     layer_pruner: LayerPruner | str | None = None,
@@ -323,38 +343,44 @@ def prune(
 ) -> Pruning:
     """Prune the visual tokens of every video that `model` is given from now on.
 
-    Use it as a context manager, or call `remove()` on the result. Text and images pass through unpruned; the model's
-    weights and class are not touched, and afterwards no hook or attribute is left behind.
-    Logits processors, stopping criteria and streamers see the prompt that the caller gave, and logits of direct calls
-    have its length (but those of the short prompt in training mode with labels, where the loss is done and they would
-    take gigabytes). A cache that a pruned call returns holds the short prompt: `generate` goes on from it when the
-    video is given again beside it, and refuses it otherwise; where kept tokens retain their positions (Qwen-VL, and
-    `positions="kept"`) steps after a direct call need `position_ids`. While a model is pruned, placeholders that reach
-    its LLM in another way, such as through a part of the model, are refused.
+    Use it as a context manager, or call `remove()` on the result. Text and images are not pruned. The model's weights
+    and class are not touched, and `remove()` leaves no hook or attribute behind.
+
+    Logits processors, stopping criteria and streamers see the prompt that the caller gave. Logits of direct calls have
+    that prompt's length; in training mode with labels they have the short prompt's, since the loss is computed already
+    and long logits would take gigabytes. The cache that a pruned call returns holds the short prompt: `generate`
+    continues it if the same video is given again, and refuses it otherwise. Where kept tokens retain their positions
+    (Qwen-VL, and `positions="kept"`), steps after a direct call need `position_ids`. Placeholders that reach the LLM in
+    another way, such as through a part of the model, are refused.
 
     Args:
-        model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`; also inside what
-            `torch.compile` returns, a PEFT model with adapters in the layers, or DistributedDataParallel. They may be
-            put around it afterwards, too. Direct calls with video of a compiled model run as if it were not compiled.
-        method: a name from `available_methods()`, a pruner that is built already, or a `Plan`. For a method inside the
-            LLM all tokens enter it, and `retention_ratio` means the average over its layers; a built one is taken as
-            it is.
-        layer_pruner: prune again at the input of a decoder layer; built, or a name from `available_layer_pruners()`.
-        mean_retention_ratio: in place of `retention_ratio`, the fraction kept on average over the LLM's layers; with
+        model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`. It may be wrapped by
+            `torch.compile`, by PEFT with adapters in the layers, or by DistributedDataParallel, before or after this
+            call. Direct calls with video of a compiled model run uncompiled.
+        method: a name from `available_methods()`, a pruner, or a `Plan`. With an intra-LLM method all tokens enter the
+            LLM, and `retention_ratio` is the mean over its layers; a layer pruner that is built already is taken as it
+            is.
+        layer_pruner: prune again inside the LLM: a layer pruner, or a name from `available_layer_pruners()`.
+        mean_retention_ratio: in place of `retention_ratio`, the fraction kept on average over the LLM's layers. With
             a layer pruner, more tokens then enter the LLM (section 5.1 of the paper).
         saliency: "p-attn" (attention of the tower's pooling query, as in the paper; `tango.load` brings SigLIP's),
-            "attn" (mean attention received in the tower's last used block; needs nothing), or a registered
+            "attn" (mean attention received in the tower's last used block; needs no extra weights), or a registered
             name. None: the method's own.
-        positions: LLaVA: "contiguous" (the default, as in the paper's release) numbers what the LLM sees from 0, with
-            "kept" every token keeps its position in the unpruned prompt. Qwen-VL, whose kept tokens always do:
-            "correct" (the default) as these models were trained, or "stock" as this transformers release computes them.
+        positions: for LLaVA, "contiguous" (the default, as in the paper's release) numbers the tokens that the LLM sees
+            from 0, and "kept" gives every token its position in the unpruned prompt. For Qwen-VL, whose kept tokens
+            always keep their positions, "correct" (the default) computes them as the models were trained, and "stock"
+            as this transformers release does.
         **options: fields of the method, such as `retention_ratio=0.1`.
     Raises:
-        UnknownNameError, OptionError: no such method or option, or none for this model.
-        UnsupportedModelError: no adapter for this model, or none for pruning inside its decoder; or another wrapper.
+        UnknownNameError, OptionError: no such method or option, or not for this model.
+        UnsupportedModelError: no adapter for this model, none that prunes inside its decoder, or an unknown wrapper.
         MissingSignalError: the model cannot supply what the method needs.
         BudgetError: a ratio is out of range or cannot be reached.
         TangoError: the model is pruned already.
+    Example:
+        >>> with tango.prune(model, "tango", retention_ratio=0.1) as pruning:
+        ...     tango.answer(model, processor, "clip.mp4", "what color is plain")
+        'cyan'
     """
     others: dict[str, Any] = {"layer_pruner": layer_pruner, "mean_retention_ratio": mean_retention_ratio}
     others |= {"saliency": saliency, "positions": positions}
@@ -362,7 +388,11 @@ def prune(
     if isinstance(method, Plan) and given:
         raise OptionError(f"a plan is complete; leave out {', '.join(given)}, or set it there")
     plan = method if isinstance(method, Plan) else Plan.of(method, options, **others)
-    adapter = _adapted(model, plan)
+    return _pruned(_adapted(model, plan), plan)
+
+
+def _pruned(adapter: Adapter, plan: Plan) -> Pruning:
+    """Check the plan against the model and begin."""
     pruner, inside = plan.pruners(1 if plan.layer_pruner is None else len(adapter.decoder.layers))
     for layer in () if inside is None else inside.layers:
         check_layer(layer, len(adapter.decoder.layers))
@@ -373,8 +403,8 @@ def prune(
     return Pruning(adapter.model, pruner.bind(adapter.model), adapter, bound)
 
 
-def _adapted(model: Any, plan: Plan) -> Adapter:
-    """The model with its family's adapter."""
+def _adapted(model: nn.Module, plan: Plan) -> Adapter:
+    """The adapter of this model."""
     options: dict[str, Any] = {} if plan.positions is None else {"positions": plan.positions}
     model, family = unwrap(model)
     if unknown := options.keys() - inspect.signature(family).parameters.keys():
@@ -382,8 +412,8 @@ def _adapted(model: Any, plan: Plan) -> Adapter:
     return family(model, saliency=plan.saliency, **options)
 
 
-def pruning_of(model: Any) -> Pruning | None:
-    """The pruning that is active on a model, if any; a wrapper that `prune` sees through has that of its model."""
+def pruning_of(model: nn.Module) -> Pruning | None:
+    """The pruning that is active on a model, or on the model in a wrapper that `prune` knows; None if there is none."""
     try:
         model, _ = unwrap(model)
     except UnsupportedModelError:
@@ -401,9 +431,9 @@ def _video_stats(video: VisualTokens, kept: int) -> VideoStats:
 
 
 def _places(laid_out: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Frame of every placeholder that stays and its place in the frame, from each video's frames and placeholders.
+    """Frame of every kept placeholder, and its position in the frame, from each video's number of frames and keep mask.
 
-    Numbers go on from video to video. A newline after the last frame counts as a frame of its own.
+    Both are counted on from video to video. A newline after the last frame counts as a frame of its own.
     """
     frames, cells, first_frame, first_cell = [], [], 0, 0
     for num_frames, keep_mask in laid_out:
@@ -416,14 +446,14 @@ def _places(laid_out: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _finite(encoded: EncodedVideos, pruned: list[PrunedTokens]) -> list[Tensor]:
-    """Of every video whether all that the LLM will see of it is a number, on its device."""
+    """For every video, whether all its features that the LLM will see are finite; on the device."""
     deeper = encoded.extras or [[]] * len(pruned)
     parts = [[tokens.features, *layers] for tokens, layers in zip(pruned, deeper, strict=True)]
     return [torch.stack([torch.stack(x.detach().aminmax()) for x in part]).isfinite().all() for part in parts]
 
 
 def _lengths(rows: Tensor, short: Tensor, finite: list[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Prompt lengths before and after pruning. One read of the device brings them, and whether videos are finite."""
+    """Prompt lengths before and after pruning. They are read from the device together with the flags, all at once."""
     flags = torch.stack([flag.to(rows.device) for flag in finite])
     numbers = torch.cat([rows.bool().sum(1), short.sum(1), flags]).tolist()
     B = len(rows)
@@ -432,8 +462,10 @@ def _lengths(rows: Tensor, short: Tensor, finite: list[Tensor]) -> tuple[tuple[i
     return tuple(numbers[:B]), tuple(numbers[B : 2 * B])
 
 
-def _with_long_logits(output: Any, short: ShortPrompt, wanted: int | Tensor, *, labelled: bool) -> Any:
-    """Logits at the length of the caller's ids, so that the caller's losses and metrics fit them."""
+def _with_long_logits(
+    output: ModelOutput | tuple, short: ShortPrompt, wanted: int | Tensor, *, labelled: bool
+) -> ModelOutput | tuple:
+    """Spread logits to the length of the caller's ids, so that the caller's losses and metrics fit them."""
 
     def long(logits: Tensor) -> Tensor:
         rows = short.spread(logits)
@@ -446,8 +478,8 @@ def _with_long_logits(output: Any, short: ShortPrompt, wanted: int | Tensor, *, 
     return output
 
 
-def _pad_token_id(model: Any) -> int:
-    """Any id will do: padding is masked. Prefer the model's own."""
+def _pad_token_id(model: PreTrainedModel) -> int:
+    """The model's own id for padding if it has one. Any id will do: padding is masked."""
     for source in (model.generation_config, model.config):
         for name in ("pad_token_id", "eos_token_id"):
             value = getattr(source, name, None)
@@ -457,9 +489,9 @@ def _pad_token_id(model: Any) -> int:
     return 0
 
 
-def _check_positions(model: Any, kwargs: Mapping[str, Any]) -> None:
-    """Without a cache, and with flash attention in later chunks of a prefill, transformers takes gaps between positions
-    for borders of several packed prompts."""
+def _check_positions(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> None:
+    """Refuse what makes transformers take gaps between positions for borders of packed prompts: a call without a cache,
+    or later chunks of a prefill with flash attention."""
     config = kwargs.get("generation_config") or model.generation_config
     if kwargs.get("use_cache", config.use_cache) is False:
         raise OptionError("positions='kept' needs the cache; leave out use_cache=False, or take 'contiguous'")

@@ -12,20 +12,20 @@ from tango.profiling import StageTimer
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStats:
-    """Pruning inside the LLM: at whose inputs, and how many visual tokens, newlines included, were left there.
+    """Intra-LLM pruning: the layers at whose inputs tokens were pruned, and how many visual tokens were kept there.
 
-    `tokens` has one number more than `layers`: first what entered the LLM. `mean_retention_ratio` is the fraction of
-    all visual tokens that enter a layer, averaged over the LLM's layers.
+    `tokens` counts newlines, too, and has one number more than `layers`: its first is what entered the LLM.
+    `mean_retention_ratio` is the fraction of all visual tokens that enter a layer, averaged over the LLM's layers.
     """
 
     method: str
     layers: tuple[int, ...]
     tokens: tuple[int, ...]
     mean_retention_ratio: float
-    places: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)  # of what is left in each prompt:
-    # frame, and place in the frame (newlines included), as in `LayerTokens`
+    # Of the kept tokens of each prompt: frame, and position in the frame (newlines included), as in `LayerTokens`.
+    places: tuple[tuple[Tensor, Tensor], ...] = field(default=(), repr=False)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Everything but `places` as plain numbers."""
         return {name: getattr(self, name) for name in ("method", "layers", "tokens", "mean_retention_ratio")}
 
@@ -52,8 +52,14 @@ class VideoStats:
 class PruningStats:
     """What the last call did.
 
-    `entering_before` and `entering_after` count what videos take in the LLM's input, newlines included; `prompt_before`
-    and `prompt_after` are the prompt lengths per row, text and all.
+    `entering_before` and `entering_after` count the videos' tokens in the LLM's input, newlines included.
+    `prompt_before` and `prompt_after` are the lengths of the whole prompts, one per row of the batch.
+
+    Example:
+        >>> with tango.prune(model, "uniform", retention_ratio=0.1) as pruning:
+        ...     text = tango.answer(model, processor, "clip.mp4", "what color is plain")
+        >>> print(pruning.stats)  # a PruningStats
+        uniform: 784 -> 78 visual tokens (9.9 %), prompt 790 -> 84 tokens; ms: tower ..., decoding ...
     """
 
     method: str
@@ -64,7 +70,7 @@ class PruningStats:
     prompt_before: tuple[int, ...]
     prompt_after: tuple[int, ...]
     timer: StageTimer = field(repr=False)
-    layer: LayerStats | None = None  # None: nothing is pruned inside the LLM
+    layer: LayerStats | None = None  # None: there was no intra-LLM pruning
 
     @property
     def tokens_before(self) -> int:
@@ -83,7 +89,7 @@ class PruningStats:
 
     @property
     def entering_share(self) -> float:
-        """Fraction of the videos' tokens, newlines included, that really enters the LLM."""
+        """Fraction of the videos' tokens, newlines included, that enters the LLM."""
         return self.entering_after / max(1, self.entering_before)
 
     def to_dict(self) -> dict[str, Any]:
