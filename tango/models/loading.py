@@ -11,7 +11,7 @@ import torch
 
 from tango.errors import CheckpointError, TangoError, UnknownNameError
 from tango.models import lmms_lab
-from tango.models.base import Adapter, adapter_class, find_adapter, pooling_head_of
+from tango.models.base import Adapter, adapter_class, find_adapter
 from tango.models.checkpoint import check_config, check_config_file, reading
 from tango.models.hub import CONFIG_FILES, resolve_folder
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
@@ -85,8 +85,6 @@ def load(
         model = model.to(device)
     check_finite(folder, model)
     _attach_pooling_head(model, adapter.tower(model), folder, siglip, local_files_only=local_files_only)
-    if (head := pooling_head_of(model)) is not None:  # once, so that calls need not
-        model.__dict__["pooling_head"] = head.to(model.device)
     return model.eval(), processor
 
 
@@ -198,22 +196,26 @@ def available_attention(name: str | None, device: torch.device) -> str | None:
 def _attach_pooling_head(
     model: PreTrainedModel, tower: PreTrainedModel, folder: Path, siglip: str | Path | None, *, local_files_only: bool
 ) -> None:
-    """Find the pooling head and attach it as a plain attribute, so that saved checkpoints do not contain it."""
+    """Find the pooling head and attach it as a plain attribute, so that saved checkpoints do not contain it.
+
+    It goes to the model's device, once, so that calls need not bring it there.
+    """
     config = tower.config
     if config.model_type != "siglip_vision_model":
         return
     if siglip is None and (folder / "siglip").is_dir():
         siglip = folder / "siglip"
+
+    def attach(head: PoolingHead) -> None:
+        model.__dict__["pooling_head"] = head.to(model.device)
+
     if siglip is not None:
-        model.__dict__["pooling_head"] = PoolingHead.from_pretrained(siglip, local_files_only=local_files_only)
-        return
-    if hasattr(tower, "head"):
+        attach(PoolingHead.from_pretrained(siglip, local_files_only=local_files_only))
+    elif hasattr(tower, "head"):
         tensors = {k: v.detach().float() for k, v in tower.state_dict().items()}
-        heads = config.num_attention_heads
-        model.__dict__["pooling_head"] = PoolingHead.from_tensors(tensors, num_heads=heads, eps=config.layer_norm_eps)
+        attach(PoolingHead.from_tensors(tensors, num_heads=config.num_attention_heads, eps=config.layer_norm_eps))
     elif (config.hidden_size, config.patch_size, config.image_size) == (1152, 14, 384):
         try:
-            head = PoolingHead.from_pretrained(DEFAULT_SIGLIP, local_files_only=local_files_only)
-            model.__dict__["pooling_head"] = head
+            attach(PoolingHead.from_pretrained(DEFAULT_SIGLIP, local_files_only=local_files_only))
         except TangoError as error:
             model.__dict__["pooling_head_missing"] = str(error)

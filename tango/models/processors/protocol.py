@@ -106,8 +106,7 @@ class ChatProtocol:
         Example:
             >>> parts = [{"type": "video", "path": "clip.mp4"}, {"type": "text", "text": "What happens?"}]
             >>> messages = [{"role": "user", "content": parts}]
-            >>> options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
-            >>> ids = model.generate(**processor.apply_chat_template(messages, **options), max_new_tokens=4)
+            >>> inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True)
         """
         if options.pop("return_assistant_tokens_mask", False) or options.pop("load_audio_from_video", False):
             raise OptionError("no masks of the assistant's tokens and no sound here; use AutoProcessor for them")
