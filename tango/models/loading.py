@@ -44,9 +44,8 @@ def load(
         attn_implementation: as in transformers; None: its default, sdpa. "flash_attention_2" falls back to sdpa, with
             a warning, on a CPU or without the package flash-attn.
         siglip: hub id or local folder of the SigLIP that the tower started from, the source of the attention-pooling
-            head for "p-attn" saliency. None: the checkpoint's folder `siglip/`, else the tower itself if it kept its
-            head, else google/siglip-so400m-patch14-384 if the tower is that one. Without a head, methods that need it
-            say so when they are applied.
+            head for "p-attn" saliency, without which methods that need it are refused. None: the folder `siglip/` of the
+            checkpoint, else the tower itself if it kept its head, else google/siglip-so400m-patch14-384 if it is that.
         revision: branch, tag or commit of the checkpoint on the hub.
         local_files_only: never ask the hub.
         **options: passed on to `from_pretrained` (e.g. `device_map`).
@@ -70,8 +69,7 @@ def load(
     chosen = _DTYPES[name] or config.dtype or torch.float32
     if name == "auto" and device.type == "cpu" and chosen == torch.float16:
         chosen = torch.float32
-    attention = available_attention(attn_implementation, device)
-    if attention is not None:
+    if (attention := available_attention(attn_implementation, device)) is not None:
         options["attn_implementation"] = attention
     if lmms_lab.is_lmms_lab(folder):
         tokenizer = lmms_lab.load_tokenizer(folder, config)  # first, because it sets the ids of the placeholders
