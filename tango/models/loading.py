@@ -44,7 +44,7 @@ def load(
         attn_implementation: as in transformers; None: its default, sdpa. "flash_attention_2" falls back to sdpa, with
             a warning, on a CPU or without the package flash-attn.
         siglip: hub id or local folder of the SigLIP that the tower started from, the source of the attention-pooling
-            head for "p-attn" saliency, without which methods that need it are refused. None: the folder `siglip/` of the
+            head for "p-attn" saliency; methods that need it are refused without. None: the folder `siglip/` of the
             checkpoint, else the tower itself if it kept its head, else google/siglip-so400m-patch14-384 if it is that.
         revision: branch, tag or commit of the checkpoint on the hub.
         local_files_only: never ask the hub.
