@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
 from tango.doctor import DATA, Finding
@@ -81,7 +81,9 @@ def name_clash() -> Finding:
     import tango
 
     folder = Path(tango.__file__ or "").parent
-    others = sorted({name for name in packages_distributions().get("tango", []) if name.lower() != _OURS})
+    # Not by `packages_distributions`: on Python 3.10 it misses those that state no top level.
+    holders = [d for d in distributions() if any(file.parts[:1] == ("tango",) for file in d.files or ())]
+    others = sorted({str(d.metadata["Name"]) for d in holders} - {_OURS})
     if not others:
         return Finding("name_clash", "ok", f"tango is {folder}")
     detail = f"other distributions also install a package named tango: {', '.join(others)}; this one is {folder}"
