@@ -1,4 +1,4 @@
-"""Pruning inside the LLM as plain loops: no hooks, no cache, no padding, full attention matrices."""
+"""Intra-LLM pruning as plain loops: no hooks, no cache, no padding, full attention matrices."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ STORED = "tango_args.json"
 RELEASE_FLAGS = {
     "retain-ratio": "fraction of the visual tokens to keep",
     "pruned-layer": "prune again at the input of this layer of the LLM",
-    "pre-retain-ratio": "fraction kept before the LLM if --pruned-layer is given (solved from --retain-ratio)",
+    "pre-retain-ratio": "pre-LLM fraction kept if --pruned-layer is given (solved from --retain-ratio)",
     "similarity-threshold": "similarity from which on frames belong to one segment",
     "context-ratio": "share of the merged tokens",
     "alpha": "size of the candidate set, in budgets",

@@ -21,7 +21,7 @@ class PruneVidSelectPruner(LayerPruner):
     """Keep the visual tokens of every frame that any head of any token after the video attends to most; drop the rest.
 
     floor(retention_ratio * n) of a frame's n tokens are kept, at least one, in order; ties go to the earlier token.
-    This is PruneVid's second half; the first, `prunevid`, merges tokens before the LLM. It also works after other
+    This is PruneVid's second half; the first, `prunevid`, merges tokens pre-LLM. It also works after other
     pre-LLM methods, or alone. The number of tokens of each frame is only known on the device, so the host waits once.
 
     Source: arXiv:2412.16117 and its release, which selects by the attention of layer 10 (counted from 0) after that

@@ -1,4 +1,4 @@
-"""tango.methods.holitom: HoliTom's part before the LLM."""
+"""tango.methods.holitom: HoliTom's pre-LLM part."""
 
 from __future__ import annotations
 

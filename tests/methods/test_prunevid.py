@@ -1,4 +1,4 @@
-"""tango.methods.prunevid: PruneVid's part before the LLM."""
+"""tango.methods.prunevid: PruneVid's pre-LLM part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods inside the LLM that work at several layers or look at all of the question, from end to end on tiny models."""
+"""Intra-LLM methods that work at several layers or look at all of the question, from end to end on tiny models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruning inside the LLM: every way of decoding equals plain loops without hooks (`tests/layer_oracle.py`)."""
+"""Intra-LLM pruning: every way of decoding equals plain loops without hooks (`tests/layer_oracle.py`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruning at several layers, and methods inside the LLM as methods of their own."""
+"""Pruning at several layers, and intra-LLM methods as methods of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A method before the LLM: keep what is near the middle of each frame."""
+"""A pre-LLM method: keep what is near the middle of each frame."""
 
 from dataclasses import dataclass
 

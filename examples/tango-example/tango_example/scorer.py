@@ -1,4 +1,4 @@
-"""A learned method before the LLM: a linear scorer, trained elsewhere, says which tokens matter."""
+"""A learned pre-LLM method: a linear scorer, trained elsewhere, says which tokens matter."""
 
 from dataclasses import dataclass
 
