@@ -33,12 +33,7 @@ if [ "$(cat "$VENV/tango-stamp" 2>/dev/null)" != "$stamp" ]; then
     rm -rf "$VENV"
     "$PYTHON" -m venv "$VENV"
     PIP_DISABLE_PIP_VERSION_CHECK=1 "$VENV/bin/python" -m pip install --quiet --require-hashes -r scripts/locks/uv.txt
-    # uv does not read pip's settings: where to install from, and whom to trust (a company's proxy, say).
-    of_pip() { "$VENV/bin/python" -m pip config list | sed -n "s/^global\.$1='\(.*\)'$/\1/p"; }
-    index=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$(of_pip index-url)}}
-    [ -z "$index" ] || export UV_DEFAULT_INDEX=$index
-    certificates=${SSL_CERT_FILE:-${PIP_CERT:-$(of_pip cert)}}
-    [ -z "$certificates" ] || export SSL_CERT_FILE=$certificates
+    source scripts/index.sh "$VENV/bin/python"
     # First what has hashes, torch's requirements among it: those that are there are not looked for again.
     install --no-deps --require-hashes -r "scripts/locks/$lock.txt"
     install -r scripts/locks/torch.txt

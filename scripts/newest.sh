@@ -13,6 +13,7 @@ VENV=${VENV:-.venv-newest${TOOLKITS:+-toolkits}}
 rm -rf "$VENV"
 "${PYTHON:-python3}" -m venv "$VENV"
 "$VENV/bin/python" -m pip install --quiet --upgrade pip uv
+source scripts/index.sh "$VENV/bin/python"
 PATH="$(cd "$VENV/bin" && pwd):$PATH"
 if [ -n "$TOOLKITS" ]; then
     install=(-r requirements-toolkits.in -e . -e ./lmms-eval -e ./VLMEvalKit)
