@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError):
             _drop_output()
         if (reason := _mistake(error)) is None:
-            traceback.print_exc()
+            sys.excepthook(type(error), error, error.__traceback__)  # after Ctrl-C, this ends the process
             owner = import_module("tango.extensions").owner(error)
             whose = "Tango" if owner is None else f"the package {owner}, or of Tango"
             reason = f"this is a defect of {whose}; please report it, with the lines above and `tango --version`"

@@ -49,6 +49,7 @@ def run(name: str, load: Callable[[], Callable[[], int]]) -> int:
     def interrupt(*_signal: object) -> NoReturn:
         pressed.append(True)
         signal.signal(signal.SIGINT, leave)
+        sys.excepthook = leave  # imports that were interrupted halfway fail later, with errors that say nothing of it
         raise KeyboardInterrupt
 
     def ignored(error: sys.UnraisableHookArgs) -> None:

@@ -63,6 +63,11 @@ MOMENTS = {
         "import threading\ndef program():\n    threading.Thread(target=threading.Event().wait).start()\n    press()"
     ),
     "while Python ends": "import atexit\ndef program():\n    atexit.register(press)\n    return 0",
+    "reported as a defect": (
+        "from tango import cli\ndef broken(*_):\n    try: press()\n    except BaseException: pass\n"
+        "    raise ImportError('only half of it is there')\n"
+        "cli._parser = broken\ndef program(): return cli.main(['methods'])"
+    ),
     "twice": "def program():\n    try: press()\n    finally: press()",
 }
 
