@@ -84,7 +84,7 @@ def ask(folder: Path, journal: Path, change: Change) -> str:
         _change_weights(model)
     asked = {"text": "which color is first", "max_new_tokens": 3, **{k: v for k, v in change.items() if k in _QUESTION}}
     question = question_about(clip, asked.pop("text"), num_frames=asked.pop("frames_of_question", None), **asked)
-    own = {k: v for k, v in change.items() if k in MethodConfig.__dataclass_fields__}
+    own = {f.name: change[f.name] for f in fields(MethodConfig) if f.init and f.name in change}
     options: Change = {"num_frames": 8, "dtype": "float32", "device": "cpu"}
     options |= {k: v for k, v in change.items() if k in _ANSWERER}
     with ExitStack() as stack:
