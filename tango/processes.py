@@ -1,7 +1,7 @@
 """How processes end: on Ctrl-C, with one line and exit code 130; and together with the process that started them.
 
 A killed launcher cannot end its workers. They would go on for hours, hold their GPUs and write to the journal of the
-next run. Shell scripts end theirs with `setpriv --pdeathsig`.
+next run. Shell scripts end theirs with `setpriv --pdeathsig`. And what memory a process holds.
 """
 
 from __future__ import annotations
@@ -110,3 +110,20 @@ def _command_line(process: int) -> bytes:
             return file.read()
     except OSError:
         return b"python"  # unknown: assume that the launcher runs
+
+
+def resident_bytes(*, peak: bool = False) -> int:
+    """The memory this process holds in RAM now, or the most it ever held, in bytes; 0 where the system does not tell.
+
+    `getrusage` knows the peak as well, but Linux starts it with the peak of the process that started this one.
+    """
+    field = "VmHWM:" if peak else "VmRSS:"
+    with suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            if line.startswith(field):
+                return 1024 * int(line.split()[1])
+    if not peak or sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

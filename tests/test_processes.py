@@ -1,4 +1,4 @@
-"""Workers end with their launcher, whatever ends it; what is started by hand does not end with its shell."""
+"""Workers end with their launcher, whatever ends it; what is started by hand does not end with its shell. Memory."""
 
 from __future__ import annotations
 
@@ -114,3 +114,22 @@ def test_scripts_tie_what_they_start_to_themselves(start, tmp_path: Path, script
     shell, [worker] = start("bash", str(tmp_path / "run.sh"))
     shell.kill()
     wait_for(lambda: not is_running(worker))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="this system has no /proc")
+def test_the_peak_of_a_process_is_its_own():
+    child = "from tango.processes import resident_bytes; print(resident_bytes(peak=True), resident_bytes())"
+    parent = f"""
+import subprocess, sys
+large = bytearray(b"x") * (500 << 20)
+del large
+print(subprocess.run([sys.executable, "-c", {child!r}], capture_output=True, text=True, check=True).stdout)
+{child}
+"""
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, cwd=ROOT, check=True)
+    (peak_of_child, child_now), (peak_of_parent, parent_now) = (
+        map(int, line.split()) for line in done.stdout.split("\n") if line
+    )
+    assert 0 < child_now <= peak_of_child < 300e6
+    assert peak_of_parent > 500e6
+    assert parent_now < 300e6

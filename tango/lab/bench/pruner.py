@@ -39,6 +39,7 @@ from tango.lab.bench.common import (
 )
 from tango.methods import Pruner, available_pruners, build_pruner
 from tango.methods.tango import TangoPruner
+from tango.processes import resident_bytes
 from tango.report.text import align
 
 if TYPE_CHECKING:
@@ -229,21 +230,14 @@ def _probe_in_child(args: argparse.Namespace, num_frames: int) -> float | None:
 def _probe_host(pruner: Pruner, tokens: VisualTokens, warm_up: VisualTokens) -> str:
     """Peak resident size during one run beyond the size before it, in MB, as JSON; null where /proc cannot tell."""
     pruner(warm_up)  # loads code and allocates the matrix library's own buffers
+    before = resident_bytes()
     try:
-        before = _proc_status_mb("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-        pruner(tokens)
-        return json.dumps(max(0.0, _proc_status_mb("VmHWM") - before))
-    except (OSError, LookupError):
+    except OSError:
         return "null"
-
-
-def _proc_status_mb(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024 / 1e6
-    raise LookupError(field)
+    pruner(tokens)
+    peak = resident_bytes(peak=True)
+    return json.dumps(max(0, peak - before) / 1e6 if peak and before else None)
 
 
 def format_report(report: Record) -> str:

@@ -21,6 +21,7 @@ from tango import mini
 from tango.errors import TangoError
 from tango.lab.reliability.corpus import make
 from tango.lab.reliability.workers import Bench, Outcome, Row, alone, counted
+from tango.processes import resident_bytes
 from tango.video.reading import read_video
 
 _MEMORY_MB = 300  # by which reading a hostile file may grow the process
@@ -55,17 +56,14 @@ def listening() -> Iterator[tuple[int, list[str]]]:
 
 def peak(job: Callable[[], tuple[str, object]]) -> tuple[tuple[str, object], float]:
     """What a job returns, or its error in words, and by how many MB the peak memory of the process grew."""
-    import resource
-
-    unit = 1 / 1e6 if sys.platform == "darwin" else 1024 / 1e6
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_bytes(peak=True)
     try:
         value = job()
     except TangoError as error:
         value = ("refused", str(error))
     except Exception as error:
         value = ("crash", f"{type(error).__name__}: {error}")
-    return value, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+    return value, (resident_bytes(peak=True) - before) / 1e6
 
 
 def take(path: str, num_frames: int = 16) -> tuple[str, list[int]]:
