@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tango.cli import main
+from tango.commands import answer as commands_answer
 from tango.methods import (
     available_layer_pruners,
     available_pruners,
@@ -54,6 +55,19 @@ def test_answer_json_is_one_object(files, capsys):
     expected = {"read", "preprocess", "tower", "project", "prune", "splice", "between", "prefill", "decoding"}
     assert set(record["stages_ms"]) == expected
     assert len(record["frame_timestamps_s"]) == 6
+
+
+def test_answer_with_a_static_cache(files, monkeypatch, capsys):
+    asked = []
+    stock = commands_answer.generate_text
+    monkeypatch.setattr(commands_answer, "generate_text", lambda *a, **k: asked.append(k) or stock(*a, **k))
+    records = []
+    for options in ([], ["--static-cache"]):
+        assert tango(files, "answer", "clip.mp4", "--json", *options) == 0
+        records.append(json.loads(capsys.readouterr().out))
+    assert [options.get("cache_implementation") for options in asked] == [None, "static"]
+    assert [record["static_cache"] for record in records] == [False, True]
+    assert records[0]["answer"] == records[1]["answer"]
 
 
 def test_answer_without_pruning(files, capsys):

@@ -42,6 +42,7 @@ ARGUMENTS: dict[str, Any] = {
     "video_backend": str,
     "time_instruction": str,
     "vision_marks": str | None,
+    "static_cache": bool,
     "batch_size": int,
     "workers": int,
     "max_ahead": int,

@@ -28,6 +28,7 @@ ARGUMENTS: dict[str, tuple[str, Any]] = {
     "time_instruction": ("time_instruction", str),
     "add_time_instruction": ("time_instruction", bool),
     "vision_marks": ("vision_marks", str | None),
+    "static_cache": ("static_cache", bool),
     "min_pixels": ("min_pixels", int | None),
     "max_pixels": ("max_pixels", int | None),
     "local_files_only": ("local_files_only", bool),

@@ -7,6 +7,7 @@ import json
 
 import tango
 from tango.commands.common import (
+    add_decoding_arguments,
     add_method_arguments,
     add_model_arguments,
     add_video_arguments,
@@ -18,6 +19,7 @@ from tango.commands.common import (
 from tango.lab.bench.common import positive
 from tango.profiling import StageTimer
 from tango.runtime.answering import generate_text
+from tango.runtime.decoding import decoding_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time-instruction", help="LLaVA-Video: frames, release or none (as the model was trained)")
     parser.add_argument("--vision-marks", help="Qwen3-VL: nested, as transformers' prompt, or flat (nested)")
     parser.add_argument("--max-new-tokens", type=positive, default=128, help="longest answer, in tokens (128)")
+    add_decoding_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object: answer, token counts, stage times")
 
 
@@ -49,11 +52,12 @@ def run(args: argparse.Namespace) -> int:
             vision_marks=args.vision_marks,
         )
     with method.apply(model) as pruning:
-        text = generate_text(model, processor, inputs, max_new_tokens=args.max_new_tokens)
+        options = decoding_options(static_cache=args.static_cache)
+        text = generate_text(model, processor, inputs, max_new_tokens=args.max_new_tokens, **options)
     stats = pruning.stats if pruning is not None else None
     if args.json:
         record = {"video": args.video, "question": args.question, "answer": text, "model": args.model}
-        record |= method.to_dict()
+        record |= {**method.to_dict(), "static_cache": args.static_cache}
         record["frame_timestamps_s"] = video.timestamps_s.tolist()
         record["stats"] = None if stats is None else stats.to_dict()
         record["stages_ms"] = {**timer.ms(), **({} if stats is None else stats.timer.ms())}

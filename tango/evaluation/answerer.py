@@ -55,6 +55,9 @@ class Answerer:
         max_ahead: at most so many prepared questions wait in memory.
         min_pixels, max_pixels: limits of a frame's size for Qwen-VL.
         time_instruction, vision_marks: as in `tango.prepare`.
+        static_cache: decode with a cache of fixed length; transformers then compiles the step on a GPU, at the first
+            question and perhaps at one that is longer than all before, and decodes faster after. No decision depends
+            on it; a journal refuses to mix both, for it holds times, too.
     Raises:
         TangoError: what `tango.load` and `tango.prune` raise; an unknown name, or a number out of range; a journal of
             another configuration.
@@ -89,6 +92,7 @@ class Answerer:
         max_pixels: int | None = None,
         time_instruction: TimeInstruction | None = None,
         vision_marks: VisionMarks | None = None,
+        static_cache: bool = False,
     ):
         least = {"batch_size": (batch_size, 1), "num_frames": (num_frames, 1), "max_ahead": (max_ahead, 1)}
         _check_numbers({**least, "workers": (workers, 0)})
@@ -109,6 +113,7 @@ class Answerer:
                 vision_marks=vision_marks,
                 video_input=self.pruning.adapter.video_input,
                 dtype=self.model.dtype,
+                static_cache=static_cache,
             )
             self.config: dict[str, object] = {
                 "pretrained": str(pretrained),
@@ -138,6 +143,7 @@ class Answerer:
             "attn_implementation": self.model.config._attn_implementation,
             "video_backend": self._prepare.video_backend,
             "time_instruction": self._prepare.time_instruction or self.processor.time_instruction,
+            "static_cache": self._prepare.static_cache,  # for the same reason
             "vision_marks": self._prepare.vision_marks or getattr(self.processor, "vision_marks", None),
         }
 

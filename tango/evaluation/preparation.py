@@ -16,6 +16,7 @@ from tango.models.processors.messages import TimeInstruction
 from tango.models.processors.qwen import VisionMarks
 from tango.profiling import StageTimer
 from tango.runtime.answering import prepare_chat
+from tango.runtime.decoding import decoding_options
 from tango.video.reading import load_video
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Preparer:
     vision_marks: VisionMarks | None
     video_input: str  # name of the pixels, which are cast before they reach the model
     dtype: torch.dtype
+    static_cache: bool = False
 
     def __post_init__(self) -> None:
         # The first use sets a tokenizer's padding; threads must not race for it.
@@ -62,7 +64,7 @@ class Preparer:
             OptionError: an option of `generate` is unknown.
             ValueError: the conversation has parts that are neither video nor text.
         """
-        options, timer = generate_options(question), StageTimer()
+        options, timer = decoding_options(static_cache=self.static_cache) | generate_options(question), StageTimer()
         num_frames = question.num_frames or self.num_frames
         with timer.stage("read"):
             messages = [self._with_videos(message, num_frames) for message in question.messages]

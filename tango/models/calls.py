@@ -63,5 +63,8 @@ def remembered_prompt(cache: Cache, video_token_id: int) -> Tensor | None:
     ids = getattr(cache, _TAG, None)
     if ids is None:
         return None
-    held = ids[:, : int(cache.get_seq_length())]
+    length = int(cache.get_seq_length())
+    if not length:  # it was emptied: what comes now is another prompt
+        delattr(cache, _TAG)
+    held = ids[:, :length]
     return held if bool((held == video_token_id).any()) else None

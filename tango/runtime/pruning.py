@@ -28,6 +28,7 @@ from tango.ops.checks import refuse_unless
 from tango.ops.flops import check_layer
 from tango.profiling import StageTimer
 from tango.runtime.callers import CallersPrompt
+from tango.runtime.decoding import check_positions, compiling_options, separate_cache_length
 from tango.runtime.layer_prune import last_prompt_columns, layer_pruning
 from tango.runtime.overlay import Overlay
 from tango.runtime.owned import PlaceholderGuard, replace_method
@@ -134,6 +135,7 @@ class Pruning:
             self._stack.callback(replace_method(model, name, call))
         guard = PlaceholderGuard(self.adapter.video_token_id, self._may_read_placeholders)
         self._stack.callback(model.get_input_embeddings().register_forward_pre_hook(guard).remove)
+        self._stack.callback(separate_cache_length(model))
         vars(model)[_MARK] = self
         self._stack.callback(vars(model).pop, _MARK, None)
 
@@ -236,9 +238,10 @@ class Pruning:
         if short.retains_positions:  # else generate counts them by itself
             kwargs["position_ids"] = short.position_ids
             if short.position_ids.dim() == 2:
-                _check_positions(self.model, kwargs)
+                check_positions(self.model, kwargs)
         prompt = CallersPrompt(ids, short.input_ids.shape[1], call)
         prompt.adapt(kwargs, self.model.generation_config)
+        kwargs |= compiling_options(kwargs, self.model.generation_config, inside=self.layer_pruner is not None)
         call.make_processors = prompt.processors
         overlay = Overlay(self.model, short, stats.timer, call, self.adapter)
         with scope, self._in_decoder(short, places, stats, call), overlay:
@@ -487,14 +490,3 @@ def _pad_token_id(model: PreTrainedModel) -> int:
             if isinstance(value, int):
                 return value
     return 0
-
-
-def _check_positions(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> None:
-    """Refuse what makes transformers take gaps between positions for borders of packed prompts: a call without a cache,
-    or later chunks of a prefill with flash attention."""
-    config = kwargs.get("generation_config") or model.generation_config
-    if kwargs.get("use_cache", config.use_cache) is False:
-        raise OptionError("positions='kept' needs the cache; leave out use_cache=False, or take 'contiguous'")
-    chunked = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-    if chunked and "flash" in str(model.config.get_text_config()._attn_implementation):
-        raise OptionError("positions='kept' and flash attention need the prefill in one piece, not in chunks")

@@ -333,6 +333,20 @@ def test_progress_goes_to_stderr_alone(files, questions, capsys):
         assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("name", ["llava-ov", "qwen2.5-vl"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_static_cache_gives_the_same_answers(files, questions, name, batch_size):
+    """Questions of unequal length, one of them without a video that can be read."""
+    options = {"method": PRUNED, "batch_size": batch_size}
+    with Answerer(str(files / name), **options) as answerer:
+        expected = [(answer.text, answer.error) for answer in answerer.answers(questions)]
+    with Answerer(str(files / name), static_cache=True, **options) as answerer:
+        assert [(answer.text, answer.error) for answer in answerer.answers(questions)] == expected
+        assert answerer.config["static_cache"] is True
+        assert answerer.model._previous_max_cache_length > 0  # there was one
+    assert not hasattr(answerer.model, "_previous_max_cache_length")
+
+
 class TestJournalled:
     def test_a_second_run_computes_nothing_but_the_failures(self, files, questions, tmp_path):
         with Answerer(str(files / "llava-ov"), method=PRUNED, journal=tmp_path) as answerer:

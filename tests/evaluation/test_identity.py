@@ -58,6 +58,7 @@ def refused(own: Path, journal: Path, model: str = "llava-ov", **options: Any) -
         ({"attn_implementation": "eager"}, "'attn_implementation': 'eager'"),
         ({"video_backend": "decord"}, "'video_backend': 'decord'"),
         ({"time_instruction": "frames"}, "'time_instruction': 'frames'"),
+        ({"static_cache": True}, "'static_cache': True"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

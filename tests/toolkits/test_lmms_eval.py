@@ -129,6 +129,7 @@ def several(root: Path, checkpoints: Path) -> dict[str, lmms.Run]:
     """Other models and settings, one after the other in a single process, which lmms-eval's --config can do."""
     runs = {
         "batch of 2": ("llava_onevision", "llava-ov", 2, {}),
+        "static cache": ("llava_onevision", "llava-ov", 2, {"static_cache": "true"}),
         "full": ("llava_onevision", "llava-ov", 1, {"wrapper": "none", "workers": 0}),
         "video": ("llava_vid", "llava-video", 1, {"wrapper": "fastvid", "retain_ratio": 0.3}),
         "qwen": ("qwen2_5_vl", "qwen2.5-vl", 1, {"retain_ratio": 0.5, "similarity_threshold": 0.7}),
@@ -156,6 +157,15 @@ def test_batches_give_the_answers_of_single_questions(several: dict[str, lmms.Ru
     assert several["batch of 2"].efficiency()["config"]["batch_size"] == 2
     assert several["batch of 2"].efficiency()["config"]["method"]["options"]["segment_threshold"] == 0.6
     assert several["batch of 2"].answers() == readme_run.answers()[:READABLE]
+
+
+def test_a_static_cache_gives_the_same_answers_and_is_on_record(several: dict[str, lmms.Run], readme_run: lmms.Run):
+    run = several["static cache"]
+    assert run.efficiency()["config"]["static_cache"] is True
+    assert several["batch of 2"].efficiency()["config"]["static_cache"] is False
+    (record,) = run.folder.rglob("*_run.json")
+    assert json.loads(record.read_text())["settings"]["static_cache"] is True
+    assert run.answers() == readme_run.answers()[:READABLE]
 
 
 def test_full_tokens_keep_all_and_answer_otherwise(several: dict[str, lmms.Run], readme_run: lmms.Run):

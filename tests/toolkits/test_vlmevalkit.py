@@ -155,13 +155,14 @@ def test_unreadable_videos_are_reported_and_wrong(killed: Killed) -> None:
 def test_two_processes_give_the_table_of_one(
     killed: Killed, environment: dict[str, str], checkpoints: Path, tmp_path: Path
 ) -> None:
-    """The one was killed as well, so this also holds a resumed run against one that was left alone."""
+    """The one was killed as well, so this also holds a resumed run against one that was left alone; and its cache was
+    dynamic, theirs static."""
     clips = list(Path(environment["HF_HOME"]).rglob("*_processed.mp4"))
     assert len(clips) == 3
     for clip in clips:
         clip.unlink()
-    torchrun = Path(sys.executable).with_name("torchrun")
-    done = launch(environment, [torchrun, "--standalone", "--nproc-per-node=2", *flags(checkpoints, tmp_path)])
+    torchrun, static = Path(sys.executable).with_name("torchrun"), ("--option", "static_cache=on")
+    done = launch(environment, [torchrun, "--standalone", "--nproc-per-node=2", *flags(checkpoints, tmp_path, *static)])
     assert done.returncode == 0, done.stdout
     one, two = summary(killed.folder), summary(tmp_path / RUN)
     for name in NAMES:
@@ -171,6 +172,8 @@ def test_two_processes_give_the_table_of_one(
         sums = two[name]["efficiency"]["sums"]
         assert sums["samples"] == len(table(tmp_path / RUN, name))
         assert len(sums["elapsed_ms"]) == 2
+    assert json.loads((tmp_path / RUN / "run.json").read_text())["settings"]["static_cache"] is True
+    assert json.loads((tmp_path / RUN / "journal" / "config.json").read_text())["static_cache"] is True
     answered = [line["key"] for line in journal(tmp_path / RUN) if line["error"] is None]
     assert len(answered) == len(set(answered)) == 29 - 8
     assert len(list((tmp_path / RUN / "journal").glob("answers-*.jsonl"))) == 2
