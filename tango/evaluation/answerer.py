@@ -119,9 +119,7 @@ class Answerer:
                 "pretrained": str(pretrained),
                 "method": self.method.to_record(),
                 **self._details(),
-                "siglip": siglip and str(siglip),
-                "min_pixels": min_pixels,
-                "max_pixels": max_pixels,
+                **{"siglip": siglip and str(siglip), "min_pixels": min_pixels, "max_pixels": max_pixels},
             }
             self._journal: Journal | None = None
             if journal is not None:

@@ -1,0 +1,187 @@
+"""What every stage must compute and move, over what the machine can do: the least time that the stage could take."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from tango.lab.bench.common import Record, time_ms
+from tango.models import adapter_class
+from tango.ops.flops import kv_cache_bytes, layer_flops
+from tango.ops.llm_shapes import llm_widths
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Grid = tuple[int, int, int]  # temporal steps, rows and columns of patches
+_SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied
+_COPIED = {"cpu": 128 << 20, "cuda": 1 << 30}  # bytes
+_POOLED_FIRST = ("llava_next_video",)  # families whose projector follows the pooling
+_RUNS = 7  # of which the median counts, after one that warms up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ceilings:
+    """What a device reaches in one dtype: operations a second in a product, bytes a second in a copy."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """FLOPs of a stage (a multiplication with its addition counts as two), and bytes it cannot do without moving."""
+
+    flops: int
+    bytes: int
+
+    def floor_ms(self, ceilings: Ceilings) -> float:
+        """The least time on such a device: whichever takes longer, computing or moving."""
+        return 1e3 * max(self.flops / ceilings.flops_per_s, self.bytes / ceilings.bytes_per_s)
+
+
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """One large square product and one large copy on this device, medians of seven; about a second on a CPU.
+
+    On a GPU they need 2.5 GB for that moment.
+    """
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    side = _SIDES[kind]
+    a = torch.ones(side, side, dtype=dtype, device=device)
+    b = torch.ones_like(a)
+    product = torch.empty_like(a)
+    multiplied = _median_s(lambda: torch.mm(a, b, out=product), device)
+    source = torch.ones(_COPIED[kind], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copied = _median_s(lambda: target.copy_(source), device)
+    return Ceilings(flops_per_s=2 * side**3 / multiplied, bytes_per_s=2 * len(source) / copied)
+
+
+def _median_s(function: Callable[[], object], device: torch.device) -> float:
+    function()
+    return statistics.median(time_ms(function, device) for _ in range(_RUNS)) / 1e3
+
+
+def stage_work(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    *,
+    visual: int,
+    kept: int,
+    tokens_per_layer: Sequence[int],
+    new_tokens: int,
+) -> dict[str, Work]:
+    """The work of every stage of one call with videos and one prompt, from shapes alone.
+
+    FLOPs are those of products: with weights, and between tokens (queries by keys, weights by values; in the LLM's
+    prefill masked ones too). Norms, activations, positions and whatever a method computes count nothing. Bytes are a
+    stage's weights, once, and what enters and leaves it, the LLM's cache included; what passes between its layers is
+    left out, as if it never left the chip. So the floors are rather too low than too high. Pruning and splicing count
+    as bytes alone: all features read and the kept ones written, and these read and written again.
+
+    Args:
+        inputs: of the model; only shapes and grids are read.
+        visual, kept: visual tokens before pruning, and those that enter the LLM.
+        tokens_per_layer: tokens of the prompt that enter each layer of the LLM.
+        new_tokens: generated ones. The first belongs to the prefill; each other reads all weights and the cache.
+    """
+    itemsize, D = model.dtype.itemsize, model.config.get_text_config().hidden_size
+    row = D * itemsize
+    return {
+        **_vision_work(model, _patch_grids(model, inputs), visual),
+        "prune": Work(flops=0, bytes=(visual + kept) * row),
+        "splice": Work(flops=0, bytes=2 * kept * row),
+        **_llm_work(model, tokens_per_layer, new_tokens),
+    }
+
+
+def _vision_work(model: PreTrainedModel, grids: Sequence[Grid], visual: int) -> dict[str, Work]:
+    """Tower and projector, whose last layer may follow the pooling. A tower that merges patches has no such stage."""
+    adapter, itemsize = adapter_class(model.config), model.dtype.itemsize
+    tower, vision = adapter.tower(model), model.config.vision_config
+    width = getattr(vision, "embed_dim", vision.hidden_size)
+    blocks = list(adapter.tower_blocks(model))
+    layer = getattr(model.config, "vision_feature_layer", -1)
+    blocks = blocks[: len(blocks) + 1 + layer if layer < 0 else layer]
+    prefix = int(adapter.pooling_query == "cls")  # the CLS token
+    frames = [rows * columns + prefix for steps, rows, columns in grids for _ in range(steps)]
+    patches = sum(frames)
+    kernels = [m.weight.numel() for m in tower.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))]
+    flops = 2 * sum(kernels) * (patches - prefix * len(frames))
+    for i, block in enumerate(blocks):
+        whole = i in getattr(vision, "fullatt_block_indexes", range(len(blocks)))
+        pairs = sum(n * n for n in frames) if whole else sum(map(partial(_pairs_in_windows, vision), grids))
+        flops += 2 * _num_weights(block) * patches + 4 * pairs * width
+    mergers = [m for name in ("merger", "deepstack_merger_list") if (m := getattr(tower, name, None)) is not None]
+    flops += 2 * sum(map(_num_weights, mergers)) * visual
+    weights = sum(kernels) + sum(map(_num_weights, [*blocks, *mergers]))
+    pixels = sum(kernels) // width * (patches - prefix * len(frames))
+    D = model.config.get_text_config().hidden_size
+    out = visual * D if mergers else patches * width
+    work = {"tower": Work(flops=flops, bytes=(weights + pixels + out) * itemsize)}
+    if not mergers:
+        projector = model.model.multi_modal_projector
+        rows = visual if model.config.model_type in _POOLED_FIRST else patches - prefix * len(frames)
+        first, last = (_num_weights(getattr(projector, name)) for name in ("linear_1", "linear_2"))
+        moved = first + last + patches * width + visual * D
+        work["project"] = Work(flops=2 * (first * rows + last * visual), bytes=moved * itemsize)
+    return work
+
+
+def _pairs_in_windows(vision: Any, grid: Grid) -> int:
+    """Pairs of patches that see each other in windows of `window_size` pixels; at the edges they are smaller."""
+    side = vision.window_size // vision.patch_size  # patches
+    steps, *lengths = grid
+    rows, columns = (sum(min(side, n - start) ** 2 for start in range(0, n, side)) for n in lengths)
+    return steps * rows * columns
+
+
+def _llm_work(model: PreTrainedModel, tokens_per_layer: Sequence[int], new_tokens: int) -> dict[str, Work]:
+    adapter, itemsize, text = adapter_class(model.config)(model), model.dtype.itemsize, model.config.get_text_config()
+    head, widths = _num_weights(model.get_output_embeddings()), llm_widths(model.config)
+    weights = sum(map(_num_weights, adapter.decoder.layers)) + head
+    shape = {name: widths[name] for name in ("num_kv_heads", "head_dim")}
+    cache = kv_cache_bytes(tokens_per_layer, **shape, bytes_per_number=itemsize)
+    moved = weights + tokens_per_layer[0] * text.hidden_size + text.vocab_size
+    flops = sum(layer_flops(count, **widths) for count in tokens_per_layer) + 2 * head
+    work = {"prefill": Work(flops=flops, bytes=moved * itemsize + cache)}
+    if new_tokens > 1:
+        step = 2 * weights + 4 * sum(tokens_per_layer) * widths["num_heads"] * widths["head_dim"]
+        moved = weights * itemsize + cache
+        work["decoding"] = Work(flops=(new_tokens - 1) * step, bytes=(new_tokens - 1) * moved)
+    return work
+
+
+def _num_weights(module: nn.Module) -> int:
+    """Numbers in the matrices of a module."""
+    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+
+
+def _patch_grids(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[Grid]:
+    """Steps, rows and columns of patches of every video."""
+    if inputs.get("video_grid_thw") is not None:
+        return [(t, h, w) for t, h, w in torch.as_tensor(inputs["video_grid_thw"]).tolist()]
+    size = model.config.vision_config.patch_size
+    shapes = [video.shape for video in inputs["pixel_values_videos"]]  # (T, C, h, w) of each
+    return [(T, h // size, w // size) for T, _, h, w in shapes]
+
+
+def describe(work: Mapping[str, Work]) -> dict[str, dict[str, int]]:
+    """The work of every stage as plain numbers."""
+    return {stage: asdict(one) for stage, one in work.items()}
+
+
+def floors(row: Record, ceilings: Ceilings) -> dict[str, tuple[float, float | None]]:
+    """Of every stage of a row with `work`: the floor in ms, and its share of the measured median."""
+    found = {}
+    for stage, one in row["work"].items():
+        floor = Work(**one).floor_ms(ceilings)
+        spent = row["stages_ms"].get(stage)
+        found[stage] = floor, None if spent is None or not spent["median"] else floor / spent["median"]
+    return found
