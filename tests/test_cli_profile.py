@@ -327,6 +327,90 @@ def test_plain_code_and_a_compiled_tower_are_rows_of_their_own(
     assert "tango-plain is deprecated; write tango:engine=plain" in printed.err
 
 
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of one run beside stock transformers, in other settings, too."""
+    file = tmp_path_factory.mktemp("stock") / "p.json"
+    methods = ["--methods", "stock,none,tango,uniform", "--ratios", "0.25", "--also", "static,compiled"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, **_: function)
+        assert main([*QUICK, *methods, "--roofline", "--output", str(file)]) == 0
+    return json.loads(file.read_text())
+
+
+class TestStockAndOtherSettings:
+    """Transformers without Tango as the yardstick; a static cache and a compiled tower after the others."""
+
+    def test_each_is_a_row_and_compares_with_stock(self, found: dict[str, Any]) -> None:
+        rows = {row["label"]: row for row in found["rows"]}
+        plain, also = ["stock", "none", "tango-r0.25", "uniform-r0.25"], ["static cache", "compiled tower"]
+        assert list(rows) == [*plain, *(f"tango-r0.25, {how}" for how in also)]
+        settings = [(row["stock"], row["static_cache"], row["compiled"]) for row in rows.values()]
+        assert settings == [
+            (True, False, None),
+            *[(False, False, None)] * 3,
+            (False, True, None),
+            (False, False, "default"),
+        ]
+        for row in rows.values():
+            gain = rows["stock"]["ttft_ms"]["median"] / row["ttft_ms"]["median"]  # there was one run
+            assert row["speedup"]["ttft"]["median"] == pytest.approx(gain)
+        assert rows["stock"]["speedup"]["ttft"]["median"] == 1
+        assert rows["tango-r0.25"]["tokens"] == rows["tango-r0.25, static cache"]["tokens"]
+
+    def test_stocks_stages_add_up_to_its_first_token(self, found: dict[str, Any]) -> None:
+        stock, none = found["rows"][:2]
+        assert list(stock["stages_ms"]) == ["preprocess", "tower", "between", "prefill", "decoding"]
+        assert stock["tokens"]["prompt_after"] == none["tokens"]["prompt_after"]
+        assert stock["tokens"]["tokens_after"] == none["tokens"]["tokens_after"] + 1  # the newline
+        assert stock["new_tokens"] == none["new_tokens"] == 2
+
+    def test_floors_stand_beside_the_times(self, found: dict[str, Any]) -> None:
+        text = profile.format_text(found)
+        (header,) = re.findall(r"^floor ms \(share reached\).*$", text, re.MULTILINE)
+        assert header.split()[4:] == ["tower", "project", "prune", "splice", "prefill", "decoding"]
+        assert len(re.findall(r"^tango-r0.25, static cache .*%\)$", text, re.MULTILINE)) == 1
+        assert "TFLOP/s in a product" in text
+        assert text.count(", with compiling: ") == 2
+        assert "speed-ups over stock transformers with the same tower" in text
+        assert "| floor ms (share reached) | tower |" in profile.format_markdown(found)
+        stock, _, pruned, *_ = found["rows"]
+        assert stock["work"]["tower"] == pruned["work"]["tower"]
+        assert stock["work"]["prefill"]["flops"] > pruned["work"]["prefill"]["flops"]
+
+    def test_stock_that_refuses_fails_alone(self, capsys: Any) -> None:
+        options = ["--random-weights", "llava-video-tiny", "--methods", "stock,none,tango"]
+        assert main([*QUICK, *options]) == 1
+        text = capsys.readouterr().out
+        assert "failed: stock: ValueError: " in text
+        assert "speed-ups over all tokens" in text
+        assert re.search(r"^none .*1.00 x +1.00 x +1.00 x$", text, re.MULTILINE)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--also", "statik"], "unknown name for --also 'statik'. Did you mean 'static'?"),
+            (["--also", "static", "--static-cache"], "--also static compares with runs that are not"),
+            (["--also", "compiled", "--compile"], "--also compiled compares with runs that are not"),
+            (["--also", "static", "--methods", "none,stock"], "--also needs a method that prunes"),
+        ],
+    )
+    def test_mistakes(self, options: list[str], message: str, capsys: Any) -> None:
+        assert main([*QUICK, *options]) == 2
+        assert message in capsys.readouterr().err
+
+    def test_a_tower_that_cannot_be_compiled_fails_alone(self, capsys: Any) -> None:
+        options = ["--random-weights", "qwen2.5-vl-tiny", "--tower-layers", "1", "--also", "compiled"]
+        assert main([*QUICK, *options]) == 1
+        assert "failed: tango-r0.1, compiled tower: UnsupportedModelError" in capsys.readouterr().out
+
+    def test_a_static_cache_for_all(self, tmp_path: Path) -> None:
+        assert main([*QUICK, "--static-cache", "--output", str(tmp_path / "p.json")]) == 0
+        rows = json.loads((tmp_path / "p.json").read_text())["rows"]
+        assert [row["label"] for row in rows] == ["none, static cache", "tango-r0.1, static cache"]
+        assert all(row["speedup"]["ttft"]["median"] > 0 and row["first_run_ms"] > 0 for row in rows)
+
+
 def test_needs_no_more_than_torch_transformers_and_accelerate() -> None:
     """A bare machine: what else Tango can use is not there, and not missed unless it is asked for."""
     absent = ("av", "PIL", "torchvision", "matplotlib", "jaxtyping", "decord", "torchcodec", "torchaudio", "scipy")

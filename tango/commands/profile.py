@@ -13,20 +13,21 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
 import tango
-from tango.commands.common import parsing, quiet, words
-from tango.errors import OptionError, TangoError
+from tango.commands.common import add_decoding_arguments, parsing, quiet, words
+from tango.errors import OptionError, TangoError, UnknownNameError
 from tango.evaluation import Efficiency, MethodConfig, environment
 from tango.evaluation.efficiency import TTFT
 from tango.files import make_folder, write_bytes, write_json
-from tango.lab.bench import endtoend, random_model
+from tango.lab.bench import endtoend, random_model, roofline
 from tango.lab.bench.common import number, positive, thread_count, threads
 from tango.lab.bench.endtoend import Candidate, first_line
 from tango.methods.plan import named_value
@@ -50,6 +51,11 @@ _NEEDS = {  # option -> the option without which it means nothing
     "tower_layers": "random_weights",
     "video_backend": "video",
 }
+_ALSO: dict[str, dict[str, Any]] = {  # name -> fields of a candidate
+    "compiled": {"compiled": "default"},
+    "static": {"static_cache": True},
+    "flash": {"tower_attention": "flash_attention_2"},
+}
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
@@ -71,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         default="none,tango",
         metavar="NAMES",
-        help="with commas between; none: all tokens; name:option=value sets an option, such as tango:engine=plain, "
-        "the paper's page as it stands (none,tango)",
+        help="with commas between; none: all tokens; stock: transformers without Tango; name:option=value sets an "
+        "option, such as tango:engine=plain, the paper's page as it stands (none,tango)",
     )
     add("--ratios", default="0.1", metavar="RATIOS", help="fractions of visual tokens kept, with commas between (0.1)")
     add("--saliency", metavar="NAME", help="source of saliency: p-attn, attn (each method's own)")
@@ -94,6 +100,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODE",
         help=f"run the tower through torch.compile: {', '.join(_COMPILE_MODES)} ({_COMPILE_MODES[0]})",
     )
+    add_decoding_arguments(parser)
+    add(
+        "--also",
+        default="",
+        metavar="NAMES",
+        help="then measure the first method that prunes once more with each of: compiled (tower), static (cache), "
+        "flash (flash_attention_2 in the tower); with commas between",
+    )
+    add("--roofline", action="store_true", help="also the least time of every stage on this machine, measured first")
     add("--repeats", type=positive, default=5, help="measured rounds, after one that warms up (5)")
     add("--max-new-tokens", type=positive, default=32, help="tokens to generate, always all of them (32)")
     add("--threads", type=thread_count, help="threads of torch on the CPU (torch's choice)")
@@ -157,10 +172,12 @@ def _is_whole(record: Json) -> bool:
 
 
 def candidates_from(args: argparse.Namespace) -> list[Candidate]:
-    """Every method at every ratio, with every attention implementation of the tower; mistakes show here.
+    """Every method at every ratio, with every attention implementation of the tower, then what `--also` names.
+
+    Mistakes show here.
 
     Raises:
-        UnknownNameError: no such method or attention implementation.
+        UnknownNameError: no such method, attention implementation or name for `--also`.
         OptionError, BudgetError: a ratio is no number, or out of range.
     """
     ratios = []
@@ -169,18 +186,21 @@ def candidates_from(args: argparse.Namespace) -> list[Candidate]:
             ratios.append(float(text))
         except ValueError as error:
             raise OptionError(f"--ratios needs numbers with commas between, got {args.ratios!r}") from error
-    methods: list[MethodConfig] = []
+    methods: list[tuple[MethodConfig, bool]] = []  # and whether it is stock transformers
     for text in _names(args.methods):
         if text == "tango-plain":
             print("tango: warning: tango-plain is deprecated; write tango:engine=plain", file=sys.stderr)
             text = "tango:engine=plain"
         name, *given = re.split(r":(?=[^:]*=)", text)  # a value may have colons, too
+        if text == "stock":
+            methods.append((MethodConfig(), True))
+            continue
         if ":" in name:
             raise OptionError(f"--methods needs name:option=value, got {text!r}")
         settings: dict[str, str] = {} if args.saliency is None else {"saliency": args.saliency}
         settings |= dict(named_value(item, "name:option=value", "--methods") for item in given)
         methods += [
-            MethodConfig.from_settings({"method": name, **own}, settings, release=False)
+            (MethodConfig.from_settings({"method": name, **own}, settings, release=False), False)
             for own in ([{}] if name == "none" else [{"retention_ratio": ratio} for ratio in ratios])
         ]
     towers: Sequence[str | None] = _names(args.tower_attn_implementation or "") or [None]
@@ -189,7 +209,31 @@ def candidates_from(args: argparse.Namespace) -> list[Candidate]:
             check_attention(tower)
     if not methods:
         raise OptionError("--methods and --ratios must name at least one of each")
-    return [Candidate(method=method, tower_attention=tower) for tower in towers for method in methods]
+    found = [
+        Candidate(method=method, stock=stock, tower_attention=tower, static_cache=args.static_cache)
+        for tower in towers
+        for method, stock in methods
+    ]
+    return found + _also(found, args)
+
+
+def _also(candidates: Sequence[Candidate], args: argparse.Namespace) -> list[Candidate]:
+    """The first candidate that prunes, in the settings that `--also` names; compared with all tokens as they are."""
+    names = _names(args.also)
+    for name in names:
+        if name not in _ALSO:
+            raise UnknownNameError("name for --also", name, _ALSO)
+    for name, given in (("compiled", args.compile), ("static", args.static_cache)):
+        if name in names and given:
+            raise OptionError(f"--also {name} compares with runs that are not; leave out the option for all of them")
+    first = next((one for one in candidates if one.method.method != "none"), None)
+    if names and first is None:
+        raise OptionError("--also needs a method that prunes among --methods")
+    plain = [one for one in candidates if one.method.method == "none" and one.setting == (first and first.setting)]
+    against = next((one.label for one in sorted(plain, key=lambda one: not one.stock)), None)
+    return [
+        replace(first, answers=[], alone=True, against=against, **_ALSO[name]) for name in names if first is not None
+    ]
 
 
 def _names(text: str) -> list[str]:
@@ -226,16 +270,31 @@ def _measured(args: argparse.Namespace) -> Json:
 
         total = (1 + args.repeats) * len(candidates)
         with tqdm(total=total, desc="profile", unit="run", file=sys.stderr) as progress:
-            endtoend.measure(
-                model,
-                candidates,
-                _input_maker(args, processor, num_frames, model),
-                repeats=args.repeats,
-                max_new_tokens=args.max_new_tokens,
-                after_run=progress.update,
-                after_round=update,
-            )
+            make = _input_maker(args, processor, num_frames, model)
+            together = [one for one in candidates if not one.alone]
+            for group in [together, *([one] for one in candidates if one.alone)]:
+                with _compiled(model, group[0]):
+                    endtoend.measure(
+                        model,
+                        group,
+                        make,
+                        repeats=args.repeats,
+                        max_new_tokens=args.max_new_tokens,
+                        after_run=progress.update,
+                        after_round=update,
+                    )
+                if group[0].error is not None:  # perhaps before a round could end
+                    update()
     return record
+
+
+def _compiled(model: PreTrainedModel, one: Candidate) -> contextlib.AbstractContextManager[object]:
+    """The scope of a candidate with a compiled tower; one that cannot have it fails alone."""
+    try:
+        return contextlib.nullcontext() if one.compiled is None else tango.compile_tower(model, mode=one.compiled)
+    except TangoError as error:
+        one.error = f"{type(error).__name__}: {first_line(error)}"
+        return contextlib.nullcontext()
 
 
 def _load(args: argparse.Namespace, device: torch.device) -> tuple[PreTrainedModel, ChatProtocol]:
@@ -290,7 +349,8 @@ def _input_maker(
 def _config(args: argparse.Namespace, model: PreTrainedModel, num_frames: int, cpu: str) -> Json:
     """The setting that was measured, with all defaults resolved."""
     device, adapter = model.device, adapter_class(model.config)
-    asked = ("video", "question", "saliency", "compile", "repeats", "max_new_tokens")
+    asked = ("video", "question", "saliency", "compile", "static_cache", "also", "repeats", "max_new_tokens")
+    ceilings = roofline.measure_ceilings(device, model.dtype) if args.roofline else None
     return {
         "model": args.model or args.random_weights,
         "random_weights": args.model is None,
@@ -305,6 +365,7 @@ def _config(args: argparse.Namespace, model: PreTrainedModel, num_frames: int, c
         "tower_attn_implementation": adapter.tower(model).config._attn_implementation,
         "threads": torch.get_num_threads(),
         **{name: getattr(args, name) for name in asked},
+        "ceilings": None if ceilings is None else asdict(ceilings),
         "note": Efficiency(device=device.type).note,
     }
 
@@ -356,12 +417,13 @@ def _lines(record: Json) -> tuple[list[str], list[str]]:
     weights = ", random weights" if config["random_weights"] else ""
     depth = f"{config['layers']} layers, tower of {config['tower_layers']}"
     depth += f", compiled: {config['compile']}" if config["compile"] else ""
+    stock = any(row.get("stock") and row["runs"] for row in rows)
     above = [
         f"{config['model']}{weights} ({depth}), {config['num_frames']} frames, {config['dtype']}, "
         f"{config['attn_implementation']}, {config['device_name']}"
         + (f", threads: {config['threads']}" if config["device"] == "cpu" else ""),
         f"medians of {max(row['runs'] for row in rows)} alternating runs in ms; "
-        "speed-ups over all tokens with the same tower, run by run",
+        f"speed-ups over {'stock transformers' if stock else 'all tokens'} with the same tower, run by run",
     ]
     shared: Json = next((row["stages_ms"] for row in rows if row["runs"]), {})
     before = [f"{name} {shared[name]['median']:.1f}" for name in ("read", "preprocess") if name in shared]
@@ -370,19 +432,25 @@ def _lines(record: Json) -> tuple[list[str], list[str]]:
     below.append(
         "TTFT: from the start of the tower to the end of the prefill; between: the part of it that is in no stage"
     )
+    below += [
+        f"first run of {row['label']}, with compiling: {row['first_run_ms'] / 1e3:.1f} s"
+        for row in rows
+        if row["runs"] and (row.get("static_cache") or row.get("compiled"))
+    ]
     below.append(config["note"] + (" so far, of all rows" if config["device"] == "cpu" else ""))
     return above, below + [f"failed: {row['label']}: {row['error']}" for row in rows if row["error"] is not None]
 
 
 def format_text(record: Json) -> str:
-    """Write the rows as a table."""
-    above, below = _lines(record)
-    return "\n".join([*above, align(_table(record["rows"]), num_left=1), *below])
+    """Write the rows as a table, and the floors of their stages as another if they were measured."""
+    (above, below), floors = _lines(record), roofline.table(record)
+    lines = [*above, align(_table(record["rows"]), num_left=1), *below]
+    return "\n".join(lines if floors is None else [*lines, floors[0], align(floors[1], num_left=1)])
 
 
 def format_markdown(record: Json) -> str:
     """Write the rows as a table in Markdown, and another table with the eight rows of the paper's release."""
-    above, below = _lines(record)
+    (above, below), floors = _lines(record), roofline.table(record)
     measured = [row for row in record["rows"] if row["runs"]]
     says = "(means over the same runs; Avg_Total_TTFT is the sum of the three rows above it, without what is between)"
     release = [["Metric", *(row["label"] for row in measured)]]
@@ -390,6 +458,7 @@ def format_markdown(record: Json) -> str:
         release.append([name, *(number(row["release_table"][name], 2) for row in measured)])
     return "\n".join(
         [*above, "", markdown(_table(record["rows"])), "", *(f"- {line}" for line in below)]
+        + ([] if floors is None else ["", floors[0], "", markdown(floors[1])])
         + (["", markdown(release), "", says] if measured else [])
     )
 

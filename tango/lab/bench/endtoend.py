@@ -8,18 +8,20 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from tango.containers import Video
 from tango.evaluation import Answer, Efficiency, MethodConfig
 from tango.evaluation.records import peak_bytes
+from tango.lab.bench import roofline, stock
 from tango.lab.bench.common import Record, synchronize
 from tango.models import adapter_class
 from tango.ops.flops import layer_flops
 from tango.ops.llm_shapes import llm_widths
 from tango.runtime.answering import generate_ids
+from tango.runtime.decoding import decoding_options
 from tango.runtime.pruning import prune
 from tango.runtime.stats import PruningStats
 from tango.toy import draw_frames
@@ -39,16 +41,30 @@ class Candidate:
     """A method in one setting, with its measured runs. `error` says why there are no more of them."""
 
     method: MethodConfig
+    stock: bool = False  # transformers without Tango; `method` then keeps all tokens
     tower_attention: str | None = None  # None: the tower's own
+    compiled: str | None = None  # a mode of torch.compile for the tower; None: as the model is
+    static_cache: bool = False
+    alone: bool = False  # measured after the others, not in turn with them
+    against: str | None = None  # label of the candidate that speed-ups compare with; None: all tokens, same setting
     answers: list[Answer] = field(default_factory=list)
     stats: PruningStats | None = None  # of the last run
     error: str | None = None
+    first_ms: float | None = None  # of the first run, which compiles what there is to compile
+    work: dict[str, roofline.Work] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """A name for tables, such as "tango-r0.1" or "tango-r0.1, eager tower"."""
         tower = "" if self.tower_attention is None else f", {self.tower_attention} tower"
-        return f"{self.method.label}{tower}"
+        compiled = "" if self.compiled is None else ", compiled tower"
+        cache = ", static cache" if self.static_cache else ""
+        return f"{'stock' if self.stock else self.method.label}{tower}{compiled}{cache}"
+
+    @property
+    def setting(self) -> tuple[object, ...]:
+        """What candidates must share for their times to be compared."""
+        return self.tower_attention, self.compiled, self.static_cache
 
 
 def measure(
@@ -82,6 +98,7 @@ def _attempt(
 ) -> None:
     try:
         answer, candidate.stats = run_once(model, candidate, inputs, max_new_tokens)
+        candidate.first_ms = candidate.first_ms or answer.elapsed_ms
         if record:
             candidate.answers.append(answer)
     except Exception as error:  # whatever it is, the others can still be measured
@@ -103,16 +120,25 @@ def run_once(
 ) -> tuple[Answer, PruningStats]:
     """Generate exactly `max_new_tokens` tokens; the end of the answer is suppressed, so that there is decoding."""
     device, (features, before_ms) = model.device, inputs
-    with attention_of_tower(model, candidate.tower_attention), prune(model, candidate.method.plan) as pruning:
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens}
+    options |= decoding_options(static_cache=candidate.static_cache)
+    with (
+        attention_of_tower(model, candidate.tower_attention),
+        contextlib.nullcontext() if candidate.stock else prune(model, candidate.method.plan) as pruning,
+    ):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         synchronize(device)
         start = time.perf_counter()
-        new = generate_ids(model, features, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens)
+        if pruning is None:
+            new, stats = stock.generate(model, features, **options)
+        else:
+            new = generate_ids(model, features, **options)
+            assert pruning.stats is not None
+            stats = pruning.stats
         synchronize(device)
         elapsed_ms = 1e3 * (time.perf_counter() - start)
-        stats = pruning.stats
-    assert stats is not None
+    candidate.work = _work(model, features, stats, new.shape[1])
     stages = stats.timer.ms()
     if new.shape[1] == 1:  # the prefill produced the only token
         stages.pop("decoding", None)
@@ -129,6 +155,14 @@ def run_once(
         peak_bytes=peak_bytes(device),
     )
     return answer, stats
+
+
+def _work(
+    model: PreTrainedModel, inputs: BatchFeature, stats: PruningStats, new_tokens: int
+) -> dict[str, roofline.Work]:
+    left = layer_tokens(stats, model.config.get_text_config().num_hidden_layers)
+    counts = {"visual": stats.tokens_before, "kept": stats.entering_after, "new_tokens": new_tokens}
+    return roofline.stage_work(model, roofline.patch_grids(model, inputs), tokens_per_layer=left, **counts)
 
 
 @contextlib.contextmanager
@@ -165,7 +199,9 @@ def layer_tokens(stats: PruningStats, num_layers: int) -> list[int]:
 
 
 def summarise(model: PreTrainedModel, candidates: Sequence[Candidate]) -> list[Record]:
-    """One record per candidate: token counts, medians and extremes, and speed-ups over all tokens with the same tower.
+    """One record per candidate: token counts, medians and extremes, and speed-ups over all tokens in the same setting.
+
+    All tokens are those of stock transformers where these were measured, else those on Tango's path.
 
     `ttft_ms` is the time from the start of the tower to the end of the prefill; the row of that name in `release_table`
     leaves out the time between the stages. Speed-ups are taken run by run. `ttft_over_eager` compares with all tokens
@@ -173,16 +209,22 @@ def summarise(model: PreTrainedModel, candidates: Sequence[Candidate]) -> list[R
     FLOP model predicts from the token counts alone.
     """
     device = model.device.type
-    plain = {c.tower_attention: _runs(c, device) for c in candidates if c.method.method == "none"}
-    eager = plain.get("eager", [])
-    return [_summary(model, c, plain.get(c.tower_attention, []), eager, device) for c in candidates]
+    all_tokens = sorted((c for c in candidates if c.method.method == "none"), key=lambda c: c.stock and bool(c.answers))
+    plain = {c.setting: _runs(c, device) for c in all_tokens}  # stock comes last and wins
+    named = {c.label: _runs(c, device) for c in candidates}
+    eager = plain.get(("eager", None, False), [])
+    of_plain = [plain.get(c.setting, []) if c.against is None else named[c.against] for c in candidates]
+    return [_summary(model, c, slow, eager, device) for c, slow in zip(candidates, of_plain, strict=True)]
 
 
 def _summary(model: PreTrainedModel, candidate: Candidate, of_plain: _Runs, of_eager: _Runs, device: str) -> Record:
     row: Record = {
         "label": candidate.label,
         "method": candidate.method.to_dict(),
+        "stock": candidate.stock,
         "tower_attention": candidate.tower_attention,
+        "compiled": candidate.compiled,
+        "static_cache": candidate.static_cache,
         "error": candidate.error,
         "runs": len(candidate.answers),
     }
@@ -199,6 +241,8 @@ def _summary(model: PreTrainedModel, candidate: Candidate, of_plain: _Runs, of_e
     return row | {
         "tokens": {**{key: counts[key] for key in counted}, "mean": answers[-1].mean_visual_tokens},
         "new_tokens": answers[-1].output_tokens,
+        "first_run_ms": candidate.first_ms,
+        "work": roofline.describe(candidate.work),
         "stages_ms": {stage: _spread([run[stage] for run in runs]) for stage in answers[0].stages_ms},
         "ttft_ms": _spread([run["ttft"] for run in runs]),
         "decoding_tokens_per_s": _spread([run[_RATE] for run in runs]),

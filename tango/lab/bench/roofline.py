@@ -15,6 +15,7 @@ from tango.lab.bench.common import Record, time_ms
 from tango.models import adapter_class
 from tango.ops.flops import kv_cache_bytes, layer_flops
 from tango.ops.llm_shapes import llm_widths
+from tango.profiling import STAGES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,7 +71,7 @@ def _median_s(function: Callable[[], object], device: torch.device) -> float:
 
 def stage_work(
     model: PreTrainedModel,
-    inputs: Mapping[str, Any],
+    grids: Sequence[Grid],
     *,
     visual: int,
     kept: int,
@@ -86,7 +87,7 @@ def stage_work(
     as bytes alone: all features read and the kept ones written, and these read and written again.
 
     Args:
-        inputs: of the model; only shapes and grids are read.
+        grids: of the videos, by `patch_grids`.
         visual, kept: visual tokens before pruning, and those that enter the LLM.
         tokens_per_layer: tokens of the prompt that enter each layer of the LLM.
         new_tokens: generated ones. The first belongs to the prefill; each other reads all weights and the cache.
@@ -94,7 +95,7 @@ def stage_work(
     itemsize, D = model.dtype.itemsize, model.config.get_text_config().hidden_size
     row = D * itemsize
     return {
-        **_vision_work(model, _patch_grids(model, inputs), visual),
+        **_vision_work(model, grids, visual),
         "prune": Work(flops=0, bytes=(visual + kept) * row),
         "splice": Work(flops=0, bytes=2 * kept * row),
         **_llm_work(model, tokens_per_layer, new_tokens),
@@ -163,8 +164,8 @@ def _num_weights(module: nn.Module) -> int:
     return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
-def _patch_grids(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[Grid]:
-    """Steps, rows and columns of patches of every video."""
+def patch_grids(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[Grid]:
+    """Steps, rows and columns of patches of every video in a model's inputs."""
     if inputs.get("video_grid_thw") is not None:
         return [(t, h, w) for t, h, w in torch.as_tensor(inputs["video_grid_thw"]).tolist()]
     size = model.config.vision_config.patch_size
@@ -185,3 +186,26 @@ def floors(row: Record, ceilings: Ceilings) -> dict[str, tuple[float, float | No
         spent = row["stages_ms"].get(stage)
         found[stage] = floor, None if spent is None or not spent["median"] else floor / spent["median"]
     return found
+
+
+def table(record: Mapping[str, Any]) -> tuple[str, list[Sequence[str]]] | None:
+    """A line about a record's ceilings, and a table of every stage's floor; None if it has no ceilings."""
+    if not (given := record["config"].get("ceilings")):
+        return None
+    ceilings = Ceilings(**given)
+    rows = [(row["label"], floors(row, ceilings)) for row in record["rows"] if row["runs"]]
+    stages = [stage for stage in STAGES if any(stage in found for _, found in rows)]
+    cells: list[Sequence[str]] = [("floor ms (share reached)", *stages)]
+    cells += [[label, *(_cell(stages_of.get(stage)) for stage in stages)] for label, stages_of in rows]
+    says = (
+        f"ceilings measured here: {ceilings.flops_per_s / 1e12:.3g} TFLOP/s in a product, "
+        f"{ceilings.bytes_per_s / 1e9:.3g} GB/s in a copy; a stage's floor is its products or its bytes over these"
+    )
+    return says, cells
+
+
+def _cell(found: tuple[float, float | None] | None) -> str:
+    if found is None:
+        return "-"
+    floor, share = found
+    return f"{floor:.3g}" + ("" if share is None else f" ({100 * share:.0f} %)")

@@ -57,7 +57,14 @@ def test_flops_are_those_that_pytorch_counts(name: str) -> None:
     model, inputs, visual = eager(name)
     found = counted(model, inputs)
     layers = len(adapter_class(model.config)(model).decoder.layers)
-    work = roofline.stage_work(model, inputs, visual=visual, kept=visual, tokens_per_layer=[20] * layers, new_tokens=1)
+    work = roofline.stage_work(
+        model,
+        roofline.patch_grids(model, inputs),
+        visual=visual,
+        kept=visual,
+        tokens_per_layer=[20] * layers,
+        new_tokens=1,
+    )
     seen = work["tower"].flops + (work["project"].flops if "project" in work else 0)
     assert seen == pytest.approx(found["vision"], rel=2e-3)  # rotary tables and positions are products in some releases
     assert work["prefill"].flops == pytest.approx(found["prefill"], rel=2e-3)
@@ -68,7 +75,7 @@ def test_flops_are_those_that_pytorch_counts(name: str) -> None:
 def test_decoding_reads_all_weights_and_the_cache_for_every_token_but_the_first() -> None:
     model, inputs, visual = eager("llava_onevision")
     given = {"visual": visual, "kept": 10, "tokens_per_layer": [20, 20, 15, 15]}
-    one, six = (roofline.stage_work(model, inputs, **given, new_tokens=n) for n in (2, 7))
+    one, six = (roofline.stage_work(model, roofline.patch_grids(model, inputs), **given, new_tokens=n) for n in (2, 7))
     text, weights = model.config.get_text_config(), sum(p.numel() for p in model.lm_head.parameters())
     weights += sum(p.numel() for p in model.model.language_model.layers.parameters() if p.dim() == 2)
     cache = 2 * 70 * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
