@@ -132,6 +132,7 @@ class Pruning:
         }
         for name, call in calls.items():
             self._stack.callback(replace_method(model, name, call))
+        self._stack.enter_context(self.adapter.tower_scope())
         guard = PlaceholderGuard(self.adapter.video_token_id, self._may_read_placeholders)
         self._stack.callback(model.get_input_embeddings().register_forward_pre_hook(guard).remove)
         vars(model)[_MARK] = self
@@ -199,11 +200,10 @@ class Pruning:
             )
         rows = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         before, after = _lengths(rows, short.attention_mask, _finite(encoded, pruned))
-        kept = zip(encoded.videos, pruned, strict=True)
         self._own.stats = PruningStats(
             method=self.method,
             retention_ratio=self.pruner.retention_ratio,
-            videos=tuple(_video_stats(video, len(p.indices)) for video, p in kept),
+            videos=tuple(map(_video_stats, encoded.videos, pruned)),
             entering_before=len(keep_mask),
             entering_after=len(features),
             prompt_before=before,
@@ -425,9 +425,9 @@ def _refuse_replicas() -> None:
     raise TangoError("DataParallel copies the model for every call; a pruned one needs DistributedDataParallel instead")
 
 
-def _video_stats(video: VisualTokens, kept: int) -> VideoStats:
+def _video_stats(video: VisualTokens, pruned: PrunedTokens) -> VideoStats:
     T, N, _ = video.features.shape
-    return VideoStats(frames=T, grid=video.grid, tokens_before=T * N, tokens_after=kept)
+    return VideoStats(frames=T, grid=video.grid, tokens_before=T * N, tokens_after=len(pruned.indices))
 
 
 def _places(laid_out: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
