@@ -121,14 +121,13 @@ class FixedGridAdapter(Adapter):
         if not lengths or 0 in lengths:
             raise ValueError(f"{self.video_input} must hold videos of at least one frame, got frames {lengths}")
         frames = [frame for video in videos for frame in video.unbind()]
+        times = video_timestamps(inputs.get("video_timestamps_s"), lengths, wanted=Signal.TIMESTAMPS in wants)
         device, dtype, width = self.model.device, self.model.dtype, self.model.config.vision_config.hidden_size
         batches = list(frame_batches([self.patches**2] * len(frames), width, dtype, device))
         rows = FrameRows(len(frames))
         for batch in batches:
             rows.add(**self._encode_frames(frames[batch], batches[0].stop, wants, timer))
         sinks = self.sink_positions if self.grid == self.sink_grid else ()
-        given = inputs.get("video_timestamps_s")
-        times = video_timestamps(given, lengths, wanted=Signal.TIMESTAMPS in wants)
         parts = {name: rows.split(name, lengths) for name in TOKEN_FIELDS}
         encoded = []
         for i, seconds in enumerate(times):
@@ -198,9 +197,11 @@ class FixedGridAdapter(Adapter):
         # For each placeholder (T*H rows of W tokens and a newline): its row of `embeds`, -1 where it is dropped.
         source = torch.where(keep_mask, keep_mask.cumsum(0) - 1, -1).view(T * H, W)
         newline = torch.where((source >= 0).any(dim=1, keepdim=True), K, -1)
+        num_kept = K + int((newline >= 0).sum())  # how many rows are touched, the device alone knows
         source = torch.cat([source, newline], dim=1).flatten()
         keep_mask = source >= 0
-        return embeds[source[keep_mask]], keep_mask
+        kept = keep_mask.byte().sort(descending=True, stable=True).indices[:num_kept]
+        return embeds[source[kept]], keep_mask
 
     @property
     def positions_are_kept(self) -> bool:

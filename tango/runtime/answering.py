@@ -162,12 +162,11 @@ def generate_ids(model: PreTrainedModel, inputs: BatchFeature, **generate_option
 
 def generate_output(model: PreTrainedModel, inputs: BatchFeature, **generate_options: Any) -> Any:
     """Return what `model.generate` returns for prepared inputs; greedy unless the options say otherwise."""
-    inputs = dict(inputs.to(model.device))
     scope: AbstractContextManager[object] = nullcontext()
-    if pruning_of(model) is None:
-        if stock_is_right(model):
-            inputs.pop("video_timestamps_s", None)  # stock generate refuses inputs it does not know
-        else:
-            scope = prune(model, KeepAllPruner())
+    if pruning_of(model) is None and stock_is_right(model):
+        inputs = inputs.to(model.device)
+        inputs.pop("video_timestamps_s", None)  # stock generate refuses inputs it does not know
+    elif pruning_of(model) is None:
+        scope = prune(model, KeepAllPruner())
     with scope, torch.inference_mode():
         return model.generate(**inputs, **{"do_sample": False, **generate_options})
