@@ -95,7 +95,7 @@ def shorten(
     if images is not None:
         _check_count("image", int((image & attended).sum()), len(images[1]))
     on_device = [torch.stack([input_ids, attended, video, image]), mask, (mask.cumsum(dim=1) - 1).clamp_min(0)]
-    (ids, attended, video, image), mask, position_ids = (to_device(x, device) for x in on_device)
+    (ids, attended, video, image), mask, counted = (to_device(x, device) for x in on_device)
     attended, video, image, is_text = attended.bool(), video.bool(), image.bool(), mask.bool()
     # A stable sort by the mask, along L, moves kept positions to the right end, in order.
     keep = attended.masked_scatter(video, torch.cat(list(keep_masks)))
@@ -108,24 +108,27 @@ def shorten(
     if images is not None:
         is_image = image.gather(1, kept) & is_text
         embeds = embeds.masked_scatter(is_image[..., None], images[1].to(embeds))
-    if positions is not None:
-        positions = to_device(positions, device)
-    if positions is not None and positions.dim() == 2:
-        position_ids = positions.gather(1, kept).masked_fill(mask == 0, 0)
-    elif positions is not None:
-        position_ids = torch.cat([position_ids[None], positions.gather(2, kept.expand(len(positions), -1, -1))])
     return ShortPrompt(
         input_ids=ids,
         text_ids=text_ids,
         attention_mask=mask,
         inputs_embeds=embeds,
-        position_ids=position_ids,
+        position_ids=counted
+        if positions is None
+        else _kept_positions(to_device(positions, device), kept, counted, mask),
         retains_positions=positions is not None,
         is_video=is_video,
         kept=kept,
         lengths=tuple(lengths.tolist()),
         source_length=input_ids.shape[1],
     )
+
+
+def _kept_positions(positions: Tensor, kept: Tensor, counted: Tensor, mask: Tensor) -> Tensor:
+    """Positions (B, L) or (axes, B, L) of the columns that are kept, as `shorten` describes them."""
+    if positions.dim() == 2:
+        return positions.gather(1, kept).masked_fill(mask == 0, 0)
+    return torch.cat([counted[None], positions.gather(2, kept.expand(len(positions), -1, -1))])
 
 
 def _kept_per_row(in_rows: Sequence[int], placeholders: Sequence[int], kept: Sequence[int]) -> Int[Tensor, "B"]:
