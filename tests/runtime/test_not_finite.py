@@ -9,7 +9,8 @@ import torch
 
 import tango
 from tango.profiling import StageTimer
-from tango.runtime.pruning import _finite, _lengths
+from tango.runtime.pruned_videos import _finite
+from tango.runtime.pruning import _lengths
 from tests import tiny, tiny_qwen
 from tests.methods.test_tango_syncs import Spy, counted_methods
 
@@ -55,7 +56,7 @@ def test_the_check_is_read_together_with_the_lengths(monkeypatch):
         pruned = [pruning.pruner(video) for video in encoded.videos]
     mask = inputs["attention_mask"]
     with counted_methods(monkeypatch) as calls, Spy() as spy:
-        lengths = _lengths(mask, mask, _finite(encoded, pruned))
+        lengths = _lengths(mask, mask, [_finite([tokens.features]) for tokens in pruned])
     assert lengths == (tuple(mask.sum(1).tolist()),) * 2
     assert calls == {"tolist": 1}
     assert not [name for name in spy.reads if "_local_scalar_dense" not in name]
