@@ -44,9 +44,9 @@ def empty_cache(model: PreTrainedModel) -> DynamicCache | None:
 class Prefix:
     """Keys and values of the beginning of a short prompt, up to its video's last token."""
 
-    input_ids: Int[Tensor, "1 n"]
-    position_ids: Int[Tensor, "1 n"] | Int[Tensor, "axes 1 n"]
-    layers: tuple[tuple[Tensor, Tensor], ...]  # keys and values (1, groups, n, d) of every layer of the LLM
+    input_ids: Int[Tensor, "1 columns"]
+    position_ids: Int[Tensor, "1 columns"] | Int[Tensor, "axes 1 columns"]
+    layers: tuple[tuple[Tensor, Tensor], ...]  # keys and values (1, groups, columns, d) of every layer of the LLM
 
     @property
     def nbytes(self) -> int:

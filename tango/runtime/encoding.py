@@ -80,9 +80,13 @@ def encode(
     outline = Outline(video=_blank(read), time_instruction=time_instruction, vision_marks=vision_marks)
     scope: AbstractContextManager[Pruning] = prune(model, KeepAllPruner()) if pruning is None else nullcontext(pruning)
     with scope as pruning, torch.no_grad():
-        given = dict(inputs.to(pruning.model.device))
+        ids, given = inputs["input_ids"], dict(inputs.to(pruning.model.device))
         encoded = _prune(pruning, given, outline)
-        return replace(encoded, prefix=_prefix(model, pruning, encoded, given)) if prefix_cache else encoded
+        if prefix_cache:
+            end = int((ids[0] == pruning.adapter.video_token_id).nonzero()[-1]) + 1  # of the video, on the host
+            given |= {encoded.video_input: encoded, "input_ids": given["input_ids"][:, :end]}
+            encoded = replace(encoded, prefix=_prefix(pruning, given))
+        return encoded
 
 
 def _refuse_layer_pruner(layer_pruner: LayerPruner | None) -> None:
@@ -112,18 +116,16 @@ def _prune(pruning: Pruning, inputs: dict[str, Any], outline: Outline) -> Encode
     )
 
 
-def _prefix(model: PreTrainedModel, pruning: Pruning, encoded: EncodedVideo, inputs: dict[str, Any]) -> Prefix | None:
-    """Run the LLM on the prompt (1, L) up to the video's last token; None: its cache does not allow for it."""
+def _prefix(pruning: Pruning, inputs: dict[str, Any]) -> Prefix | None:
+    """Run the LLM on a prompt that ends with its video; None: its cache does not allow for keeping a beginning."""
     cache = empty_cache(pruning.model)
     if cache is None:
         return None
-    adapter, ids, call = pruning.adapter, inputs["input_ids"], Call()
-    end = int((ids[0] == adapter.video_token_id).nonzero()[-1]) + 1
-    given = {**inputs, encoded.video_input: encoded}
-    short, _, _, scope = pruning.encode(ids[:, :end], None, given, call)
+    adapter, call = pruning.adapter, Call()
+    short, _, _, scope = pruning.encode(inputs["input_ids"], None, inputs, call)
     others = adapter.short_inputs(short) | adapter.beside_embeds(short.text_ids)
     with scope:
-        model(
+        pruning.model(
             inputs_embeds=short.inputs_embeds,
             attention_mask=short.attention_mask,
             position_ids=short.position_ids,

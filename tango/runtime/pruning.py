@@ -133,6 +133,7 @@ class Pruning:
         }
         for name, call in calls.items():
             self._stack.callback(replace_method(model, name, call))
+        self._stack.enter_context(self.adapter.tower_scope())
         guard = PlaceholderGuard(self.adapter.video_token_id, self._may_read_placeholders)
         self._stack.callback(model.get_input_embeddings().register_forward_pre_hook(guard).remove)
         vars(model)[_MARK] = self
