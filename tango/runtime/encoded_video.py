@@ -80,12 +80,12 @@ class Origin:
         self._weights = _weights(model)
         self._facts: dict[str, object] = {
             "method": pruner.name,
-            **pruner.config(),
             "layer_pruner": layer_pruner and layer_pruner.name,
             "saliency": adapter.saliency,
             "positions": getattr(adapter, "position_rule", None),
             "dtype": str(model.dtype),
             "device": str(model.device),
+            "autocast": torch.is_autocast_enabled(model.device.type),
         }
 
     def check(self, now: Origin) -> None:
@@ -96,20 +96,25 @@ class Origin:
         """
         if self._model() is not now._model():
             raise TangoError("this video was encoded by another model; encode it with this one: tango.encode")
-        before, after = self._facts, now._facts
-        names = ["method"] if before["method"] != after["method"] else [*before]
-        changed = [f"{n} was {before[n]!r} and is {after[n]!r}" for n in names if before[n] != after[n]]
-        if type(self.pruner).bind is not Method.bind or getattr(self.pruner, "weights", None) is not None:
-            changed += ["the method read its weights anew"] if self.pruner is not now.pruner else []
-        if type(self.pruner) is not type(now.pruner):
-            changed += ["the method's class is another"] if not changed else []
+        changed = _differences(self._facts, now._facts)
+        if type(self.pruner) is type(now.pruner):
+            changed += _differences(self.pruner.config(), now.pruner.config())
+        elif self.pruner.name == now.pruner.name:
+            changed.append("the method's class is another")
+        learned = type(self.pruner).bind is not Method.bind or getattr(self.pruner, "weights", None) is not None
+        if learned and self.pruner is not now.pruner:
+            changed.append("the method read its weights anew")
         if self._weights != now._weights:
-            changed += ["the model's weights or active adapters changed"]
+            changed.append("the model's weights or active adapters changed")
         if changed:
             raise TangoError(
                 f"this video was encoded otherwise than the model would encode it now: {'; '.join(changed)} "
                 "('none' keeps all tokens). Prune the model with the same plan, or encode the video again"
             )
+
+
+def _differences(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    return [f"{name} was {value!r} and is {after[name]!r}" for name, value in before.items() if value != after[name]]
 
 
 def _weights(model: nn.Module) -> list[object]:
@@ -137,7 +142,8 @@ class EncodedVideo:
     """A video as `tango.encode` leaves it: its pruned tokens, not its pixels and not its other tokens.
 
     It stands for the video in `tango.answer` and `tango.prepare`, on the model that encoded it, while that is pruned
-    with the same plan. Nothing changes it, so it may be asked any number of times, from several threads, too.
+    with the same plan. Nothing changes it, so questions about it may come from several threads, too, if the model is
+    pruned (`tango.KeepAllPruner()` prunes nothing).
 
     Example:
         >>> video = tango.encode(model, processor, "clip.mp4")

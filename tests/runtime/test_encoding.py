@@ -434,6 +434,14 @@ def test_another_plan_and_another_state_are_refused(says: str) -> None:
         tango.answer(model, processor, encoded, "?", **GREEDY)
 
 
+def test_autocast_is_another_state() -> None:
+    model, processor = build()
+    with tango.prune(model, "uniform", retention_ratio=0.3):
+        encoded = tango.encode(model, processor, video())
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(tango.TangoError, match="autocast was False"):
+            tango.answer(model, processor, encoded, "?", **GREEDY)
+
+
 def test_another_model_is_refused_even_if_it_is_equal() -> None:
     model, processor = build()
     with tango.prune(model, "uniform", retention_ratio=0.3):
