@@ -245,6 +245,7 @@ class Processor(ChatProcessor):
         *,
         num_frames: int | None = None,
         video_timestamps: bool = True,
+        video_pixels: bool = True,
         **options: Any,
     ) -> BatchFeature:
         """Tokenize prompts that contain one `<video>` per video, and preprocess the videos in that order.
@@ -252,6 +253,8 @@ class Processor(ChatProcessor):
         A video has any form that `tango.read_video` takes; images stand in the prompts as `<image>`. `options` are the
         tokenizer's.
 
+        Args:
+            video_pixels: False: everything but `pixel_values_videos`, from the videos' sizes and times alone.
         Raises:
             PromptError: the numbers of `<video>` and of videos, or of `<image>` and of images, differ.
             VideoReadError: one of them cannot be read.
@@ -262,7 +265,7 @@ class Processor(ChatProcessor):
         placeholders = [self.video_token * self.num_video_tokens(len(f)) for f in frames]
         inputs = self.tokenize(texts, {self.image_token: pieces, self.video_token: placeholders}, options)
         inputs.update(extra)
-        if frames:
+        if frames and video_pixels:
             pixels = [preprocess_frames(f, self.image_size) for f in frames]
             same = len({len(p) for p in pixels}) == 1
             inputs["pixel_values_videos"] = torch.stack(pixels) if same else pixels
