@@ -56,12 +56,10 @@ class Prefix:
     def begins(self, short: ShortPrompt) -> bool:
         """Whether this is the beginning of a prompt, by ids and positions, and something follows."""
         n = self.input_ids.shape[1]
-        return (
-            len(short.input_ids) == 1
-            and n < short.input_ids.shape[1]
-            and torch.equal(self.input_ids, short.input_ids[:, :n])
-            and torch.equal(self.position_ids, short.position_ids[..., :n])
-        )
+        if len(short.input_ids) != 1 or n >= short.input_ids.shape[1]:
+            return False
+        same = (self.input_ids == short.input_ids[:, :n]) & (self.position_ids == short.position_ids[..., :n])
+        return bool(same.all())  # one read from the device, which no tower or prefill keeps waiting
 
     def copy_into(self, cache: DynamicCache) -> DynamicCache:
         """Fill an empty cache; what is written to it later does not reach the prefix."""
