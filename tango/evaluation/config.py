@@ -34,7 +34,8 @@ class MethodConfig:
         options: fields of the method, such as `retention_ratio`.
         layer_pruner: prune again inside the LLM; `layer_options` are its fields.
         mean_retention_ratio: in place of `retention_ratio`, the mean over the LLM's layers.
-        saliency, positions: as in `tango.prune`. Whether the model has these positions is checked when it is pruned.
+        saliency, positions, reuse: as in `tango.prune`. Whether the model has these positions is checked when it is
+            pruned.
     Raises:
         UnknownNameError: no such method or option; the message lists the known ones.
         OptionError, BudgetError: options that exclude each other, or a value out of range.
@@ -53,6 +54,7 @@ class MethodConfig:
     mean_retention_ratio: float | None = None
     saliency: str | None = None
     positions: str | None = None
+    reuse: bool | None = None
     plan: Plan = field(init=False, repr=False, compare=False)
     weights: Mapping[str, str] = field(
         init=False, repr=False, compare=False
@@ -62,7 +64,8 @@ class MethodConfig:
         for name in ("options", "layer_options"):
             object.__setattr__(self, name, dict(getattr(self, name)))
         plan = Plan.of(**{item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.init})
-        for name, value in {"plan": plan, "saliency": plan.saliency, "positions": plan.positions}.items():
+        own = {"saliency": plan.saliency, "positions": plan.positions, "reuse": plan.reuse or None}
+        for name, value in {"plan": plan, **own}.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "weights", self._weights())
 
@@ -89,6 +92,7 @@ class MethodConfig:
             "mean_retention_ratio": mean,
             "saliency": self.saliency,
             "positions": self.positions,
+            **({"reuse": True} if self.reuse else {}),
         }
 
     def to_record(self) -> dict[str, object]:
@@ -177,6 +181,8 @@ def label_of(method: Mapping[str, Any], *, ratio: bool = True) -> str:
         parts.append(str(method["saliency"]))
     if method.get("positions") is not None:
         parts.append(str(method["positions"]))
+    if method.get("reuse"):
+        parts.append("reuse")
     known = {*(item.name for item in dataclasses.fields(MethodConfig)), "retention_ratio"}
     parts += [f"{key}{value}" for key, value in method.items() if key not in known]  # written by hand
     return "-".join(re.sub(r"[^A-Za-z0-9.+-]+", "_", part).strip("_") for part in parts)

@@ -41,6 +41,7 @@ _OWN: dict[str, Hint] = {
     "mean_retention_ratio": float | None,
     "saliency": str | None,
     "positions": Positions | None,
+    "reuse": bool | None,
     "pruned_layer": int | None,
     "pre_retain_ratio": float | None,
 }
@@ -59,6 +60,7 @@ class Plan:
         mean: fraction of tokens kept on average over the LLM's layers. Once their number is known, it determines the
             ratio of `pruner` or, if that keeps all tokens, of `layer_pruner`. None: both ratios hold as they are.
         saliency, positions: as in `tango.prune`; left out: the method's own.
+        reuse: as in `tango.prune`.
     Example:
         >>> plan = tango.Plan.parse({"method": "tango", "mean_retention_ratio": "0.1", "layer_pruner": "fastv-merge"})
         >>> pruner, layer_pruner = plan.pruners(num_layers=28)
@@ -73,12 +75,15 @@ class Plan:
     mean: float | None = None
     saliency: str = ""
     positions: str | None = None
+    reuse: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "saliency", self.saliency or self.pruner.default_saliency)
         object.__setattr__(self, "positions", self.positions or self.pruner.default_positions)
         saliency_function(self.saliency)
         read_option("positions", self.positions, Positions | None)
+        if self.reuse and isinstance(self.pruner, KeepAllPruner) and self.layer_pruner is None:
+            raise OptionError("reuse is for pruned models: with all tokens kept, results equal the stock model's bits")
 
     @classmethod
     def parse(cls, *sources: Mapping[str, object], method: str = "none", release: bool = False) -> Plan:
@@ -93,7 +98,7 @@ class Plan:
         * `layer_pruner`: an intra-LLM method that prunes again, with options `layer_<name>`;
         * `pruned_layer`: the layer at whose input `layer_pruner`, by default "fastv-merge", prunes again. As in the
           release, the retention ratio is then the mean, unless `pre_retain_ratio` gives the pre-LLM ratio;
-        * `saliency`, `positions`: as in `tango.prune`.
+        * `saliency`, `positions`, `reuse`: as in `tango.prune`.
 
         Args:
             method: used if no source names one.
@@ -116,6 +121,7 @@ class Plan:
         mean_retention_ratio: float | None = None,
         saliency: str | None = None,
         positions: str | None = None,
+        reuse: bool | None = None,
     ) -> Plan:
         """Build the plan of a method from its name and options, or from a built one; arguments as in `tango.prune`.
 
@@ -126,9 +132,9 @@ class Plan:
         options, mean = dict(options or {}), mean_retention_ratio
         if layer_options and not isinstance(layer_pruner, str):
             raise OptionError(f"options of a layer pruner, but no layer_pruner: {', '.join(layer_options)}")
-        if method == "none" and (options or any(value is not None for value in (layer_pruner, mean, positions))):
+        if method == "none" and (options or any(value is not None for value in (layer_pruner, mean, positions, reuse))):
             raise OptionError(
-                "method 'none' keeps all tokens; leave out ratio, options and positions, or name a method"
+                "method 'none' keeps all tokens; leave out ratio, options, positions and reuse, or name a method"
             )
         if mean is not None and "retention_ratio" in options:
             raise BudgetError(
@@ -156,7 +162,14 @@ class Plan:
             layer_pruner = build_layer_pruner(method, **options)
         elif method != "none":
             pruner = build_pruner(method, **options, **({} if mean is None else {"retention_ratio": mean}))
-        return cls(pruner=pruner, layer_pruner=layer_pruner, mean=mean, saliency=saliency or "", positions=positions)
+        return cls(
+            pruner=pruner,
+            layer_pruner=layer_pruner,
+            mean=mean,
+            saliency=saliency or "",
+            positions=positions,
+            reuse=bool(reuse),
+        )
 
     def pruners(self, num_layers: int) -> tuple[Pruner, LayerPruner | None]:
         """Return the pre-LLM and the intra-LLM method, with their ratios for an LLM of `num_layers` layers.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from tango.models.calls import Call, Inputs
 from tango.models.pooling_head import PoolingHead
 from tango.models.processors import stock
 from tango.models.processors.protocol import ChatProtocol
+from tango.models.reuse import Distinct, Reuse, distinct_frames
 from tango.models.splice import ShortPrompt
 from tango.models.weights import read_model
 from tango.ops.llm_shapes import Newlines
@@ -37,6 +38,8 @@ DECODERS = ("llama", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen
 TOKEN_FIELDS = ("features", *(ALL_SIGNALS & ~Signal.TIMESTAMPS).fields)
 
 GROUP = "tango.models"  # the entry points that add families
+
+TOWER_IS_COMPILED = "tower_is_compiled"  # attribute of a model
 
 _ADAPTERS: dict[str, type[Adapter]] = {}
 
@@ -56,6 +59,7 @@ class EncodedVideos:
 
     videos: list[VisualTokens]
     extras: list[list[Tensor]] | None = None
+    reuse: Reuse | None = None  # None: every frame passed through the tower
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,6 +99,8 @@ class Adapter(ABC):
     pooling_query: ClassVar[PoolingQuery] = "mean"  # what "p-attn" saliency means for this family's tower
     newlines: ClassVar[Newlines] = "none"  # which placeholders are newlines
     stock_is_right: ClassVar[bool] = True  # False: stock code lays out videos otherwise than the model was trained
+
+    reuse: bool = False  # whether frames with the same pixels are encoded once
 
     def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn"):
         saliency_function(saliency)
@@ -214,6 +220,14 @@ class Adapter(ABC):
             inputs: what the model was called with. Here and below they hold `input_ids` (B, L), and `attention_mask`
                 (B, L) or None.
         """
+
+    def distinct_frames(self, inputs: Inputs, lengths: Sequence[int]) -> Distinct:
+        """The frames to encode, given each video's number of frames, or of temporal steps.
+
+        A compiled tower gets all of them: another number would compile it again.
+        """
+        reused = self.reuse and TOWER_IS_COMPILED not in vars(self.model)
+        return distinct_frames(inputs if reused else {}, lengths)
 
     @abstractmethod
     def encode_images(self, inputs: Inputs) -> EncodedImages | None:

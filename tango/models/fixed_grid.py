@@ -20,6 +20,7 @@ from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideo
 from tango.models.calls import Inputs
 from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.processors.timestamps import video_timestamps
+from tango.models.reuse import reuse_of
 from tango.models.siglip import TowerStates, project, run_tower
 from tango.ops.device import to_device
 from tango.ops.saliency import AttentionPool, TowerBlock, block_signals
@@ -121,9 +122,12 @@ class FixedGridAdapter(Adapter):
         if not lengths or 0 in lengths:
             raise ValueError(f"{self.video_input} must hold videos of at least one frame, got frames {lengths}")
         frames = [frame for video in videos for frame in video.unbind()]
+        distinct = self.distinct_frames(inputs, lengths)
+        reuse = reuse_of(distinct, frames)
+        frames = [frames[t] for t in distinct.frames]
         device, dtype, width = self.model.device, self.model.dtype, self.model.config.vision_config.hidden_size
         batches = list(frame_batches([self.patches**2] * len(frames), width, dtype, device))
-        rows = FrameRows(len(frames))
+        rows = FrameRows(len(frames), distinct.flat_rows)
         for batch in batches:
             rows.add(**self._encode_frames(frames[batch], batches[0].stop, wants, timer))
         sinks = self.sink_positions if self.grid == self.sink_grid else ()
@@ -134,7 +138,7 @@ class FixedGridAdapter(Adapter):
         for i, seconds in enumerate(times):
             fields: dict[str, Any] = {name: part[i] for name, part in parts.items()}
             encoded.append(VisualTokens(grid=self.grid, timestamps_s=seconds, sink_positions=sinks, **fields))
-        return EncodedVideos(videos=encoded)
+        return EncodedVideos(videos=encoded, reuse=reuse)
 
     def _encode_frames(
         self, frames: list[Tensor], batch_size: int, wants: Signal, timer: StageTimer

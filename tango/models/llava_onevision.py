@@ -19,6 +19,7 @@ from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
 from tango.models.processors import stock
 from tango.models.processors.llava import Processor, chat_template
 from tango.ops.saliency import PoolingQuery
+from tango.video.repeats import FIRST_EQUAL
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -34,6 +35,7 @@ class LlavaOnevisionAdapter(FixedGridAdapter):
         {
             "pixel_values", "pixel_values_videos", "image_sizes", "image_sizes_videos", "batch_num_images",
             "vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio", "video_timestamps_s",
+            FIRST_EQUAL,
         }
     )  # fmt: skip
     default_num_frames: ClassVar[int] = 32

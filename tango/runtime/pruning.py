@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tango.containers import PrunedTokens, VisualTokens
+from tango.containers import PrunedTokens
 from tango.errors import OptionError, TangoError, UnsupportedModelError
 from tango.methods import KeepAllPruner, LayerPruner, Plan, Pruner
 from tango.models.base import Adapter, EncodedVideos
 from tango.models.calls import Call, cache_of, remember_prompt, remembered_prompt
+from tango.models.reuse import Reuse, refuse_unequal
 from tango.models.splice import ShortPrompt, shorten
 from tango.models.unwrapping import unwrap
 from tango.ops.checks import refuse_unless
@@ -31,7 +32,7 @@ from tango.runtime.callers import CallersPrompt
 from tango.runtime.layer_prune import last_prompt_columns, layer_pruning
 from tango.runtime.overlay import Overlay
 from tango.runtime.owned import PlaceholderGuard, replace_method
-from tango.runtime.stats import PruningStats, VideoStats
+from tango.runtime.stats import PruningStats, video_stats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -198,12 +199,11 @@ class Pruning:
                 pad_token_id=_pad_token_id(self.model),
             )
         rows = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        before, after = _lengths(rows, short.attention_mask, _finite(encoded, pruned))
-        kept = zip(encoded.videos, pruned, strict=True)
+        before, after = _lengths(rows, short.attention_mask, _finite(encoded, pruned), encoded.reuse)
         self._own.stats = PruningStats(
             method=self.method,
             retention_ratio=self.pruner.retention_ratio,
-            videos=tuple(_video_stats(video, len(p.indices)) for video, p in kept),
+            videos=video_stats(encoded, pruned),
             entering_before=len(keep_mask),
             entering_after=len(features),
             prompt_before=before,
@@ -339,6 +339,7 @@ def prune(
     mean_retention_ratio: float | None = None,
     saliency: str | None = None,
     positions: str | None = None,
+    reuse: bool | None = None,
     **options: Any,
 ) -> Pruning:
     """Prune the visual tokens of every video that `model` is given from now on.
@@ -370,6 +371,7 @@ def prune(
             from 0, and "kept" gives every token its position in the unpruned prompt. For Qwen-VL, whose kept tokens
             always keep their positions, "correct" (the default) computes them as the models were trained, and "stock"
             as this transformers release does.
+        reuse: encode equal frames of a video once; features are then equal up to rounding (see `tango.models.reuse`).
         **options: fields of the method, such as `retention_ratio=0.1`.
     Raises:
         UnknownNameError, OptionError: no such method or option, or not for this model.
@@ -383,7 +385,7 @@ def prune(
         'cyan'
     """
     others: dict[str, Any] = {"layer_pruner": layer_pruner, "mean_retention_ratio": mean_retention_ratio}
-    others |= {"saliency": saliency, "positions": positions}
+    others |= {"saliency": saliency, "positions": positions, "reuse": reuse}
     given = [*options, *(name for name, value in others.items() if value is not None)]
     if isinstance(method, Plan) and given:
         raise OptionError(f"a plan is complete; leave out {', '.join(given)}, or set it there")
@@ -399,6 +401,7 @@ def _pruned(adapter: Adapter, plan: Plan) -> Pruning:
     adapter.check(pruner.needs, pruner.name)
     if pruning_of(adapter.model) is not None:
         raise TangoError("this model is pruned already; remove() the first pruning before adding another")
+    adapter.reuse = plan.reuse
     bound = None if inside is None else inside.bind(adapter.model)
     return Pruning(adapter.model, pruner.bind(adapter.model), adapter, bound)
 
@@ -425,11 +428,6 @@ def _refuse_replicas() -> None:
     raise TangoError("DataParallel copies the model for every call; a pruned one needs DistributedDataParallel instead")
 
 
-def _video_stats(video: VisualTokens, kept: int) -> VideoStats:
-    T, N, _ = video.features.shape
-    return VideoStats(frames=T, grid=video.grid, tokens_before=T * N, tokens_after=kept)
-
-
 def _places(laid_out: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
     """Frame of every kept placeholder, and its position in the frame, from each video's number of frames and keep mask.
 
@@ -452,11 +450,13 @@ def _finite(encoded: EncodedVideos, pruned: list[PrunedTokens]) -> list[Tensor]:
     return [torch.stack([torch.stack(x.detach().aminmax()) for x in part]).isfinite().all() for part in parts]
 
 
-def _lengths(rows: Tensor, short: Tensor, finite: list[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _lengths(rows: Tensor, short: Tensor, finite: list[Tensor], reuse: Reuse | None) -> tuple[tuple[int, ...], ...]:
     """Prompt lengths before and after pruning. They are read from the device together with the flags, all at once."""
-    flags = torch.stack([flag.to(rows.device) for flag in finite])
+    flags = torch.stack([flag.to(rows.device) for flag in (*finite, *(() if reuse is None else (reuse.equal,)))])
     numbers = torch.cat([rows.bool().sum(1), short.sum(1), flags]).tolist()
     B = len(rows)
+    if reuse is not None:
+        refuse_unequal(numbers.pop())
     for video, flag in enumerate(numbers[2 * B :]):
         refuse_unless(bool(flag), f"features of video {video}")
     return tuple(numbers[:B]), tuple(numbers[B : 2 * B])

@@ -31,6 +31,7 @@ from tango.models.processors.llava import (
     check_options,
     resize_frames,
 )
+from tango.video.repeats import FIRST_EQUAL, first_equal, first_equal_steps
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
@@ -79,15 +80,16 @@ class Patches:
         return h, w
 
     def cut(
-        self, frames: UInt8[Tensor, "frames h w 3"]
+        self, frames: UInt8[Tensor, "frames h w 3"], first: Sequence[int] | None = None
     ) -> tuple[Float[Tensor, "patches features"], tuple[int, int, int]]:
         """Resize and normalise frames; return their patches, merge unit by merge unit, and the grid of patches.
 
-        The last frame is repeated until it fills a temporal step.
+        The last frame is repeated until it fills a temporal step. `first` is as in `resize_frames`.
         """
-        frames = torch.cat([frames, frames[-1:].expand(-len(frames) % self.temporal, -1, -1, -1)])
+        missing = -len(frames) % self.temporal
+        frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
         h, w = self.frame_size(frames.shape[1], frames.shape[2])
-        pixels = resize_frames(frames, (h, w))
+        pixels = resize_frames(frames, (h, w), None if first is None else [*first, *[first[-1]] * missing])
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         pixels.sub_(mean).div_(std)
         t, rows, columns = len(frames) // self.temporal, h // self.size, w // self.size
@@ -113,8 +115,8 @@ class QwenProcessor(ChatProcessor):
     """Tokenizer and video preprocessing in one callable, used like a transformers processor.
 
     `processor(text=..., videos=...)` returns `input_ids`, `attention_mask`, `mm_token_type_ids`,
-    `pixel_values_videos` and `video_grid_thw`; if the videos have times, `video_timestamps_s`, and `second_per_grid_ts`
-    for a family that takes it.
+    `pixel_values_videos` and `video_grid_thw`; if the videos have times, `video_timestamps_s`, `video_first_equal` (see
+    `tango.models.reuse`), and `second_per_grid_ts` for a family that takes it.
 
     Attributes:
         vision_marks: which marks surround a video whose frames carry their time. "flat": every frame follows its time,
@@ -123,8 +125,8 @@ class QwenProcessor(ChatProcessor):
     """
 
     media_input_names = (
-        "pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "video_timestamps_s", "pixel_values",
-        "image_grid_thw", "mm_token_type_ids",
+        "pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "video_timestamps_s", FIRST_EQUAL,
+        "pixel_values", "image_grid_thw", "mm_token_type_ids",
     )  # fmt: skip
 
     def __init__(
@@ -224,7 +226,8 @@ class QwenProcessor(ChatProcessor):
         check_options(options)
         texts, frames, times = self.match(text, videos, num_frames)
         pieces, extra = self.image_inputs(texts, images)
-        cut = [self.patches.cut(f) for f in frames]
+        first = [first_equal(f) for f in frames]
+        cut = [self.patches.cut(f, own) for f, own in zip(frames, first, strict=True)]
         grids = [grid for _, grid in cut]
         if self.form.frames_carry_time:
             marks = self.vision_marks if vision_marks is None else vision_marks
@@ -246,6 +249,7 @@ class QwenProcessor(ChatProcessor):
         if times is not None:
             if video_timestamps:
                 inputs["video_timestamps_s"] = times
+                inputs[FIRST_EQUAL] = [first_equal_steps(own, self.patches.temporal) for own in first]
             if self.form.seconds_per_step:
                 steps = [grid[0] for grid in grids]
                 seconds = seconds_per_step({"video_timestamps_s": times}, steps, self.patches.temporal, warn=False)
