@@ -172,6 +172,10 @@ class Adapter(ABC):
         del model
         return []
 
+    def tower_scope(self) -> AbstractContextManager[object]:
+        """A context entered while the model is pruned, in which the tower gives the same values in less time."""
+        return nullcontext()
+
     @property
     def decoder(self) -> PreTrainedModel:
         """The text model, for pruning at the input of one of its layers.
@@ -215,6 +219,8 @@ class Adapter(ABC):
     @abstractmethod
     def encode_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
         """Run tower, projector and pooling; return the tokens of every video, in the order of their placeholders.
+
+        It runs within `tower_scope`.
 
         Args:
             inputs: what the model was called with. Here and below they hold `input_ids` (B, L), and `attention_mask`

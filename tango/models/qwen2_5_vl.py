@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import vision_utils
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError, UnsupportedModelError
@@ -19,6 +20,7 @@ from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideo
 from tango.models.calls import Inputs
 from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_step, vision_positions
+from tango.models.packed_attention import packed_attention
 from tango.models.processors.qwen import MAX_PIXELS, QwenForm, QwenProcessor
 from tango.models.qwen_tower import queries_or_keys, tap_attention, window_order
 from tango.models.reuse import reuse_of
@@ -74,6 +76,16 @@ class QwenVlAdapter(Adapter):
     @classmethod
     def compilable(cls, model: PreTrainedModel) -> list[tuple[nn.Module, str, Callable[..., object]]]:
         return [(block, "forward", block.forward) for block in cls.tower_blocks(model)[:-1]]
+
+    def tower_scope(self) -> AbstractContextManager[object]:
+        return packed_attention(self.tower(self.model), self.tower_blocks(self.model), self.tower_inputs)
+
+    def tower_inputs(self, grid_thw: Tensor) -> dict[str, Tensor]:
+        """Inputs of the tower that follow from the grids of its images or videos (one a row), by stock code."""
+        return {
+            "position_ids": vision_utils.get_vision_position_ids(grid_thw, self.merge),
+            "cu_seqlens": vision_utils.get_vision_cu_seqlens(grid_thw),
+        }
 
     @property
     def video_token_id(self) -> int:
@@ -131,9 +143,9 @@ class QwenVlAdapter(Adapter):
         attention, needed = self.tower_blocks(self.model)[-1].attn, wants & (Signal.SALIENCY | Signal.KEYS)
         tap = tap_attention(attention) if needed else nullcontext(dict[str, Tensor]())
         with timer.stage("tower"), tap as record:
-            grid_thw = torch.tensor([(T, H * self.merge, W * self.merge) for T, H, W in grids])
+            grid_thw = torch.tensor([(T, H * self.merge, W * self.merge) for T, H, W in grids])  # stays on the host
             output = self.model.model.get_video_features(
-                to_device(pixels, self.model.device), to_device(grid_thw, self.model.device), return_dict=True
+                to_device(pixels, self.model.device), grid_thw, return_dict=True
             )
             if record:
                 record["hidden"] = output.last_hidden_state
@@ -187,9 +199,8 @@ class QwenVlAdapter(Adapter):
     def encode_images(self, inputs: Inputs) -> EncodedImages | None:
         if inputs.get("pixel_values") is None:
             return None
-        device = self.model.device
-        pixels, grid_thw = inputs["pixel_values"].to(device), torch.as_tensor(inputs["image_grid_thw"]).to(device)
-        output = self.model.model.get_image_features(pixels, grid_thw, return_dict=True)
+        pixels, grid_thw = inputs["pixel_values"], torch.as_tensor(inputs["image_grid_thw"]).cpu()
+        output = self.model.model.get_image_features(to_device(pixels, self.model.device), grid_thw, return_dict=True)
         features = torch.cat(list(output.pooler_output))
         return EncodedImages(token_id=self.image_token_id, features=features, extras=self.deeper_features(output))
 
@@ -268,6 +279,15 @@ class Qwen2_5VlAdapter(QwenVlAdapter):
                 "the qwen2_5_vl adapter takes saliency from the last block of the tower, which must attend to whole "
                 f"frames; here only blocks {list(self.vision.fullatt_block_indexes)} of {self.vision.depth} do"
             )
+
+    def tower_inputs(self, grid_thw: Tensor) -> dict[str, Tensor]:
+        window_index, borders = vision_utils.get_vision_window_index(
+            grid_thw,
+            spatial_merge_size=self.merge,
+            window_size=self.vision.window_size,
+            patch_size=self.vision.patch_size,
+        )
+        return {**super().tower_inputs(grid_thw), "window_index": window_index, "cu_window_seqlens": borders}
 
     def unit_order(self, grid: tuple[int, int]) -> Tensor:
         return window_order(grid, self.vision.window_size // self.merge // self.vision.patch_size)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import vision_utils
 
 from tango.containers import PrunedTokens
 from tango.models.base import EncodedImages, EncodedVideos, register_adapter
@@ -39,6 +40,17 @@ class Qwen3VlAdapter(QwenVlAdapter):
         mean=HALF,
         std=HALF,
     )
+
+    def tower_inputs(self, grid_thw: Tensor) -> dict[str, Tensor]:
+        tower = self.tower(self.model)
+        indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
+            grid_thw,
+            tower.num_grid_per_side,
+            mode=tower.interpolation_mode,
+            align_corners=tower.interpolation_align_corners,
+            spatial_merge_size=self.merge,
+        )
+        return {**super().tower_inputs(grid_thw), "interp_indices": indices, "interp_weights": weights}
 
     def deeper_features(self, output: BaseModelOutputWithPooling) -> list[Tensor]:
         return [_flat(layer) for layer in output.deepstack_features]

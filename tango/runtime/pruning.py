@@ -133,6 +133,7 @@ class Pruning:
         }
         for name, call in calls.items():
             self._stack.callback(replace_method(model, name, call))
+        self._stack.enter_context(self.adapter.tower_scope())
         guard = PlaceholderGuard(self.adapter.video_token_id, self._may_read_placeholders)
         self._stack.callback(model.get_input_embeddings().register_forward_pre_hook(guard).remove)
         vars(model)[_MARK] = self
@@ -455,8 +456,7 @@ def _lengths(rows: Tensor, short: Tensor, finite: list[Tensor], reuse: Reuse | N
     flags = torch.stack([flag.to(rows.device) for flag in (*finite, *(() if reuse is None else (reuse.equal,)))])
     numbers = torch.cat([rows.bool().sum(1), short.sum(1), flags]).tolist()
     B = len(rows)
-    if reuse is not None:
-        refuse_unequal(numbers.pop())
+    refuse_unequal(reuse is None or numbers.pop())
     for video, flag in enumerate(numbers[2 * B :]):
         refuse_unless(bool(flag), f"features of video {video}")
     return tuple(numbers[:B]), tuple(numbers[B : 2 * B])

@@ -59,8 +59,8 @@ def counted(model: Any) -> Iterator[list[int]]:
     tower = model.model.visual if qwen else model.model.vision_tower.embeddings
 
     def note(_module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        grids = next((x for x in (*args[1:], *kwargs.values()) if isinstance(x, torch.Tensor)), None)
-        seen.append(int(grids[:, 0].sum()) if qwen else len(args[0] if args else kwargs["pixel_values"]))
+        grids = kwargs["grid_thw"] if "grid_thw" in kwargs else args[-1]
+        seen.append(int(grids[:, 0].sum()) if qwen else len(args[0]))
 
     handle = tower.register_forward_pre_hook(note, with_kwargs=True)
     try:
