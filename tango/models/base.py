@@ -17,6 +17,7 @@ from tango.containers import ALL_SIGNALS, PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.extensions import load_group
 from tango.models.calls import Call, Inputs
+from tango.models.merging import MergedFrames, Merger
 from tango.models.pooling_head import PoolingHead
 from tango.models.processors import stock
 from tango.models.processors.protocol import ChatProtocol
@@ -60,6 +61,7 @@ class EncodedVideos:
     videos: list[VisualTokens]
     extras: list[list[Tensor]] | None = None
     reuse: Reuse | None = None  # None: every frame passed through the tower
+    merged: list[MergedFrames] | None = None  # of each video, if a tower method merged frames: `videos` hold those left
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,7 +102,10 @@ class Adapter(ABC):
     newlines: ClassVar[Newlines] = "none"  # which placeholders are newlines
     stock_is_right: ClassVar[bool] = True  # False: stock code lays out videos otherwise than the model was trained
 
+    merges_in_tower: ClassVar[bool] = False  # whether a tower method can merge frames between its blocks
+
     reuse: bool = False  # whether frames with the same pixels are encoded once
+    tower_merger: Merger | None = None  # the tower method
 
     def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn"):
         saliency_function(saliency)
@@ -227,6 +232,19 @@ class Adapter(ABC):
                 (B, L) or None.
         """
 
+    def check_merger(self, merger: Merger) -> None:
+        """Refuse a tower method that this model's tower cannot run.
+
+        Raises:
+            UnsupportedModelError: the family's tower has no place for it.
+            OptionError: it works after blocks that the tower does not have.
+        """
+        if not self.merges_in_tower:
+            raise UnsupportedModelError(
+                f"{merger.name} merges frames in the tower, which the {self.title} adapter cannot; "
+                f"it works with {', '.join(families_that_merge())}"
+            )
+
     def distinct_frames(self, inputs: Inputs, lengths: Sequence[int]) -> Distinct:
         """The frames to encode, given each video's number of frames, or of temporal steps.
 
@@ -321,6 +339,11 @@ def supported_model_types() -> list[str]:
 def families_with(signals: Signal) -> list[str]:
     """Families whose adapters supply all of these signals, sorted."""
     return [name for name in supported_model_types() if signals in _ADAPTERS[name].signals]
+
+
+def families_that_merge() -> list[str]:
+    """Families whose towers can merge frames between blocks, sorted."""
+    return [name for name in supported_model_types() if _ADAPTERS[name].merges_in_tower]
 
 
 def family(config: PretrainedConfig | None) -> str | None:

@@ -41,6 +41,7 @@ class LlavaOnevisionAdapter(FixedGridAdapter):
     default_num_frames: ClassVar[int] = 32
     pooling_query: ClassVar[PoolingQuery] = "head"
     newlines: ClassVar[Newlines] = "video"
+    merges_in_tower: ClassVar[bool] = True
     image_options: ClassVar[tuple[str, ...]] = ("vision_aspect_ratio", "batch_num_images")
     # Positions in the pooled 14 x 14 grid that attract attention whatever the image (release; appendix B.3 names #28).
     sink_positions: ClassVar[tuple[int, ...]] = (28, 27, 41, 169, 11, 12)

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tango.containers import PrunedTokens
 from tango.errors import OptionError, TangoError, UnsupportedModelError
-from tango.methods import KeepAllPruner, LayerPruner, Plan, Pruner
-from tango.models.base import Adapter, EncodedVideos
+from tango.methods import KeepAllPruner, LayerPruner, Plan, Pruner, TowerMerger
+from tango.models.base import Adapter
 from tango.models.calls import Call, cache_of, remember_prompt, remembered_prompt
 from tango.models.reuse import Reuse, refuse_unequal
 from tango.models.splice import ShortPrompt, shorten
@@ -30,6 +29,7 @@ from tango.ops.flops import check_layer
 from tango.profiling import StageTimer
 from tango.runtime.callers import CallersPrompt
 from tango.runtime.layer_prune import last_prompt_columns, layer_pruning
+from tango.runtime.merged import finite, prune_encoded
 from tango.runtime.overlay import Overlay
 from tango.runtime.owned import PlaceholderGuard, replace_method
 from tango.runtime.stats import PruningStats, video_stats
@@ -182,7 +182,7 @@ class Pruning:
         inputs = {**inputs, "input_ids": input_ids, "attention_mask": attention_mask}
         encoded = adapter.encode_videos(inputs, self.pruner.wants, timer)
         with timer.stage("prune"):
-            pruned = [self.pruner(video) for video in encoded.videos]
+            encoded, pruned = prune_encoded(encoded, self.pruner)
         with timer.stage("splice"):
             images = adapter.encode_images(inputs)
             laid_out = [adapter.lay_out(*pair) for pair in zip(encoded.videos, pruned, strict=True)]
@@ -200,7 +200,7 @@ class Pruning:
                 pad_token_id=_pad_token_id(self.model),
             )
         rows = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        before, after = _lengths(rows, short.attention_mask, _finite(encoded, pruned), encoded.reuse)
+        before, after = _lengths(rows, short.attention_mask, finite(encoded, pruned), encoded.reuse)
         self._own.stats = PruningStats(
             method=self.method,
             retention_ratio=self.pruner.retention_ratio,
@@ -341,6 +341,7 @@ def prune(
     saliency: str | None = None,
     positions: str | None = None,
     reuse: bool | None = None,
+    tower: TowerMerger | str | None = None,
     **options: Any,
 ) -> Pruning:
     """Prune the visual tokens of every video that `model` is given from now on.
@@ -352,16 +353,15 @@ def prune(
     that prompt's length; in training mode with labels they have the short prompt's, since the loss is computed already
     and long logits would take gigabytes. The cache that a pruned call returns holds the short prompt: `generate`
     continues it if the same video is given again, and refuses it otherwise. Where kept tokens retain their positions
-    (Qwen-VL, and `positions="kept"`), steps after a direct call need `position_ids`. Placeholders that reach the LLM in
-    another way, such as through a part of the model, are refused.
+    (Qwen-VL, and `positions="kept"`), steps after a direct call need `position_ids`. Placeholders that get there
+    in another way are refused.
 
     Args:
         model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`. It may be wrapped by
             `torch.compile`, by PEFT with adapters in the layers, or by DistributedDataParallel, before or after this
             call. Direct calls with video of a compiled model run uncompiled.
         method: a name from `available_methods()`, a pruner, or a `Plan`. With an intra-LLM method all tokens enter the
-            LLM, and `retention_ratio` is the mean over its layers; a layer pruner that is built already is taken as it
-            is.
+            LLM, and `retention_ratio` is the mean over its layers, unless the layer pruner is built already.
         layer_pruner: prune again inside the LLM: a layer pruner, or a name from `available_layer_pruners()`.
         mean_retention_ratio: in place of `retention_ratio`, the fraction kept on average over the LLM's layers. With
             a layer pruner, more tokens then enter the LLM (section 5.1 of the paper).
@@ -369,10 +369,10 @@ def prune(
             "attn" (mean attention received in the tower's last used block; needs no extra weights), or a registered
             name. None: the method's own.
         positions: for LLaVA, "contiguous" (the default, as in the paper's release) numbers the tokens that the LLM sees
-            from 0, and "kept" gives every token its position in the unpruned prompt. For Qwen-VL, whose kept tokens
-            always keep their positions, "correct" (the default) computes them as the models were trained, and "stock"
-            as this transformers release does.
+            from 0, and "kept" gives every token its position in the unpruned prompt. For Qwen-VL, which always keeps
+            these, "correct" (the default) computes them as in training, "stock" as this transformers release does.
         reuse: encode equal frames of a video once; features are then equal up to rounding (see `tango.models.reuse`).
+        tower: merge frames in the tower: a merger, or a name from `available_tower_mergers()`. Ratios mean all frames.
         **options: fields of the method, such as `retention_ratio=0.1`.
     Raises:
         UnknownNameError, OptionError: no such method or option, or not for this model.
@@ -385,8 +385,8 @@ def prune(
         ...     tango.answer(model, processor, "clip.mp4", "what color is plain")
         'cyan'
     """
-    others: dict[str, Any] = {"layer_pruner": layer_pruner, "mean_retention_ratio": mean_retention_ratio}
-    others |= {"saliency": saliency, "positions": positions, "reuse": reuse}
+    others: dict[str, Any] = {"layer_pruner": layer_pruner, "saliency": saliency, "positions": positions}
+    others |= {"mean_retention_ratio": mean_retention_ratio, "reuse": reuse, "tower": tower}
     given = [*options, *(name for name, value in others.items() if value is not None)]
     if isinstance(method, Plan) and given:
         raise OptionError(f"a plan is complete; leave out {', '.join(given)}, or set it there")
@@ -402,7 +402,9 @@ def _pruned(adapter: Adapter, plan: Plan) -> Pruning:
     adapter.check(pruner.needs, pruner.name)
     if pruning_of(adapter.model) is not None:
         raise TangoError("this model is pruned already; remove() the first pruning before adding another")
-    adapter.reuse = plan.reuse
+    if plan.tower is not None:
+        adapter.check_merger(plan.tower)
+    adapter.reuse, adapter.tower_merger = plan.reuse, plan.tower
     bound = None if inside is None else inside.bind(adapter.model)
     return Pruning(adapter.model, pruner.bind(adapter.model), adapter, bound)
 
@@ -442,13 +444,6 @@ def _places(laid_out: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
         cells.append(index % per_frame + first_cell)
         first_frame, first_cell = first_frame + num_frames + 1, first_cell + per_frame
     return torch.cat(frames), torch.cat(cells)
-
-
-def _finite(encoded: EncodedVideos, pruned: list[PrunedTokens]) -> list[Tensor]:
-    """For every video, whether all its features that the LLM will see are finite; on the device."""
-    deeper = encoded.extras or [[]] * len(pruned)
-    parts = [[tokens.features, *layers] for tokens, layers in zip(pruned, deeper, strict=True)]
-    return [torch.stack([torch.stack(x.detach().aminmax()) for x in part]).isfinite().all() for part in parts]
 
 
 def _lengths(rows: Tensor, short: Tensor, finite: list[Tensor], reuse: Reuse | None) -> tuple[tuple[int, ...], ...]:

@@ -47,7 +47,8 @@ def _ends(tokens: tuple[int, ...]) -> tuple[int, ...]:
 class VideoStats:
     """One video: frames, token grid of a frame, and visual tokens before and after pruning (newlines not counted).
 
-    `frames_encoded` is how many frames passed through the vision tower. For Qwen-VL, both count temporal steps.
+    `frames_encoded` is how many frames came out of the vision tower: fewer than `frames` where equal ones were encoded
+    once, or where a tower method merged some. For Qwen-VL, both count temporal steps.
     """
 
     frames: int
@@ -60,7 +61,9 @@ class VideoStats:
 def video_stats(encoded: EncodedVideos, pruned: Sequence[PrunedTokens]) -> tuple[VideoStats, ...]:
     """The numbers of every video."""
     sizes = [video.features.shape[:2] for video in encoded.videos]
-    through = [T for T, _ in sizes] if encoded.reuse is None else encoded.reuse.encoded
+    through: Sequence[int] = [T for T, _ in sizes] if encoded.reuse is None else encoded.reuse.encoded
+    if encoded.merged is not None:
+        through = [len(own.sources) for own in encoded.merged]
     return tuple(
         VideoStats(frames=T, frames_encoded=own, grid=video.grid, tokens_before=T * N, tokens_after=len(kept.indices))
         for (T, N), own, video, kept in zip(sizes, through, encoded.videos, pruned, strict=True)
