@@ -17,6 +17,20 @@ Inputs = Mapping[str, Any]  # keyword arguments of a model's call: tensors, and 
 _TAG = "pruned_prompt"  # attribute of a cache: ids of the short prompt that it holds
 
 
+def on_host(inputs: Inputs) -> dict[str, Any]:
+    """The inputs with everything but pixels on the host, where grids, times and ids are worked with.
+
+    Read before the tower is launched, they are there at once; later the host would wait for the tower.
+    """
+    return {name: value if "pixel" in name else _to_host(value) for name, value in inputs.items()}
+
+
+def _to_host(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_to_host(item) for item in value]
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
 class Call:
     """A `generate` or `forward` call that prunes, in the thread that made it.
 
@@ -27,6 +41,7 @@ class Call:
     def __init__(self) -> None:
         # Builds the logits processors of `generate`, for the prompt that the caller knows.
         self.make_processors: Callable[[Callable[..., object], dict[str, object]], object] | None = None
+        self.accepted = False  # the pruned features were found finite
         self.passed = False  # the pruned embeddings have reached the model, at least in part
         self._thread = threading.get_ident()
         self._aside = 0

@@ -250,9 +250,11 @@ class FixedGridAdapter(Adapter):
         # For each placeholder (T*H rows of W tokens and a newline): its row of `embeds`, -1 where it is dropped.
         source = torch.where(keep_mask, keep_mask.cumsum(0) - 1, -1).view(T * H, W)
         newline = torch.where((source >= 0).any(dim=1, keepdim=True), K, -1)
+        num_kept = K + int((newline >= 0).sum())  # how many rows are touched, the device alone knows
         source = torch.cat([source, newline], dim=1).flatten()
         keep_mask = source >= 0
-        return embeds[source[keep_mask]], keep_mask
+        kept = keep_mask.byte().sort(descending=True, stable=True).indices[:num_kept]
+        return embeds[source[kept]], keep_mask
 
     @property
     def positions_are_kept(self) -> bool:

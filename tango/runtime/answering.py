@@ -164,13 +164,12 @@ def generate_ids(model: PreTrainedModel, inputs: BatchFeature, **generate_option
 
 def generate_output(model: PreTrainedModel, inputs: BatchFeature, **generate_options: Any) -> Any:
     """Return what `model.generate` returns for prepared inputs; greedy unless the options say otherwise."""
-    inputs = dict(inputs.to(model.device))
     scope: AbstractContextManager[object] = nullcontext()
-    if pruning_of(model) is None:
-        if stock_is_right(model):
-            for name in ("video_timestamps_s", FIRST_EQUAL):  # stock generate refuses inputs it does not know
-                inputs.pop(name, None)
-        else:
-            scope = prune(model, KeepAllPruner())
+    if pruning_of(model) is None and stock_is_right(model):
+        inputs = inputs.to(model.device)
+        for name in ("video_timestamps_s", FIRST_EQUAL):  # stock generate refuses inputs it does not know
+            inputs.pop(name, None)
+    elif pruning_of(model) is None:
+        scope = prune(model, KeepAllPruner())
     with scope, torch.inference_mode():
         return model.generate(**inputs, **{"do_sample": False, **generate_options})

@@ -53,8 +53,15 @@ def _at_ratio(pruner: Pruner, ratio: float) -> Pruner:
     return changed
 
 
-def finite(encoded: EncodedVideos, pruned: list[PrunedTokens]) -> list[Tensor]:
-    """For every video, whether all its features that the LLM will see are finite; on the device."""
+def sound(encoded: EncodedVideos, pruned: list[PrunedTokens]) -> Tensor:
+    """For every video, whether all its features that the LLM will see are finite; on the device.
+
+    Where equal frames were encoded once, one flag more: whether they were equal.
+    """
     deeper = encoded.extras or [[]] * len(pruned)
     parts = [[tokens.features, *layers] for tokens, layers in zip(pruned, deeper, strict=True)]
-    return [torch.stack([torch.stack(x.detach().aminmax()) for x in part]).isfinite().all() for part in parts]
+    ranges = [torch.stack([torch.stack(x.detach().aminmax()) for x in part]) for part in parts]
+    flags = torch.stack([x.isfinite().all() for x in ranges])
+    if encoded.reuse is None:
+        return flags
+    return torch.cat([flags, to_device(encoded.reuse.equal, flags.device)[None]])

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,16 +21,17 @@ from torch import Tensor, nn
 from tango.errors import OptionError, TangoError, UnsupportedModelError
 from tango.methods import KeepAllPruner, LayerPruner, Plan, Pruner, TowerMerger
 from tango.models.base import Adapter
-from tango.models.calls import Call, cache_of, remember_prompt, remembered_prompt
-from tango.models.reuse import Reuse, refuse_unequal
+from tango.models.calls import Call, cache_of, on_host, remember_prompt, remembered_prompt
+from tango.models.reuse import refuse_unequal
 from tango.models.splice import ShortPrompt, shorten
 from tango.models.unwrapping import unwrap
 from tango.ops.checks import refuse_unless
 from tango.ops.flops import check_layer
 from tango.profiling import StageTimer
 from tango.runtime.callers import CallersPrompt
+from tango.runtime.generation_setup import check_positions, mask_arguments, pad_token_id, prepare_special_tokens
 from tango.runtime.layer_prune import last_prompt_columns, layer_pruning
-from tango.runtime.merged import finite, prune_encoded
+from tango.runtime.merged import prune_encoded, sound
 from tango.runtime.overlay import Overlay
 from tango.runtime.owned import PlaceholderGuard, replace_method
 from tango.runtime.stats import PruningStats, video_stats
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from transformers.utils import ModelOutput
 
 _MARK = "tango_pruning"  # attribute of a pruned model
+_METHODS = ("generate", "forward", "_get_logits_processor", "_prepare_special_tokens")
 
 
 class Prepared(NamedTuple):
@@ -49,6 +52,7 @@ class Prepared(NamedTuple):
     # Of every kept visual token, newlines included: frame, and position in the frame. None: no layer pruner asks.
     places: tuple[Tensor, Tensor] | None
     stats: PruningStats
+    sound: Tensor  # flags as of `tango.runtime.merged.sound`; on the device
     scope: AbstractContextManager[object]  # entered while the prompt passes through the model
 
 
@@ -96,7 +100,7 @@ class Pruning:
     def _install(self) -> None:
         """Replace methods of this one instance; nn.Module calls the instance's own `forward`."""
         model = self.model
-        stock = {name: getattr(model, name) for name in ("generate", "forward", "_get_logits_processor")}
+        stock = {name: getattr(model, name) for name in _METHODS}
         generate_names, forward_names = (list(inspect.signature(stock[n]).parameters) for n in ("generate", "forward"))
 
         def generate(*args: Any, **kwargs: Any) -> object:
@@ -125,10 +129,14 @@ class Pruning:
                 return make(**kwargs)
             return call.make_processors(make, kwargs)
 
+        def prepare_tokens(*args: Any, **kwargs: Any) -> None:
+            prepare_special_tokens(stock["_prepare_special_tokens"], *args, **kwargs)
+
         calls: dict[str, Callable[..., object]] = {
             "generate": generate,
             "forward": forward,
             "_get_logits_processor": make_processors,
+            "_prepare_special_tokens": prepare_tokens,
             "_replicate_for_data_parallel": _refuse_replicas,
         }
         for name, call in calls.items():
@@ -178,43 +186,63 @@ class Pruning:
         Raises:
             NotFiniteError: a video's features hold NaN or infinity.
         """
-        adapter, timer = self.adapter, StageTimer(input_ids.device)
-        inputs = {**inputs, "input_ids": input_ids, "attention_mask": attention_mask}
+        call = call or Call()
+        prepared = self._prepare(input_ids, attention_mask, inputs, call)
+        self._accept(prepared, call)
+        return prepared
+
+    def _accept(self, prepared: Prepared, call: Call) -> None:
+        """Refuse features that are not finite. This reads from the device, so that it comes after the prefill has been
+        launched, and before its result is used."""
+        if not call.accepted:
+            flags = prepared.sound.tolist()
+            refuse_unequal(len(flags) == len(prepared.stats.videos) or flags.pop())
+            for video, flag in enumerate(flags):
+                refuse_unless(flag, f"features of video {video}")
+            call.accepted, self._own.stats = True, prepared.stats
+
+    def _prepare(
+        self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any], call: Call
+    ) -> Prepared:
+        """Encode, prune and shorten without waiting for the device, but for what the pruner itself reads."""
+        adapter, timer = self.adapter, StageTimer(self.model.device)
+        inputs = on_host({**inputs, "input_ids": input_ids, "attention_mask": attention_mask})
+        input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
         encoded = adapter.encode_videos(inputs, self.pruner.wants, timer)
         with timer.stage("prune"):
             encoded, pruned = prune_encoded(encoded, self.pruner)
         with timer.stage("splice"):
             images = adapter.encode_images(inputs)
             laid_out = [adapter.lay_out(*pair) for pair in zip(encoded.videos, pruned, strict=True)]
-            features, keep_mask = (torch.cat(parts) for parts in zip(*laid_out, strict=True))
+            features, keep_masks = zip(*laid_out, strict=True)
             video, image = adapter.placeholders(input_ids, inputs, images)
             short = shorten(
                 input_ids,
                 attention_mask,
                 self._embed_short,
                 video=video,
-                keep_mask=keep_mask,
-                video_features=features,
+                keep_masks=keep_masks,
+                kept_counts=list(map(len, features)),
+                video_features=torch.cat(features),
                 images=None if images is None else (image, images.features),
                 positions=adapter.positions(input_ids, attention_mask, inputs),
-                pad_token_id=_pad_token_id(self.model),
+                pad_token_id=pad_token_id(self.model),
             )
         rows = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        before, after = _lengths(rows, short.attention_mask, finite(encoded, pruned), encoded.reuse)
-        self._own.stats = PruningStats(
+        stats = PruningStats(
             method=self.method,
             retention_ratio=self.pruner.retention_ratio,
             videos=video_stats(encoded, pruned),
-            entering_before=len(keep_mask),
-            entering_after=len(features),
-            prompt_before=before,
-            prompt_after=after,
+            entering_before=sum(map(len, keep_masks)),
+            entering_after=sum(map(len, features)),
+            prompt_before=tuple(rows.bool().sum(1).tolist()),
+            prompt_after=short.lengths,
             timer=timer,
         )
         frames = [(len(video.features), own) for video, (_, own) in zip(encoded.videos, laid_out, strict=True)]
         places = None if self.layer_pruner is None else _places(frames)
-        scope = adapter.prefill_scope(encoded, pruned, images, short, call or Call())
-        return Prepared(short, places, self._own.stats, scope)
+        scope = adapter.prefill_scope(encoded, pruned, images, short, call)
+        return Prepared(short, places, stats, sound(encoded, pruned), scope)
 
     def _generate(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> object:
         if kwargs.get(self.adapter.video_input) is None:
@@ -229,7 +257,10 @@ class Pruning:
             raise ValueError(f"{self.adapter.video_input} needs input_ids beside it")
         mask = kwargs.pop("attention_mask", None)
         with torch.no_grad():
-            short, places, stats, scope = self.encode(ids, mask, kwargs, call)
+            prepared = self._prepare(ids, mask, kwargs, call)
+        short, stats = prepared.short, prepared.stats
+        if self.layer_pruner is not None:
+            self._accept(prepared, call)  # it reads from the device in any case
         self._check_cache(cache_of(kwargs), short)
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         kwargs.pop("position_ids", None)  # those of the long prompt
@@ -237,13 +268,15 @@ class Pruning:
         if short.retains_positions:  # else generate counts them by itself
             kwargs["position_ids"] = short.position_ids
             if short.position_ids.dim() == 2:
-                _check_positions(self.model, kwargs)
+                check_positions(self.model, kwargs)
         prompt = CallersPrompt(ids, short.input_ids.shape[1], call)
         prompt.adapt(kwargs, self.model.generation_config)
         call.make_processors = prompt.processors
-        overlay = Overlay(self.model, short, stats.timer, call, self.adapter)
-        with scope, self._in_decoder(short, places, stats, call), overlay:
-            output = stock(input_ids=short.input_ids, attention_mask=short.attention_mask, **kwargs)
+        accept = partial(self._accept, prepared, call)
+        overlay = Overlay(self.model, short, stats.timer, call, self.adapter, accept)
+        with prepared.scope, self._in_decoder(prepared, call), overlay:
+            output = stock(input_ids=short.input_ids, **{**mask_arguments(self.model, short), **kwargs})
+        accept()
         if not call.passed:
             raise TangoError("generate did not run the model that was pruned, so the video was not seen")
         if overlay.prefill_end is not None:
@@ -258,7 +291,10 @@ class Pruning:
                 "learnt tokens before the prompt cannot be used on a pruned model"
             )
         ids, mask = kwargs.pop("input_ids"), kwargs.pop("attention_mask", None)
-        short, places, stats, scope = self.encode(ids, mask, kwargs, call)
+        prepared = self._prepare(ids, mask, kwargs, call)
+        short = prepared.short
+        if self.layer_pruner is not None:
+            self._accept(prepared, call)
         self._check_cache(cache_of(kwargs), short)
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         if kwargs.get("labels") is not None:
@@ -266,8 +302,9 @@ class Pruning:
         kwargs |= self.adapter.short_inputs(short) | self.adapter.beside_embeds(short.text_ids)
         kwargs["position_ids"] = short.position_ids
         wanted = kwargs.pop("logits_to_keep", 0)
-        with scope, self._in_decoder(short, places, stats, call, kwargs.get("labels")):
+        with prepared.scope, self._in_decoder(prepared, call, kwargs.get("labels")):
             output = stock(inputs_embeds=short.inputs_embeds, attention_mask=short.attention_mask, **kwargs)
+            self._accept(prepared, call)
         if isinstance(output, Mapping):
             remember_prompt(cache_of(output), short.input_ids)
         labelled = kwargs.get("labels") is not None
@@ -282,15 +319,9 @@ class Pruning:
         return self.pruner.name if inside is None else inside.name
 
     @contextmanager
-    def _in_decoder(
-        self,
-        short: ShortPrompt,
-        places: tuple[Tensor, Tensor] | None,
-        stats: PruningStats,
-        call: Call,
-        labels: Tensor | None = None,
-    ) -> Iterator[None]:
+    def _in_decoder(self, prepared: Prepared, call: Call, labels: Tensor | None = None) -> Iterator[None]:
         """While the short prompt passes, prune inside the LLM if there is a layer pruner; then complete `stats`."""
+        short, places, stats = prepared.short, prepared.places, prepared.stats
         if self.layer_pruner is None:
             yield
         else:
@@ -446,17 +477,6 @@ def _places(laid_out: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat(frames), torch.cat(cells)
 
 
-def _lengths(rows: Tensor, short: Tensor, finite: list[Tensor], reuse: Reuse | None) -> tuple[tuple[int, ...], ...]:
-    """Prompt lengths before and after pruning. They are read from the device together with the flags, all at once."""
-    flags = torch.stack([flag.to(rows.device) for flag in (*finite, *(() if reuse is None else (reuse.equal,)))])
-    numbers = torch.cat([rows.bool().sum(1), short.sum(1), flags]).tolist()
-    B = len(rows)
-    refuse_unequal(reuse is None or numbers.pop())
-    for video, flag in enumerate(numbers[2 * B :]):
-        refuse_unless(bool(flag), f"features of video {video}")
-    return tuple(numbers[:B]), tuple(numbers[B : 2 * B])
-
-
 def _with_long_logits(
     output: ModelOutput | tuple, short: ShortPrompt, wanted: int | Tensor, *, labelled: bool
 ) -> ModelOutput | tuple:
@@ -471,25 +491,3 @@ def _with_long_logits(
     if isinstance(getattr(output, "logits", None), Tensor):  # some kernels compute a loss without them
         output.logits = long(output.logits)
     return output
-
-
-def _pad_token_id(model: PreTrainedModel) -> int:
-    """The model's own id for padding if it has one. Any id will do: padding is masked."""
-    for source in (model.generation_config, model.config):
-        for name in ("pad_token_id", "eos_token_id"):
-            value = getattr(source, name, None)
-            value = value[0] if isinstance(value, (list, tuple)) and value else value
-            if isinstance(value, int):
-                return value
-    return 0
-
-
-def _check_positions(model: PreTrainedModel, kwargs: Mapping[str, Any]) -> None:
-    """Refuse what makes transformers take gaps between positions for borders of packed prompts: a call without a cache,
-    or later chunks of a prefill with flash attention."""
-    config = kwargs.get("generation_config") or model.generation_config
-    if kwargs.get("use_cache", config.use_cache) is False:
-        raise OptionError("positions='kept' needs the cache; leave out use_cache=False, or take 'contiguous'")
-    chunked = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-    if chunked and "flash" in str(model.config.get_text_config()._attn_implementation):
-        raise OptionError("positions='kept' and flash attention need the prefill in one piece, not in chunks")

@@ -112,7 +112,7 @@ def test_flash_attention_gets_ragged_rows_and_their_longest(family: str) -> None
         return query.transpose(1, 2), None
 
     model.model.visual.config._attn_implementation_internal = "flash_attention_2"
-    with mock.patch.dict(module.ALL_ATTENTION_FUNCTIONS._global_mapping, flash_attention_2=flash):
+    with mock.patch.dict(module.ALL_ATTENTION_FUNCTIONS._local_mapping, flash_attention_2=flash):
         tower_outputs(model, GRIDS["ragged windows"])
         with scope(model):
             inside = True
