@@ -281,7 +281,7 @@ def test_a_gpu_needs_at_most_4_gb_for_1024_frames(
 
 @pytest.mark.usefixtures("unchecked_annotations")
 def test_a_gpu_needs_a_copy_and_the_distances_at_32_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of scenes: a float32 copy (90 MB), and 42 MB. Of one segment: 122 MB with 60 of 196 positions static, 187 with 20,
+    """Of scenes: a float32 copy (90 MB) and 42 MB. Of one segment: 122 MB with 60 of 196 positions static, 187 with 20,
     since all distances are held."""
     short, one = [(1,) * 32, scenes(32), scenes(32, seed=1)], [(32,)]
     for num_static, cases, most in ((20, short, 140e6), (60, [*short, *one], 130e6), (20, one, 190e6)):
