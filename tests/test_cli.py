@@ -14,6 +14,7 @@ from tango.cli import main
 from tango.methods import (
     available_layer_pruners,
     available_pruners,
+    available_tower_mergers,
     build_layer_pruner,
     build_pruner,
     layer_pruner_class,
@@ -155,7 +156,8 @@ def test_the_installed_command_runs():
     result = subprocess.run(
         [sys.executable, "-m", "tango.cli", "methods", "--json"], capture_output=True, text=True, check=True
     )
-    assert [m["name"] for m in json.loads(result.stdout)] == [*available_pruners(), *available_layer_pruners()]
+    expected = [*available_pruners(), *available_layer_pruners(), *available_tower_mergers()]
+    assert [m["name"] for m in json.loads(result.stdout)] == expected
 
 
 def test_quickstart(capsys):

@@ -23,9 +23,11 @@ from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_st
 from tango.models.packed_attention import packed_attention
 from tango.models.processors.qwen import MAX_PIXELS, QwenForm, QwenProcessor
 from tango.models.qwen_tower import queries_or_keys, tap_attention, window_order
+from tango.models.reuse import reuse_of
 from tango.ops.device import to_device
 from tango.ops.saliency import TowerBlock, block_signals
 from tango.profiling import StageTimer
+from tango.video.repeats import FIRST_EQUAL
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +50,7 @@ class QwenVlAdapter(Adapter):
     consumed: ClassVar[frozenset[str]] = frozenset(
         {
             "pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "second_per_grid_ts",
-            "mm_token_type_ids", "rope_deltas", "video_timestamps_s", "video_metadata",
+            "mm_token_type_ids", "rope_deltas", "video_timestamps_s", FIRST_EQUAL, "video_metadata",
         }
     )  # fmt: skip
     default_num_frames: ClassVar[int] = 32
@@ -113,10 +115,13 @@ class QwenVlAdapter(Adapter):
         if len(pixels) != unit * sum(math.prod(grid) for grid in grids):
             given = torch.as_tensor(inputs["video_grid_thw"]).tolist()
             raise ValueError(f"video_grid_thw {given} does not fit {len(pixels)} patches of pixels")
-        owners = [video for video, (T, _, _) in enumerate(grids) for _ in range(T)]
         patches = [unit * H * W for T, H, W in grids for _ in range(T)]
+        distinct, each = self.distinct_frames(inputs, [T for T, _, _ in grids]), pixels.split(patches)
+        if (reuse := reuse_of(distinct, each)) is not None:
+            pixels, patches = torch.cat([each[t] for t in distinct.frames]), [patches[t] for t in distinct.frames]
+        owners = [video for video, count in enumerate(distinct.counts) for _ in range(count)]
         width = getattr(self.vision, "embed_dim", self.vision.hidden_size)
-        rows, first = [FrameRows(T) for T, _, _ in grids], 0
+        rows, first = [FrameRows(*own) for own in zip(distinct.counts, distinct.rows, strict=True)], 0
         for batch in frame_batches(patches, width, self.model.dtype, self.model.device):
             steps = [(video, len(list(same))) for video, same in groupby(owners[batch])]
             shapes, count = [(n, *grids[video][1:]) for video, n in steps], sum(patches[batch])
@@ -128,7 +133,8 @@ class QwenVlAdapter(Adapter):
         for own, (_, H, W), seconds in zip(rows, grids, times, strict=True):
             fields: dict[str, Any] = {name: own.get(name) for name in TOKEN_FIELDS}
             videos.append(VisualTokens(grid=(H, W), timestamps_s=seconds, **fields))
-        return EncodedVideos(videos=videos, extras=[[x.flatten(0, 1) for x in own.rest(TOKEN_FIELDS)] for own in rows])
+        extras = [[x.flatten(0, 1) for x in own.rest(TOKEN_FIELDS)] for own in rows]
+        return EncodedVideos(videos=videos, extras=extras, reuse=reuse)
 
     def _encode_steps(
         self, pixels: Tensor, grids: list[Grid], wants: Signal, timer: StageTimer

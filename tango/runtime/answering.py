@@ -18,6 +18,7 @@ from tango.models.processors.protocol import ChatProtocol, Reading, WrappedProce
 from tango.models.processors.qwen import VisionMarks, check_marks
 from tango.runtime.encoded_video import EncodedVideo
 from tango.runtime.pruning import prune, pruning_of
+from tango.video.repeats import FIRST_EQUAL
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
@@ -55,7 +56,8 @@ def prepare(
         vision_marks: how Qwen3-VL's prompt marks frames. "nested": as in transformers; "flat": without the pair of
             marks around the whole video. None: the processor's own setting, "nested" unless it was changed.
     Returns:
-        `input_ids`, `attention_mask`, `pixel_values_videos` and, where known, `video_timestamps_s`.
+        `input_ids`, `attention_mask`, `pixel_values_videos` and, where known, `video_timestamps_s`, with
+        `video_first_equal` beside it.
     Raises:
         VideoReadError: the video cannot be read.
         UnknownNameError: no such time instruction or way of marking.
@@ -207,7 +209,8 @@ def generate_output(model: PreTrainedModel, inputs: BatchFeature, **generate_opt
     encoded = any(isinstance(value, EncodedVideo) for value in inputs.values())
     if pruning_of(model) is None and stock_is_right(model) and not encoded:
         inputs = inputs.to(model.device)
-        inputs.pop("video_timestamps_s", None)  # stock generate refuses inputs it does not know
+        for name in ("video_timestamps_s", FIRST_EQUAL):  # stock generate refuses inputs it does not know
+            inputs.pop(name, None)
     elif pruning_of(model) is None:
         scope = prune(model, KeepAllPruner())
     with scope, torch.inference_mode():

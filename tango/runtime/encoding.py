@@ -16,7 +16,6 @@ from tango.models.calls import Call, cache_argument
 from tango.models.processors.messages import TimeInstruction
 from tango.models.processors.protocol import ChatProtocol, Reading
 from tango.models.processors.qwen import VisionMarks
-from tango.ops.checks import refuse_unless
 from tango.profiling import StageTimer
 from tango.runtime.answering import prepare, wrapped
 from tango.runtime.encoded_video import EncodedVideo, Origin, Outline, Prefix, empty_cache
@@ -107,7 +106,7 @@ def _blank(video: Video | Tensor) -> Video | Tensor:
 
 def _prune(pruning: Pruning, inputs: dict[str, Any], outline: Outline) -> EncodedVideo:
     videos = prune_videos(pruning.adapter, pruning.pruner, inputs, StageTimer(pruning.model.device))
-    refuse_unless(bool(videos.finite[0]), "features of the video")
+    videos.refuse_unsound()
     return EncodedVideo(
         outline=outline,
         pruned=videos,

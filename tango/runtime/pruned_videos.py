@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from tango.annotations import Bool, Float
-from tango.containers import VisualTokens
 from tango.methods import Pruner
 from tango.models.base import Adapter
+from tango.models.reuse import refuse_unequal
+from tango.ops.checks import refuse_unless
 from tango.profiling import StageTimer
-from tango.runtime.stats import VideoStats
+from tango.runtime.merged import prune_encoded, sound
+from tango.runtime.stats import VideoStats, video_stats
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,14 +28,26 @@ class PrunedVideos:
     kept_counts: list[int]  # of each video, how many placeholders are kept
     deeper: list[list[Float[Tensor, "K D"]]]  # of each video, for each layer of the LLM that is handed features
     sizes: tuple[VideoStats, ...]
-    finite: Bool[Tensor, "videos"]  # no feature is NaN or infinity
+    sound: Bool[Tensor, "flags"]  # see `refuse_unsound`
+
+    def refuse_unsound(self) -> None:
+        """Read from the device whether the videos' features are finite, and equal frames equal.
+
+        Raises:
+            NotFiniteError: a video's features hold NaN or infinity.
+            ValueError: frames that were encoded once had different pixels.
+        """
+        flags = self.sound.tolist()
+        refuse_unequal(len(flags) == len(self.sizes) or flags.pop())
+        for video, flag in enumerate(flags):
+            refuse_unless(flag, f"features of video {video}")
 
 
 def prune_videos(adapter: Adapter, pruner: Pruner, inputs: Mapping[str, Any], timer: StageTimer) -> PrunedVideos:
     """Encode and prune all videos of a batch; `inputs` are as for `Adapter.encode_videos`."""
     encoded = adapter.encode_videos(inputs, pruner.wants, timer)
     with timer.stage("prune"):
-        pruned = [pruner(video) for video in encoded.videos]
+        encoded, pruned = prune_encoded(encoded, pruner)
     with timer.stage("splice"):
         laid_out = [adapter.lay_out(*pair) for pair in zip(encoded.videos, pruned, strict=True)]
         deeper = encoded.extras or [[]] * len(pruned)
@@ -43,16 +57,6 @@ def prune_videos(adapter: Adapter, pruner: Pruner, inputs: Mapping[str, Any], ti
         kept_counts=[len(features) for features, _ in laid_out],
         keep_masks=[keep_mask for _, keep_mask in laid_out],
         deeper=deeper,
-        sizes=tuple(_size(video, len(p.indices)) for video, p in zip(encoded.videos, pruned, strict=True)),
-        finite=torch.stack([_finite([p.features, *own]) for p, own in zip(pruned, deeper, strict=True)]),
+        sizes=video_stats(encoded, pruned),
+        sound=sound(encoded, pruned),
     )
-
-
-def _size(video: VisualTokens, kept: int) -> VideoStats:
-    T, N, _ = video.features.shape
-    return VideoStats(frames=T, grid=video.grid, tokens_before=T * N, tokens_after=kept)
-
-
-def _finite(features: list[Tensor]) -> Tensor:
-    """Whether all features that the LLM will see of a video are finite; on the device."""
-    return torch.stack([torch.stack(x.detach().aminmax()) for x in features]).isfinite().all()

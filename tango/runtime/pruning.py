@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from tango.errors import OptionError, TangoError, UnsupportedModelError
-from tango.methods import KeepAllPruner, LayerPruner, Plan, Pruner
+from tango.methods import KeepAllPruner, LayerPruner, Plan, Pruner, TowerMerger
 from tango.models.base import Adapter
 from tango.models.calls import Call, cache_argument, cache_of, on_host, remember_prompt, remembered_prompt
 from tango.models.splice import ShortPrompt, shorten
 from tango.models.unwrapping import unwrap
-from tango.ops.checks import refuse_unless
 from tango.ops.flops import check_layer
 from tango.profiling import StageTimer
 from tango.runtime.callers import CallersPrompt
@@ -52,7 +51,7 @@ class Prepared(NamedTuple):
     # Of every kept visual token, newlines included: frame, and position in the frame. None: no layer pruner asks.
     places: tuple[Tensor, Tensor] | None
     stats: PruningStats
-    finite: Tensor  # of every video, whether its features are; on the device
+    videos: PrunedVideos
     scope: AbstractContextManager[object]  # entered while the prompt passes through the model
 
 
@@ -195,8 +194,7 @@ class Pruning:
         """Refuse features that are not finite. This reads from the device, so that it comes after the prefill has been
         launched, and before its result is used."""
         if not call.accepted:
-            for video, flag in enumerate(prepared.finite.tolist()):
-                refuse_unless(flag, f"features of video {video}")
+            prepared.videos.refuse_unsound()
             call.accepted, self._own.stats = True, prepared.stats
 
     def _prepare(
@@ -240,7 +238,7 @@ class Pruning:
         )
         places = None if self.layer_pruner is None else _places(videos)
         scope = adapter.prefill_scope(videos.deeper, images, short, call)
-        return Prepared(short, places, stats, videos.finite, scope)
+        return Prepared(short, places, stats, videos, scope)
 
     def _generate(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> object:
         if kwargs.get(self.adapter.video_input) is None:
@@ -372,6 +370,8 @@ def prune(
     mean_retention_ratio: float | None = None,
     saliency: str | None = None,
     positions: str | None = None,
+    reuse: bool | None = None,
+    tower: TowerMerger | str | None = None,
     **options: Any,
 ) -> Pruning:
     """Prune the visual tokens of every video that `model` is given from now on.
@@ -383,16 +383,15 @@ def prune(
     that prompt's length; in training mode with labels they have the short prompt's, since the loss is computed already
     and long logits would take gigabytes. The cache that a pruned call returns holds the short prompt: `generate`
     continues it if the same video is given again, and refuses it otherwise. Where kept tokens retain their positions
-    (Qwen-VL, and `positions="kept"`), steps after a direct call need `position_ids`. Placeholders that reach the LLM in
-    another way, such as through a part of the model, are refused.
+    (Qwen-VL, and `positions="kept"`), steps after a direct call need `position_ids`. Placeholders that get there
+    in another way are refused.
 
     Args:
         model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`. It may be wrapped by
             `torch.compile`, by PEFT with adapters in the layers, or by DistributedDataParallel, before or after this
             call. Direct calls with video of a compiled model run uncompiled.
         method: a name from `available_methods()`, a pruner, or a `Plan`. With an intra-LLM method all tokens enter the
-            LLM, and `retention_ratio` is the mean over its layers; a layer pruner that is built already is taken as it
-            is.
+            LLM, and `retention_ratio` is the mean over its layers, unless the layer pruner is built already.
         layer_pruner: prune again inside the LLM: a layer pruner, or a name from `available_layer_pruners()`.
         mean_retention_ratio: in place of `retention_ratio`, the fraction kept on average over the LLM's layers. With
             a layer pruner, more tokens then enter the LLM (section 5.1 of the paper).
@@ -400,9 +399,10 @@ def prune(
             "attn" (mean attention received in the tower's last used block; needs no extra weights), or a registered
             name. None: the method's own.
         positions: for LLaVA, "contiguous" (the default, as in the paper's release) numbers the tokens that the LLM sees
-            from 0, and "kept" gives every token its position in the unpruned prompt. For Qwen-VL, whose kept tokens
-            always keep their positions, "correct" (the default) computes them as the models were trained, and "stock"
-            as this transformers release does.
+            from 0, and "kept" gives every token its position in the unpruned prompt. For Qwen-VL, which always keeps
+            these, "correct" (the default) computes them as in training, "stock" as this transformers release does.
+        reuse: encode equal frames of a video once; features are then equal up to rounding (see `tango.models.reuse`).
+        tower: merge frames in the tower: a merger, or a name from `available_tower_mergers()`. Ratios mean all frames.
         **options: fields of the method, such as `retention_ratio=0.1`.
     Raises:
         UnknownNameError, OptionError: no such method or option, or not for this model.
@@ -415,8 +415,8 @@ def prune(
         ...     tango.answer(model, processor, "clip.mp4", "what color is plain")
         'cyan'
     """
-    others: dict[str, Any] = {"layer_pruner": layer_pruner, "mean_retention_ratio": mean_retention_ratio}
-    others |= {"saliency": saliency, "positions": positions}
+    others: dict[str, Any] = {"layer_pruner": layer_pruner, "saliency": saliency, "positions": positions}
+    others |= {"mean_retention_ratio": mean_retention_ratio, "reuse": reuse, "tower": tower}
     given = [*options, *(name for name, value in others.items() if value is not None)]
     if isinstance(method, Plan) and given:
         raise OptionError(f"a plan is complete; leave out {', '.join(given)}, or set it there")
@@ -432,6 +432,9 @@ def _pruned(adapter: Adapter, plan: Plan) -> Pruning:
     adapter.check(pruner.needs, pruner.name)
     if pruning_of(adapter.model) is not None:
         raise TangoError("this model is pruned already; remove() the first pruning before adding another")
+    if plan.tower is not None:
+        adapter.check_merger(plan.tower)
+    adapter.reuse, adapter.tower_merger = plan.reuse, plan.tower
     bound = None if inside is None else inside.bind(adapter.model)
     return Pruning(adapter.model, pruner.bind(adapter.model), adapter, bound)
 

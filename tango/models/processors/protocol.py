@@ -94,9 +94,9 @@ class ChatProtocol:
 
         Args:
             processor_kwargs: options for reading media, `num_frames`, `fps`, `backend` and `time_instruction`, as in
-                `tango.prepare`; `video_timestamps=True`, which adds `video_timestamps_s`; and options of the tokenizer,
-                such as `padding`. Each may also be among `options`. A pruned model reads `video_timestamps_s`, a stock
-                model refuses it; without it frames count as one second apart, as a warning says.
+                `tango.prepare`; `video_timestamps=True`, which adds `video_timestamps_s` and `video_first_equal`; and
+                options of the tokenizer. Each may also be among `options`. A pruned model reads both inputs, a stock
+                model refuses them; without times frames count as one second apart, as a warning says.
             options: `continue_final_message`, `tools`, `documents`, and variables of the template.
         Returns:
             Text, or a list of texts; with `tokenize` the ids (B, S); with `return_dict` all inputs.

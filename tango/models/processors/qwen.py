@@ -31,6 +31,7 @@ from tango.models.processors.llava import (
     check_options,
     resize_frames,
 )
+from tango.video.repeats import FIRST_EQUAL, first_equal_steps
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
@@ -84,15 +85,17 @@ class Patches:
         return math.ceil(num_frames / self.temporal), h // self.size, w // self.size
 
     def cut(
-        self, frames: UInt8[Tensor, "frames h w 3"]
+        self, frames: UInt8[Tensor, "frames h w 3"], first: Sequence[int] | None = None
     ) -> tuple[Float[Tensor, "patches features"], tuple[int, int, int]]:
         """Resize and normalise frames; return their patches, merge unit by merge unit, and the grid of patches.
 
-        The last frame is repeated until it fills a temporal step.
+        The last frame is repeated until it fills a temporal step. `first` is as in `resize_frames`.
         """
         t, rows, columns = self.grid(*frames.shape[:3])
-        frames = torch.cat([frames, frames[-1:].expand(-len(frames) % self.temporal, -1, -1, -1)])
-        pixels = resize_frames(frames, (rows * self.size, columns * self.size))
+        missing = -len(frames) % self.temporal
+        frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
+        first = None if first is None else [*first, *[first[-1]] * missing]
+        pixels = resize_frames(frames, (rows * self.size, columns * self.size), first)
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         pixels.sub_(mean).div_(std)
         sides = (rows // self.merge, self.merge, self.size, columns // self.merge, self.merge, self.size)
@@ -117,8 +120,8 @@ class QwenProcessor(ChatProcessor):
     """Tokenizer and video preprocessing in one callable, used like a transformers processor.
 
     `processor(text=..., videos=...)` returns `input_ids`, `attention_mask`, `mm_token_type_ids`,
-    `pixel_values_videos` and `video_grid_thw`; if the videos have times, `video_timestamps_s`, and `second_per_grid_ts`
-    for a family that takes it.
+    `pixel_values_videos` and `video_grid_thw`; if the videos have times, `video_timestamps_s`, `video_first_equal` (see
+    `tango.models.reuse`), and `second_per_grid_ts` for a family that takes it.
 
     Attributes:
         vision_marks: which marks surround a video whose frames carry their time. "flat": every frame follows its time,
@@ -127,8 +130,8 @@ class QwenProcessor(ChatProcessor):
     """
 
     media_input_names = (
-        "pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "video_timestamps_s", "pixel_values",
-        "image_grid_thw", "mm_token_type_ids",
+        "pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "video_timestamps_s", FIRST_EQUAL,
+        "pixel_values", "image_grid_thw", "mm_token_type_ids",
     )  # fmt: skip
 
     def __init__(
@@ -244,7 +247,11 @@ class QwenProcessor(ChatProcessor):
         inputs["mm_token_type_ids"] = self._kinds(inputs["input_ids"])
         inputs.update(extra)
         if frames and video_pixels:
-            inputs["pixel_values_videos"] = torch.cat([self.patches.cut(f)[0] for f in frames])
+            first = [first_equal(f) for f in frames]
+            cut = [self.patches.cut(f, own)[0] for f, own in zip(frames, first, strict=True)]
+            inputs["pixel_values_videos"] = torch.cat(cut)
+            if times is not None and video_timestamps:
+                inputs[FIRST_EQUAL] = [first_equal_steps(own, self.patches.temporal) for own in first]
         if frames:
             inputs["video_grid_thw"] = torch.tensor(grids)
         if times is not None:

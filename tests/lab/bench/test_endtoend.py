@@ -201,7 +201,7 @@ class TestRounds:
 class TestSummary:
     @staticmethod
     def stats(**options: Any) -> PruningStats:
-        video = VideoStats(frames=4, grid=(5, 5), tokens_before=100, tokens_after=10)
+        video = VideoStats(frames=4, frames_encoded=4, grid=(5, 5), tokens_before=100, tokens_after=10)
         plain: dict[str, Any] = {"method": "x", "retention_ratio": 0.1, "videos": (video,), "timer": StageTimer()}
         counts = {"entering_before": 101, "entering_after": 11, "prompt_before": (121,), "prompt_after": (31,)}
         return PruningStats(**{**plain, **counts, **options})
