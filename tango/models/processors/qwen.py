@@ -31,7 +31,7 @@ from tango.models.processors.llava import (
     check_options,
     resize_frames,
 )
-from tango.video.repeats import FIRST_EQUAL, first_equal_steps
+from tango.video.repeats import FIRST_EQUAL, first_equal, first_equal_steps
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
