@@ -20,22 +20,26 @@ TYPE_CHECKING = False  # that of `typing`, whose import takes longer than all of
 __version__ = "0.1.0"
 
 _HOMES = {  # module -> the names that it has
-    "tango.containers": "LayerTokens Paper PrunedTokens Signal Video VisualTokens",
+    "tango.containers": "LayerTokens Paper PrunedTokens Signal TowerFrames Video VisualTokens",
     "tango.errors": (
         "BudgetError CheckpointError DamagedVideoWarning MissingSignalError OptionError PromptError "
         "TangoError UnknownNameError UnsupportedModelError VideoReadError WriteError"
     ),
     "tango.methods": (
-        "DartPruner DivPrunePruner DyCokePruner FastVidPruner FastvMergePruner FastvPruner FrameFusionPruner "
+        "DartPruner DivPrunePruner DyCokePruner EarlyTomFramesMerger EarlyTomFramesReleaseMerger EarlyTomPruner "
+        "FastVidPruner FastvMergePruner FastvPruner FrameFusionPruner "
         "HolitomMergePruner HolitomPruner KeepAllPruner LayerPruner Plan PruneVidPruner PruneVidSelectPruner "
         "Pruner PyramidDropPruner RandomPruner SparseVlmPruner TangoPaperPruner TangoPruner "
-        "TangoReleasePruner UniformPruner VidCom2Pruner VisionZipPruner available_layer_pruners "
-        "available_methods available_pruners build_layer_pruner build_pruner register"
+        "TangoReleasePruner TowerMerger UniformPruner VidCom2Pruner VisionZipPruner available_layer_pruners "
+        "available_methods available_pruners available_tower_mergers build_layer_pruner build_pruner "
+        "build_tower_merger register"
     ),
     "tango.models": "Adapter EncodedImages EncodedVideos load register_adapter",
     "tango.ops.saliency": "available_saliency register_saliency",
     "tango.runtime.answering": "answer prepare",
     "tango.runtime.compiling": "compile_tower",
+    "tango.runtime.encoded_video": "EncodedVideo",
+    "tango.runtime.encoding": "encode",
     "tango.runtime.pruning": "Pruning prune",
     "tango.runtime.stats": "PruningStats",
     "tango.video.reading": "read_video",
@@ -44,7 +48,7 @@ _HOMES = {  # module -> the names that it has
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, Video, VisualTokens
+    from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, TowerFrames, Video, VisualTokens
     from tango.errors import (
         BudgetError,
         CheckpointError,
@@ -62,6 +66,9 @@ if TYPE_CHECKING:
         DartPruner,
         DivPrunePruner,
         DyCokePruner,
+        EarlyTomFramesMerger,
+        EarlyTomFramesReleaseMerger,
+        EarlyTomPruner,
         FastVidPruner,
         FastvMergePruner,
         FastvPruner,
@@ -80,20 +87,25 @@ if TYPE_CHECKING:
         TangoPaperPruner,
         TangoPruner,
         TangoReleasePruner,
+        TowerMerger,
         UniformPruner,
         VidCom2Pruner,
         VisionZipPruner,
         available_layer_pruners,
         available_methods,
         available_pruners,
+        available_tower_mergers,
         build_layer_pruner,
         build_pruner,
+        build_tower_merger,
         register,
     )
     from tango.models import Adapter, EncodedImages, EncodedVideos, load, register_adapter
     from tango.ops.saliency import available_saliency, register_saliency
     from tango.runtime.answering import answer, prepare
     from tango.runtime.compiling import compile_tower
+    from tango.runtime.encoded_video import EncodedVideo
+    from tango.runtime.encoding import encode
     from tango.runtime.pruning import Pruning, prune
     from tango.runtime.stats import PruningStats
     from tango.video.reading import read_video

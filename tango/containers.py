@@ -117,6 +117,7 @@ class VisualTokens:
     frame_embeds: Float[Tensor, "T P"] | None = None  # one vector per frame
     keys: Float[Tensor, "T N d"] | None = None  # the vision tower's attention keys, averaged over heads
     sink_positions: tuple[int, ...] = ()  # positions in [0, N) that attract attention on this model
+    groups: tuple[int, ...] = ()  # lengths of runs of similar frames, where a tower method tells
 
     def __post_init__(self) -> None:
         if self.features.dim() != 3 or not self.features.is_floating_point():
@@ -141,8 +142,25 @@ class VisualTokens:
                 raise ValueError(
                     f"{kind.field} must have shape {shape} beside features {(T, N)}, got {tuple(value.shape)}"
                 )
+        if self.groups and sum(self.groups) != T:
+            raise ValueError(f"groups must be runs of all {T} frames, got lengths {self.groups}")
         if any(not 0 <= p < N for p in self.sink_positions):
             raise ValueError(f"sink_positions must lie in [0, {N}), got {self.sink_positions}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TowerFrames:
+    """The frames of one video that are left after a block of the vision tower, and their states.
+
+    Example:
+        >>> frames = tango.TowerFrames(hidden=torch.randn(3, 9, 8), sources=(0, 1, 4))
+        >>> len(frames.hidden)
+        3
+    """
+
+    hidden: Float[Tensor, "T p P"]
+    sources: tuple[int, ...]  # the frame of the video that each stands for; increasing
+    groups: tuple[int, ...] = ()  # lengths of runs of similar frames, once merging is over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -15,6 +15,7 @@ from tango.commands import answer as commands_answer
 from tango.methods import (
     available_layer_pruners,
     available_pruners,
+    available_tower_mergers,
     build_layer_pruner,
     build_pruner,
     layer_pruner_class,
@@ -68,6 +69,25 @@ def test_answer_with_a_static_cache(files, monkeypatch, capsys):
     assert [options.get("cache_implementation") for options in asked] == [None, "static"]
     assert [record["static_cache"] for record in records] == [False, True]
     assert records[0]["answer"] == records[1]["answer"]
+
+
+@pytest.mark.parametrize("method", [["--retention-ratio", "0.25"], ["--method", "none"]])
+def test_further_questions_get_the_answers_they_get_alone(files, capsys, method):
+    others = ("Why?", "Where to?")
+    assert tango(files, "answer", "clip.mp4", "--json", *method, "--ask", others[0], "--ask", others[1]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["question"] for record in records] == ["What happens?", *others]
+    assert {"read", "encode"} < set(records[0]["stages_ms"])
+    for record in records:
+        base = ["answer", str(files / "clip.mp4"), record["question"], "--model", str(files / "model")]
+        assert main([*base, "--num-frames", "6", "--max-new-tokens", "3", "--json", *method]) == 0
+        alone = json.loads(capsys.readouterr().out)
+        assert record["answer"] == alone["answer"]
+        assert set(record["stages_ms"]).isdisjoint({"tower", "project", "prune"})
+    assert not {"read", "encode"} & set(records[1]["stages_ms"])
+    late = ["--ask", "Why?", "--method", "fastv", "--option", "layer=1", "--retention-ratio", "0.8"]
+    assert tango(files, "answer", "clip.mp4", *late) == 2
+    assert "looks at the question" in capsys.readouterr().err
 
 
 def test_answer_without_pruning(files, capsys):
@@ -150,7 +170,8 @@ def test_the_installed_command_runs():
     result = subprocess.run(
         [sys.executable, "-m", "tango.cli", "methods", "--json"], capture_output=True, text=True, check=True
     )
-    assert [m["name"] for m in json.loads(result.stdout)] == [*available_pruners(), *available_layer_pruners()]
+    expected = [*available_pruners(), *available_layer_pruners(), *available_tower_mergers()]
+    assert [m["name"] for m in json.loads(result.stdout)] == expected
 
 
 def test_quickstart(capsys):

@@ -10,7 +10,7 @@ import pytest
 from tango.cli import main
 from tango.containers import ALL_SIGNALS, Signal
 from tango.errors import MissingSignalError
-from tango.methods import available_layer_pruners, available_pruners, pruner_class
+from tango.methods import available_layer_pruners, available_pruners, available_tower_mergers, pruner_class
 from tango.models import Adapter, adapter_class, families_with, supported_model_types
 from tango.profiling import StageTimer
 from tests import tiny_qwen
@@ -65,8 +65,10 @@ def test_what_an_adapter_does_not_declare_is_refused():
 def test_json_names_models_paper_and_licence(capsys):
     assert main(["methods", "--json"]) == 0
     methods = {method["name"]: method for method in json.loads(capsys.readouterr().out)}
-    assert list(methods) == [*available_pruners(), *available_layer_pruners()]
+    assert list(methods) == [*available_pruners(), *available_layer_pruners(), *available_tower_mergers()]
     assert methods["fastv-merge"]["models"] == methods["visionzip"]["models"] == supported_model_types()
+    assert methods["earlytom-frames"]["stage"] == "tower"
+    assert methods["earlytom-frames"]["models"] == ["llava_onevision"]
     assert methods["divprune"]["paper"]["licence"] == "CC-BY-NC-4.0"
 
 

@@ -118,7 +118,7 @@ def inputs(family: str, *rows: tuple[str | Grid, ...], side: str = "left") -> di
 
 def stock(batch: dict) -> dict:
     """The inputs that stock models know."""
-    return {k: v for k, v in batch.items() if k != "video_timestamps_s"}
+    return {k: v for k, v in batch.items() if k not in ("video_timestamps_s", "video_first_equal")}
 
 
 def one_row(family: str, batch: dict, rows: list[tuple], row: int) -> dict:

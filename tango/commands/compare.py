@@ -194,7 +194,7 @@ def encode(
     """Encode the video once, with every signal that any of the methods wants."""
     wants = functools.reduce(operator.or_, (pruner.wants for pruner in pruners), Signal.NONE)
     timer = StageTimer(adapter.model.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), adapter.tower_scope():
         (tokens,) = adapter.encode_videos(inputs, wants, timer).videos
     # Nothing has been pruned yet: what adapters time as "prune" here is saliency and other signals.
     stages = {"signals" if stage == "prune" else stage: ms for stage, ms in timer.ms().items()}

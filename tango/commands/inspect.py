@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
             f"inspect needs a pre-LLM method, got {method.method}: {', '.join(available_pruners())}; "
             "tango compare shows what intra-LLM methods keep, given a --question"
         )
+    if method.plan.tower is not None:
+        raise TangoError(f"inspect shows what is kept of all frames; leave out tower {method.plan.tower.name}")
     video, tokens, pruner = encode(args, method)
     with torch.inference_mode():
         pruned = pruner(tokens)

@@ -7,8 +7,10 @@ import dataclasses
 import json
 
 from tango.containers import Signal
-from tango.methods import available_layer_pruners, available_pruners, layer_pruner_class, pruner_class
-from tango.models import adapter_class, families_with, supported_model_types
+from tango.methods import available_layer_pruners, available_pruners, available_tower_mergers
+from tango.methods.base import Pruner, TowerMerger
+from tango.methods.registry import any_class
+from tango.models import adapter_class, families_that_merge, families_with, supported_model_types
 from tango.report.results import Json
 from tango.report.text import markdown
 
@@ -21,16 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def describe(name: str) -> Json:
-    """Everything that is known about a method. `models` are the families whose adapters supply its signals."""
-    pre_llm = name in available_pruners()
-    cls = pruner_class(name) if pre_llm else layer_pruner_class(name)
-    needs = pruner_class(name).needs if pre_llm else Signal.NONE
+    """Everything that is known about a method. `models` are the families whose adapters supply its signals, or whose
+    towers can merge frames."""
+    cls = any_class(name)
+    needs = cls.needs if issubclass(cls, Pruner) else Signal.NONE
+    in_tower = issubclass(cls, TowerMerger)
     return {
         "name": name,
         "summary": (cls.__doc__ or "").strip().splitlines()[0],
-        "stage": "pre-LLM" if pre_llm else "intra-LLM",
+        "stage": "tower" if in_tower else "pre-LLM" if issubclass(cls, Pruner) else "intra-LLM",
         "needs": [kind.name for kind in needs.kinds],
-        "models": families_with(needs),
+        "models": families_that_merge() if in_tower else families_with(needs),
         "budget": cls.budget_rule,
         "paper": dataclasses.asdict(cls.paper),
         "options": {f.name: f.default for f in dataclasses.fields(cls)},
@@ -63,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             paper = method["paper"]
             source = f"{paper['title']}, {paper['venue']}, {paper['url']}" if paper["url"] else paper["title"]
             options = ", ".join(f"{k}={v!r}" for k, v in method["options"].items())
-            print(f"{method['name']:<16}{method['summary']}")
+            print(f"{method['name']:<15} {method['summary']}")
             print(f"{'':<16}{method['stage']}; needs {_needs(method)}; keeps {method['budget']}")
             print(f"{'':<16}models: {_models(method)}")
             print(f"{'':<16}source: {source}")
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _methods() -> list[Json]:
-    return [describe(name) for name in [*available_pruners(), *available_layer_pruners()]]
+    return [describe(name) for name in [*available_pruners(), *available_layer_pruners(), *available_tower_mergers()]]
 
 
 def _needs(method: Json) -> str:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from tango.errors import OptionError, UnknownNameError
 from tango.fingerprints import of_file, of_packages
-from tango.methods import LayerPruner, Plan, Pruner
-from tango.methods.plan import method_kind, settled
+from tango.methods import Plan
+from tango.methods.base import Method
+from tango.methods.plan import settled
+from tango.methods.registry import any_class
 from tango.ops.saliency import saliency_function
 
 if TYPE_CHECKING:
@@ -34,7 +36,9 @@ class MethodConfig:
         options: fields of the method, such as `retention_ratio`.
         layer_pruner: prune again inside the LLM; `layer_options` are its fields.
         mean_retention_ratio: in place of `retention_ratio`, the mean over the LLM's layers.
-        saliency, positions: as in `tango.prune`. Whether the model has these positions is checked when it is pruned.
+        tower: a tower method; `tower_options` are its fields.
+        saliency, positions, reuse: as in `tango.prune`. Whether the model has these positions is checked when it is
+            pruned.
     Raises:
         UnknownNameError: no such method or option; the message lists the known ones.
         OptionError, BudgetError: options that exclude each other, or a value out of range.
@@ -53,16 +57,20 @@ class MethodConfig:
     mean_retention_ratio: float | None = None
     saliency: str | None = None
     positions: str | None = None
+    reuse: bool | None = None
+    tower: str | None = None
+    tower_options: Mapping[str, object] = field(default_factory=dict)
     plan: Plan = field(init=False, repr=False, compare=False)
     weights: Mapping[str, str] = field(
         init=False, repr=False, compare=False
     )  # by learned method, a hash of their content
 
     def __post_init__(self) -> None:
-        for name in ("options", "layer_options"):
+        for name in ("options", "layer_options", "tower_options"):
             object.__setattr__(self, name, dict(getattr(self, name)))
         plan = Plan.of(**{item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.init})
-        for name, value in {"plan": plan, "saliency": plan.saliency, "positions": plan.positions}.items():
+        own = {"saliency": plan.saliency, "positions": plan.positions, "reuse": plan.reuse or None}
+        for name, value in {"plan": plan, **own}.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "weights", self._weights())
 
@@ -89,6 +97,8 @@ class MethodConfig:
             "mean_retention_ratio": mean,
             "saliency": self.saliency,
             "positions": self.positions,
+            **({"reuse": True} if self.reuse else {}),
+            **({} if self.plan.tower is None else {"tower": self.tower, "tower_options": self.plan.tower.config()}),
         }
 
     def to_record(self) -> dict[str, object]:
@@ -107,8 +117,9 @@ class MethodConfig:
         found = {"weights": weights, "packages": of_packages(*sources)}
         return {name: value for name, value in found.items() if value}
 
-    def _pruners(self) -> list[Pruner | LayerPruner]:
-        return [pruner for pruner in (self.plan.pruner, self.plan.layer_pruner) if pruner is not None]
+    def _pruners(self) -> list[Method]:
+        plan = self.plan
+        return [pruner for pruner in (plan.tower, plan.pruner, plan.layer_pruner) if pruner is not None]
 
     def _weights(self) -> dict[str, str]:
         for pruner in self._pruners():
@@ -177,6 +188,11 @@ def label_of(method: Mapping[str, Any], *, ratio: bool = True) -> str:
         parts.append(str(method["saliency"]))
     if method.get("positions") is not None:
         parts.append(str(method["positions"]))
+    if method.get("tower") is not None:
+        parts.append(str(method["tower"]))
+        parts += _differences(str(method["tower"]), method.get("tower_options") or {}, "", weights)
+    if method.get("reuse"):
+        parts.append("reuse")
     known = {*(item.name for item in dataclasses.fields(MethodConfig)), "retention_ratio"}
     parts += [f"{key}{value}" for key, value in method.items() if key not in known]  # written by hand
     return "-".join(re.sub(r"[^A-Za-z0-9.+-]+", "_", part).strip("_") for part in parts)
@@ -185,7 +201,7 @@ def label_of(method: Mapping[str, Any], *, ratio: bool = True) -> str:
 def _differences(name: str, options: Mapping[str, object], but: str, weights: Mapping[str, str]) -> list[str]:
     """Label parts of the options that differ from their defaults; for a weights file, its content's hash."""
     try:
-        defaults = {item.name: item.default for item in dataclasses.fields(method_kind(name))}
+        defaults = {item.name: item.default for item in dataclasses.fields(any_class(name))}
     except UnknownNameError:
         defaults = {}
     differ = {key: value for key, value in options.items() if key != but and value != defaults.get(key, _UNKNOWN)}

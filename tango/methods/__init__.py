@@ -3,10 +3,11 @@
 import warnings
 
 from tango.methods import deprecated
-from tango.methods.base import KeepAllPruner, LayerPruner, Pruner
+from tango.methods.base import KeepAllPruner, LayerPruner, Pruner, TowerMerger
 from tango.methods.dart import DartPruner
 from tango.methods.divprune import DivPrunePruner
 from tango.methods.dycoke import DyCokePruner
+from tango.methods.earlytom import EarlyTomFramesMerger, EarlyTomFramesReleaseMerger, EarlyTomPruner
 from tango.methods.fastv import FastvPruner
 from tango.methods.fastv_merge import FastvMergePruner
 from tango.methods.fastvid import FastVidPruner
@@ -22,8 +23,10 @@ from tango.methods.registry import (
     available_layer_pruners,
     available_methods,
     available_pruners,
+    available_tower_mergers,
     build_layer_pruner,
     build_pruner,
+    build_tower_merger,
     layer_pruner_class,
     method_class,
     pruner_class,
@@ -40,6 +43,9 @@ __all__ = [
     "DartPruner",
     "DivPrunePruner",
     "DyCokePruner",
+    "EarlyTomFramesMerger",
+    "EarlyTomFramesReleaseMerger",
+    "EarlyTomPruner",
     "FastVidPruner",
     "FastvMergePruner",
     "FastvPruner",
@@ -58,14 +64,17 @@ __all__ = [
     "TangoPaperPruner",
     "TangoPruner",
     "TangoReleasePruner",
+    "TowerMerger",
     "UniformPruner",
     "VidCom2Pruner",
     "VisionZipPruner",
     "available_layer_pruners",
     "available_methods",
     "available_pruners",
+    "available_tower_mergers",
     "build_layer_pruner",
     "build_pruner",
+    "build_tower_merger",
     "layer_pruner_class",
     "method_class",
     "pruner_class",

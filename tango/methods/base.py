@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, VisualTokens, keep_all
+from tango.containers import LayerTokens, Paper, PrunedTokens, Signal, TowerFrames, VisualTokens, keep_all
 from tango.errors import BudgetError, MissingSignalError, OptionError, TangoError
 from tango.ops.flops import mean_retention_ratio, solve_layer_ratio, solve_retention_ratio
 
@@ -307,6 +308,62 @@ class KeepAllPruner(Pruner):
 
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
         return keep_all(tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerMerger(Method, ABC):
+    """A tower method: leaves fewer frames of one video after some blocks of the vision tower.
+
+    A pre-LLM method works on the frames that are left; its ratio refers to the tokens of all frames. Calling a merger
+    checks its output; a subclass implements `merge`.
+
+    Raises:
+        OptionError: `blocks` are no increasing numbers.
+    Example:
+        >>> class HalfMerger(tango.TowerMerger):
+        ...     name = "half"
+        ...
+        ...     def merge(self, frames):
+        ...         return tango.TowerFrames(hidden=frames.hidden[::2], sources=frames.sources[::2])
+        >>> HalfMerger(blocks="0")(tango.TowerFrames(hidden=torch.ones(5, 9, 8), sources=tuple(range(5)))).sources
+        (0, 2, 4)
+    """
+
+    blocks: str = "6"  # numbers of the blocks after which frames are merged, from 0, with commas between
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        after = self.after
+        if not after or after[0] < 0 or any(a >= b for a, b in pairwise(after)):
+            raise OptionError(
+                f"blocks must be increasing numbers of blocks from 0, such as 6,14,20; got {self.blocks!r}"
+            )
+
+    @property
+    def after(self) -> tuple[int, ...]:
+        """`blocks` as numbers."""
+        try:
+            return tuple(int(part) for part in re.split("[:,]", self.blocks.strip(" []()")))
+        except ValueError:
+            return ()
+
+    @abstractmethod
+    def merge(self, frames: TowerFrames) -> TowerFrames:
+        """Merge frames, or drop some. An implementation does not write into `frames`."""
+
+    def groups(self, hidden: Tensor) -> tuple[int, ...]:
+        """Lengths of the runs of similar frames among those that are left (T, p, P), for methods that read them; ():
+        no such runs."""
+        del hidden
+        return ()
+
+    def __call__(self, frames: TowerFrames) -> TowerFrames:
+        left = self.merge(frames)
+        if len(left.sources) != len(left.hidden) or not left.sources or not set(left.sources) <= set(frames.sources):
+            raise AssertionError(f"{self.name} returned {len(left.hidden)} frames for sources {left.sources}")
+        if left.sources[0] != frames.sources[0] or any(a >= b for a, b in pairwise(left.sources)):
+            raise AssertionError(f"{self.name} must keep the first frame and the order, got sources {left.sources}")
+        return left
 
 
 @dataclass(frozen=True, kw_only=True)

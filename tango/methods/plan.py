@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import logging
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from tango.errors import BudgetError, OptionError, TangoError, UnknownNameError
 from tango.extensions import load_group
-from tango.methods.base import NULLS, Hint, KeepAllPruner, LayerPruner, Pruner, check_ratio, read_option
+from tango.methods.base import NULLS, Hint, KeepAllPruner, LayerPruner, Pruner, TowerMerger, check_ratio, read_option
 from tango.methods.registry import (
     GROUP,
     available_methods,
     build_layer_pruner,
     build_pruner,
+    build_tower_merger,
     layer_pruner_class,
     method_class,
+    tower_merger_class,
 )
 from tango.ops.saliency import saliency_function
 
@@ -41,11 +43,14 @@ _OWN: dict[str, Hint] = {
     "mean_retention_ratio": float | None,
     "saliency": str | None,
     "positions": Positions | None,
+    "reuse": bool | None,
+    "tower": str | None,
     "pruned_layer": int | None,
     "pre_retain_ratio": float | None,
 }
 Given = list[tuple[str, str, Any]]  # the settings of one source: our name, the name that was given, the value
-AnyClass = type[Pruner] | type[LayerPruner]
+AnyClass = type[Pruner] | type[LayerPruner] | type[TowerMerger]
+Stage = TypeVar("Stage", LayerPruner, TowerMerger)
 _ONE_RATIO = {"retention_ratio": "mean_retention_ratio", "mean_retention_ratio": "retention_ratio"}
 
 
@@ -59,6 +64,8 @@ class Plan:
         mean: fraction of tokens kept on average over the LLM's layers. Once their number is known, it determines the
             ratio of `pruner` or, if that keeps all tokens, of `layer_pruner`. None: both ratios hold as they are.
         saliency, positions: as in `tango.prune`; left out: the method's own.
+        reuse: as in `tango.prune`.
+        tower: the tower method; None: all frames pass through the whole tower.
     Example:
         >>> plan = tango.Plan.parse({"method": "tango", "mean_retention_ratio": "0.1", "layer_pruner": "fastv-merge"})
         >>> pruner, layer_pruner = plan.pruners(num_layers=28)
@@ -73,12 +80,19 @@ class Plan:
     mean: float | None = None
     saliency: str = ""
     positions: str | None = None
+    reuse: bool = False
+    tower: TowerMerger | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "saliency", self.saliency or self.pruner.default_saliency)
         object.__setattr__(self, "positions", self.positions or self.pruner.default_positions)
         saliency_function(self.saliency)
         read_option("positions", self.positions, Positions | None)
+        if self.reuse and isinstance(self.pruner, KeepAllPruner) and self.layer_pruner is None:
+            raise OptionError("reuse is for pruned models: with all tokens kept, results equal the stock model's bits")
+        if self.tower is not None and (self.reuse or isinstance(self.pruner, KeepAllPruner)):
+            reason = "reuse" if self.reuse else "all tokens kept before the LLM"
+            raise OptionError(f"{self.tower.name} merges frames in the tower, which does not go with {reason}")
 
     @classmethod
     def parse(cls, *sources: Mapping[str, object], method: str = "none", release: bool = False) -> Plan:
@@ -93,7 +107,8 @@ class Plan:
         * `layer_pruner`: an intra-LLM method that prunes again, with options `layer_<name>`;
         * `pruned_layer`: the layer at whose input `layer_pruner`, by default "fastv-merge", prunes again. As in the
           release, the retention ratio is then the mean, unless `pre_retain_ratio` gives the pre-LLM ratio;
-        * `saliency`, `positions`: as in `tango.prune`.
+        * `tower`: a tower method, with options `tower_<name>`;
+        * `saliency`, `positions`, `reuse`: as in `tango.prune`.
 
         Args:
             method: used if no source names one.
@@ -116,6 +131,9 @@ class Plan:
         mean_retention_ratio: float | None = None,
         saliency: str | None = None,
         positions: str | None = None,
+        reuse: bool | None = None,
+        tower: TowerMerger | str | None = None,
+        tower_options: Mapping[str, object] | None = None,
     ) -> Plan:
         """Build the plan of a method from its name and options, or from a built one; arguments as in `tango.prune`.
 
@@ -124,11 +142,12 @@ class Plan:
             TangoError: a built method is given with options.
         """
         options, mean = dict(options or {}), mean_retention_ratio
-        if layer_options and not isinstance(layer_pruner, str):
-            raise OptionError(f"options of a layer pruner, but no layer_pruner: {', '.join(layer_options)}")
-        if method == "none" and (options or any(value is not None for value in (layer_pruner, mean, positions))):
+        tower = _stage("tower method", "tower", tower, tower_options, build_tower_merger)
+        layer_pruner = _stage("layer pruner", "layer_pruner", layer_pruner, layer_options, build_layer_pruner)
+        beside = (layer_pruner, mean, positions, reuse, tower)
+        if method == "none" and (options or any(value is not None for value in beside)):
             raise OptionError(
-                "method 'none' keeps all tokens; leave out ratio, options and positions, or name a method"
+                "method 'none' keeps all tokens; leave out ratio, options, positions, reuse and tower, or name a method"
             )
         if mean is not None and "retention_ratio" in options:
             raise BudgetError(
@@ -137,26 +156,30 @@ class Plan:
         given = [*options, *(["mean_retention_ratio"] if mean is not None else [])]
         if not isinstance(method, str) and given:
             raise TangoError(f"{method.name} is built already; its options cannot be changed: {', '.join(given)}")
-        if isinstance(layer_pruner, str):
-            layer_pruner = build_layer_pruner(layer_pruner, **(layer_options or {}))
         kind = method_kind(method) if isinstance(method, str) else type(method)
         inside = issubclass(kind, LayerPruner)
         if inside and layer_pruner is not None:
             raise OptionError(
                 f"{kind.name} prunes inside the LLM already; leave out layer_pruner, or choose another method"
             )
-        pruner: Pruner = KeepAllPruner()
+        pruner: Pruner = method if isinstance(method, Pruner) else KeepAllPruner()
         if isinstance(method, LayerPruner):
             layer_pruner = method
-        elif isinstance(method, Pruner):
-            pruner = method
-        elif inside:
+        elif isinstance(method, str) and inside:
             mean = options.pop("retention_ratio", 0.1) if mean is None else mean
             KeepAllPruner(retention_ratio=mean)  # checks the range; what can be reached depends on the LLM's depth
             layer_pruner = build_layer_pruner(method, **options)
-        elif method != "none":
+        elif isinstance(method, str) and method != "none":
             pruner = build_pruner(method, **options, **({} if mean is None else {"retention_ratio": mean}))
-        return cls(pruner=pruner, layer_pruner=layer_pruner, mean=mean, saliency=saliency or "", positions=positions)
+        return cls(
+            pruner=pruner,
+            layer_pruner=layer_pruner,
+            mean=mean,
+            saliency=saliency or "",
+            positions=positions,
+            reuse=bool(reuse),
+            tower=tower,
+        )
 
     def pruners(self, num_layers: int) -> tuple[Pruner, LayerPruner | None]:
         """Return the pre-LLM and the intra-LLM method, with their ratios for an LLM of `num_layers` layers.
@@ -169,6 +192,15 @@ class Plan:
         if isinstance(self.pruner, KeepAllPruner) and self.layer_pruner is not None:
             return self.pruner, self.layer_pruner.for_mean(self.mean, num_layers)
         return self.pruner.for_mean(self.mean, num_layers, self.layer_pruner), self.layer_pruner
+
+
+def _stage(
+    what: str, flag: str, given: Stage | str | None, options: Mapping[str, object] | None, build: Callable[..., Stage]
+) -> Stage | None:
+    """The method of a stage beside the main one: built from its name and options, or as it is given."""
+    if options and not isinstance(given, str):
+        raise OptionError(f"options of a {what}, but no {flag}: {', '.join(options)}")
+    return build(given, **(options or {})) if isinstance(given, str) else given
 
 
 def method_kind(name: str) -> AnyClass:
@@ -232,6 +264,10 @@ def settled(*sources: Mapping[str, object], method: str = "none", release: bool 
     if layer is not None:
         own["layer_pruner"] = own.get("layer_pruner") or "fastv-merge"
         options["layer_layer"] = layer
+    towers = [name for name in options if name.startswith("tower_") and name not in fields]
+    tower_options = {name.removeprefix("tower_"): options.pop(name) for name in towers}
+    if own.get("tower") is not None:
+        tower_options = read_options(tower_merger_class(own["tower"]), tower_options)
     prefixed = [name for name in options if name.startswith("layer_") and name not in fields and not inside]
     layer_options = {name.removeprefix("layer_"): options.pop(name) for name in prefixed}
     options = read_options(kind, options)
@@ -241,6 +277,7 @@ def settled(*sources: Mapping[str, object], method: str = "none", release: bool 
             _split_ratio(kind, options, own, pre)
     elif pre is not None:
         raise OptionError("pre_retain_ratio needs pruned_layer: without it, retain_ratio is the pre-LLM ratio")
+    own |= {"tower_options": tower_options} if tower_options else {}
     return {"method": method, "options": options, "layer_options": layer_options, **own}
 
 

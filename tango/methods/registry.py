@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 
 from tango.errors import UnknownNameError
 from tango.extensions import load_group
-from tango.methods.base import LayerPruner, Method, Pruner
+from tango.methods.base import LayerPruner, Method, Pruner, TowerMerger
 
 GROUP = "tango.methods"  # of entry points
 
-_METHODS: dict[str, type[Pruner] | type[LayerPruner]] = {}
+_METHODS: dict[str, type[Pruner] | type[LayerPruner] | type[TowerMerger]] = {}
 
-MethodClass = TypeVar("MethodClass", bound="type[Pruner] | type[LayerPruner]")
+MethodClass = TypeVar("MethodClass", bound="type[Pruner] | type[LayerPruner] | type[TowerMerger]")
 AnyMethod = TypeVar("AnyMethod", bound=Method)
 
 
 def register(name: str) -> Callable[[MethodClass], MethodClass]:
-    """Register the decorated pruner or layer pruner under `name`, which every command then knows.
+    """Register the decorated pruner, layer pruner or tower merger under `name`, which every command then knows.
 
     Raises:
         ValueError: the name is taken or not lower-case words joined by hyphens, or an option has no default.
@@ -87,6 +87,16 @@ def available_layer_pruners() -> list[str]:
     return _names(LayerPruner)
 
 
+def available_tower_mergers() -> list[str]:
+    """The names of the tower methods, which `tower=` of `tango.prune` accepts, sorted.
+
+    Example:
+        >>> tango.available_tower_mergers()
+        ['earlytom-frames', 'earlytom-frames-release']
+    """
+    return _names(TowerMerger)
+
+
 def _names(kind: type | tuple[type, ...]) -> list[str]:
     load_group(GROUP)
     return sorted(name for name, cls in _METHODS.items() if issubclass(cls, kind))
@@ -99,6 +109,15 @@ def method_class(name: str) -> type[Pruner] | type[LayerPruner]:
         UnknownNameError: no such method; the message lists them.
     """
     return _class("method", name, (Pruner, LayerPruner))
+
+
+def any_class(name: str) -> type[Pruner] | type[LayerPruner] | type[TowerMerger]:
+    """The class behind a name, at whatever stage the method works.
+
+    Raises:
+        UnknownNameError: no such method; the message lists them.
+    """
+    return _class("method", name, (Pruner, LayerPruner, TowerMerger))
 
 
 def pruner_class(name: str) -> type[Pruner]:
@@ -117,6 +136,15 @@ def layer_pruner_class(name: str) -> type[LayerPruner]:
         UnknownNameError: no such layer pruner; the message lists them.
     """
     return _class("layer pruner", name, LayerPruner)
+
+
+def tower_merger_class(name: str) -> type[TowerMerger]:
+    """The class behind the name of a tower method.
+
+    Raises:
+        UnknownNameError: no such method; the message lists them.
+    """
+    return _class("tower method", name, TowerMerger)
 
 
 def _class(what: str, name: str, kind: type | tuple[type, ...]) -> Any:
@@ -152,6 +180,19 @@ def build_layer_pruner(name: str, /, **options: Any) -> LayerPruner:
         FastvPruner(layer=3, retention_ratio=0.5)
     """
     return _built(layer_pruner_class(name), options)
+
+
+def build_tower_merger(name: str, /, **options: Any) -> TowerMerger:
+    """Build a tower method from its name and its options, the fields of its class.
+
+    Raises:
+        UnknownNameError: unknown method or option; the message lists the known ones.
+        OptionError: an option is out of range.
+    Example:
+        >>> tango.build_tower_merger("earlytom-frames", blocks="4,14,20").after
+        (4, 14, 20)
+    """
+    return _built(tower_merger_class(name), options)
 
 
 def _built(cls: type[AnyMethod], options: Mapping[str, object]) -> AnyMethod:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,11 @@ from tango.containers import ALL_SIGNALS, PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.extensions import load_group
 from tango.models.calls import Call, Inputs
+from tango.models.merging import MergedFrames, Merger
 from tango.models.pooling_head import PoolingHead
 from tango.models.processors import stock
 from tango.models.processors.protocol import ChatProtocol
+from tango.models.reuse import Distinct, Reuse, distinct_frames
 from tango.models.splice import ShortPrompt
 from tango.models.weights import read_model
 from tango.ops.llm_shapes import Newlines
@@ -37,6 +39,8 @@ DECODERS = ("llama", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen
 TOKEN_FIELDS = ("features", *(ALL_SIGNALS & ~Signal.TIMESTAMPS).fields)
 
 GROUP = "tango.models"  # the entry points that add families
+
+TOWER_IS_COMPILED = "tower_is_compiled"  # attribute of a model
 
 _ADAPTERS: dict[str, type[Adapter]] = {}
 
@@ -56,6 +60,8 @@ class EncodedVideos:
 
     videos: list[VisualTokens]
     extras: list[list[Tensor]] | None = None
+    reuse: Reuse | None = None  # None: every frame passed through the tower
+    merged: list[MergedFrames] | None = None  # of each video, if a tower method merged frames: `videos` hold those left
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,6 +101,11 @@ class Adapter(ABC):
     pooling_query: ClassVar[PoolingQuery] = "mean"  # what "p-attn" saliency means for this family's tower
     newlines: ClassVar[Newlines] = "none"  # which placeholders are newlines
     stock_is_right: ClassVar[bool] = True  # False: stock code lays out videos otherwise than the model was trained
+
+    merges_in_tower: ClassVar[bool] = False  # whether a tower method can merge frames between its blocks
+
+    reuse: bool = False  # whether frames with the same pixels are encoded once
+    tower_merger: Merger | None = None  # the tower method
 
     def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn"):
         saliency_function(saliency)
@@ -166,6 +177,10 @@ class Adapter(ABC):
         del model
         return []
 
+    def tower_scope(self) -> AbstractContextManager[object]:
+        """A context entered while the model is pruned, in which the tower gives the same values in less time."""
+        return nullcontext()
+
     @property
     def decoder(self) -> PreTrainedModel:
         """The text model, for pruning at the input of one of its layers.
@@ -210,10 +225,33 @@ class Adapter(ABC):
     def encode_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
         """Run tower, projector and pooling; return the tokens of every video, in the order of their placeholders.
 
+        It runs within `tower_scope`.
+
         Args:
             inputs: what the model was called with. Here and below they hold `input_ids` (B, L), and `attention_mask`
                 (B, L) or None.
         """
+
+    def check_merger(self, merger: Merger) -> None:
+        """Refuse a tower method that this model's tower cannot run.
+
+        Raises:
+            UnsupportedModelError: the family's tower has no place for it.
+            OptionError: it works after blocks that the tower does not have.
+        """
+        if not self.merges_in_tower:
+            raise UnsupportedModelError(
+                f"{merger.name} merges frames in the tower, which the {self.title} adapter cannot; "
+                f"it works with {', '.join(families_that_merge())}"
+            )
+
+    def distinct_frames(self, inputs: Inputs, lengths: Sequence[int]) -> Distinct:
+        """The frames to encode, given each video's number of frames, or of temporal steps.
+
+        A compiled tower gets all of them: another number would compile it again.
+        """
+        reused = self.reuse and TOWER_IS_COMPILED not in vars(self.model)
+        return distinct_frames(inputs if reused else {}, lengths)
 
     @abstractmethod
     def encode_images(self, inputs: Inputs) -> EncodedImages | None:
@@ -256,16 +294,15 @@ class Adapter(ABC):
         return None
 
     def prefill_scope(
-        self,
-        encoded: EncodedVideos,
-        pruned: list[PrunedTokens],
-        images: EncodedImages | None,
-        short: ShortPrompt,
-        call: Call,
+        self, deeper: list[list[Tensor]], images: EncodedImages | None, short: ShortPrompt, call: Call
     ) -> AbstractContextManager[object]:
         """A context entered while the short prompt of a call passes through the model, such as one that hands features
-        to deeper layers."""
-        del encoded, pruned, images, short, call
+        to deeper layers.
+
+        Args:
+            deeper: of each video, what `EncodedVideos.extras` has for the kept tokens, a (K, D) tensor per layer.
+        """
+        del deeper, images, short, call
         return nullcontext()
 
 
@@ -301,6 +338,11 @@ def supported_model_types() -> list[str]:
 def families_with(signals: Signal) -> list[str]:
     """Families whose adapters supply all of these signals, sorted."""
     return [name for name in supported_model_types() if signals in _ADAPTERS[name].signals]
+
+
+def families_that_merge() -> list[str]:
+    """Families whose towers can merge frames between blocks, sorted."""
+    return [name for name in supported_model_types() if _ADAPTERS[name].merges_in_tower]
 
 
 def family(config: PretrainedConfig | None) -> str | None:

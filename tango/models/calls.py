@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,11 +11,26 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
 Inputs = Mapping[str, Any]  # keyword arguments of a model's call: tensors, and lists of them
 
 _TAG = "pruned_prompt"  # attribute of a cache: ids of the short prompt that it holds
+
+
+def on_host(inputs: Inputs) -> dict[str, Any]:
+    """The inputs with everything but pixels on the host, where grids, times and ids are worked with.
+
+    Read before the tower is launched, they are there at once; later the host would wait for the tower.
+    """
+    return {name: value if "pixel" in name else _to_host(value) for name, value in inputs.items()}
+
+
+def _to_host(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_to_host(item) for item in value]
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 class Call:
@@ -27,6 +43,7 @@ class Call:
     def __init__(self) -> None:
         # Builds the logits processors of `generate`, for the prompt that the caller knows.
         self.make_processors: Callable[[Callable[..., object], dict[str, object]], object] | None = None
+        self.accepted = False  # the pruned features were found finite
         self.passed = False  # the pruned embeddings have reached the model, at least in part
         self._thread = threading.get_ident()
         self._aside = 0
@@ -50,6 +67,11 @@ def cache_of(arguments: Inputs) -> Any:
     """The cache among the arguments of a model or a layer, or None; transformers renamed the argument in 5.24."""
     cache = arguments.get("cache")
     return arguments.get("past_key_values") if cache is None else cache
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """The name of that argument for this model, in the installed transformers."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def remember_prompt(cache: Cache | None, ids: Tensor) -> None:

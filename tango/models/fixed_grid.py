@@ -6,7 +6,7 @@ A family says how patches become tokens (`project`, `pool`, `side`) and which ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,8 +19,10 @@ from tango.errors import OptionError, UnsupportedModelError
 from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideos
 from tango.models.calls import Inputs
 from tango.models.frame_batches import FrameRows, frame_batches
+from tango.models.merging import MergedFrames, Merger, concatenated, merged_states
 from tango.models.processors.timestamps import video_timestamps
-from tango.models.siglip import TowerStates, project, run_tower
+from tango.models.reuse import reuse_of
+from tango.models.siglip import TowerStates, embed, project, run_blocks, run_tower
 from tango.ops.device import to_device
 from tango.ops.saliency import AttentionPool, TowerBlock, block_signals
 from tango.profiling import StageTimer
@@ -120,21 +122,67 @@ class FixedGridAdapter(Adapter):
         lengths = [len(video) for video in videos]
         if not lengths or 0 in lengths:
             raise ValueError(f"{self.video_input} must hold videos of at least one frame, got frames {lengths}")
+        times = video_timestamps(inputs.get("video_timestamps_s"), lengths, wanted=Signal.TIMESTAMPS in wants)
+        if self.tower_merger is not None:
+            return self._encode_merging(videos, times, self.tower_merger, wants, timer)
         frames = [frame for video in videos for frame in video.unbind()]
+        distinct = self.distinct_frames(inputs, lengths)
+        reuse = reuse_of(distinct, frames)
+        frames = [frames[t] for t in distinct.frames]
         device, dtype, width = self.model.device, self.model.dtype, self.model.config.vision_config.hidden_size
         batches = list(frame_batches([self.patches**2] * len(frames), width, dtype, device))
-        rows = FrameRows(len(frames))
+        rows = FrameRows(len(frames), distinct.flat_rows)
         for batch in batches:
             rows.add(**self._encode_frames(frames[batch], batches[0].stop, wants, timer))
-        sinks = self.sink_positions if self.grid == self.sink_grid else ()
-        given = inputs.get("video_timestamps_s")
-        times = video_timestamps(given, lengths, wanted=Signal.TIMESTAMPS in wants)
         parts = {name: rows.split(name, lengths) for name in TOKEN_FIELDS}
         encoded = []
         for i, seconds in enumerate(times):
             fields: dict[str, Any] = {name: part[i] for name, part in parts.items()}
-            encoded.append(VisualTokens(grid=self.grid, timestamps_s=seconds, sink_positions=sinks, **fields))
-        return EncodedVideos(videos=encoded)
+            encoded.append(VisualTokens(grid=self.grid, timestamps_s=seconds, sink_positions=self._sinks, **fields))
+        return EncodedVideos(videos=encoded, reuse=reuse)
+
+    @property
+    def _sinks(self) -> tuple[int, ...]:
+        return self.sink_positions if self.grid == self.sink_grid else ()
+
+    def check_merger(self, merger: Merger) -> None:
+        super().check_merger(merger)
+        if merger.after[-1] > self._depth - 2:  # saliency is read in the last block
+            raise OptionError(
+                f"{merger.name} merges frames after blocks {', '.join(map(str, merger.after))}, but of this tower's "
+                f"{self._depth} blocks the last that it may follow is number {self._depth - 2}"
+            )
+
+    def _encode_merging(
+        self, videos: list[Tensor], times: Sequence[Tensor], merger: Merger, wants: Signal, timer: StageTimer
+    ) -> EncodedVideos:
+        """Encode videos one by one, and let `merger` merge frames between blocks; states of all frames are held."""
+        if _COMPILED in vars(self.model):
+            raise UnsupportedModelError(f"{merger.name} works between blocks of the tower; remove() its compilation")
+        encoded, merged, device = [], [], self.model.device
+        width, tower = self.model.config.vision_config.hidden_size, self.tower(self.model)
+
+        def batches(count: int) -> Iterator[slice]:
+            return frame_batches([self.patches**2] * count, width, self.model.dtype, device)
+
+        def run(hidden: Tensor, first: int, end: int) -> Tensor:
+            return concatenated([run_blocks(tower, hidden[batch], first, end) for batch in batches(len(hidden))])
+
+        for video, seconds in zip(videos, times, strict=True):
+            with timer.stage("tower"):
+                pixels = [to_device(video[batch], device).to(self.model.dtype) for batch in batches(len(video))]
+                hidden = concatenated([embed(tower, part) for part in pixels])
+                frames = merged_states(hidden, merger, run, self._depth - 1)
+            rows = FrameRows(len(frames.hidden))
+            for batch in batches(len(frames.hidden)):
+                with timer.stage("tower"):
+                    states = TowerStates(frames.hidden[batch], run(frames.hidden[batch], self._depth - 1, self._depth))
+                rows.add(**self._rows_of(states, wants, timer))
+            fields: dict[str, Any] = {name: rows.get(name) for name in TOKEN_FIELDS}
+            fields["timestamps_s"] = seconds.index_select(0, to_device(frames.sources, seconds.device))
+            encoded.append(VisualTokens(grid=self.grid, sink_positions=self._sinks, groups=frames.groups, **fields))
+            merged.append(MergedFrames(num_frames=len(video), sources=frames.sources))
+        return EncodedVideos(videos=encoded, merged=merged)
 
     def _encode_frames(
         self, frames: list[Tensor], batch_size: int, wants: Signal, timer: StageTimer
@@ -142,6 +190,10 @@ class FixedGridAdapter(Adapter):
         """Pooled features of a batch of frames (C, h, w), and the signals that are wanted."""
         with timer.stage("tower"):
             states = self._run_tower(frames, batch_size)
+        return self._rows_of(states, wants, timer)
+
+    def _rows_of(self, states: TowerStates, wants: Signal, timer: StageTimer) -> dict[str, Tensor]:
+        """Pooled features and wanted signals, from input and output of the last block."""
         prefix = states.hidden.shape[1] - self.patches**2
         hidden = states.hidden[:, prefix:]
         with timer.stage("prune"):
@@ -198,9 +250,11 @@ class FixedGridAdapter(Adapter):
         # For each placeholder (T*H rows of W tokens and a newline): its row of `embeds`, -1 where it is dropped.
         source = torch.where(keep_mask, keep_mask.cumsum(0) - 1, -1).view(T * H, W)
         newline = torch.where((source >= 0).any(dim=1, keepdim=True), K, -1)
+        num_kept = K + int((newline >= 0).sum())  # how many rows are touched, the device alone knows
         source = torch.cat([source, newline], dim=1).flatten()
         keep_mask = source >= 0
-        return embeds[source[keep_mask]], keep_mask
+        kept = keep_mask.byte().sort(descending=True, stable=True).indices[:num_kept]
+        return embeds[source[kept]], keep_mask
 
     @property
     def positions_are_kept(self) -> bool:

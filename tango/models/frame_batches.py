@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from tango.ops.device import to_device
+
 # Memory for a batch's activations. On a GPU that is about 40 frames of SigLIP-SO400M in 16 bit, enough to fill it.
 CPU_BYTES = 256 << 20
 GPU_BYTES = 1 << 30
@@ -46,10 +48,15 @@ class FrameRows:
     """Collects rows of every batch of frames in tensors of the final size.
 
     Concatenating the batches at the end would take twice the memory.
+
+    Args:
+        rows: for every frame that is wanted in the end, the number of the collected one whose rows it has; None: they
+            are those that are collected.
     """
 
-    def __init__(self, num_frames: int):
+    def __init__(self, num_frames: int, rows: Sequence[int] | None = None):
         self._num_frames, self._done = num_frames, 0
+        self._rows = None if rows is None or list(rows) == list(range(num_frames)) else rows
         self._tensors: dict[str, Tensor] = {}
 
     def add(self, **parts: Tensor) -> None:
@@ -67,7 +74,10 @@ class FrameRows:
     def get(self, name: str) -> Tensor | None:
         """Rows of all frames; None if none were added under this name."""
         assert self._done == self._num_frames
-        return self._tensors.get(name)
+        found = self._tensors.get(name)
+        if found is None or self._rows is None:
+            return found
+        return found.index_select(0, to_device(self._rows, found.device))
 
     def split(self, name: str, lengths: Sequence[int]) -> Sequence[Tensor | None]:
         """Rows of every video, given each video's number of frames; Nones if none were added under this name."""
@@ -76,4 +86,5 @@ class FrameRows:
 
     def rest(self, names: Sequence[str]) -> list[Tensor]:
         """Rows that were added under other names than these, in the order of the first batch."""
-        return [x for name, x in self._tensors.items() if name not in names]
+        found = (self.get(name) for name in self._tensors if name not in names)
+        return [x for x in found if x is not None]

@@ -10,6 +10,7 @@ from tango.errors import UnsupportedModelError
 from tango.models.base import register_adapter
 from tango.models.fixed_grid import FixedGridAdapter, PositionRule
 from tango.ops.saliency import PoolingQuery
+from tango.video.repeats import FIRST_EQUAL
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -28,7 +29,7 @@ class LlavaNextVideoAdapter(FixedGridAdapter):
     consumed: ClassVar[frozenset[str]] = frozenset(
         {
             "pixel_values", "pixel_values_videos", "image_sizes", "vision_feature_layer",
-            "vision_feature_select_strategy", "video_timestamps_s",
+            "vision_feature_select_strategy", "video_timestamps_s", FIRST_EQUAL,
         }
     )  # fmt: skip
     default_num_frames: ClassVar[int] = 32

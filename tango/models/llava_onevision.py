@@ -19,6 +19,7 @@ from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
 from tango.models.processors import stock
 from tango.models.processors.llava import Processor, chat_template
 from tango.ops.saliency import PoolingQuery
+from tango.video.repeats import FIRST_EQUAL
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -34,15 +35,18 @@ class LlavaOnevisionAdapter(FixedGridAdapter):
         {
             "pixel_values", "pixel_values_videos", "image_sizes", "image_sizes_videos", "batch_num_images",
             "vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio", "video_timestamps_s",
+            FIRST_EQUAL,
         }
     )  # fmt: skip
     default_num_frames: ClassVar[int] = 32
     pooling_query: ClassVar[PoolingQuery] = "head"
     newlines: ClassVar[Newlines] = "video"
+    merges_in_tower: ClassVar[bool] = True
     image_options: ClassVar[tuple[str, ...]] = ("vision_aspect_ratio", "batch_num_images")
     # Positions in the pooled 14 x 14 grid that attract attention whatever the image (release; appendix B.3 names #28).
     sink_positions: ClassVar[tuple[int, ...]] = (28, 27, 41, 169, 11, 12)
     sink_grid: ClassVar[tuple[int, int] | None] = (14, 14)
+    _moved: PoolingHead | None = None  # the head on the model's device, where it lies on another
 
     @classmethod
     def side(cls, config: PretrainedConfig) -> int:
@@ -83,8 +87,12 @@ class LlavaOnevisionAdapter(FixedGridAdapter):
             raise MissingSignalError(f"{method} needs frame embeddings, which need SigLIP's attention-pooling head")
 
     def head(self) -> PoolingHead | None:
-        head = pooling_head_of(self.model)
-        return head and head.to(self.model.device)
+        head, device = pooling_head_of(self.model), self.model.device
+        if head is None or head.device == device:
+            return head
+        if self._moved is None or self._moved.device != device or self._moved.digest != head.digest:
+            self._moved = head.to(device)  # once: as large as two blocks of the tower
+        return self._moved
 
     def project(self, hidden: Tensor) -> Tensor:
         """Project and pool, (T, patches^2, P) -> (T, N, D).

@@ -37,6 +37,7 @@ class LlavaVideoAdapter(LlavaOnevisionAdapter):
     sink_positions: ClassVar[tuple[int, ...]] = (26, 157, 11)  # as released
     sink_grid: ClassVar[tuple[int, int] | None] = (13, 13)
     newlines: ClassVar[Newlines] = "row"
+    merges_in_tower: ClassVar[bool] = False  # the only published method's code for these newlines drops tokens
     stock_is_right: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn", positions: PositionRule = "contiguous"):

@@ -47,9 +47,14 @@ class PoolingHead:
         """P, the width of the vision tower that this head fits."""
         return self.folded_probe.shape[1]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.folded_probe.device
+
     def to(self, device: torch.device) -> PoolingHead:
         """The head on another device; itself if it is there already."""
-        if self.folded_probe.device == device:
+        if self.device == device:
             return self
         moved: dict[str, Any] = {
             name: value.to(device) if isinstance(value, Tensor) else tuple(t.to(device) for t in value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import vision_utils
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError, UnsupportedModelError
@@ -19,11 +20,14 @@ from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideo
 from tango.models.calls import Inputs
 from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_step, vision_positions
+from tango.models.packed_attention import packed_attention
 from tango.models.processors.qwen import MAX_PIXELS, QwenForm, QwenProcessor
 from tango.models.qwen_tower import queries_or_keys, tap_attention, window_order
+from tango.models.reuse import reuse_of
 from tango.ops.device import to_device
 from tango.ops.saliency import TowerBlock, block_signals
 from tango.profiling import StageTimer
+from tango.video.repeats import FIRST_EQUAL
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -46,7 +50,7 @@ class QwenVlAdapter(Adapter):
     consumed: ClassVar[frozenset[str]] = frozenset(
         {
             "pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "second_per_grid_ts",
-            "mm_token_type_ids", "rope_deltas", "video_timestamps_s", "video_metadata",
+            "mm_token_type_ids", "rope_deltas", "video_timestamps_s", FIRST_EQUAL, "video_metadata",
         }
     )  # fmt: skip
     default_num_frames: ClassVar[int] = 32
@@ -72,6 +76,16 @@ class QwenVlAdapter(Adapter):
     @classmethod
     def compilable(cls, model: PreTrainedModel) -> list[tuple[nn.Module, str, Callable[..., object]]]:
         return [(block, "forward", block.forward) for block in cls.tower_blocks(model)[:-1]]
+
+    def tower_scope(self) -> AbstractContextManager[object]:
+        return packed_attention(self.tower(self.model), self.tower_blocks(self.model), self.tower_inputs)
+
+    def tower_inputs(self, grid_thw: Tensor) -> dict[str, Tensor]:
+        """Inputs of the tower that follow from the grids of its images or videos (one a row), by stock code."""
+        return {
+            "position_ids": vision_utils.get_vision_position_ids(grid_thw, self.merge),
+            "cu_seqlens": vision_utils.get_vision_cu_seqlens(grid_thw),
+        }
 
     @property
     def video_token_id(self) -> int:
@@ -101,10 +115,13 @@ class QwenVlAdapter(Adapter):
         if len(pixels) != unit * sum(math.prod(grid) for grid in grids):
             given = torch.as_tensor(inputs["video_grid_thw"]).tolist()
             raise ValueError(f"video_grid_thw {given} does not fit {len(pixels)} patches of pixels")
-        owners = [video for video, (T, _, _) in enumerate(grids) for _ in range(T)]
         patches = [unit * H * W for T, H, W in grids for _ in range(T)]
+        distinct, each = self.distinct_frames(inputs, [T for T, _, _ in grids]), pixels.split(patches)
+        if (reuse := reuse_of(distinct, each)) is not None:
+            pixels, patches = torch.cat([each[t] for t in distinct.frames]), [patches[t] for t in distinct.frames]
+        owners = [video for video, count in enumerate(distinct.counts) for _ in range(count)]
         width = getattr(self.vision, "embed_dim", self.vision.hidden_size)
-        rows, first = [FrameRows(T) for T, _, _ in grids], 0
+        rows, first = [FrameRows(*own) for own in zip(distinct.counts, distinct.rows, strict=True)], 0
         for batch in frame_batches(patches, width, self.model.dtype, self.model.device):
             steps = [(video, len(list(same))) for video, same in groupby(owners[batch])]
             shapes, count = [(n, *grids[video][1:]) for video, n in steps], sum(patches[batch])
@@ -116,7 +133,8 @@ class QwenVlAdapter(Adapter):
         for own, (_, H, W), seconds in zip(rows, grids, times, strict=True):
             fields: dict[str, Any] = {name: own.get(name) for name in TOKEN_FIELDS}
             videos.append(VisualTokens(grid=(H, W), timestamps_s=seconds, **fields))
-        return EncodedVideos(videos=videos, extras=[[x.flatten(0, 1) for x in own.rest(TOKEN_FIELDS)] for own in rows])
+        extras = [[x.flatten(0, 1) for x in own.rest(TOKEN_FIELDS)] for own in rows]
+        return EncodedVideos(videos=videos, extras=extras, reuse=reuse)
 
     def _encode_steps(
         self, pixels: Tensor, grids: list[Grid], wants: Signal, timer: StageTimer
@@ -125,9 +143,9 @@ class QwenVlAdapter(Adapter):
         attention, needed = self.tower_blocks(self.model)[-1].attn, wants & (Signal.SALIENCY | Signal.KEYS)
         tap = tap_attention(attention) if needed else nullcontext(dict[str, Tensor]())
         with timer.stage("tower"), tap as record:
-            grid_thw = torch.tensor([(T, H * self.merge, W * self.merge) for T, H, W in grids])
+            grid_thw = torch.tensor([(T, H * self.merge, W * self.merge) for T, H, W in grids])  # stays on the host
             output = self.model.model.get_video_features(
-                to_device(pixels, self.model.device), to_device(grid_thw, self.model.device), return_dict=True
+                to_device(pixels, self.model.device), grid_thw, return_dict=True
             )
             if record:
                 record["hidden"] = output.last_hidden_state
@@ -181,9 +199,8 @@ class QwenVlAdapter(Adapter):
     def encode_images(self, inputs: Inputs) -> EncodedImages | None:
         if inputs.get("pixel_values") is None:
             return None
-        device = self.model.device
-        pixels, grid_thw = inputs["pixel_values"].to(device), torch.as_tensor(inputs["image_grid_thw"]).to(device)
-        output = self.model.model.get_image_features(pixels, grid_thw, return_dict=True)
+        pixels, grid_thw = inputs["pixel_values"], torch.as_tensor(inputs["image_grid_thw"]).cpu()
+        output = self.model.model.get_image_features(to_device(pixels, self.model.device), grid_thw, return_dict=True)
         features = torch.cat(list(output.pooler_output))
         return EncodedImages(token_id=self.image_token_id, features=features, extras=self.deeper_features(output))
 
@@ -262,6 +279,15 @@ class Qwen2_5VlAdapter(QwenVlAdapter):
                 "the qwen2_5_vl adapter takes saliency from the last block of the tower, which must attend to whole "
                 f"frames; here only blocks {list(self.vision.fullatt_block_indexes)} of {self.vision.depth} do"
             )
+
+    def tower_inputs(self, grid_thw: Tensor) -> dict[str, Tensor]:
+        window_index, borders = vision_utils.get_vision_window_index(
+            grid_thw,
+            spatial_merge_size=self.merge,
+            window_size=self.vision.window_size,
+            patch_size=self.vision.patch_size,
+        )
+        return {**super().tower_inputs(grid_thw), "window_index": window_index, "cu_window_seqlens": borders}
 
     def unit_order(self, grid: tuple[int, int]) -> Tensor:
         return window_order(grid, self.vision.window_size // self.merge // self.vision.patch_size)

@@ -25,13 +25,22 @@ def run_tower(tower: PreTrainedModel, depth: int, pixels: Float[Tensor, "T 3 h w
 
     States of earlier blocks are not collected. The tower keeps its attention implementation.
     """
+    hidden = run_blocks(tower, embed(tower, pixels), 0, depth - 1)
+    return TowerStates(hidden, run_blocks(tower, hidden, depth - 1, depth))
+
+
+def embed(tower: PreTrainedModel, pixels: Float[Tensor, "T 3 h w"]) -> Float[Tensor, "T p P"]:
+    """The input of a tower's first block."""
     # The patch convolution puts channels first in memory; every residual sum and norm would then be strided.
     hidden = tower.embeddings(pixels).contiguous()
-    if hasattr(tower, "pre_layrnorm"):  # CLIP's, spelled like this
-        hidden = tower.pre_layrnorm(hidden)
-    for block in tower.encoder.layers[: depth - 1]:
+    return tower.pre_layrnorm(hidden) if hasattr(tower, "pre_layrnorm") else hidden  # CLIP's, spelled like this
+
+
+def run_blocks(tower: PreTrainedModel, hidden: Float[Tensor, "T p P"], first: int, end: int) -> Float[Tensor, "T p P"]:
+    """Run blocks `first` to `end` - 1."""
+    for block in tower.encoder.layers[first:end]:
         hidden = block(hidden, None)
-    return TowerStates(hidden, tower.encoder.layers[depth - 1](hidden, None))
+    return hidden
 
 
 def project(block: SiglipEncoderLayer, entering: Float[Tensor, "T p P"], name: str) -> Float[Tensor, "T heads p d"]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tango.models.calls import Call
+from tango.ops.device import to_device
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria
@@ -43,7 +44,8 @@ class CallersPrompt:
     def extended(self, ids: Tensor) -> Tensor:
         """Ids with the short prompts replaced by the caller's; a prompt's beams or samples stand in adjacent rows."""
         if self._converted is None or self._converted[0] is not ids:
-            prompts = self._ids.to(ids.device).repeat_interleave(len(ids) // len(self._ids), dim=0)
+            self._ids = to_device(self._ids, ids.device)
+            prompts = self._ids.repeat_interleave(len(ids) // len(self._ids), dim=0)
             self._converted = ids, torch.cat([prompts, ids[:, self._short_length :]], dim=1)
         return self._converted[1]
 
@@ -71,7 +73,9 @@ class CallersPrompt:
         arguments = {**arguments, "generation_config": config}
         if arguments.get("input_ids_seq_length") is not None:
             arguments["input_ids_seq_length"] += self.saved
-        if arguments.get("encoder_input_ids") is not None:
+        if config.encoder_repetition_penalty in (None, 1.0) and not config.encoder_no_repeat_ngram_size:
+            arguments["encoder_input_ids"] = None  # nothing else looks at them, and stock code would read them
+        elif arguments.get("encoder_input_ids") is not None:
             arguments["encoder_input_ids"] = self.extended(arguments["encoder_input_ids"])
         processors = make(**arguments)
         return type(processors)(p if _sees_scores_alone(p) else _Processor(p, self) for p in processors)

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from tango.errors import TangoError, UnsupportedModelError
+from tango.models.base import TOWER_IS_COMPILED
 from tango.models.unwrapping import unwrap
-
-_MARK = "tower_is_compiled"  # attribute of a model
 
 
 class CompiledTower:
@@ -59,11 +58,11 @@ def compile_tower(
     parts = adapter.compilable(model)
     if not parts:
         raise UnsupportedModelError(f"the {adapter.title} adapter does not say what to compile of its tower")
-    if _MARK in vars(model):
+    if TOWER_IS_COMPILED in vars(model):
         raise TangoError("this model's tower is compiled already; remove() the first compilation before another")
     with contextlib.ExitStack() as stack:
-        vars(model)[_MARK] = True
-        stack.callback(vars(model).pop, _MARK)
+        vars(model)[TOWER_IS_COMPILED] = True
+        stack.callback(vars(model).pop, TOWER_IS_COMPILED)
         for owner, name, function in parts:
             before = {name: vars(owner)[name]} if name in vars(owner) else {}  # such as a hook of accelerate's
             vars(owner)[name] = torch.compile(function, mode=mode, backend=backend)

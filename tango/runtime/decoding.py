@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from tango.errors import OptionError
-
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import GenerationConfig
 
 _LONGEST = (
     "_previous_max_cache_length"  # transformers' note on a model: a static cache is never shorter than those before
@@ -52,18 +50,3 @@ def compiling_options(arguments: Mapping[str, Any], defaults: GenerationConfig, 
     config = arguments.get("generation_config") or defaults
     given = (arguments.get(name) or getattr(config, name, None) for name in _PROMPT_IN_THE_STEP)
     return {"disable_compile": True} if inside or any(given) else {}
-
-
-def check_positions(model: PreTrainedModel, arguments: Mapping[str, Any]) -> None:
-    """Refuse what makes transformers take gaps between positions for borders of packed prompts: a call without a cache,
-    or later chunks of a prefill with flash attention.
-
-    Raises:
-        OptionError: `arguments` of `generate` ask for that.
-    """
-    config = arguments.get("generation_config") or model.generation_config
-    if arguments.get("use_cache", config.use_cache) is False:
-        raise OptionError("positions='kept' needs the cache; leave out use_cache=False, or take 'contiguous'")
-    chunked = arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-    if chunked and "flash" in str(model.config.get_text_config()._attn_implementation):
-        raise OptionError("positions='kept' and flash attention need the prefill in one piece, not in chunks")

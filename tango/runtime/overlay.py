@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,12 +23,25 @@ class Overlay:
     Embeddings could also be given to `generate`, but assisted decoding and chunked prefill then go wrong. Passes that
     belong to another call are left alone. With a cache, the hooks are removed once the prompt has passed, so decoding
     runs without them. The stage "prefill" ends there, and decoding is timed from that mark, `prefill_end`.
+
+    Args:
+        passed: called once the whole prompt has passed, before a token is chosen.
     """
 
-    def __init__(self, model: PreTrainedModel, short: ShortPrompt, timer: StageTimer, call: Call, adapter: Adapter):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        short: ShortPrompt,
+        timer: StageTimer,
+        call: Call,
+        adapter: Adapter,
+        passed: Callable[[], None],
+    ):
+        self._when_passed = passed
         self.prefill_end: float | torch.cuda.Event | None = None
         self._model, self._short, self._timer, self._call = model, short, timer, call
         self._adapter = adapter
+        self._flash = "flash" in str(model.config.get_text_config()._attn_implementation)
         # When the running pass began, if it is part of the prefill.
         self._start: float | torch.cuda.Event | None = None
         self._cached = False  # there is a cache
@@ -68,6 +82,8 @@ class Overlay:
             rest = model.get_input_embeddings()(ids[:, count:])
             embeds = torch.cat([embeds.to(rest), rest], dim=1)
         others = {name: value for name, value in kwargs.items() if name != "input_ids"}
+        if ids.shape[1] == S and cache is not None and not self._short.is_padded and not self._flash:
+            others["attention_mask"] = None  # it is full; stock code would read it from the device to find out
         return args, {**others, **self._adapter.beside_embeds(text_ids), "inputs_embeds": embeds}
 
     def _after(self, _model: nn.Module, _args: tuple, _output: object) -> None:
@@ -76,5 +92,7 @@ class Overlay:
         self.prefill_end = self._timer.mark()
         self._timer.add("prefill", self._start, self.prefill_end)
         self._start = None
+        if self._passed:
+            self._when_passed()
         if self._passed and self._cached:
             self.__exit__()

@@ -12,27 +12,29 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tango.containers import PrunedTokens, VisualTokens
 from tango.errors import OptionError, TangoError, UnsupportedModelError
-from tango.methods import KeepAllPruner, LayerPruner, Plan, Pruner
-from tango.models.base import Adapter, EncodedVideos
-from tango.models.calls import Call, cache_of, remember_prompt, remembered_prompt
+from tango.methods import KeepAllPruner, LayerPruner, Plan, Pruner, TowerMerger
+from tango.models.base import Adapter
+from tango.models.calls import Call, cache_argument, cache_of, on_host, remember_prompt, remembered_prompt
 from tango.models.splice import ShortPrompt, shorten
 from tango.models.unwrapping import unwrap
-from tango.ops.checks import refuse_unless
 from tango.ops.flops import check_layer
 from tango.profiling import StageTimer
 from tango.runtime.callers import CallersPrompt
-from tango.runtime.decoding import check_positions, compiling_options, separate_cache_length
+from tango.runtime.decoding import compiling_options, separate_cache_length
+from tango.runtime.encoded_video import EncodedVideo, Origin
+from tango.runtime.generation_setup import check_positions, mask_arguments, pad_token_id, prepare_special_tokens
 from tango.runtime.layer_prune import last_prompt_columns, layer_pruning
 from tango.runtime.overlay import Overlay
 from tango.runtime.owned import PlaceholderGuard, replace_method
-from tango.runtime.stats import PruningStats, VideoStats
+from tango.runtime.pruned_videos import PrunedVideos, prune_videos
+from tango.runtime.stats import PruningStats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from transformers.utils import ModelOutput
 
 _MARK = "tango_pruning"  # attribute of a pruned model
+_METHODS = ("generate", "forward", "_get_logits_processor", "_prepare_special_tokens")
 
 
 class Prepared(NamedTuple):
@@ -49,6 +52,7 @@ class Prepared(NamedTuple):
     # Of every kept visual token, newlines included: frame, and position in the frame. None: no layer pruner asks.
     places: tuple[Tensor, Tensor] | None
     stats: PruningStats
+    videos: PrunedVideos
     scope: AbstractContextManager[object]  # entered while the prompt passes through the model
 
 
@@ -96,7 +100,7 @@ class Pruning:
     def _install(self) -> None:
         """Replace methods of this one instance; nn.Module calls the instance's own `forward`."""
         model = self.model
-        stock = {name: getattr(model, name) for name in ("generate", "forward", "_get_logits_processor")}
+        stock = {name: getattr(model, name) for name in _METHODS}
         generate_names, forward_names = (list(inspect.signature(stock[n]).parameters) for n in ("generate", "forward"))
 
         def generate(*args: Any, **kwargs: Any) -> object:
@@ -125,14 +129,19 @@ class Pruning:
                 return make(**kwargs)
             return call.make_processors(make, kwargs)
 
+        def prepare_tokens(*args: Any, **kwargs: Any) -> None:
+            prepare_special_tokens(stock["_prepare_special_tokens"], *args, **kwargs)
+
         calls: dict[str, Callable[..., object]] = {
             "generate": generate,
             "forward": forward,
             "_get_logits_processor": make_processors,
+            "_prepare_special_tokens": prepare_tokens,
             "_replicate_for_data_parallel": _refuse_replicas,
         }
         for name, call in calls.items():
             self._stack.callback(replace_method(model, name, call))
+        self._stack.enter_context(self.adapter.tower_scope())
         guard = PlaceholderGuard(self.adapter.video_token_id, self._may_read_placeholders)
         self._stack.callback(model.get_input_embeddings().register_forward_pre_hook(guard).remove)
         self._stack.callback(separate_cache_length(model))
@@ -178,44 +187,60 @@ class Pruning:
         Raises:
             NotFiniteError: a video's features hold NaN or infinity.
         """
-        adapter, timer = self.adapter, StageTimer(input_ids.device)
-        inputs = {**inputs, "input_ids": input_ids, "attention_mask": attention_mask}
-        encoded = adapter.encode_videos(inputs, self.pruner.wants, timer)
-        with timer.stage("prune"):
-            pruned = [self.pruner(video) for video in encoded.videos]
+        call = call or Call()
+        prepared = self._prepare(input_ids, attention_mask, inputs, call)
+        self._accept(prepared, call)
+        return prepared
+
+    def _accept(self, prepared: Prepared, call: Call) -> None:
+        """Refuse features that are not finite. This reads from the device, so that it comes after the prefill has been
+        launched, and before its result is used."""
+        if not call.accepted:
+            prepared.videos.refuse_unsound()
+            call.accepted, self._own.stats = True, prepared.stats
+
+    def _prepare(
+        self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any], call: Call
+    ) -> Prepared:
+        """Encode, prune and shorten without waiting for the device, but for what the pruner itself reads."""
+        adapter, timer = self.adapter, StageTimer(self.model.device)
+        inputs = on_host({**inputs, "input_ids": input_ids, "attention_mask": attention_mask})
+        input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
+        given = inputs.get(adapter.video_input)
+        if isinstance(given, EncodedVideo):
+            given.origin.check(Origin(adapter, self.pruner, self.layer_pruner))
+            videos = given.pruned
+        else:
+            videos = prune_videos(adapter, self.pruner, inputs, timer)
         with timer.stage("splice"):
             images = adapter.encode_images(inputs)
-            laid_out = [adapter.lay_out(*pair) for pair in zip(encoded.videos, pruned, strict=True)]
-            features, keep_mask = (torch.cat(parts) for parts in zip(*laid_out, strict=True))
             video, image = adapter.placeholders(input_ids, inputs, images)
             short = shorten(
                 input_ids,
                 attention_mask,
                 self._embed_short,
                 video=video,
-                keep_mask=keep_mask,
-                video_features=features,
+                keep_masks=videos.keep_masks,
+                kept_counts=videos.kept_counts,
+                video_features=videos.features,
                 images=None if images is None else (image, images.features),
                 positions=adapter.positions(input_ids, attention_mask, inputs),
-                pad_token_id=_pad_token_id(self.model),
+                pad_token_id=pad_token_id(self.model),
             )
         rows = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        before, after = _lengths(rows, short.attention_mask, _finite(encoded, pruned))
-        kept = zip(encoded.videos, pruned, strict=True)
-        self._own.stats = PruningStats(
+        stats = PruningStats(
             method=self.method,
             retention_ratio=self.pruner.retention_ratio,
-            videos=tuple(_video_stats(video, len(p.indices)) for video, p in kept),
-            entering_before=len(keep_mask),
-            entering_after=len(features),
-            prompt_before=before,
-            prompt_after=after,
+            videos=videos.sizes,
+            entering_before=sum(map(len, videos.keep_masks)),
+            entering_after=len(videos.features),
+            prompt_before=tuple(rows.bool().sum(1).tolist()),
+            prompt_after=short.lengths,
             timer=timer,
         )
-        frames = [(len(video.features), own) for video, (_, own) in zip(encoded.videos, laid_out, strict=True)]
-        places = None if self.layer_pruner is None else _places(frames)
-        scope = adapter.prefill_scope(encoded, pruned, images, short, call or Call())
-        return Prepared(short, places, self._own.stats, scope)
+        places = None if self.layer_pruner is None else _places(videos)
+        scope = adapter.prefill_scope(videos.deeper, images, short, call)
+        return Prepared(short, places, stats, videos, scope)
 
     def _generate(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> object:
         if kwargs.get(self.adapter.video_input) is None:
@@ -230,8 +255,14 @@ class Pruning:
             raise ValueError(f"{self.adapter.video_input} needs input_ids beside it")
         mask = kwargs.pop("attention_mask", None)
         with torch.no_grad():
-            short, places, stats, scope = self.encode(ids, mask, kwargs, call)
+            prepared = self._prepare(ids, mask, kwargs, call)
+        short, stats = prepared.short, prepared.stats
+        if self.layer_pruner is not None:
+            self._accept(prepared, call)  # it reads from the device in any case
         self._check_cache(cache_of(kwargs), short)
+        video = kwargs[self.adapter.video_input]
+        if isinstance(video, EncodedVideo) and (cache := video.prefix_for(short, kwargs, self.model)) is not None:
+            kwargs[cache_argument(self.model)] = cache
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         kwargs.pop("position_ids", None)  # those of the long prompt
         kwargs |= self.adapter.short_inputs(short)
@@ -243,9 +274,11 @@ class Pruning:
         prompt.adapt(kwargs, self.model.generation_config)
         kwargs |= compiling_options(kwargs, self.model.generation_config, inside=self.layer_pruner is not None)
         call.make_processors = prompt.processors
-        overlay = Overlay(self.model, short, stats.timer, call, self.adapter)
-        with scope, self._in_decoder(short, places, stats, call), overlay:
-            output = stock(input_ids=short.input_ids, attention_mask=short.attention_mask, **kwargs)
+        accept = partial(self._accept, prepared, call)
+        overlay = Overlay(self.model, short, stats.timer, call, self.adapter, accept)
+        with prepared.scope, self._in_decoder(prepared, call), overlay:
+            output = stock(input_ids=short.input_ids, **{**mask_arguments(self.model, short), **kwargs})
+        accept()
         if not call.passed:
             raise TangoError("generate did not run the model that was pruned, so the video was not seen")
         if overlay.prefill_end is not None:
@@ -260,7 +293,10 @@ class Pruning:
                 "learnt tokens before the prompt cannot be used on a pruned model"
             )
         ids, mask = kwargs.pop("input_ids"), kwargs.pop("attention_mask", None)
-        short, places, stats, scope = self.encode(ids, mask, kwargs, call)
+        prepared = self._prepare(ids, mask, kwargs, call)
+        short = prepared.short
+        if self.layer_pruner is not None:
+            self._accept(prepared, call)
         self._check_cache(cache_of(kwargs), short)
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         if kwargs.get("labels") is not None:
@@ -268,8 +304,9 @@ class Pruning:
         kwargs |= self.adapter.short_inputs(short) | self.adapter.beside_embeds(short.text_ids)
         kwargs["position_ids"] = short.position_ids
         wanted = kwargs.pop("logits_to_keep", 0)
-        with scope, self._in_decoder(short, places, stats, call, kwargs.get("labels")):
+        with prepared.scope, self._in_decoder(prepared, call, kwargs.get("labels")):
             output = stock(inputs_embeds=short.inputs_embeds, attention_mask=short.attention_mask, **kwargs)
+            self._accept(prepared, call)
         if isinstance(output, Mapping):
             remember_prompt(cache_of(output), short.input_ids)
         labelled = kwargs.get("labels") is not None
@@ -284,15 +321,9 @@ class Pruning:
         return self.pruner.name if inside is None else inside.name
 
     @contextmanager
-    def _in_decoder(
-        self,
-        short: ShortPrompt,
-        places: tuple[Tensor, Tensor] | None,
-        stats: PruningStats,
-        call: Call,
-        labels: Tensor | None = None,
-    ) -> Iterator[None]:
+    def _in_decoder(self, prepared: Prepared, call: Call, labels: Tensor | None = None) -> Iterator[None]:
         """While the short prompt passes, prune inside the LLM if there is a layer pruner; then complete `stats`."""
+        short, places, stats = prepared.short, prepared.places, prepared.stats
         if self.layer_pruner is None:
             yield
         else:
@@ -342,6 +373,8 @@ def prune(
     mean_retention_ratio: float | None = None,
     saliency: str | None = None,
     positions: str | None = None,
+    reuse: bool | None = None,
+    tower: TowerMerger | str | None = None,
     **options: Any,
 ) -> Pruning:
     """Prune the visual tokens of every video that `model` is given from now on.
@@ -353,16 +386,15 @@ def prune(
     that prompt's length; in training mode with labels they have the short prompt's, since the loss is computed already
     and long logits would take gigabytes. The cache that a pruned call returns holds the short prompt: `generate`
     continues it if the same video is given again, and refuses it otherwise. Where kept tokens retain their positions
-    (Qwen-VL, and `positions="kept"`), steps after a direct call need `position_ids`. Placeholders that reach the LLM in
-    another way, such as through a part of the model, are refused.
+    (Qwen-VL, and `positions="kept"`), steps after a direct call need `position_ids`. Placeholders that get there
+    in another way are refused.
 
     Args:
         model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`. It may be wrapped by
             `torch.compile`, by PEFT with adapters in the layers, or by DistributedDataParallel, before or after this
             call. Direct calls with video of a compiled model run uncompiled.
         method: a name from `available_methods()`, a pruner, or a `Plan`. With an intra-LLM method all tokens enter the
-            LLM, and `retention_ratio` is the mean over its layers; a layer pruner that is built already is taken as it
-            is.
+            LLM, and `retention_ratio` is the mean over its layers, unless the layer pruner is built already.
         layer_pruner: prune again inside the LLM: a layer pruner, or a name from `available_layer_pruners()`.
         mean_retention_ratio: in place of `retention_ratio`, the fraction kept on average over the LLM's layers. With
             a layer pruner, more tokens then enter the LLM (section 5.1 of the paper).
@@ -370,9 +402,10 @@ def prune(
             "attn" (mean attention received in the tower's last used block; needs no extra weights), or a registered
             name. None: the method's own.
         positions: for LLaVA, "contiguous" (the default, as in the paper's release) numbers the tokens that the LLM sees
-            from 0, and "kept" gives every token its position in the unpruned prompt. For Qwen-VL, whose kept tokens
-            always keep their positions, "correct" (the default) computes them as the models were trained, and "stock"
-            as this transformers release does.
+            from 0, and "kept" gives every token its position in the unpruned prompt. For Qwen-VL, which always keeps
+            these, "correct" (the default) computes them as in training, "stock" as this transformers release does.
+        reuse: encode equal frames of a video once; features are then equal up to rounding (see `tango.models.reuse`).
+        tower: merge frames in the tower: a merger, or a name from `available_tower_mergers()`. Ratios mean all frames.
         **options: fields of the method, such as `retention_ratio=0.1`.
     Raises:
         UnknownNameError, OptionError: no such method or option, or not for this model.
@@ -385,8 +418,8 @@ def prune(
         ...     tango.answer(model, processor, "clip.mp4", "what color is plain")
         'cyan'
     """
-    others: dict[str, Any] = {"layer_pruner": layer_pruner, "mean_retention_ratio": mean_retention_ratio}
-    others |= {"saliency": saliency, "positions": positions}
+    others: dict[str, Any] = {"layer_pruner": layer_pruner, "saliency": saliency, "positions": positions}
+    others |= {"mean_retention_ratio": mean_retention_ratio, "reuse": reuse, "tower": tower}
     given = [*options, *(name for name, value in others.items() if value is not None)]
     if isinstance(method, Plan) and given:
         raise OptionError(f"a plan is complete; leave out {', '.join(given)}, or set it there")
@@ -402,6 +435,9 @@ def _pruned(adapter: Adapter, plan: Plan) -> Pruning:
     adapter.check(pruner.needs, pruner.name)
     if pruning_of(adapter.model) is not None:
         raise TangoError("this model is pruned already; remove() the first pruning before adding another")
+    if plan.tower is not None:
+        adapter.check_merger(plan.tower)
+    adapter.reuse, adapter.tower_merger = plan.reuse, plan.tower
     bound = None if inside is None else inside.bind(adapter.model)
     return Pruning(adapter.model, pruner.bind(adapter.model), adapter, bound)
 
@@ -428,41 +464,19 @@ def _refuse_replicas() -> None:
     raise TangoError("DataParallel copies the model for every call; a pruned one needs DistributedDataParallel instead")
 
 
-def _video_stats(video: VisualTokens, kept: int) -> VideoStats:
-    T, N, _ = video.features.shape
-    return VideoStats(frames=T, grid=video.grid, tokens_before=T * N, tokens_after=kept)
-
-
-def _places(laid_out: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Frame of every kept placeholder, and its position in the frame, from each video's number of frames and keep mask.
+def _places(videos: PrunedVideos) -> tuple[Tensor, Tensor]:
+    """Frame of every kept placeholder, and its position in the frame.
 
     Both are counted on from video to video. A newline after the last frame counts as a frame of its own.
     """
     frames, cells, first_frame, first_cell = [], [], 0, 0
-    for num_frames, keep_mask in laid_out:
-        per_frame = len(keep_mask) // num_frames
+    for size, keep_mask in zip(videos.sizes, videos.keep_masks, strict=True):
+        num_frames, per_frame = size.frames, len(keep_mask) // size.frames
         index = keep_mask.nonzero()[:, 0]
         frames.append(index // per_frame + first_frame)
         cells.append(index % per_frame + first_cell)
         first_frame, first_cell = first_frame + num_frames + 1, first_cell + per_frame
     return torch.cat(frames), torch.cat(cells)
-
-
-def _finite(encoded: EncodedVideos, pruned: list[PrunedTokens]) -> list[Tensor]:
-    """For every video, whether all its features that the LLM will see are finite; on the device."""
-    deeper = encoded.extras or [[]] * len(pruned)
-    parts = [[tokens.features, *layers] for tokens, layers in zip(pruned, deeper, strict=True)]
-    return [torch.stack([torch.stack(x.detach().aminmax()) for x in part]).isfinite().all() for part in parts]
-
-
-def _lengths(rows: Tensor, short: Tensor, finite: list[Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Prompt lengths before and after pruning. They are read from the device together with the flags, all at once."""
-    flags = torch.stack([flag.to(rows.device) for flag in finite])
-    numbers = torch.cat([rows.bool().sum(1), short.sum(1), flags]).tolist()
-    B = len(rows)
-    for video, flag in enumerate(numbers[2 * B :]):
-        refuse_unless(bool(flag), f"features of video {video}")
-    return tuple(numbers[:B]), tuple(numbers[B : 2 * B])
 
 
 def _with_long_logits(
@@ -479,14 +493,3 @@ def _with_long_logits(
     if isinstance(getattr(output, "logits", None), Tensor):  # some kernels compute a loss without them
         output.logits = long(output.logits)
     return output
-
-
-def _pad_token_id(model: PreTrainedModel) -> int:
-    """The model's own id for padding if it has one. Any id will do: padding is masked."""
-    for source in (model.generation_config, model.config):
-        for name in ("pad_token_id", "eos_token_id"):
-            value = getattr(source, name, None)
-            value = value[0] if isinstance(value, (list, tuple)) and value else value
-            if isinstance(value, int):
-                return value
-    return 0

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from tango.containers import PrunedTokens
 from tango.profiling import StageTimer
+
+if TYPE_CHECKING:
+    from tango.models.base import EncodedVideos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +45,29 @@ def _ends(tokens: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoStats:
-    """One video: frames, token grid of a frame, and visual tokens before and after pruning (newlines not counted)."""
+    """One video: frames, token grid of a frame, and visual tokens before and after pruning (newlines not counted).
+
+    `frames_encoded` is how many frames came out of the vision tower: fewer than `frames` where equal ones were encoded
+    once, or where a tower method merged some. For Qwen-VL, both count temporal steps.
+    """
 
     frames: int
+    frames_encoded: int
     grid: tuple[int, int]
     tokens_before: int
     tokens_after: int
+
+
+def video_stats(encoded: EncodedVideos, pruned: Sequence[PrunedTokens]) -> tuple[VideoStats, ...]:
+    """The numbers of every video."""
+    sizes = [video.features.shape[:2] for video in encoded.videos]
+    through: Sequence[int] = [T for T, _ in sizes] if encoded.reuse is None else encoded.reuse.encoded
+    if encoded.merged is not None:
+        through = [len(own.sources) for own in encoded.merged]
+    return tuple(
+        VideoStats(frames=T, frames_encoded=own, grid=video.grid, tokens_before=T * N, tokens_after=len(kept.indices))
+        for (T, N), own, video, kept in zip(sizes, through, encoded.videos, pruned, strict=True)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,5 +137,7 @@ class PruningStats:
         if self.layer is not None:
             visual += f", {self.layer}"
             share += f", {100 * self.layer.mean_retention_ratio:.1f} % averaged over the layers"
+        given, encoded = (sum(getattr(v, name) for v in self.videos) for name in ("frames", "frames_encoded"))
+        frames = f", {encoded} of {given} frames encoded" if encoded < given else ""
         stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in self.timer.ms().items())
-        return f"{self.method}: {visual} ({share}), {prompt} tokens; ms: {stages}"
+        return f"{self.method}: {visual} ({share}), {prompt} tokens{frames}; ms: {stages}"

@@ -147,7 +147,7 @@ class TestConversations:
             assert inputs.keys() == expected.keys()
             for key, value in expected.items():
                 for a, b in zip(inputs[key], value, strict=True):
-                    assert torch.equal(a, b)
+                    assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
 
     def test_without_a_video(self, files):
         text_only = Question(messages=[{"role": "user", "content": "Who are you?"}], max_new_tokens=3)

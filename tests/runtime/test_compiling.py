@@ -133,3 +133,18 @@ def test_models_that_cannot_have_it_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(adapter_class("llava_onevision"), "compilable", lambda _model: [])
     with pytest.raises(tango.UnsupportedModelError, match="LLaVA-OneVision adapter does not say what to compile"):
         tango.compile_tower(model)
+
+
+@pytest.mark.parametrize("family_name", tiny_qwen.FAMILIES)
+def test_a_block_of_qwen_is_one_graph_while_the_model_is_pruned(family_name: str) -> None:
+    """Windows, too: their lengths are numbers of the host, so nothing breaks the graph."""
+    model, backend = tiny_qwen.model(family_name), Graphs()
+    inputs = tiny_qwen.inputs(family_name, ("Look: ", (3, 6, 10), " What?"))
+    with torch.no_grad(), tango.prune(model, "none") as pruning:
+        plain = pruning.adapter.encode_videos(inputs, EVERYTHING, StageTimer()).videos
+        for block in model.model.visual.blocks[:-1]:
+            block.forward = torch.compile(block.forward, backend=backend, fullgraph=True)
+        compiled = pruning.adapter.encode_videos(inputs, EVERYTHING, StageTimer()).videos
+    for x, y in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(x.features, y.features, rtol=1e-5, atol=1e-6)
+    assert 0 < backend.compiled < len(model.model.visual.blocks)

@@ -233,15 +233,15 @@ def test_gradients_reach_what_was_merged_away(use_cache):
         model, "uniform", retention_ratio=0.5, layer_pruner=FastvMergePruner(layer=1, retention_ratio=0.1)
     ) as pruning:
         shorts = []
-        encode = pruning.encode
+        prepare = pruning._prepare
 
         def watch(*args):
-            prepared = encode(*args)
+            prepared = prepare(*args)
             prepared.short.inputs_embeds.retain_grad()
             shorts.append(prepared.short)
             return prepared
 
-        pruning.encode = watch
+        pruning._prepare = watch
         model(**inputs, labels=labels, use_cache=use_cache).loss.backward()
     assert (shorts[0].inputs_embeds.grad[shorts[0].is_video].abs().sum(-1) > 0).all()
     assert model.model.multi_modal_projector.linear_1.weight.grad.abs().sum() > 0

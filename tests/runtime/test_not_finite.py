@@ -1,4 +1,4 @@
-"""NaN and infinity: refused by every method and by keeping everything, at one place, with one read of the device."""
+"""NaN and infinity: refused by every method and by keeping all tokens, before the first token, with one read."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import pytest
 import torch
 
 import tango
-from tango.profiling import StageTimer
-from tango.runtime.pruning import _finite, _lengths
 from tests import tiny, tiny_qwen
-from tests.methods.test_tango_syncs import Spy, counted_methods
 
 GREEDY = {"do_sample": False, "max_new_tokens": 2}
 
@@ -48,17 +45,37 @@ def test_features_for_deeper_layers_count():
         model.generate(**inputs, **GREEDY)
 
 
-def test_the_check_is_read_together_with_the_lengths(monkeypatch):
+def test_the_check_is_one_read_after_the_prefill(monkeypatch):
     model, inputs = tiny.llava_onevision(), tiny.three_videos()
-    with tango.prune(model, "uniform") as pruning, torch.no_grad():
-        encoded = pruning.adapter.encode_videos(inputs, pruning.pruner.wants, StageTimer())
-        pruned = [pruning.pruner(video) for video in encoded.videos]
-    mask = inputs["attention_mask"]
-    with counted_methods(monkeypatch) as calls, Spy() as spy:
-        lengths = _lengths(mask, mask, _finite(encoded, pruned))
-    assert lengths == (tuple(mask.sum(1).tolist()),) * 2
-    assert calls == {"tolist": 1}
-    assert not [name for name in spy.reads if "_local_scalar_dense" not in name]
+    passed = []
+    model.model.language_model.register_forward_pre_hook(lambda *_: passed.append("prefill"))
+    tolist = torch.Tensor.tolist
+
+    def noted(tensor):
+        passed.extend(["flags"] if tensor.dtype == torch.bool else [])
+        return tolist(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", noted)
+    with tango.prune(model, "uniform"):
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    assert passed == ["prefill", "flags"]
+
+
+def test_no_token_of_a_refused_video_is_streamed():
+    model, inputs = tiny.llava_onevision(), tiny.one_video()
+    inputs["pixel_values_videos"][0, 1] = torch.nan
+    streamed = []
+
+    class Streamer:
+        def put(self, value):
+            streamed.append(value)
+
+        def end(self):
+            pass
+
+    with tango.prune(model, "uniform"), pytest.raises(tango.TangoError, match="NaN or infinity"):
+        model.generate(**inputs, **GREEDY, streamer=Streamer())
+    assert len(streamed) <= 1  # the prompt
 
 
 @pytest.mark.parametrize("method", ["tango", "tango-paper", "tango-release"])

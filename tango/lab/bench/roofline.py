@@ -83,8 +83,9 @@ def stage_work(
     FLOPs are those of products: with weights, and between tokens (queries by keys, weights by values; in the LLM's
     prefill masked ones too). Norms, activations, positions and whatever a method computes count nothing. Bytes are a
     stage's weights, once, and what enters and leaves it, the LLM's cache included; what passes between its layers is
-    left out, as if it never left the chip. So the floors are rather too low than too high. Pruning and splicing count
-    as bytes alone: all features read and the kept ones written, and these read and written again.
+    left out, as if it never left the chip. So the floors are rather too low than too high; but all frames count, also
+    those that need not pass through the tower because another has the same pixels. Pruning and splicing count as bytes
+    alone: all features read and the kept ones written, and these read and written again.
 
     Args:
         grids: of the videos, by `patch_grids`.

@@ -12,6 +12,7 @@ from torch import Tensor
 from tango.models import adapter_class
 from tango.profiling import StageTimer
 from tango.runtime.stats import PruningStats, VideoStats
+from tango.video.repeats import FIRST_EQUAL
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel
@@ -27,12 +28,12 @@ def generate(model: PreTrainedModel, inputs: BatchFeature, **options: Any) -> tu
         ValueError: stock code refuses these inputs; LLaVA-Video's, whose newlines it does not know.
     """
     adapter, timer = adapter_class(model.config)(model), StageTimer(model.device)
-    given = {name: value for name, value in inputs.items() if name != "video_timestamps_s"}
+    given = {name: value for name, value in inputs.items() if name not in ("video_timestamps_s", FIRST_EQUAL)}
     ids = given["input_ids"]
     with torch.inference_mode(), _stages(model, timer):
         new = model.generate(**given, do_sample=False, **options)[:, ids.shape[1] :]
     length, count = ids.shape[1], int((ids == adapter.video_token_id).sum())
-    video = VideoStats(frames=1, grid=(1, count), tokens_before=count, tokens_after=count)
+    video = VideoStats(frames=1, frames_encoded=1, grid=(1, count), tokens_before=count, tokens_after=count)
     return new, PruningStats(
         method="stock",
         retention_ratio=1.0,

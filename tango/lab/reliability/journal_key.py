@@ -24,6 +24,7 @@ CHANGES: dict[str, Change] = {
     "method": {"method": "uniform"},
     "saliency": {"saliency": "attn"},
     "positions": {"positions": "kept"},
+    "reuse": {"reuse": True},
     "layer pruner": {"layer_pruner": "fastv-merge", "layer_options": {"layer": 2}},
     "number of frames": {"num_frames": 4},
     "dtype": {"dtype": "bfloat16"},

@@ -25,6 +25,7 @@ from tango.models.processors.protocol import ChatProtocol
 from tango.ops.device import chunks
 from tango.video.images import read_image
 from tango.video.reading import load_video
+from tango.video.repeats import FIRST_EQUAL, first_equal
 from tango.video.sampling import one_line
 
 if TYPE_CHECKING:
@@ -53,13 +54,24 @@ Images = object  # an image in any form that `read_image` takes, a list of them,
 Matched = tuple[list[str], list[Tensor], list[Tensor] | None]
 
 
-def preprocess_frames(frames: UInt8[Tensor, "T h w 3"], size: int) -> Float[Tensor, "T 3 size size"]:
-    """Resize frames to a square and scale them to [-1, 1]."""
-    return resize_frames(frames, (size, size)).mul_(1 / 127.5).sub_(1)
+def preprocess_frames(
+    frames: UInt8[Tensor, "T h w 3"], size: int, first: Sequence[int] | None = None
+) -> Float[Tensor, "T 3 size size"]:
+    """Resize frames to a square and scale them to [-1, 1]; `first` as in `resize_frames`."""
+    return resize_frames(frames, (size, size), first).mul_(1 / 127.5).sub_(1)
 
 
-def resize_frames(frames: UInt8[Tensor, "T h w 3"], size: tuple[int, int]) -> Float[Tensor, "T 3 rows columns"]:
-    """Resize frames to this height and width, a chunk of frames at a time."""
+def resize_frames(
+    frames: UInt8[Tensor, "T h w 3"], size: tuple[int, int], first: Sequence[int] | None = None
+) -> Float[Tensor, "T 3 rows columns"]:
+    """Resize frames to this height and width, a chunk of frames at a time.
+
+    Args:
+        first: what `first_equal` says of the frames; those that it finds repeated are resized once.
+    """
+    if first is not None and len(distinct := sorted(set(first))) < len(frames):
+        row = {frame: row for row, frame in enumerate(distinct)}
+        return resize_frames(frames[distinct], size)[[row[f] for f in first]]
     pixels = torch.empty(len(frames), 3, *size)
     for chunk in chunks(len(frames), frames.shape[1:].numel(), frames.device, cpu_bytes=64 << 20):
         pixels[chunk] = F.interpolate(
@@ -200,7 +212,8 @@ class Processor(ChatProcessor):
     """LLaVA's tokenizer and video preprocessing in one callable, used like a transformers processor.
 
     `processor(text=..., videos=...)` returns `input_ids`, `attention_mask`, `pixel_values_videos` and
-    `video_timestamps_s`, from which pruning methods know real time.
+    `video_timestamps_s`, from which pruning methods know real time; beside it stands `video_first_equal`, which tells
+    equal frames (see `tango.models.reuse`).
 
     Args:
         num_video_tokens: frames -> placeholders that a video takes in an unpruned prompt.
@@ -232,7 +245,9 @@ class Processor(ChatProcessor):
         )
         self.image_size, self.num_video_tokens, self._make_stock = image_size, num_video_tokens, make_stock
 
-    media_input_names = ("pixel_values_videos", "video_timestamps_s", "pixel_values", "image_sizes", "batch_num_images")
+    media_input_names = (
+        "pixel_values_videos", "video_timestamps_s", FIRST_EQUAL, "pixel_values", "image_sizes", "batch_num_images",
+    )  # fmt: skip
 
     def _build_stock(self) -> ProcessorMixin:
         return super()._build_stock() if self._make_stock is None else self._make_stock(self.tokenizer)
@@ -245,6 +260,7 @@ class Processor(ChatProcessor):
         *,
         num_frames: int | None = None,
         video_timestamps: bool = True,
+        video_pixels: bool = True,
         **options: Any,
     ) -> BatchFeature:
         """Tokenize prompts that contain one `<video>` per video, and preprocess the videos in that order.
@@ -252,6 +268,8 @@ class Processor(ChatProcessor):
         A video has any form that `tango.read_video` takes; images stand in the prompts as `<image>`. `options` are the
         tokenizer's.
 
+        Args:
+            video_pixels: False: everything but `pixel_values_videos`, from the videos' sizes and times alone.
         Raises:
             PromptError: the numbers of `<video>` and of videos, or of `<image>` and of images, differ.
             VideoReadError: one of them cannot be read.
@@ -262,10 +280,13 @@ class Processor(ChatProcessor):
         placeholders = [self.video_token * self.num_video_tokens(len(f)) for f in frames]
         inputs = self.tokenize(texts, {self.image_token: pieces, self.video_token: placeholders}, options)
         inputs.update(extra)
-        if frames:
-            pixels = [preprocess_frames(f, self.image_size) for f in frames]
+        if frames and video_pixels:
+            first = [first_equal(f) for f in frames]
+            pixels = [preprocess_frames(f, self.image_size, own) for f, own in zip(frames, first, strict=True)]
             same = len({len(p) for p in pixels}) == 1
             inputs["pixel_values_videos"] = torch.stack(pixels) if same else pixels
+            if times is not None and video_timestamps:
+                inputs[FIRST_EQUAL] = first
         if times is not None and video_timestamps:
             inputs["video_timestamps_s"] = times
         return inputs
