@@ -38,6 +38,8 @@ _HOMES = {  # module -> the names that it has
     "tango.ops.saliency": "available_saliency register_saliency",
     "tango.runtime.answering": "answer prepare",
     "tango.runtime.compiling": "compile_tower",
+    "tango.runtime.encoded_video": "EncodedVideo",
+    "tango.runtime.encoding": "encode",
     "tango.runtime.pruning": "Pruning prune",
     "tango.runtime.stats": "PruningStats",
     "tango.video.reading": "read_video",
@@ -102,6 +104,8 @@ if TYPE_CHECKING:
     from tango.ops.saliency import available_saliency, register_saliency
     from tango.runtime.answering import answer, prepare
     from tango.runtime.compiling import compile_tower
+    from tango.runtime.encoded_video import EncodedVideo
+    from tango.runtime.encoding import encode
     from tango.runtime.pruning import Pruning, prune
     from tango.runtime.stats import PruningStats
     from tango.video.reading import read_video

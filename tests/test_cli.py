@@ -57,6 +57,25 @@ def test_answer_json_is_one_object(files, capsys):
     assert len(record["frame_timestamps_s"]) == 6
 
 
+@pytest.mark.parametrize("method", [["--retention-ratio", "0.25"], ["--method", "none"]])
+def test_further_questions_get_the_answers_they_get_alone(files, capsys, method):
+    others = ("Why?", "Where to?")
+    assert tango(files, "answer", "clip.mp4", "--json", *method, "--ask", others[0], "--ask", others[1]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["question"] for record in records] == ["What happens?", *others]
+    assert {"read", "encode"} < set(records[0]["stages_ms"])
+    for record in records:
+        base = ["answer", str(files / "clip.mp4"), record["question"], "--model", str(files / "model")]
+        assert main([*base, "--num-frames", "6", "--max-new-tokens", "3", "--json", *method]) == 0
+        alone = json.loads(capsys.readouterr().out)
+        assert record["answer"] == alone["answer"]
+        assert set(record["stages_ms"]).isdisjoint({"tower", "project", "prune"})
+    assert not {"read", "encode"} & set(records[1]["stages_ms"])
+    late = ["--ask", "Why?", "--method", "fastv", "--option", "layer=1", "--retention-ratio", "0.8"]
+    assert tango(files, "answer", "clip.mp4", *late) == 2
+    assert "looks at the question" in capsys.readouterr().err
+
+
 def test_answer_without_pruning(files, capsys):
     assert tango(files, "answer", "clip.mp4", "--json", "--method", "none") == 0
     assert json.loads(capsys.readouterr().out)["stats"] is None

@@ -130,6 +130,7 @@ def _cluster(plan: _Plan, gather: Gather, k: int, centres: Int[Tensor, "C"], nea
 
     with record_function("tango::products"):
         ticks = [Ticks(of(b, rows), of(b, squares), is_short=b.is_short) for b in plan.buckets]
+    del rows  # where all distances are held, nothing else needs them
     distance_sum = of_each(lambda own, _: own.sums_of_nearest(k))
     order = (set_keys + distance_sum.long()).sort(stable=True).indices  # set by set, densest first
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))

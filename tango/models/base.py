@@ -294,16 +294,15 @@ class Adapter(ABC):
         return None
 
     def prefill_scope(
-        self,
-        encoded: EncodedVideos,
-        pruned: list[PrunedTokens],
-        images: EncodedImages | None,
-        short: ShortPrompt,
-        call: Call,
+        self, deeper: list[list[Tensor]], images: EncodedImages | None, short: ShortPrompt, call: Call
     ) -> AbstractContextManager[object]:
         """A context entered while the short prompt of a call passes through the model, such as one that hands features
-        to deeper layers."""
-        del encoded, pruned, images, short, call
+        to deeper layers.
+
+        Args:
+            deeper: of each video, what `EncodedVideos.extras` has for the kept tokens, a (K, D) tensor per layer.
+        """
+        del deeper, images, short, call
         return nullcontext()
 
 

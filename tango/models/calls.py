@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
 Inputs = Mapping[str, Any]  # keyword arguments of a model's call: tensors, and lists of them
@@ -65,6 +67,11 @@ def cache_of(arguments: Inputs) -> Any:
     """The cache among the arguments of a model or a layer, or None; transformers renamed the argument in 5.24."""
     cache = arguments.get("cache")
     return arguments.get("past_key_values") if cache is None else cache
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """The name of that argument for this model, in the installed transformers."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def remember_prompt(cache: Cache | None, ids: Tensor) -> None:

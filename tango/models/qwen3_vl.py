@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import vision_utils
 
-from tango.containers import PrunedTokens
-from tango.models.base import EncodedImages, EncodedVideos, register_adapter
+from tango.models.base import EncodedImages, register_adapter
 from tango.models.calls import Call, Inputs, cache_of
 from tango.models.mrope import vision_positions
 from tango.models.processors.qwen import HALF, QwenForm
@@ -61,17 +60,11 @@ class Qwen3VlAdapter(QwenVlAdapter):
         return [vision_positions((1, h, w)) for t, h, w in grids for _ in range(t)]
 
     def prefill_scope(
-        self,
-        encoded: EncodedVideos,
-        pruned: list[PrunedTokens],
-        images: EncodedImages | None,
-        short: ShortPrompt,
-        call: Call,
+        self, deeper: list[list[Tensor]], images: EncodedImages | None, short: ShortPrompt, call: Call
     ) -> AbstractContextManager[object]:
-        kept = [[layer[p.indices] for layer in video] for video, p in zip(encoded.extras or [], pruned, strict=True)]
         is_image = (short.input_ids == self.image_token_id) & short.attention_mask.bool()
         layers = []
-        for i, parts in enumerate(zip(*kept, strict=True)):
+        for i, parts in enumerate(zip(*deeper, strict=True)):
             rows = torch.zeros_like(short.inputs_embeds)
             rows = rows.masked_scatter(short.is_video[..., None], torch.cat(parts).to(rows))
             if images is not None:

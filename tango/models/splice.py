@@ -92,36 +92,36 @@ def shorten(
     S = int(lengths.max())
     mask = (torch.arange(S) >= S - lengths[:, None]).long()
     image = torch.zeros_like(video) if images is None else images[0]
-    if images is not None:
-        _check_count("image", int((image & attended).sum()), len(images[1]))
+    _check_count("image", int((image & attended).sum()), 0 if images is None else len(images[1]))
     on_device = [torch.stack([input_ids, attended, video, image]), mask, (mask.cumsum(dim=1) - 1).clamp_min(0)]
     (ids, attended, video, image), mask, counted = (to_device(x, device) for x in on_device)
     attended, video, image, is_text = attended.bool(), video.bool(), image.bool(), mask.bool()
-    # A stable sort by the mask, along L, moves kept positions to the right end, in order.
     keep = attended.masked_scatter(video, torch.cat(list(keep_masks)))
-    kept = keep.byte().sort(dim=1, stable=True).indices[:, -S:]
+    kept = keep.byte().sort(dim=1, stable=True).indices[:, -S:]  # along L: moves kept columns to the right, in order
     ids = ids.gather(1, kept).masked_fill(mask == 0, pad_token_id)
     is_video = video.gather(1, kept) & is_text
     text_ids = ids.masked_fill(is_video, pad_token_id)
-    embeds = embed(text_ids)  # the placeholder's own embedding is never used
-    embeds = embeds.masked_scatter(is_video[..., None], video_features.to(embeds))
+    embeds = _put(video_features, is_video, embed(text_ids))  # the placeholder's own embedding is never used
     if images is not None:
-        is_image = image.gather(1, kept) & is_text
-        embeds = embeds.masked_scatter(is_image[..., None], images[1].to(embeds))
+        embeds = _put(images[1], image.gather(1, kept) & is_text, embeds)
+    if positions is not None:
+        counted = _kept_positions(to_device(positions, device), kept, counted, mask)
     return ShortPrompt(
         input_ids=ids,
         text_ids=text_ids,
         attention_mask=mask,
         inputs_embeds=embeds,
-        position_ids=counted
-        if positions is None
-        else _kept_positions(to_device(positions, device), kept, counted, mask),
+        position_ids=counted,
         retains_positions=positions is not None,
         is_video=is_video,
         kept=kept,
         lengths=tuple(lengths.tolist()),
         source_length=input_ids.shape[1],
     )
+
+
+def _put(features: Tensor, where: Tensor, embeds: Tensor) -> Tensor:
+    return embeds.masked_scatter(where[..., None], features.to(embeds))
 
 
 def _kept_positions(positions: Tensor, kept: Tensor, counted: Tensor, mask: Tensor) -> Tensor:

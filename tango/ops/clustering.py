@@ -96,20 +96,21 @@ class Ticks:
 
     def __init__(self, x: Float[Tensor, "B M D"], squares: Float[Tensor, "B M"], *, is_short: bool = False):
         B, M, _ = x.shape
-        self._x, self._squares, self._is_short = x, squares, is_short
+        self._size, self._squares, self._is_short = (B, M), squares, is_short
         on_cpu = x.device.type == "cpu"
         self._max_block = _MAX_BLOCK if on_cpu else min(max(_MIN_BLOCK_GPU, x.numel() // 4), _MAX_BLOCK_GPU)
         most = _MAX_HELD if on_cpu else MAX_HELD_GPU
         self._held = _count(gram(x), squares, squares) if most >= B * M * M else None
+        self._x = x if self._held is None else x.new_empty(0)  # large, and not needed beside its distances
 
     def sums_of_nearest(self, k: int) -> Float[Tensor, "B M"]:
         """For every row, the sum of the distances to its k nearest rows, or to all others if there are fewer."""
-        B, M, _ = self._x.shape
+        B, M = self._size
         count = min(k + 1, M)  # one more: the row itself
         if self._held is not None:
             nearest = _joined([_smallest(block, count) for _, _, block in self._blocks()])
         else:
-            nearest = torch.full((B, M, count), torch.inf, device=self._x.device)
+            nearest = torch.full((B, M, count), torch.inf, device=self._squares.device)
             for rows, _, block in self._blocks():
                 found = _smallest(block, min(count, block.shape[-1]))
                 nearest[:, rows] = _smallest(torch.cat([nearest[:, rows], found], dim=-1), count)
@@ -137,11 +138,11 @@ class Ticks:
             x, squares = self._x.take_along_dim(ordered[:, :, None], dim=1), self._squares.gather(1, ordered)
         found = []
         for rows in self._parts(self._max_block // (B * C)):
-            if self._held is None:
-                distances = _count(products(self._x[:, rows], x), self._squares[:, rows], squares)
-            else:
+            if self._held is not None:
                 block = self._held[:, rows]
                 distances = block.gather(2, ordered[:, None, :].expand(-1, block.shape[1], -1))
+            else:
+                distances = _count(products(self._x[:, rows], x), self._squares[:, rows], squares)
             found.append(distances.argmin(-1))
         return _joined(found)
 
@@ -150,7 +151,7 @@ class Ticks:
 
         Held distances come in order, whole rows at a time.
         """
-        B, M, _ = self._x.shape
+        B, M = self._size
         if self._held is not None:
             for rows in self._parts(self._max_block // (B * M)):
                 yield rows, slice(0, M), self._held[:, rows]
@@ -166,7 +167,7 @@ class Ticks:
 
     def _parts(self, num_rows: int) -> list[slice]:
         """Cut the rows of a set into slices of at most `num_rows`."""
-        M, step = self._x.shape[1], max(1, num_rows)
+        M, step = self._size[1], max(1, num_rows)
         return [slice(start, min(start + step, M)) for start in range(0, M, step)]
 
 

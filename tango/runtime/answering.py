@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from tango.models.base import stock_is_right
 from tango.models.processors.messages import TimeInstruction
 from tango.models.processors.protocol import ChatProtocol, Reading, WrappedProcessor
 from tango.models.processors.qwen import VisionMarks, check_marks
+from tango.runtime.encoded_video import EncodedVideo
 from tango.runtime.pruning import prune, pruning_of
 from tango.video.repeats import FIRST_EQUAL
 
@@ -27,6 +29,7 @@ def prepare(
     video: object,
     question: str,
     *,
+    history: Sequence[tuple[str, str]] = (),
     num_frames: int | None = None,
     backend: str = "auto",
     fps: float | None = None,
@@ -38,8 +41,11 @@ def prepare(
     The processor is that of `tango.load`, or a stock one of transformers.
 
     Args:
-        video: a `Video`, or anything that `tango.read_video` takes. Frames in memory and lists have no timestamps.
+        video: a `Video`, or anything that `tango.read_video` takes. Frames in memory and lists have no timestamps. Or
+            an `EncodedVideo`, which was read as `tango.encode` was told to, and then stands among the inputs in place
+            of the pixels.
         question: what to ask. It may not contain tokens that mean something to the model (`<|im_end|>`, `<image>`).
+        history: earlier questions about the video, each with its answer, if this is a follow-up question.
         num_frames: how many frames to sample. None: from a file or a folder, the model's usual number (32 for
             LLaVA-OneVision, 64 for LLaVA-Video); from frames in memory or a list, all. A `Video` is taken as it is.
         fps: frames per second of a folder (None: 3), of a list or of frames in memory; it gives them timestamps.
@@ -57,22 +63,34 @@ def prepare(
         UnknownNameError: no such time instruction or way of marking.
         PromptError: the question contains a reserved token, or a time instruction is asked for and the video has no
             timestamps.
-        OptionError: an option that this model or this video does not have.
+        OptionError: an option that this model or this video does not have, or a history of another form.
     Example:
         >>> inputs = tango.prepare(processor, "clip.mp4", "what color is plain", num_frames=8)
         >>> inputs["pixel_values_videos"].shape
         torch.Size([1, 8, 3, 112, 112])
     """
-    content = [{"type": "video", "video": video}, {"type": "text", "text": question}]
-    return prepare_chat(
-        processor,
-        [{"role": "user", "content": content}],
-        num_frames=num_frames,
-        backend=backend,
-        fps=fps,
-        time_instruction=time_instruction,
-        vision_marks=vision_marks,
-    )
+    reading: dict[str, Any] = {"num_frames": num_frames, "backend": backend, "fps": fps}
+    reading |= {"time_instruction": time_instruction, "vision_marks": vision_marks}
+    if not isinstance(video, EncodedVideo):
+        return prepare_chat(processor, _turns(video, question, history), **reading)
+    if given := [name for name, value in reading.items() if value not in (None, "auto")]:
+        raise OptionError(f"this video was read when it was encoded; give {', '.join(given)} to tango.encode instead")
+    outline, options = video.outline, {"video_pixels": False}
+    turns, marks, told = _turns(outline.video, question, history), outline.vision_marks, outline.time_instruction
+    inputs = _prepare(processor, turns, vision_marks=marks, options=options, time_instruction=told)
+    inputs[video.video_input] = video
+    return inputs
+
+
+def _turns(video: object, question: str, history: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """A conversation about one video, which ends with a question."""
+    pairs = [tuple(turn) if isinstance(turn, (tuple, list)) else () for turn in history]
+    if not all(len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs):
+        raise OptionError(f"history must hold pairs of texts, [(question, answer), ...], got {history!r:.200}")
+    texts = [*(text for pair in pairs for text in pair), question]
+    parts: list[list[dict[str, object]]] = [[{"type": "text", "text": text}] for text in texts]
+    parts[0].insert(0, {"type": "video", "video": video})
+    return [{"role": role, "content": part} for role, part in zip(cycle(("user", "assistant")), parts, strict=False)]
 
 
 def prepare_chat(
@@ -93,10 +111,26 @@ def prepare_chat(
             "url"), parts of type "image" an image.
         prefill: the first words of the answer, which the model continues.
     """
-    if not isinstance(processor, ChatProtocol):
-        processor = WrappedProcessor(processor)
-    reading = Reading(processor, num_frames=num_frames, fps=fps, backend=backend, time_instruction=time_instruction)
-    return processor.prepare_turns(messages, reading, prefill=prefill, **_marks(processor, vision_marks))
+    reading = {"num_frames": num_frames, "backend": backend, "fps": fps, "time_instruction": time_instruction}
+    return _prepare(processor, messages, vision_marks=vision_marks, options={"prefill": prefill}, **reading)
+
+
+def _prepare(
+    processor: ChatProtocol | ProcessorMixin,
+    messages: Sequence[Mapping[str, object]],
+    *,
+    vision_marks: VisionMarks | None,
+    options: Mapping[str, Any],
+    **reading: Any,
+) -> BatchFeature:
+    processor = wrapped(processor)
+    marks = _marks(processor, vision_marks)
+    return processor.prepare_turns(messages, Reading(processor, **reading), **marks, **options)
+
+
+def wrapped(processor: ChatProtocol | ProcessorMixin) -> ChatProtocol:
+    """The processor in the form that Tango uses."""
+    return processor if isinstance(processor, ChatProtocol) else WrappedProcessor(processor)
 
 
 def _marks(processor: object, vision_marks: VisionMarks | None) -> dict[str, VisionMarks]:
@@ -116,6 +150,7 @@ def answer(
     video: object,
     question: str,
     *,
+    history: Sequence[tuple[str, str]] = (),
     num_frames: int | None = None,
     max_new_tokens: int = 128,
     backend: str = "auto",
@@ -130,14 +165,20 @@ def answer(
     which stock code gets wrong, it is Tango's own generation with all tokens kept. All other arguments, and the
     errors, are those of `tango.prepare`.
 
+    An `EncodedVideo` is refused, as a `TangoError` that says what differs, by another model and where the model's plan,
+    weights, dtype or device are no longer those of `tango.encode`.
+
     Example:
         >>> tango.answer(model, processor, "clip.mp4", "what color is plain")
         'cyan'
+        >>> tango.answer(model, processor, "clip.mp4", "how many objects", history=[("what color is plain", "cyan")])
+        '...'
     """
     inputs = prepare(
         processor,
         video,
         question,
+        history=history,
         num_frames=num_frames,
         backend=backend,
         fps=fps,
@@ -165,7 +206,8 @@ def generate_ids(model: PreTrainedModel, inputs: BatchFeature, **generate_option
 def generate_output(model: PreTrainedModel, inputs: BatchFeature, **generate_options: Any) -> Any:
     """Return what `model.generate` returns for prepared inputs; greedy unless the options say otherwise."""
     scope: AbstractContextManager[object] = nullcontext()
-    if pruning_of(model) is None and stock_is_right(model):
+    encoded = any(isinstance(value, EncodedVideo) for value in inputs.values())
+    if pruning_of(model) is None and stock_is_right(model) and not encoded:
         inputs = inputs.to(model.device)
         for name in ("video_timestamps_s", FIRST_EQUAL):  # stock generate refuses inputs it does not know
             inputs.pop(name, None)

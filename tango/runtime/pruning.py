@@ -21,20 +21,19 @@ from torch import Tensor, nn
 from tango.errors import OptionError, TangoError, UnsupportedModelError
 from tango.methods import KeepAllPruner, LayerPruner, Plan, Pruner, TowerMerger
 from tango.models.base import Adapter
-from tango.models.calls import Call, cache_of, on_host, remember_prompt, remembered_prompt
-from tango.models.reuse import refuse_unequal
+from tango.models.calls import Call, cache_argument, cache_of, on_host, remember_prompt, remembered_prompt
 from tango.models.splice import ShortPrompt, shorten
 from tango.models.unwrapping import unwrap
-from tango.ops.checks import refuse_unless
 from tango.ops.flops import check_layer
 from tango.profiling import StageTimer
 from tango.runtime.callers import CallersPrompt
+from tango.runtime.encoded_video import EncodedVideo, Origin
 from tango.runtime.generation_setup import check_positions, mask_arguments, pad_token_id, prepare_special_tokens
 from tango.runtime.layer_prune import last_prompt_columns, layer_pruning
-from tango.runtime.merged import prune_encoded, sound
 from tango.runtime.overlay import Overlay
 from tango.runtime.owned import PlaceholderGuard, replace_method
-from tango.runtime.stats import PruningStats, video_stats
+from tango.runtime.pruned_videos import PrunedVideos, prune_videos
+from tango.runtime.stats import PruningStats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +51,7 @@ class Prepared(NamedTuple):
     # Of every kept visual token, newlines included: frame, and position in the frame. None: no layer pruner asks.
     places: tuple[Tensor, Tensor] | None
     stats: PruningStats
-    sound: Tensor  # flags as of `tango.runtime.merged.sound`; on the device
+    videos: PrunedVideos
     scope: AbstractContextManager[object]  # entered while the prompt passes through the model
 
 
@@ -195,10 +194,7 @@ class Pruning:
         """Refuse features that are not finite. This reads from the device, so that it comes after the prefill has been
         launched, and before its result is used."""
         if not call.accepted:
-            flags = prepared.sound.tolist()
-            refuse_unequal(len(flags) == len(prepared.stats.videos) or flags.pop())
-            for video, flag in enumerate(flags):
-                refuse_unless(flag, f"features of video {video}")
+            prepared.videos.refuse_unsound()
             call.accepted, self._own.stats = True, prepared.stats
 
     def _prepare(
@@ -208,22 +204,23 @@ class Pruning:
         adapter, timer = self.adapter, StageTimer(self.model.device)
         inputs = on_host({**inputs, "input_ids": input_ids, "attention_mask": attention_mask})
         input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
-        encoded = adapter.encode_videos(inputs, self.pruner.wants, timer)
-        with timer.stage("prune"):
-            encoded, pruned = prune_encoded(encoded, self.pruner)
+        given = inputs.get(adapter.video_input)
+        if isinstance(given, EncodedVideo):
+            given.origin.check(Origin(adapter, self.pruner, self.layer_pruner))
+            videos = given.pruned
+        else:
+            videos = prune_videos(adapter, self.pruner, inputs, timer)
         with timer.stage("splice"):
             images = adapter.encode_images(inputs)
-            laid_out = [adapter.lay_out(*pair) for pair in zip(encoded.videos, pruned, strict=True)]
-            features, keep_masks = zip(*laid_out, strict=True)
             video, image = adapter.placeholders(input_ids, inputs, images)
             short = shorten(
                 input_ids,
                 attention_mask,
                 self._embed_short,
                 video=video,
-                keep_masks=keep_masks,
-                kept_counts=list(map(len, features)),
-                video_features=torch.cat(features),
+                keep_masks=videos.keep_masks,
+                kept_counts=videos.kept_counts,
+                video_features=videos.features,
                 images=None if images is None else (image, images.features),
                 positions=adapter.positions(input_ids, attention_mask, inputs),
                 pad_token_id=pad_token_id(self.model),
@@ -232,17 +229,16 @@ class Pruning:
         stats = PruningStats(
             method=self.method,
             retention_ratio=self.pruner.retention_ratio,
-            videos=video_stats(encoded, pruned),
-            entering_before=sum(map(len, keep_masks)),
-            entering_after=sum(map(len, features)),
+            videos=videos.sizes,
+            entering_before=sum(map(len, videos.keep_masks)),
+            entering_after=len(videos.features),
             prompt_before=tuple(rows.bool().sum(1).tolist()),
             prompt_after=short.lengths,
             timer=timer,
         )
-        frames = [(len(video.features), own) for video, (_, own) in zip(encoded.videos, laid_out, strict=True)]
-        places = None if self.layer_pruner is None else _places(frames)
-        scope = adapter.prefill_scope(encoded, pruned, images, short, call)
-        return Prepared(short, places, stats, sound(encoded, pruned), scope)
+        places = None if self.layer_pruner is None else _places(videos)
+        scope = adapter.prefill_scope(videos.deeper, images, short, call)
+        return Prepared(short, places, stats, videos, scope)
 
     def _generate(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> object:
         if kwargs.get(self.adapter.video_input) is None:
@@ -262,6 +258,9 @@ class Pruning:
         if self.layer_pruner is not None:
             self._accept(prepared, call)  # it reads from the device in any case
         self._check_cache(cache_of(kwargs), short)
+        video = kwargs[self.adapter.video_input]
+        if isinstance(video, EncodedVideo) and (cache := video.prefix_for(short, kwargs, self.model)) is not None:
+            kwargs[cache_argument(self.model)] = cache
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
         kwargs.pop("position_ids", None)  # those of the long prompt
         kwargs |= self.adapter.short_inputs(short)
@@ -462,14 +461,14 @@ def _refuse_replicas() -> None:
     raise TangoError("DataParallel copies the model for every call; a pruned one needs DistributedDataParallel instead")
 
 
-def _places(laid_out: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Frame of every kept placeholder, and its position in the frame, from each video's number of frames and keep mask.
+def _places(videos: PrunedVideos) -> tuple[Tensor, Tensor]:
+    """Frame of every kept placeholder, and its position in the frame.
 
     Both are counted on from video to video. A newline after the last frame counts as a frame of its own.
     """
     frames, cells, first_frame, first_cell = [], [], 0, 0
-    for num_frames, keep_mask in laid_out:
-        per_frame = len(keep_mask) // num_frames
+    for size, keep_mask in zip(videos.sizes, videos.keep_masks, strict=True):
+        num_frames, per_frame = size.frames, len(keep_mask) // size.frames
         index = keep_mask.nonzero()[:, 0]
         frames.append(index // per_frame + first_frame)
         cells.append(index % per_frame + first_cell)

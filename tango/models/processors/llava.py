@@ -260,6 +260,7 @@ class Processor(ChatProcessor):
         *,
         num_frames: int | None = None,
         video_timestamps: bool = True,
+        video_pixels: bool = True,
         **options: Any,
     ) -> BatchFeature:
         """Tokenize prompts that contain one `<video>` per video, and preprocess the videos in that order.
@@ -267,6 +268,8 @@ class Processor(ChatProcessor):
         A video has any form that `tango.read_video` takes; images stand in the prompts as `<image>`. `options` are the
         tokenizer's.
 
+        Args:
+            video_pixels: False: everything but `pixel_values_videos`, from the videos' sizes and times alone.
         Raises:
             PromptError: the numbers of `<video>` and of videos, or of `<image>` and of images, differ.
             VideoReadError: one of them cannot be read.
@@ -277,13 +280,15 @@ class Processor(ChatProcessor):
         placeholders = [self.video_token * self.num_video_tokens(len(f)) for f in frames]
         inputs = self.tokenize(texts, {self.image_token: pieces, self.video_token: placeholders}, options)
         inputs.update(extra)
-        if frames:
+        if frames and video_pixels:
             first = [first_equal(f) for f in frames]
             pixels = [preprocess_frames(f, self.image_size, own) for f, own in zip(frames, first, strict=True)]
             same = len({len(p) for p in pixels}) == 1
             inputs["pixel_values_videos"] = torch.stack(pixels) if same else pixels
+            if times is not None and video_timestamps:
+                inputs[FIRST_EQUAL] = first
         if times is not None and video_timestamps:
-            inputs["video_timestamps_s"], inputs[FIRST_EQUAL] = times, first
+            inputs["video_timestamps_s"] = times
         return inputs
 
 

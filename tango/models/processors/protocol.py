@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # Options for `__call__`, not for the chat template; like transformers, `apply_chat_template` takes both.
 _OF_THE_CALL = (
     "video_timestamps",
+    "video_pixels",
     "vision_marks",
     "padding",
     "padding_side",
@@ -59,7 +60,8 @@ class ChatProtocol:
     def __call__(self, *args: Any, **options: Any) -> BatchFeature:
         """Make inputs from `text`, `videos=None`, `images=None`, `video_timestamps=True` and further options.
 
-        Videos are `Video`s or frames (T, h, w, 3); images are Pillow images, a list per prompt.
+        Videos are `Video`s or frames (T, h, w, 3); images are Pillow images, a list per prompt. With
+        `video_pixels=False` the videos' pixels are left out, and everything else is as with them.
         """
         raise NotImplementedError
 
@@ -226,13 +228,13 @@ class Reading:
         time_instruction: TimeInstruction | None = None,
     ):
         usual = int(getattr(processor, "default_num_frames", 32))
-        self._video = partial(load_video, num_frames=num_frames, usual=usual, backend=backend, fps=fps)
+        self.read_video = partial(load_video, num_frames=num_frames, usual=usual, backend=backend, fps=fps)
         self._kind: TimeInstruction = time_instruction or getattr(processor, "time_instruction", None) or "none"
         self._asked = time_instruction is not None
 
     def read(self, turns: Sequence[Turn]) -> list[Turn]:
         """Load the media of the turns, and describe the times of videos in their text."""
-        turns = load_media(turns, video=self._video, image=read_image)
+        turns = load_media(turns, video=self.read_video, image=read_image)
         return tell_times(turns, self._kind, asked=self._asked)
 
 
@@ -259,9 +261,13 @@ class WrappedProcessor(ChatProtocol):
         images: object = None,
         *,
         video_timestamps: bool = True,
+        video_pixels: bool = True,
         **options: Any,
     ) -> BatchFeature:
-        """Call the stock processor with videos that are `Video`s or frames (T, h, w, 3)."""
+        """Call the stock processor with videos that are `Video`s or frames (T, h, w, 3).
+
+        It makes pixels also where they are to be left out.
+        """
         options = {"return_tensors": "pt", "do_sample_frames": False, **options}
         if isinstance(text, list) and len(text) > 1:
             options.setdefault("padding", True)
@@ -273,6 +279,8 @@ class WrappedProcessor(ChatProtocol):
         inputs = self._stock(text=text, videos=frames or None, images=images, **options)
         if all_timed and video_timestamps:
             inputs["video_timestamps_s"] = [video.timestamps_s for video in timed]
+        if not video_pixels:
+            inputs.pop("pixel_values_videos", None)
         return inputs
 
     def _render(self, turns: Sequence[Turn], *, chat_template: str | None = None, **options: Any) -> str:

@@ -79,6 +79,11 @@ class Patches:
             h, w = (math.ceil(x * grow / side) * side for x in (height, width))
         return h, w
 
+    def grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """The grid of patches of a video of this size: temporal steps, rows, columns."""
+        h, w = self.frame_size(height, width)
+        return math.ceil(num_frames / self.temporal), h // self.size, w // self.size
+
     def cut(
         self, frames: UInt8[Tensor, "frames h w 3"], first: Sequence[int] | None = None
     ) -> tuple[Float[Tensor, "patches features"], tuple[int, int, int]]:
@@ -86,13 +91,13 @@ class Patches:
 
         The last frame is repeated until it fills a temporal step. `first` is as in `resize_frames`.
         """
+        t, rows, columns = self.grid(*frames.shape[:3])
         missing = -len(frames) % self.temporal
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
-        h, w = self.frame_size(frames.shape[1], frames.shape[2])
-        pixels = resize_frames(frames, (h, w), None if first is None else [*first, *[first[-1]] * missing])
+        first = None if first is None else [*first, *[first[-1]] * missing]
+        pixels = resize_frames(frames, (rows * self.size, columns * self.size), first)
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         pixels.sub_(mean).div_(std)
-        t, rows, columns = len(frames) // self.temporal, h // self.size, w // self.size
         sides = (rows // self.merge, self.merge, self.size, columns // self.merge, self.merge, self.size)
         patches = pixels.view(t, self.temporal, 3, *sides).permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
         return patches.reshape(t * rows * columns, -1), (t, rows, columns)
@@ -197,9 +202,7 @@ class QwenProcessor(ChatProcessor):
 
     def num_video_tokens(self, num_frames: int, height: int, width: int) -> int:
         """Placeholders that a video of this size takes in an unpruned prompt."""
-        h, w = self.patches.frame_size(height, width)
-        units = h * w // (self.patches.size * self.patches.merge) ** 2
-        return math.ceil(num_frames / self.patches.temporal) * units
+        return math.prod(self.patches.grid(num_frames, height, width)) // self.patches.merge**2
 
     def __call__(
         self,
@@ -209,6 +212,7 @@ class QwenProcessor(ChatProcessor):
         *,
         num_frames: int | None = None,
         video_timestamps: bool = True,
+        video_pixels: bool = True,
         vision_marks: VisionMarks | None = None,
         **options: Any,
     ) -> BatchFeature:
@@ -217,6 +221,7 @@ class QwenProcessor(ChatProcessor):
         A video has any form that `tango.read_video` takes; images stand in the prompts as `<|image_pad|>`.
 
         Args:
+            video_pixels: False: everything but `pixel_values_videos`, from the videos' sizes and times alone.
             vision_marks: overrides the attribute, for Qwen3-VL.
         Raises:
             PromptError: the numbers of `<|video_pad|>` and of videos, or of `<|image_pad|>` and of images, differ.
@@ -226,9 +231,7 @@ class QwenProcessor(ChatProcessor):
         check_options(options)
         texts, frames, times = self.match(text, videos, num_frames)
         pieces, extra = self.image_inputs(texts, images)
-        first = [first_equal(f) for f in frames]
-        cut = [self.patches.cut(f, own) for f, own in zip(frames, first, strict=True)]
-        grids = [grid for _, grid in cut]
+        grids = [self.patches.grid(*f.shape[:3]) for f in frames]
         if self.form.frames_carry_time:
             marks = self.vision_marks if vision_marks is None else vision_marks
             check_marks(marks)
@@ -243,13 +246,17 @@ class QwenProcessor(ChatProcessor):
         inputs = self.tokenize(texts, {IMAGE: pieces, VIDEO: placeholders}, options)
         inputs["mm_token_type_ids"] = self._kinds(inputs["input_ids"])
         inputs.update(extra)
+        if frames and video_pixels:
+            first = [first_equal(f) for f in frames]
+            cut = [self.patches.cut(f, own)[0] for f, own in zip(frames, first, strict=True)]
+            inputs["pixel_values_videos"] = torch.cat(cut)
+            if times is not None and video_timestamps:
+                inputs[FIRST_EQUAL] = [first_equal_steps(own, self.patches.temporal) for own in first]
         if frames:
-            inputs["pixel_values_videos"] = torch.cat([patches for patches, _ in cut])
             inputs["video_grid_thw"] = torch.tensor(grids)
         if times is not None:
             if video_timestamps:
                 inputs["video_timestamps_s"] = times
-                inputs[FIRST_EQUAL] = [first_equal_steps(own, self.patches.temporal) for own in first]
             if self.form.seconds_per_step:
                 steps = [grid[0] for grid in grids]
                 seconds = seconds_per_step({"video_timestamps_s": times}, steps, self.patches.temporal, warn=False)
