@@ -256,6 +256,3 @@ class TestSummary:
 
 # Reads of device memory, by stage: on a GPU the host waits at each. What stock transformers does in a tower of Qwen's
 # differs between its releases and is left out.
-SPLICE = {("splice", "__int__"): 2}  # numbers of placeholders, and the longest row
-ROWS = {("splice", "index"): 1}  # LLaVA-Video: which newlines stay
-PRUNE = {("prune", "cpu"): 1}  # the similarities
