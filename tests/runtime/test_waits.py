@@ -31,6 +31,14 @@ def qwen(family: str) -> tuple[Any, Inputs]:
 
 
 def made(name: str) -> tuple[Any, Inputs]:
+    if name.endswith(" with repeats"):
+        model, inputs = made(name.removesuffix(" with repeats"))
+        pixels = inputs["pixel_values_videos"].clone()
+        if model.config.model_type in QWEN:
+            pixels[24:48] = pixels[:24]  # the second of three temporal steps
+            return model, {**inputs, "pixel_values_videos": pixels, "video_first_equal": [[0, 0, 2]]}
+        repeated = [0, 1, 0, 1, 4, 4]
+        return model, {**inputs, "pixel_values_videos": pixels[:, repeated], "video_first_equal": [repeated]}
     if name in QWEN:
         return qwen(name)
     model = getattr(tiny, name)()
@@ -83,6 +91,21 @@ def test_others_do_not_wait_for_what_is_around_them(name: str, method: str) -> N
     assert before == []
     assert all("tango/methods/" in wait or "tango/ops/" in wait for wait in after), after
     assert method in ("divprune", "vidcom2") or after == []
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("name", ["llava_onevision", *QWEN])
+def test_frames_that_are_encoded_once_cost_no_wait(name: str, on_device: bool) -> None:
+    before, after = waits(f"{name} with repeats", "uniform", reuse=True, on_device=on_device)
+    assert after == []
+    assert on_device or before == []
+
+
+def test_merging_in_the_tower_waits_once_for_a_block_and_once_for_its_groups() -> None:
+    before, after = waits("llava_onevision", "uniform", tower=tango.EarlyTomFramesMerger(blocks="0"))
+    assert before == []
+    assert len(after) == 2
+    assert all("methods/earlytom.py" in wait for wait in after)
 
 
 def test_rows_with_newlines_are_counted_once() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,20 +13,17 @@ import torch
 from transformers import BatchFeature
 from transformers.models.siglip import modeling_siglip
 
-import tango
 from tango import profiling
 from tango.evaluation import Answer, MethodConfig
-from tango.lab.bench import endtoend, random_model
+from tango.lab.bench import endtoend
 from tango.lab.bench.endtoend import Candidate
 from tango.methods import Pruner
 from tango.ops.flops import layer_flops
 from tango.ops.llm_shapes import llm_widths
 from tango.profiling import StageTimer
 from tango.runtime.answering import generate_ids
-from tango.runtime.pruning import prune
 from tango.runtime.stats import LayerStats, PruningStats, VideoStats
 from tests import tiny
-from tests.methods.test_tango_syncs import READING_METHODS, Spy
 
 NEW = 7
 
@@ -261,59 +256,3 @@ class TestSummary:
 
 # Reads of device memory, by stage: on a GPU the host waits at each. What stock transformers does in a tower of Qwen's
 # differs between its releases and is left out.
-SPLICE = {("splice", "__int__"): 2}  # numbers of placeholders, and the longest row
-ROWS = {("splice", "index"): 1}  # LLaVA-Video: which newlines stay
-PRUNE = {("prune", "cpu"): 1}  # the similarities
-
-
-@pytest.mark.parametrize(
-    ("name", "method", "expected"),
-    [
-        ("llava-onevision-tiny", "none", SPLICE),
-        ("llava-onevision-tiny", "tango", {**SPLICE, **PRUNE}),
-        ("llava-video-tiny", "none", {**SPLICE, **ROWS}),
-        ("llava-video-tiny", "tango", {**SPLICE, **ROWS, **PRUNE}),
-        ("qwen2.5-vl-tiny", "none", {}),
-        ("qwen2.5-vl-tiny", "tango", PRUNE),
-    ],
-)
-def test_stages_wait_for_the_device_no_more_often_than_known(
-    monkeypatch: pytest.MonkeyPatch, name: str, method: str, expected: dict[tuple[str, str], int]
-) -> None:
-    found: Counter[tuple[str, str]] = Counter()
-    stages = [""]
-
-    class Timer(StageTimer):
-        @contextmanager
-        def stage(self, name: str) -> Iterator[None]:
-            stages.append(name)
-            with super().stage(name):
-                yield
-            stages.pop()
-
-    class Reads(Spy):
-        def _inspect(self, func: Any, args: Any, kwargs: Any) -> None:
-            before = len(self.reads)
-            super()._inspect(func, args, kwargs)
-            for _ in self.reads[before:]:
-                found[stages[-1], func.overloadpacket.__name__] += 1
-
-    def counted(stock: Any, name: str) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            found[stages[-1], name] += 1
-            return stock(*args, **kwargs)
-
-        return call
-
-    model, processor = random_model.build(name, device=torch.device("cpu"), dtype=torch.float32)
-    prepared = dict(tango.prepare(processor, endtoend.synthetic_video(3, size=112), "What?"))
-    with monkeypatch.context() as patch, prune(model, candidate(method).method.plan) as pruning:
-        patch.setattr("tango.runtime.pruning.StageTimer", Timer)
-        for reading in READING_METHODS:
-            patch.setattr(torch.Tensor, reading, counted(getattr(torch.Tensor, reading), reading))
-        with Reads(), torch.inference_mode():
-            pruning.encode(prepared.pop("input_ids"), prepared.pop("attention_mask"), prepared)
-    ours = {"prune"} if name.startswith("qwen") else {"tower", "project", "prune", "splice"}
-    on_cpu_alone = {("prune", "__bool__"): 1, ("prune", "is_nonzero"): 1, ("prune", "numpy"): 1}  # a check, and a view
-    reads = {key: count for key, count in found.items() if key[0] in ours}
-    assert reads == (expected if method == "none" else {**expected, **on_cpu_alone})
