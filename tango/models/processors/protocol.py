@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,7 @@ _OF_THE_CALL = (
 )
 
 
-class ChatProtocol:
+class ChatProtocol(ABC):
     """What users call on a processor of transformers, built on the attributes below and `__call__`.
 
     A method of transformers' processors that is missing here raises `MissingPartError`, which names the way out.
@@ -57,13 +58,13 @@ class ChatProtocol:
     time_instruction: TimeInstruction = "none"
     media_input_names: Sequence[str]
 
+    @abstractmethod
     def __call__(self, *args: Any, **options: Any) -> BatchFeature:
         """Make inputs from `text`, `videos=None`, `images=None`, `video_timestamps=True` and further options.
 
         Videos are `Video`s or frames (T, h, w, 3); images are Pillow images, a list per prompt. With
         `video_pixels=False` the videos' pixels are left out, and everything else is as with them.
         """
-        raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
         from transformers import ProcessorMixin
