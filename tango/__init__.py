@@ -27,7 +27,8 @@ _HOMES = {  # module -> the names that it has
     ),
     "tango.methods": (
         "DartPruner DivPrunePruner DyCokePruner EarlyTomFramesMerger EarlyTomFramesReleaseMerger EarlyTomPruner "
-        "FastVidPruner FastvMergePruner FastvPruner FrameFusionPruner "
+        "FastVidPruner FastvMergePruner FastvPruner FlashVidPruner FlashVidReleasePruner FlashVidSelectPruner "
+        "FrameFusionPruner "
         "HolitomMergePruner HolitomPruner KeepAllPruner LayerPruner Plan PruneVidPruner PruneVidSelectPruner "
         "Pruner PyramidDropPruner RandomPruner SparseVlmPruner TangoPaperPruner TangoPruner "
         "TangoReleasePruner TowerMerger UniformPruner VidCom2Pruner VisionZipPruner available_layer_pruners "
@@ -72,6 +73,9 @@ if TYPE_CHECKING:
         FastVidPruner,
         FastvMergePruner,
         FastvPruner,
+        FlashVidPruner,
+        FlashVidReleasePruner,
+        FlashVidSelectPruner,
         FrameFusionPruner,
         HolitomMergePruner,
         HolitomPruner,

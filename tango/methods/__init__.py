@@ -11,6 +11,8 @@ from tango.methods.earlytom import EarlyTomFramesMerger, EarlyTomFramesReleaseMe
 from tango.methods.fastv import FastvPruner
 from tango.methods.fastv_merge import FastvMergePruner
 from tango.methods.fastvid import FastVidPruner
+from tango.methods.flashvid import FlashVidPruner, FlashVidReleasePruner
+from tango.methods.flashvid_select import FlashVidSelectPruner
 from tango.methods.framefusion import FrameFusionPruner
 from tango.methods.holitom import HolitomPruner
 from tango.methods.holitom_merge import HolitomMergePruner
@@ -49,6 +51,9 @@ __all__ = [
     "FastVidPruner",
     "FastvMergePruner",
     "FastvPruner",
+    "FlashVidPruner",
+    "FlashVidReleasePruner",
+    "FlashVidSelectPruner",
     "FrameFusionPruner",
     "HolitomMergePruner",
     "HolitomPruner",
