@@ -23,7 +23,7 @@ from tango.ops.checks import check_finite
 from tango.ops.clustering import density_peaks_counting_self
 from tango.ops.device import chunks, to_device
 from tango.ops.merging import cluster_means, means_and_sizes
-from tango.ops.segmentation import adjacent_similarity, segments_by_cuts
+from tango.ops.segmentation import adjacent_similarity, segment_numbers
 from tango.ops.similarity import unit_cosines, unit_rows, unit_self_cosines
 
 _NUM_NEIGHBORS = 7  # of density peaks, a token itself included; at most the number of clusters (release)
@@ -50,15 +50,19 @@ class FlashVidPruner(Pruner):
     A frame's diverse tokens are picked one by one, each the farthest from those before it, where distance counts in
     proportion to saliency and to how well a token fits the mean of its segment. Every other token is linked to the most
     similar one of the frame before, wherever that is, and each tree of links becomes its mean. If more trees are left
-    than the segment has room for, those that end in one frame are averaged in clusters.
+    than the segment has room for, those that begin in one frame are averaged in clusters; with `exact_budget` a frame
+    may have room for none, and drops them.
 
     What enters the LLM is meant to be cut again there: `mean_retention_ratio` with `layer_pruner="flashvid-select"`.
+    The host waits for the device once.
 
     Source: arXiv:2602.08024 and its release, with the settings of its wrapper; `presets` has those of its scripts.
     Deviation: a tree's mean is that of its tokens, a single frame clusters the tokens that were not picked, and none is
     picked twice; `flashvid-release` does as released in all three. Densities get no noise. Cosines are in float32 and
-    rounded to multiples of 2**-18, so that ties go to the earlier token. Fewer frames than `min_segments` are one
-    segment each, so that no tree grows in them.
+    rounded to multiples of 2**-18, so that ties go to the earlier token; frames that are exactly alike have links of
+    one strength, all of which go if too many would stay. Newlines and the text around frames are those of the model;
+    the release has one newline a frame on LLaVA-Video, and deletes the marks around frames on Qwen3-VL. Fewer frames
+    than `min_segments` are one segment each, so that no tree grows in them.
     Example:
         >>> len(tango.FlashVidPruner(retention_ratio=0.25, exact_budget=True)(tokens).indices)
         72
@@ -128,8 +132,8 @@ class FlashVidPruner(Pruner):
         if self.exact_budget:
             budgets = apportion(exact_count(T * N, self.retention_ratio), [N] * T)
         else:
-            budgets = [max(1, ceil_product(self.retention_ratio, N))] * T
-        return budgets, [ceil_product(self.alpha, budget) for budget in budgets]
+            budgets = [max(1, ceil_product(N, self.retention_ratio))] * T
+        return budgets, [ceil_product(budget, self.alpha) for budget in budgets]
 
     def _weights(self, tokens: VisualTokens) -> tuple[Int[Tensor, "T"], Float[Tensor, "T N"]]:
         """The segment of each frame, and how much distance from it counts for each token."""
@@ -137,7 +141,7 @@ class FlashVidPruner(Pruner):
         assert tokens.saliency is not None  # the caller checked `needs`
         means = x.mean(1, dtype=torch.float32)
         similarity = adjacent_similarity(means[:, None])[0][:, 0]
-        segment = segments_by_cuts(similarity, self.segment_threshold, min_segments=self.min_segments)
+        segment = segment_numbers(similarity, self.segment_threshold, min_segments=self.min_segments)
         weights = tokens.saliency.float() + 0 * means.sum()
         if self.event_relevance:
             of_segment = cluster_means(means, segment, T)[segment]  # (T, D)
@@ -193,7 +197,8 @@ class FlashVidReleasePruner(FlashVidPruner):
     rows in the order of the release.
 
     Source: the release of arXiv:2602.08024.
-    Deviation: there is no `assignment`, since two rows may stand for one token.
+    Deviation: as for `flashvid`, but for these three. Which token is picked again hangs on rounding there; here it is
+    the first in the frame. There is no `assignment`, since two rows may stand for one token.
     Example:
         >>> len(tango.FlashVidReleasePruner(retention_ratio=0.25, exact_budget=True)(tokens).indices)
         72

@@ -47,5 +47,6 @@ class FlashVidSelectPruner(LayerPruner):
 
     def prune(self, tokens: LayerTokens) -> tuple[Float[torch.Tensor, "K D"], Int[torch.Tensor, "K"]]:
         attention = attention_of_last_token(tokens)
-        kept = top_k(attention[None], max(1, ceil_product(self.retention_ratio, len(attention))))[0].sort().values
+        K = max(1, ceil_product(len(attention), self.retention_ratio))
+        kept = top_k(attention[None], K)[0].sort().values
         return tokens.hidden[tokens.visual[kept]], kept

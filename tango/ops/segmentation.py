@@ -107,9 +107,7 @@ def segment_by_cuts(similarity: NDArray[np.float32], threshold: float, *, min_se
     return np.diff(bounds).tolist()
 
 
-def segments_by_cuts(
-    similarity: Float[Tensor, "pairs"], threshold: float, *, min_segments: int = 8
-) -> Int[Tensor, "T"]:
+def segment_numbers(similarity: Float[Tensor, "pairs"], threshold: float, *, min_segments: int = 8) -> Int[Tensor, "T"]:
     """The number of each frame's segment, as `segment_by_cuts` cuts them, without a look at the similarities."""
     weakest = similarity.argsort(stable=True)[: min_segments - 1]
     cut = (similarity < threshold).index_fill(0, weakest, True)

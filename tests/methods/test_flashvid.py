@@ -326,7 +326,10 @@ class TestCounts:
 
     @pytest.mark.parametrize(
         ("N", "mean", "budget", "diverse"),
-        [(169, 0.1, 22, 16), (169, 0.15, 32, 23), (169, 0.2, 43, 31), (256, 0.1, 32, 23), (256, 0.15, 48, 34), (256, 0.2, 64, 45)],
+        [
+            (169, 0.1, 22, 16), (169, 0.15, 32, 23), (169, 0.2, 43, 31),
+            (256, 0.1, 32, 23), (256, 0.15, 48, 34), (256, 0.2, 64, 45),
+        ],
     )  # fmt: skip
     def test_of_other_grids(self, N: int, mean: float, budget: int, diverse: int) -> None:
         pruner = FlashVidPruner().for_mean(mean, 28, FlashVidSelectPruner())
@@ -382,6 +385,16 @@ class TestByHand:
         assert 180 <= len(pruned.indices) <= 190
         assert pruned.assignment is not None
         assert (pruned.assignment >= 0).all()
+
+    def test_frames_that_are_all_alike_have_no_trees(self) -> None:
+        """Too many links would stay; none is stronger than the weakest of those that might."""
+        x = torch.randn(1, 20, 8, generator=torch.Generator().manual_seed(0)).expand(5, -1, -1)
+        pruner = FlashVidPruner(retention_ratio=0.5, min_segments=1, segment_threshold=-1.0)
+        pruned = pruner(tokens_of(x, torch.rand(1, 20).expand(5, -1)))
+        assert pruned.assignment is not None
+        frames = torch.arange(100) // 20
+        assert torch.equal(pruned.indices[pruned.assignment] // 20, frames)
+        assert len(pruned.indices) == 5 * 10
 
     def test_with_no_room_for_clusters_the_others_are_dropped(self) -> None:
         pruned = FlashVidPruner(retention_ratio=1 / 36)(video_tokens(frames=10))
@@ -451,8 +464,13 @@ def test_half_precision_chooses_as_float32_does(kind: type[FlashVidPruner], dtyp
 class TestConfiguration:
     @pytest.mark.parametrize(
         ("family", "num_layers", "layer", "ratio"),
-        [("llava-onevision", 28, 20, 0.3), ("llava-video", 28, 20, 0.3), ("qwen2.5-vl", 28, 20, 0.3), ("qwen3-vl", 36, 28, 0.1)],
-    )  # fmt: skip
+        [
+            ("llava-onevision", 28, 20, 0.3),
+            ("llava-video", 28, 20, 0.3),
+            ("qwen2.5-vl", 28, 20, 0.3),
+            ("qwen3-vl", 36, 28, 0.1),
+        ],
+    )
     @BOTH
     def test_presets(self, kind: type[FlashVidPruner], family: str, num_layers: int, layer: int, ratio: float) -> None:
         """With all of them, 1.25 times the mean enters the LLM."""
