@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -106,25 +107,26 @@ class FlashVidPruner(Pruner):
             cosine, parent = _links(tokens.features, diverse)
             table = (torch.cat([cosine.flatten(), segment.float()]) + 0 * weights.sum()).cpu()  # the only wait
             check_finite(table, "features or saliency")
-            lengths = table[T * N :].long().bincount().tolist()
-            plan = self._plan(table[: T * N].view(T, N).numpy(), lengths, budgets, num_diverse)
+            links, numbers = np.split(table.numpy(), [T * N])
+            lengths = np.bincount(numbers.astype(np.int64)).tolist()
+            plan = self._plan(links.reshape(T, N), lengths, budgets, num_diverse)
+            # From here on, every token points to its parent, and a root to itself.
             linked = to_device(torch.from_numpy(plan.linked.ravel()), x.device)
             parent = torch.where(linked, parent.flatten(), torch.arange(T * N, device=x.device))
             roots = to_device(np.flatnonzero(plan.is_root), x.device)
             tree = _number(_followed(parent, max(lengths) - 1), roots, T * N)
         rows, sizes = means_and_sizes(x, tree, len(roots))
         if self.released:
-            pointers = torch.zeros_like(parent).index_add_(0, parent, torch.ones_like(parent))  # a root's own included
+            pointers = torch.zeros_like(parent).index_add_(0, parent, torch.ones_like(parent))
             rows = rows * sizes / pointers[roots][:, None]
         with torch.no_grad():
             centres, centre = _cluster(rows, plan.is_root.sum(1).tolist(), plan.num_clusters)
-            cluster = _number(centre, centres, len(roots) + 1)
-        merged = cluster_means(rows, cluster, len(centres))
-        indices, features = [diverse, roots[centres]], [x.index_select(0, diverse), merged.to(x.dtype)]
+            cluster = _number(centre[:-1], centres, len(roots) + 1)
+        merged = cluster_means(rows, cluster, len(centres)).to(x.dtype)
+        indices, features = [diverse, roots[centres]], [x.index_select(0, diverse), merged]
         if self.released:
             return _spread(torch.cat(indices), torch.cat(features), T * N)
-        none = roots.new_full((1,), -1)
-        stands_for = torch.cat([torch.cat([roots, none])[centre], none])[tree]
+        stands_for = F.pad(roots, (0, 1), value=-1)[centre[tree]]
         return assemble(indices, features, stands_for.index_copy(0, diverse, diverse))
 
     def _budgets(self, T: int, N: int) -> tuple[list[int], list[int]]:
@@ -156,7 +158,6 @@ class FlashVidPruner(Pruner):
         again = self.released and self.event_relevance
         for frames in chunks(T, N * (D + N) * 4, x.device):
             distance = 1 - unit_self_cosines(unit_rows(x[frames]))
-            # At [t, i, j]: how far token j of frame t is from i, in its own weight.
             picks.append(_max_min_picks(distance * weights[frames, None], most, again=again))
         position = to_device([t * most + i for t, count in enumerate(counts) for i in range(count)], x.device)
         flat = torch.cat(picks) + torch.arange(T, device=x.device)[:, None] * N
@@ -211,7 +212,7 @@ def _max_min_picks(distance: Float[Tensor, "B N N"], k: int, *, again: bool) -> 
     """Pick k tokens of each frame, in this order, so that each is far from those before it.
 
     Args:
-        distance: of each column from each row.
+        distance: of each column from each row, in the column's own weight; [t, i, i] is 0.
         again: whether a token may be picked a second time.
     """
     B, N, _ = distance.shape
@@ -261,8 +262,10 @@ def _number(values: Int[Tensor, "any"], known: Int[Tensor, "C"], size: int) -> I
 
 def _cluster(
     rows: Float[Tensor, "R D"], sizes: Sequence[int], counts: Sequence[int]
-) -> tuple[Int[Tensor, "C"], Int[Tensor, "R"]]:
+) -> tuple[Int[Tensor, "C"], Int[Tensor, "R+1"]]:
     """Cluster the rows of each frame: the centres, and for each row its centre, itself for one; R: in no cluster.
+
+    One more entry, R, is that of no row.
 
     Args:
         sizes: rows of each frame, R in all.
@@ -273,7 +276,8 @@ def _cluster(
     for start, size, count in zip(accumulate(sizes, initial=0), sizes, counts, strict=False):
         if count:
             alike.setdefault((size, count), []).append(start)
-    centres, centre = [torch.empty(0, dtype=torch.long, device=rows.device)], torch.full((R,), R, device=rows.device)
+    centre = torch.full((R + 1,), R, device=rows.device)
+    centres = [centre[:0]]
     for (size, count), starts in alike.items():
         for chunk in chunks(len(starts), size * (D + size) * 4, rows.device):
             own = to_device(starts[chunk], rows.device)[:, None] + torch.arange(size, device=rows.device)
