@@ -418,12 +418,23 @@ class TestByHand:
         pruned = FlashVidPruner(retention_ratio=0.5, alpha=1.0)(tokens_of(x, torch.ones(2, 8)))
         assert pruned.indices.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
 
+    def test_the_release_picks_again_with_relevance_alone(self) -> None:
+        """Of tokens in one direction none is far from another."""
+        x = torch.tensor([1.0, 2.0, 3.0, 4.0])[None, :, None].expand(-1, -1, 2)
+        tokens, options = tokens_of(x, torch.ones(1, 4)), {"retention_ratio": 0.75, "alpha": 1.0}
+        pruned = FlashVidReleasePruner(**options, event_relevance=False)(tokens)
+        assert pruned.features[:, 0].tolist() == [1, 2, 3]
+        pruned = FlashVidReleasePruner(**options)(tokens)
+        assert pruned.features[:, 0].tolist() == [1, 1, 1]
+        assert pruned.indices.tolist() == [0, 1, 2]
+
     def test_rows_that_are_kept_twice_at_the_end_of_the_video_stay_in_it(self) -> None:
+        """Three tokens point away from the mean, so the last is picked three times."""
         x = -torch.eye(4)[None]
-        x[0, 3] = 1.0  # of positive relevance: the mean points away from the others
+        x[0, 3] = 2.0
         pruned = FlashVidReleasePruner(retention_ratio=0.75, alpha=1.0)(tokens_of(x, torch.ones(1, 4)))
-        assert len(pruned.indices) == 3
-        assert pruned.indices.max() < 4
+        assert pruned.indices.tolist() == [1, 2, 3]
+        assert torch.equal(pruned.features, x[0, 3].expand(3, -1))
 
 
 class TestRelevance:
@@ -443,11 +454,15 @@ class TestRelevance:
         assert not torch.equal(with_it.indices, plain.indices)
 
     @pytest.mark.parametrize("scale", [1e-3, 7.0, 1e6])
+    @pytest.mark.parametrize(("ratio", "alpha"), [(0.2, 0.7), (0.97, 1.0)])
     @BOTH
-    def test_scale_of_saliency_does_not_matter(self, kind: type[FlashVidPruner], scale: float) -> None:
-        tokens = video_tokens(4, frames=9)
+    def test_scale_of_saliency_does_not_matter(
+        self, kind: type[FlashVidPruner], ratio: float, alpha: float, scale: float
+    ) -> None:
+        """Nor do distances below 0, which tokens have that point away from the mean."""
+        tokens, pruner = video_tokens(4, frames=9), kind(retention_ratio=ratio, alpha=alpha, min_segments=2)
         scaled = dataclasses.replace(tokens, saliency=tokens.saliency * scale)
-        assert torch.equal(kind(retention_ratio=0.2)(scaled).indices, kind(retention_ratio=0.2)(tokens).indices)
+        assert torch.equal(pruner(scaled).indices, pruner(tokens).indices)
 
 
 @BOTH
