@@ -52,7 +52,7 @@ class VisionZipPruner(Pruner):
 
     context_ratio: float = 0.05  # contextual tokens (section 5.1 of arXiv:2604.09547, which leaves open of what)
     context_base: Literal["tokens", "budget"] = "tokens"  # share of a frame's tokens (VisionZip's Qwen port) or budget
-    rounding: Literal["up", "down"] = "up"  # ceil(r N), of them round(c N) merged; floor((r - c) N) and floor(c N) merged
+    rounding: Literal["up", "down"] = "up"  # ceil(r N), of them round(c N) merged; floor((r - c) N) + floor(c N)
     context_merge: Literal["sum", "mean"] = "sum"  # release: anchor + mean of the others; mean: of all, anchor included
     all_newlines: bool = True  # on LLaVA-Video, rows without kept tokens retain their newline (HoliTom's code)
 
