@@ -209,7 +209,6 @@ class PrunedTokens:
     features: Float[Tensor, "K D"]
     indices: Int[Tensor, "K"]  # t * N + n, strictly increasing
     assignment: Int[Tensor, "M"] | None = None  # kept row that absorbed each token, -1 = dropped
-    all_newlines: bool = False  # where each row of a frame ends with a newline, rows without kept tokens retain theirs
 
 
 def keep_all(tokens: VisualTokens) -> PrunedTokens:

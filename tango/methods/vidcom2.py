@@ -32,11 +32,11 @@ class VidCom2Pruner(Pruner):
     Tokens are compared on the channels that vary least over the video. A frame's share of the budget grows with the
     distance of its tokens from the video's mean token.
 
-    Source: section 3 of arXiv:2505.14454 and the authors' code, which keeps the newlines of all rows on LLaVA-Video.
+    Source: section 3 of arXiv:2505.14454 and the authors' code.
     Deviation: computes in float32 whatever the model's dtype. The release computes in the model's, which decides
     otherwise: on the same inputs it shares 70-96 % of its own float32 choice in float16, and 12-82 % in bfloat16
-    (intersection over union). Ratio 1 keeps all tokens (the release drops some). A newline stays at the end of its row
-    (the release puts all of a frame's after its tokens).
+    (intersection over union). Ratio 1 keeps all tokens (the release drops some). On LLaVA-Video the release keeps the
+    newlines of all rows, as `keep_newlines` does, but puts those of a frame after its tokens; here they end their rows.
     Example:
         >>> len(tango.VidCom2Pruner(retention_ratio=0.25, exact_budget=True)(tokens).indices)
         72
@@ -44,7 +44,6 @@ class VidCom2Pruner(Pruner):
 
     temperature: float = 0.01  # of the softmax over frames (release)
     channel_ratio: float = 0.5  # share of the channels that are compared, those of least variance (release)
-    all_newlines: bool = True  # on LLaVA-Video, rows without kept tokens retain their newline (release)
 
     budget_rule: ClassVar[str] = "r T N, up to rounding per frame; less where a frame is full"
     paper: ClassVar[Paper] = Paper(
@@ -75,8 +74,7 @@ class VidCom2Pruner(Pruner):
             flat = order + torch.arange(T, device=x.device)[:, None] * N  # (T, N): frame * N + position
             best = np.concatenate([t * N + np.arange(count) for t, count in enumerate(counts)])
             indices = flat.flatten().index_select(0, to_device(best, x.device)).sort().values
-        rows = x.flatten(0, 1).index_select(0, indices)
-        return PrunedTokens(features=rows, indices=indices, all_newlines=self.all_newlines)
+        return PrunedTokens(features=x.flatten(0, 1).index_select(0, indices), indices=indices)
 
     def _counts(self, importance: NDArray[np.float64], N: int) -> list[int]:
         """The number of tokens to keep of each frame."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar, Literal, NamedTuple
 
@@ -38,12 +38,13 @@ class VisionZipPruner(Pruner):
 
     Works with any saliency; the default is that of the paper, the tower's own attention.
 
-    Source: section 3 of arXiv:2412.04467; for towers without a class token, frame by frame as in HoliTom's code, which
-    keeps the newlines of all rows on LLaVA-Video. `rounding="down"` counts as VisionZip's code does: of 196 tokens at
-    ratio 0.1, 9 dominant and 9 contextual ones, not 10 and 10.
-    Deviation: kept tokens are in the order of the video, not a frame's dominant ones first, and features never change
-    places (on LLaVA-Video, HoliTom's code mixes up those of dominant tokens). Cosines are rounded to multiples of
-    2**-18, so that ties go to the earlier anchor. Contextual tokens take at most half of a frame's budget.
+    Source: section 3 of arXiv:2412.04467; for towers without a class token, frame by frame as in HoliTom's code.
+    `rounding="down"` counts as VisionZip's code does: of 196 tokens at ratio 0.1, 9 dominant and 9 contextual ones, not
+    10 and 10.
+    Deviation: kept tokens are in the order of the video, not a frame's dominant ones first. On LLaVA-Video, HoliTom's
+    code keeps the newlines of all rows, which `keep_newlines` does here, and mixes up the features of dominant tokens,
+    which nothing does here. Cosines are rounded to multiples of 2**-18, so that ties go to the earlier anchor.
+    Contextual tokens take at most half of a frame's budget.
     Example:
         >>> pruned = tango.VisionZipPruner(retention_ratio=0.25)(tokens)
         >>> (pruned.indices // 36).bincount()  # tokens kept of each frame
@@ -54,7 +55,6 @@ class VisionZipPruner(Pruner):
     context_base: Literal["tokens", "budget"] = "tokens"  # share of a frame's tokens (VisionZip's Qwen port) or budget
     rounding: Literal["up", "down"] = "up"  # ceil(r N), of them round(c N) merged; floor((r - c) N) + floor(c N)
     context_merge: Literal["sum", "mean"] = "sum"  # release: anchor + mean of the others; mean: of all, anchor included
-    all_newlines: bool = True  # on LLaVA-Video, rows without kept tokens retain their newline (HoliTom's code)
 
     needs: ClassVar[Signal] = Signal.SALIENCY | Signal.KEYS
     default_saliency: ClassVar[str] = "attn"
@@ -89,7 +89,7 @@ class VisionZipPruner(Pruner):
             kept, rows = self._reduce(x[block], choice, assignment[block], first=block.start * N)
             indices.append(kept)
             features.append(rows)
-        return replace(assemble(indices, features, assignment.flatten()), all_newlines=self.all_newlines)
+        return assemble(indices, features, assignment.flatten())
 
     def _budget(self, N: int) -> int:
         """The number of tokens that a frame keeps, unless the budget is exact."""

@@ -39,7 +39,7 @@ def _prune(video: VisualTokens, merged: MergedFrames, pruner: Pruner) -> tuple[V
         grid=video.grid,
         timestamps_s=video.timestamps_s.index_select(0, to_device(merged.rows, video.timestamps_s.device)),
     )
-    return every, replace(pruned, indices=indices, assignment=None)
+    return every, PrunedTokens(features=pruned.features, indices=indices)
 
 
 def _at_ratio(pruner: Pruner, ratio: float) -> Pruner:

@@ -126,7 +126,7 @@ def test_pooling_takes_means_and_discards_the_last_row_of_an_odd_grid(even):
     assert adapter.pool(grid.view(1, 25, 1))[..., 0].tolist() == expected
 
 
-def laid_out(model, indices: list[int], H: int, W: int, frames: int, **rule: bool) -> tuple[list, list]:
+def laid_out(model, indices: list[int], H: int, W: int, frames: int) -> tuple[list, list]:
     """What stands where, in words: "t0y1x2" for tokens, "newline", in a (frames, H, W) grid."""
     adapter = LlavaVideoAdapter(model)
     names = [f"t{t}y{y}x{x}" for t in range(frames) for y in range(H) for x in range(W)]
@@ -134,7 +134,7 @@ def laid_out(model, indices: list[int], H: int, W: int, frames: int, **rule: boo
     features = torch.arange(len(names), dtype=torch.float32)[:, None].expand(-1, D) + 1000
     tokens = VisualTokens(features=features.view(frames, H * W, D), grid=(H, W), timestamps_s=torch.arange(frames))
     kept = torch.tensor(indices)
-    embeds, keep_mask = adapter.lay_out(tokens, PrunedTokens(features=features[kept], indices=kept, **rule))
+    embeds, keep_mask = adapter.lay_out(tokens, PrunedTokens(features=features[kept], indices=kept))
     newline = model.model.image_newline
     return ["newline" if torch.equal(e, newline) else names[int(e[0]) - 1000] for e in embeds], keep_mask.int().tolist()
 
@@ -143,24 +143,6 @@ def test_a_row_keeps_its_newline_while_any_of_its_tokens_is_kept(even):
     words, keep_mask = laid_out(even, [0, 2, 4, 9], H=2, W=3, frames=2)
     assert words == ["t0y0x0", "t0y0x2", "newline", "t0y1x1", "newline", "t1y1x0", "newline"]
     assert keep_mask == [1, 0, 1, 1, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0, 1]
-
-
-def test_a_method_may_keep_the_newlines_of_all_rows(even):
-    words, keep_mask = laid_out(even, [0, 2, 9], H=2, W=3, frames=2, all_newlines=True)
-    assert words == ["t0y0x0", "t0y0x2", "newline", "newline", "newline", "t1y1x0", "newline"]
-    assert keep_mask == [1, 0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 1]
-
-
-@pytest.mark.parametrize("method", ["visionzip", "vidcom2"])
-@pytest.mark.parametrize("exact_budget", [False, True])
-def test_methods_whose_authors_keep_all_newlines(model, method, exact_budget):
-    inputs, counts = one_video(model), {}
-    for all_newlines in (True, False):
-        options = {"exact_budget": exact_budget, "all_newlines": all_newlines}
-        with tango.prune(model, method, retention_ratio=0.1, **options) as pruning:
-            model.generate(**inputs, max_new_tokens=1, do_sample=False)
-        counts[all_newlines] = pruning.stats.entering_after - pruning.stats.tokens_after
-    assert counts[True] == T * side(model) > counts[False] > 0
 
 
 def test_all_tokens_have_all_newlines(even):
