@@ -17,10 +17,6 @@ from tests.report.test_leaderboard import ENTRY, ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "tests" / "data" / "results"
-SETS = [
-    "--set", "Video-MME=without subtitles", "--set", "MLVU=dev", "--set",
-    "LongVideoBench=validation, without subtitles",
-]  # fmt: skip
 
 
 def add(folder: Path, output: Path, *options: str) -> int:
@@ -34,7 +30,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 class TestAdd:
     def test_runs_of_vlmevalkit(self, tmp_path, capsys):
-        assert add(RUNS / "vlmevalkit" / "LLaVA-OneVision-7B-tango-r0.1", tmp_path, *SETS) == 0
+        assert add(RUNS / "vlmevalkit" / "LLaVA-OneVision-7B-tango-r0.1", tmp_path) == 0
         files = sorted(tmp_path.iterdir())
         assert sorted(map(str, files)) == sorted(capsys.readouterr().out.split())
         checked = check_files(files)
@@ -58,7 +54,7 @@ class TestAdd:
 
     def test_a_run_of_lmms_eval_and_the_page_of_it(self, tmp_path, capsys):
         link = ["--link", "https://example.org/a", "--elsewhere"]
-        assert add(RUNS / "lmms_eval", tmp_path / "files", *link, *SETS[:2]) == 0
+        assert add(RUNS / "lmms_eval", tmp_path / "files", *link) == 0
         entries = [json.loads(path.read_text()) for path in sorted((tmp_path / "files").iterdir())]
         assert {entry["kind"] for entry in entries} == {"measured elsewhere"}
         assert {entry["source"]["link"] for entry in entries} == {"https://example.org/a"}
@@ -83,8 +79,6 @@ class TestAdd:
     @pytest.mark.parametrize(
         ("options", "said"),
         [
-            (["--set", "MLVU"], "--set must be BENCHMARK=SET, such as MLVU=dev, got 'MLVU'"),
-            (["--set", "MLUV=dev"], "--set names MLUV, but the runs are of TangoMini"),
             (["--seed", "-1"], "--seed must be a whole number from 0, got -1"),
             (["--link", "example.org"], "source.link: got 'example.org', expected an http or https address"),
         ],
@@ -97,8 +91,11 @@ class TestAdd:
         assert not (tmp_path / "files").exists()
 
     def test_one_run_that_cannot_be_made_stops_all(self, tmp_path, capsys):
-        assert add(RUNS / "vlmevalkit" / "LLaVA-OneVision-7B-tango-r0.1", tmp_path / "files", *SETS[2:]) == 2
-        assert "the records do not say which set of Video-MME was asked" in one_line(capsys)
+        for name, about in {"a": {"environment": ENVIRONMENT}, "b": {"environment": None}}.items():
+            method = {"method": "tango", "retention_ratio": 0.1 if name == "a" else 0.2}
+            write_lines(tmp_path / "run" / f"{name}.jsonl", method, _lines(), date="2026-11-21", **about)
+        assert add(tmp_path / "run", tmp_path / "files") == 2
+        assert "b.run.json: its environment has no versions" in one_line(capsys)
         assert not (tmp_path / "files").exists()
 
     def test_a_folder_without_a_finished_run(self, tmp_path, capsys):

@@ -42,10 +42,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("runs", nargs="+", type=Path, metavar="RUN", help="folders or files of records, as `tango runs --results`")
     add("--who", required=True, metavar="NAME", help="who ran it")
     add("--link", metavar="URL", help="where the records can be read (nowhere)")
-    add(
-        "--set", action="append", default=[], metavar="BENCHMARK=SET", dest="sets",
-        help='which set was asked, e.g. "MLVU=dev"; repeatable, needed for benchmarks that have several',
-    )  # fmt: skip
     add("--elsewhere", action="store_true", help="the answers come from other code than Tango's")
     add("--output", type=Path, default=FOLDER, metavar="DIR", help=f"where the files go ({FOLDER})")
     add("--seed", type=int, default=0, help="seed of the draws behind the confidence intervals (0)")
@@ -65,24 +61,15 @@ def _add(args: argparse.Namespace) -> int:
 
     if args.seed < 0:
         raise OptionError(f"--seed must be a whole number from 0, got {args.seed}")
-    sets = {}
-    for item in args.sets:
-        name, equals, value = item.partition("=")
-        if not (name and equals and value):
-            raise OptionError(f"--set must be BENCHMARK=SET, such as MLVU=dev, got {item!r}")
-        sets[name] = value
     results = read_results(args.runs)
     runs, notes = choose(results.runs)
     for note in (*results.notes, *notes):
         print(f"tango: note: {note}", file=sys.stderr)
     if not runs:
         raise TangoError(f"no finished run in {', '.join(map(str, args.runs))}; the notes above say what is missing")
-    if unused := sets.keys() - {run.benchmark.name for run in runs}:
-        there = sorted({run.benchmark.name for run in runs})
-        raise OptionError(f"--set names {', '.join(sorted(unused))}, but the runs are of {', '.join(there)}")
     warn_of_failures(runs)
     about = {"who": args.who, "link": args.link, "elsewhere": args.elsewhere, "seed": args.seed}
-    for entry in [entry_of_run(run, label, sets, **about) for run in runs]:
+    for entry in [entry_of_run(run, label, **about) for run in runs]:
         path = args.output / file_name(entry)
         write_json(path, entry)
         print(path)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from tango.errors import OptionError, TangoError
+from tango.errors import TangoError
 from tango.report.intervals import accuracies
 from tango.report.leaderboard import (
     ELSEWHERE,
@@ -24,25 +24,23 @@ from tango.report.results import Json, Run
 
 
 def entry_of_run(
-    run: Run, label: Callable[[Json], str], sets: Mapping[str, str], *, who: str, link: str | None = None,
-    elsewhere: bool = False, seed: int = 0,
+    run: Run, label: Callable[[Json], str], *, who: str, link: str | None = None, elsewhere: bool = False, seed: int = 0
 ) -> dict[str, object]:  # fmt: skip
     """Make the entry of a recorded run.
 
     Args:
         label: names a method's configuration without its ratio.
-        sets: the set that was asked, by benchmark, for benchmarks that have several.
         who: who ran it.
         link: address of the records.
         elsewhere: the answers come from other code than Tango's.
         seed: seeds the draws behind the interval.
     Raises:
         TangoError: the records do not say what an entry needs.
-        OptionError: it is not said which of a benchmark's sets was asked.
     """
     right, asked = sum(question.correct for question in run.questions), len(run.questions)
     estimate = accuracies(run.questions, run.benchmark, seed=seed)[None]
     interval = estimate.interval()
+    name, own_set = SETS.get(run.benchmark.name, (run.benchmark.name, WHOLE))
     environment, ratio = _environment(run), nominal_ratio(run.method)
     if ratio is None:
         raise TangoError(f"{run.source}: its method names no retention ratio; expected one in its options")
@@ -52,8 +50,8 @@ def entry_of_run(
         "source": {"who": who, "link": link},
         "model": run.model,
         "num_frames": run.num_frames,
-        "benchmark": run.benchmark.name,
-        "set": _set(run, sets),
+        "benchmark": name,
+        "set": own_set,
         "part": _part(run),
         "name": label(run.method),
         "method": run.method,
@@ -110,21 +108,6 @@ def _hardware(environment: Json) -> str:
         return ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
     cpus = environment.get("num_cpus")
     return f"{environment['cpu']}" + (f", {cpus} CPUs" if cpus else "")
-
-
-def _set(run: Run, sets: Mapping[str, str]) -> str:
-    name = run.benchmark.name
-    known = SETS.get(name, (WHOLE,))
-    if name in sets:
-        if name in SETS and sets[name] not in known:
-            raise OptionError(f"--set {name} must be one of {', '.join(map(repr, known))}, got {sets[name]!r}")
-        return sets[name]
-    if len(known) == 1:
-        return known[0]
-    raise OptionError(
-        f"{run.source}: the records do not say which set of {name} was asked, expected one of "
-        f"{', '.join(map(repr, known))}; say --set {name}={known[0]!r}, or another"
-    )
 
 
 def _part(run: Run) -> str | None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tango.errors import OptionError, TangoError
+from tango.errors import TangoError
 from tango.report import leaderboard
-from tango.report.benchmarks import BENCHMARKS, OWN
+from tango.report.benchmarks import BENCHMARKS
 from tango.report.leaderboard import check_entry, check_files, group_of, read_folder
 from tango.report.leaderboard_form import mistakes
 from tango.report.leaderboard_paper import paper_entries
@@ -114,6 +114,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "measured without options": ({"method": {"method": "tango"}}, "method.options: got nothing, expected all options"),
     "a set by another name": ({"set": "no subtitles"}, "set: got 'no subtitles', expected one of 'without subtitles'"),
     "another benchmark's set": ({"benchmark": "MVBench", "num_questions": None}, "expected one of 'all'"),
+    "a set in the name": ({"benchmark": "MLVU test"}, "benchmark: got 'MLVU test', expected 'MLVU'"),
     "a toolkit's name": ({"benchmark": "videomme"}, "benchmark: got 'videomme', expected 'Video-MME'"),
     "another whole": ({"num_questions": 2701, "part": "most"}, "num_questions: got 2701, expected 2700 of Video-MME"),
     "more clips than questions": ({"num_clips": 2701}, "num_clips: got 2701, expected at most num_asked, 2700"),
@@ -220,7 +221,7 @@ class TestGroups:
     @pytest.mark.parametrize(
         ("one", "other"),
         [
-            ({"benchmark": "MLVU", "set": "dev"}, {"benchmark": "MLVU", "set": "test"}),
+            ({"set": "dev"}, {"set": "test"}),
             ({"set": "without subtitles"}, {"set": "with subtitles"}),
             ({"set": None}, {"set": "without subtitles"}),
             ({"part": None}, {"part": "the first 10 clips"}),
@@ -309,7 +310,7 @@ class TestEntryOfRun:
         settings = settings or {"method": "tango", "retention_ratio": 0.1}
         write_lines(path / "records.jsonl", settings, lines, **about)
         (found,) = read_results([path]).runs
-        return entry_of_run(found, named, {"MyBench": "all"}, who="A. Tester")
+        return entry_of_run(found, named, who="A. Tester")
 
     def test_has_what_the_records_say(self, tmp_path):
         entry = self.make(tmp_path)
@@ -364,14 +365,20 @@ class TestEntryOfRun:
         with pytest.raises(TangoError, match="date: got None, expected of what was measured"):
             self.make(tmp_path / "b", date=None)
 
-    def test_a_benchmark_with_several_sets_needs_its_set(self, tmp_path):
-        lines = [{**line, "benchmark": "MLVU_MCQ"} for line in LINES]
-        write_lines(tmp_path / "records.jsonl", {"method": "none"}, lines, environment=ENVIRONMENT)
-        (run,) = read_results([tmp_path]).runs
-        with pytest.raises(OptionError, match="do not say which set of MLVU was asked, expected one of 'dev', 'test'"):
-            entry_of_run(run, named, {}, who="A. Tester")
-        with pytest.raises(OptionError, match="--set MLVU must be one of 'dev', 'test', got 'val'"):
-            entry_of_run(run, named, {"MLVU": "val"}, who="A. Tester")
+    @pytest.mark.parametrize(
+        ("name", "benchmark", "set_"),
+        [
+            ("MLVU_MCQ_32frame", "MLVU", "dev"),
+            ("videomme", "Video-MME", "without subtitles"),
+            ("LongVideoBench", "LongVideoBench", "validation, without subtitles"),
+            ("Video-MME with subtitles", "Video-MME", "with subtitles"),
+            ("MLVU test", "MLVU", "test"),
+            ("mvbench_action_count", "MVBench", "all"),
+        ],
+    )
+    def test_the_set_follows_from_the_name_in_the_records(self, tmp_path, name, benchmark, set_):
+        entry = self.make(tmp_path, [{**line, "benchmark": name} for line in LINES], limit=8)
+        assert (entry["benchmark"], entry["set"]) == (benchmark, set_)
 
     def test_names_of_files_tell_runs_apart(self):
         changes: list[dict[str, Any]] = [
@@ -431,6 +438,3 @@ class TestCommittedFiles:
             assert (entry["num_asked"], entry["num_clips"]) == (run["num_questions"], run["num_clips"])
             assert entry["date"] == recorded["environment"]["date"][:10]
             assert entry["part"] is not None
-
-    def test_own_benchmarks_have_one_set(self):
-        assert not {own.name for own in OWN} & set(leaderboard.SETS)
