@@ -113,7 +113,10 @@ class TestCheck:
     def test_says_how_many_files_are_good(self, tmp_path, capsys):
         (tmp_path / "a.json").write_text(json.dumps(ENTRY))
         assert main(["leaderboard", "check", str(tmp_path / "a.json")]) == 0
-        assert capsys.readouterr().out == "1 files, no mistakes\n"
+        assert capsys.readouterr().out == "no mistake\n"
+        (tmp_path / "b.json").write_text(json.dumps({**ENTRY, "date": "2026-11-22"}))
+        assert main(["leaderboard", "check", str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+        assert capsys.readouterr().out == "2 files without a mistake\n"
 
     def test_one_line_for_each_mistake(self, tmp_path, capsys):
         for name, change in {"a": {}, "b": {"accuracy": 840}, "c": {"date": "2026-02-30", "num_clips": 9999}}.items():

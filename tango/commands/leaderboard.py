@@ -83,7 +83,7 @@ def _check(args: argparse.Namespace) -> int:
         print(f"tango: error: {mistake}", file=sys.stderr)
     if checked.mistakes:
         return 2
-    print(f"{len(checked.entries)} files, no mistakes")
+    print(f"{len(checked.entries)} files without a mistake" if len(checked.entries) > 1 else "no mistake")
     return 0
 
 

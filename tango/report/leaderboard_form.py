@@ -69,19 +69,26 @@ def mistakes(value: object, schema: Schema, name: str = "") -> Iterator[str]:
 
 def _of_object(value: dict[str, Any], schema: Schema, name: str) -> Iterator[str]:
     known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
-    start = f"{name}." if name else ""
+
+    def of(field: str) -> str:
+        return f"{name}.{_one_line(field)}" if name else _one_line(field)
+
     for field in schema.get("required", ()):
         if field not in value:
-            yield f"{start}{field}: got nothing, expected {known[field].get('description', 'a value')}"
+            yield f"{of(field)}: got nothing, expected {known[field].get('description', 'a value')}"
     for field, held in value.items():
         if field in known:
-            yield from mistakes(held, known[field], f"{start}{field}")
+            yield from mistakes(held, known[field], of(field))
         elif others is False:
             close = get_close_matches(field, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            yield f"{start}{field}: got a field of this name, expected one of {', '.join(known)}{hint}"
+            yield f"{of(field)}: got a field of this name, expected one of {', '.join(known)}{hint}"
         elif others is not True:
-            yield from mistakes(held, others, f"{start}{field}")
+            yield from mistakes(held, others, of(field))
+
+
+def _one_line(field: str) -> str:
+    return field if field.isprintable() and len(field) <= 60 else shown(field)
 
 
 def _matches(pattern: str, value: str) -> bool:

@@ -105,6 +105,8 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a day that is none": ({"date": "2026-02-30"}, "date: got '2026-02-30', expected a day that there is"),
     "a day with its time": ({"date": "2026-11-21T18:28:38"}, "date: got '2026-11-21T18:28:38', expected the day"),
     "a field too many": ({"acuracy": 58.5}, "acuracy: got a field of this name, expected one of"),
+    "a field with a line end": ({"a\nb": 1}, "'a\\nb': got a field of this name"),
+    "an interval turned round": ({"interval": [60.9, 56.1]}, "interval: got 60.9 to 56.1, expected two numbers around"),
     "a method without a name": ({"method": {"options": {}}}, "method.method: got nothing, expected the method's name"),
     "measured without counts": ({"num_correct": None}, "num_correct: got None, expected of what was measured"),
     "measured nowhere": ({"hardware": None}, "hardware: got None, expected of what was measured"),
@@ -161,8 +163,9 @@ def test_every_field_is_needed(name):
         (json.dumps(ENTRY)[:-1] + ', "accuracy": 99.9}', "'accuracy' stands twice in one object"),
         ("[" * 100_000, "nested too deeply"),
         (json.dumps({**ENTRY, "notes": "x" * 100_000}), "larger than 100000 bytes"),
+        (json.dumps({**ENTRY, "notes": "\ud800"}), "surrogates not allowed"),
     ],
-    ids=["cut off", "a list", "no number", "a name twice", "nested", "large"],
+    ids=["cut off", "a list", "no number", "a name twice", "nested", "large", "half a pair"],
 )
 def test_a_file_that_is_no_such_object(tmp_path, content, said):
     (found,) = check_files([write(tmp_path, content)]).mistakes
@@ -352,6 +355,9 @@ class TestEntryOfRun:
         ]
         assert parts[0].startswith("8 of 100 questions, SHA-256 of their ids ")
         assert parts[0] == parts[1] != parts[2]
+
+    def test_a_limit_beyond_the_whole_is_no_part(self, tmp_path):
+        assert self.make(tmp_path, num_questions=8, limit=1000)["part"] is None
 
     def test_controls_are_marked(self, tmp_path):
         assert self.make(tmp_path, settings={"method": "uniform", "retention_ratio": 0.2})["control"] is True
