@@ -26,9 +26,9 @@ _HOMES = {  # module -> the names that it has
         "TangoError UnknownNameError UnsupportedModelError VideoReadError WriteError"
     ),
     "tango.methods": (
-        "DartPruner DivPrunePruner DyCokePruner EarlyTomFramesMerger EarlyTomFramesReleaseMerger EarlyTomPruner "
-        "FastVidPruner FastvMergePruner FastvPruner FlashVidPruner FlashVidReleasePruner FlashVidSelectPruner "
-        "FrameFusionPruner "
+        "DartPruner DivPrunePruner DownsamplePruner DyCokePruner EarlyTomFramesMerger EarlyTomFramesReleaseMerger "
+        "EarlyTomPruner FastVidPruner FastvMergePruner FastvPruner FewerFramesPruner FlashVidPruner "
+        "FlashVidReleasePruner FlashVidSelectPruner FrameFusionPruner "
         "HolitomMergePruner HolitomPruner KeepAllPruner LayerPruner Plan PruneVidPruner PruneVidSelectPruner "
         "Pruner PyramidDropPruner RandomPruner SparseVlmPruner TangoPaperPruner TangoPruner "
         "TangoReleasePruner TowerMerger UniformPruner VidCom2Pruner VisionZipPruner available_layer_pruners "
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from tango.methods import (
         DartPruner,
         DivPrunePruner,
+        DownsamplePruner,
         DyCokePruner,
         EarlyTomFramesMerger,
         EarlyTomFramesReleaseMerger,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
         FastVidPruner,
         FastvMergePruner,
         FastvPruner,
+        FewerFramesPruner,
         FlashVidPruner,
         FlashVidReleasePruner,
         FlashVidSelectPruner,

@@ -6,11 +6,13 @@ from tango.methods import deprecated
 from tango.methods.base import KeepAllPruner, LayerPruner, Pruner, TowerMerger
 from tango.methods.dart import DartPruner
 from tango.methods.divprune import DivPrunePruner
+from tango.methods.downsample import DownsamplePruner
 from tango.methods.dycoke import DyCokePruner
 from tango.methods.earlytom import EarlyTomFramesMerger, EarlyTomFramesReleaseMerger, EarlyTomPruner
 from tango.methods.fastv import FastvPruner
 from tango.methods.fastv_merge import FastvMergePruner
 from tango.methods.fastvid import FastVidPruner
+from tango.methods.fewer_frames import FewerFramesPruner
 from tango.methods.flashvid import FlashVidPruner, FlashVidReleasePruner
 from tango.methods.flashvid_select import FlashVidSelectPruner
 from tango.methods.framefusion import FrameFusionPruner
@@ -44,6 +46,7 @@ from tango.methods.visionzip import VisionZipPruner
 __all__ = [
     "DartPruner",
     "DivPrunePruner",
+    "DownsamplePruner",
     "DyCokePruner",
     "EarlyTomFramesMerger",
     "EarlyTomFramesReleaseMerger",
@@ -51,6 +54,7 @@ __all__ = [
     "FastVidPruner",
     "FastvMergePruner",
     "FastvPruner",
+    "FewerFramesPruner",
     "FlashVidPruner",
     "FlashVidReleasePruner",
     "FlashVidSelectPruner",

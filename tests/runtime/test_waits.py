@@ -96,7 +96,7 @@ def test_flashvid_waits_once(name: str, method: str, min_segments: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["llava_onevision", *QWEN])
-@pytest.mark.parametrize("method", ["uniform", "none", "divprune", "vidcom2"])
+@pytest.mark.parametrize("method", ["uniform", "none", "downsample", "fewer-frames", "divprune", "vidcom2"])
 def test_others_do_not_wait_for_what_is_around_them(name: str, method: str) -> None:
     before, after = waits(name, method)
     assert before == []
