@@ -21,7 +21,7 @@ from tests.models import test_llava_video
 from tests.pretend_gpu import OnDevice, PretendGpu, pretend_gpu
 
 pytestmark = pytest.mark.usefixtures("unchecked_annotations")  # the checks read values
-QWEN = ("qwen2_vl", "qwen2_5_vl")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 DROPS_FULL_MASKS = Version(transformers.__version__) >= Version("5.24")
 Inputs = dict[str, Any]
 
