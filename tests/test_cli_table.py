@@ -51,7 +51,7 @@ class TestTable:
         assert "| dart | 10 | - | ours | - | - |" in out
         assert "| minus full | -16.7 [" in out
         assert "\n- methods run with positions kept: fastvid; " in out
-        assert "saliency attn: visionzip, holitom; saliency p-attn: fastvid, tango; " in out
+        assert "saliency attn: visionzip, holitom, flashvid; saliency p-attn: fastvid, tango; " in out
 
     def test_exact_budgets_are_rows_of_their_own(self, outputs, capsys):
         exact = {"method": "tango", "retention_ratio": 0.1, "exact_budget": True}
@@ -206,7 +206,9 @@ class TestExperiments:
         assert main(["experiments", "2", "--model", "llava-video-7b", "--ratios", "0.2", "--runs"]) == 0
         assert capsys.readouterr().out.splitlines() == [
             "none -", "visionzip 0.2 --option preset=llava-video", "fastvid 0.2 --option preset=llava-video",
-            "holitom 0.2", "tango 0.2", "tango 0.2 --option pruned_layer=18", "random 0.2", "uniform 0.2",
+            "holitom 0.2", "tango 0.2", "tango 0.2 --option pruned_layer=18",
+            "flashvid 0.2 --option preset=llava-video", "random 0.2", "uniform 0.2", "downsample 0.2",
+            "fewer-frames 0.2",
         ]  # fmt: skip
 
     def test_presets_are_the_models(self, capsys):
@@ -218,6 +220,13 @@ class TestExperiments:
         assert fastvid("--model", "Qwen2.5-VL-7B-Instruct") == ["fastvid 0.2 --option preset=qwen2.5-vl"]
         assert fastvid("--model", "tango-mini") == ["fastvid 0.2 --option preset=llava-onevision"]
         assert fastvid("--model", "mine") == ["fastvid 0.2"]  # nobody knows its family
+
+    def test_a_presets_layer_is_that_of_a_shallow_model(self, capsys):
+        command = ["experiments", "1", "--names", "flashvid", "--ratios", "0.1", "--runs", "--model"]
+        assert main([*command, "llava-onevision-7b"]) == 0
+        assert capsys.readouterr().out == "flashvid 0.1 --option preset=llava-onevision\n"
+        assert main([*command, "tango-mini"]) == 0
+        assert capsys.readouterr().out == "flashvid 0.1 --option preset=llava-onevision --option pruned_layer=3\n"
 
     def test_changes_of_all_rows_are_made_where_they_mean_something(self, capsys):
         command = ["experiments", "1", "--ratios", "0.2", "--runs", "--exact-budget", "--saliency", "attn"]

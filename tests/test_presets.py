@@ -161,6 +161,17 @@ class TestStages:
             Plan.of(staged(), preset="a-model")
 
 
+def test_flashvids_ratio_is_the_mean_over_layers() -> None:
+    plan = Plan.of("flashvid", {"retention_ratio": 0.1}, preset="llava-onevision")
+    assert plan == Plan.parse({"method": "flashvid", "retain_ratio": 0.1, "preset": "llava-onevision"}, release=True)
+    pruner, layer_pruner = plan.pruners(28)
+    assert layer_pruner == build_layer_pruner("flashvid-select", layer=20, retention_ratio=0.3)
+    assert pruner.retention_ratio == pytest.approx(0.125)  # r (20 + 8 * 0.3) / 28 = 0.1
+    assert MethodConfig.from_settings({"method": "flashvid", "preset": "qwen3-vl"}).plan.layer_pruner == (
+        build_layer_pruner("flashvid-select", layer=28, retention_ratio=0.1)
+    )
+
+
 @pytest.mark.parametrize("name", available_methods())
 def test_every_preset_can_be_used_and_is_named_by_its_family(name: str) -> None:
     presets = method_class(name).presets
