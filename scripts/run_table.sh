@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# What table1.sh ... table4.sh share: every row of a table of the paper, one run of VLMEvalKit each, then the table.
+# What table1.sh ... table4.sh and same_signal.sh share: every row of a table, one run of VLMEvalKit each, then the table.
 set -euo pipefail
 
 usage() {
     cat <<'END'
-Usage: [NAME=VALUE ...] bash scripts/table{1,2,3,4}.sh [FLAG ...]
+Usage: [NAME=VALUE ...] bash scripts/{table1,table2,table3,table4,same_signal}.sh [FLAG ...]
 
-Runs every row of a table of the paper with VLMEvalKit and writes the table as Markdown, CSV and LaTeX: ours, the
-paper's, the difference, and a confidence interval. Answers are kept as they come: the same command again resumes.
-`tango experiments 1` lists the rows. Flags go to VLMEvalKit/run.py.
+Runs every row of a table with VLMEvalKit and writes the table as Markdown, CSV and LaTeX: ours with a confidence interval
+and the share of tokens that was kept, the paper's, and the paired difference to all tokens. Answers are kept as they
+come: the same command again resumes. `tango experiments 1` lists the rows. Flags go to VLMEvalKit/run.py.
+
+table1.sh ... table4.sh are the paper's tables, with rows of controls; in same_signal.sh all methods that read saliency
+read the same one. TABLE=NAME bash scripts/run_table.sh runs any other that configs/experiments describes.
 
   CONFIG      model and data sets: a name (tango-mini by default; llava-onevision-7b for tables 1, 3 and 4, llava-video-7b
               and qwen2.5-vl-7b for table 2 are the paper's) or a JSON file below VLMEvalKit/. A model of its own runs all
@@ -20,7 +23,9 @@ paper's, the difference, and a confidence interval. Answers are kept as they com
   OUTPUT      outputs/<CONFIG in lower case>; tables that share it share their rows
   DATASETS    VLMEvalKit's data sets to run; those of CONFIG by default (table 4: Video-MME and MLVU_MCQ)
   BENCHMARKS  the table's columns, if not the paper's; TangoMini for tango-mini
-  AGAINST     a row's name: compare every row with it, question by question
+  AGAINST     a row's name: compare every row with it, question by question (all tokens)
+  EXACT       1: the same rows with exact budgets, each method keeping its ratio of the tokens; the files are <table>-exact
+  SALIENCY    the same rows, all methods that read saliency reading this one; the files are <table>-<SALIENCY>
   RUN         0: only write the table from what is in OUTPUT
   PYTHON      python
 
@@ -36,7 +41,7 @@ for flag in "$@"; do
 done
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-: "${TABLE:?is not set; start one of table1.sh, table2.sh, table3.sh and table4.sh}"
+: "${TABLE:?is not set; start one of table1.sh, table2.sh, table3.sh, table4.sh and same_signal.sh}"
 PYTHON=${PYTHON:-python}
 
 known() { (cd VLMEvalKit/run_config && printf '  %s\n' *.json) >&2; }
@@ -76,7 +81,15 @@ fi
 source scripts/imports.sh
 tango() { "$PYTHON" -m tango.cli "${imports[@]}" "$@"; }
 
-rows=(experiments "$TABLE" --model "$name" --runs)
+changes=() file=$TABLE
+case $TABLE in [0-9]*) file=table$TABLE ;; esac
+case ${EXACT:-0} in
+    0) ;;
+    1) changes+=(--exact-budget) file+=-exact ;;
+    *) echo "EXACT must be 0 or 1, got $EXACT" >&2; exit 2 ;;
+esac
+[ -z "${SALIENCY:-}" ] || { changes+=(--saliency "$SALIENCY"); file+=-$SALIENCY; }
+rows=(experiments "$TABLE" --model "$name" "${changes[@]}" --runs)
 # shellcheck disable=SC2206 # lists of words
 [ -z "${ROWS:-}" ] || rows+=(--names $ROWS)
 # shellcheck disable=SC2206
@@ -97,14 +110,14 @@ while [ "${RUN:-1}" != 0 ] && read -r -u 3 method ratio flags; do
 done 3<<<"$runs"
 [ "${NODE_RANK:-0}" -eq 0 ] || exit 0
 
-render=(table "$TABLE" --results "$OUTPUT" --model "$name")
+render=(table "$TABLE" --results "$OUTPUT" --model "$name" "${changes[@]}")
 # shellcheck disable=SC2206
 [ -z "${BENCHMARKS:-}" ] || render+=(--benchmarks $BENCHMARKS)
 [ -z "${AGAINST:-}" ] || render+=(--against "$AGAINST")
-tango "${render[@]}" --format csv --output "$OUTPUT/table$TABLE.csv"
-tango "${render[@]}" --format latex --output "$OUTPUT/table$TABLE.tex"
-tango "${render[@]}" --output "$OUTPUT/table$TABLE.md"
-cat "$OUTPUT/table$TABLE.md"
+tango "${render[@]}" --format csv --output "$OUTPUT/$file.csv"
+tango "${render[@]}" --format latex --output "$OUTPUT/$file.tex"
+tango "${render[@]}" --output "$OUTPUT/$file.md"
+cat "$OUTPUT/$file.md"
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'failed: %s\n' "${failed[@]}" >&2
     exit 1

@@ -14,7 +14,7 @@ import yaml
 
 from tango.cli import main
 from tango.report.paper import published
-from tests.report.folders import MINIATURE, everything, write_run
+from tests.report.folders import MINIATURE, everything, write_lines, write_run
 
 ROOT = Path(__file__).parent.parent
 FULL = "111111101101;11111100;111010;1111011"
@@ -47,8 +47,49 @@ class TestTable:
         assert main(["table", "1", "--results", str(outputs)]) == 0
         out = capsys.readouterr().out
         assert out.startswith("**Table 1: LLaVA-OneVision-7B, 32 frames**\n")
-        assert "| tango | ours | 66.7 [" in out
-        assert "| dart | ours | - | - |" in out
+        assert "| tango | 10 | 10.2 | ours | 66.7 [" in out
+        assert "| dart | 10 | - | ours | - | - |" in out
+        assert "| minus full | -16.7 [" in out
+        assert "\n- methods run with positions kept: fastvid; " in out
+        assert "saliency attn: visionzip, holitom, flashvid; saliency p-attn: fastvid, tango; " in out
+
+    def test_exact_budgets_are_rows_of_their_own(self, outputs, capsys):
+        exact = {"method": "tango", "retention_ratio": 0.1, "exact_budget": True}
+        write_run(outputs, exact, everything(FULL), tokens=(6272.0, 627.0))
+        assert main(["table", "1", "--results", str(outputs)]) == 0
+        assert "| tango | 10 | 10.2 | ours | 66.7 [" in capsys.readouterr().out
+        assert main(["table", "1", "--results", str(outputs), "--exact-budget"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("**Table 1: LLaVA-OneVision-7B, 32 frames; with exact budgets**\n")
+        assert "| tango | 10 | 10.0 | ours | 83.3 [" in out
+        assert "with exact budgets: the paper's numbers, and those of the methods' own papers, are not" in out
+
+    def test_the_same_signal(self, outputs, capsys):
+        for saliency in ("attn", "p-attn"):
+            write_run(outputs, {"method": "holitom", "saliency": saliency}, everything(PRUNED))
+        assert main(["table", "same_signal", "--results", str(outputs)]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("**same_signal: Methods that read saliency, all with the same one")
+        assert out.count("| holitom | 10 | 10.2 | ours | 66.7 [") == 2
+        assert "| paper |" not in out
+        assert main(["table", "1", "--results", str(outputs), "--saliency", "p-attn"]) == 0
+        out = capsys.readouterr().out
+        assert "32 frames; with saliency p-attn for all methods**" in out
+        assert "- methods run with positions kept: fastvid; " in out
+        assert "saliency attn: " not in out
+
+    def test_two_sets_are_refused_by_their_names(self, tmp_path, capsys):
+        for method, name in (("none", "mlvu_dev"), ("tango", "mlvu_test")):
+            line = {"benchmark": name, "question_id": 0, "video_id": None, "correct": True}
+            write_lines(tmp_path / f"{method}.records.jsonl", {"method": method}, [line])
+        assert main(["table", "1", "--results", str(tmp_path)]) == 2
+        assert "two sets of questions: MLVU of " in (err := capsys.readouterr().err)
+        assert "and MLVU test of " in err
+        assert main(["table", "1", "--results", str(tmp_path), "--benchmarks", "MLVU", "MLVU test"]) == 2
+        assert "MLVU and MLVU test are two sets of questions" in capsys.readouterr().err
+        figure = ["figure", "accuracy", "--results", str(tmp_path), "--output", str(tmp_path / "a.png")]
+        assert main(figure) == 2
+        assert "MLVU and MLVU test are two sets of questions" in capsys.readouterr().err
 
     def test_all_tables_as_files(self, outputs, tmp_path, capsys):
         folder = tmp_path / "new" / "tables"
@@ -56,7 +97,8 @@ class TestTable:
             assert (
                 main(["table", "--all", "--results", str(outputs), "--format", "latex", "--output", str(folder)]) == 0
             )
-        assert sorted(path.name for path in folder.iterdir()) == [f"table{n}.tex" for n in (1, 2, 3, 4)]
+        files = ["same_signal.tex", *(f"table{n}.tex" for n in (1, 2, 3, 4))]
+        assert sorted(path.name for path in folder.iterdir()) == files
         assert str(folder / "table3.tex") in capsys.readouterr().out
 
     def test_csv_into_a_file(self, outputs, tmp_path):
@@ -64,7 +106,7 @@ class TestTable:
         options = ["--format", "csv", "--against", "full", "--output", str(path)]
         assert main(["table", "1", "--results", str(outputs), *options]) == 0
         rows = list(csv.DictReader(path.read_text().splitlines()))
-        assert len(rows) == 9 * len(published(1))
+        assert len([row for row in rows if row["paper"]]) == 9 * len(published(1))
         (row,) = (r for r in rows if (r["method"], r["retention_ratio"], r["column"]) == ("tango", "0.1", "MVBench"))
         assert (row["ours"], row["paper"], row["difference"], row["against"]) == ("50.0", "55.4", "-5.4", "-25.0")
         assert float(row["low"]) <= 50 <= float(row["high"])
@@ -74,37 +116,59 @@ class TestTable:
         options = ["--model", "tango-mini", "--benchmarks", "MVBench", "MVBench/Action Count"]
         assert main(["table", "2", "--results", str(tmp_path), *options]) == 0
         out = capsys.readouterr().out
-        assert "| method |  | MVBench | MVBench/Action Count | Perf. |" in out
-        assert "| full | ours | 50.0* [" in out
+        assert "| method | ratio | kept |  | MVBench | MVBench/Action Count | Perf. |" in out
+        assert "| full | 100 | 10.2 | ours | 50.0* [" in out
         assert "ours is tango-mini, so only Perf. compares with the paper's" in out
 
     def test_results_that_fit_no_row_are_said(self, outputs, capsys):
         assert main(["table", "2", "--results", str(outputs)]) == 0
         captured = capsys.readouterr()
-        assert "no result fits a row of table 2" in captured.err
+        assert "no result fits a row of Table 2" in captured.err
         assert "in no row of this table: " in captured.out
 
     def test_options_that_a_method_has_got_since_are_at_their_defaults(self, outputs, capsys):
         path = outputs / "LLaVA-OneVision-7B-tango-r0.1" / "run.json"
         path.write_text(path.read_text().replace('"rope": "seconds",', ""))
         assert main(["table", "1", "--results", str(outputs)]) == 0
-        assert "| tango | ours | 66.7 [" in capsys.readouterr().out
+        assert "| tango | 10 | 10.2 | ours | 66.7 [" in capsys.readouterr().out
+
+    def test_positions_that_were_not_a_methods_own_then_are_no_row_of_it_now(self, outputs, capsys):
+        write_run(outputs, {"method": "fastvid"}, everything(FULL))
+        path = outputs / "LLaVA-OneVision-7B-fastvid-r0.1" / "run.json"
+        assert main(["table", "1", "--results", str(outputs)]) == 0
+        assert "| fastvid | 10 | 10.2 | ours | 83.3 [" in capsys.readouterr().out
+        run = json.loads(path.read_text())
+        run["method"]["positions"] = None
+        path.write_text(json.dumps(run))
+        assert main(["table", "1", "--results", str(outputs)]) == 0
+        out = capsys.readouterr().out
+        assert "| fastvid | 10 | - | ours | - |" in out
+        assert (
+            "is no run of the row 'fastvid 0.1 --option preset=llava-onevision': positions the model's own, not kept"
+            in out
+        )
+        assert main(["runs", "--results", str(outputs)]) == 0
+        assert "| fastvid-positionsNone | 0.1 |" in capsys.readouterr().out
+        del run["method"]["positions"]  # as of another program, which says nothing
+        path.write_text(json.dumps(run))
+        assert main(["table", "1", "--results", str(outputs)]) == 0
+        assert "| fastvid | 10 | 10.2 | ours | 83.3 [" in capsys.readouterr().out
 
     def test_methods_that_are_no_longer_known_are_in_no_row(self, outputs, capsys):
         path = outputs / "LLaVA-OneVision-7B-tango-r0.1" / "run.json"
         path.write_text(path.read_text().replace('"alpha"', '"beta"'))
         assert main(["table", "1", "--results", str(outputs)]) == 0
         out = capsys.readouterr().out
-        assert "| tango | ours | 66.7 [" not in out
+        assert "| tango | 10 | - | ours | - |" in out
         assert f"{path.parent}" in out
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
             (["1"], "results"),
-            (["--results", "."], "name one table (1, 2, 3, 4) or give --all"),
+            (["--results", "."], "name one table (1, 2, 3, 4, same_signal) or give --all"),
             (["1", "--all", "--results", "."], "name one table"),
-            (["5", "--results", "."], "invalid choice"),
+            (["5", "--results", "."], "unknown table '5'. Known: 1, 2, 3, 4, same_signal"),
             (["1", "--results", "nowhere"], "nowhere does not exist"),
             (["1", "--results", "OUTPUTS", "--against", "tanga"], "Did you mean 'tango'"),
             (["1", "--results", "OUTPUTS", "--experiments", "nowhere"], "leave --experiments out"),
@@ -135,15 +199,52 @@ class TestExperiments:
     def test_rows(self, capsys):
         assert main(["experiments", "3"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert len(lines) == 1 + 1 + 6
+        assert len([line for line in lines if not line.endswith(" -")]) == 1 + 6
         assert lines[2].endswith("method=tango retention_ratio=0.1 alpha=1 context_ratio=0 rope=none           92.7")
 
     def test_runs(self, capsys):
         assert main(["experiments", "2", "--model", "llava-video-7b", "--ratios", "0.2", "--runs"]) == 0
         assert capsys.readouterr().out.splitlines() == [
-            "none -", "visionzip 0.2 --option saliency=p-attn", "fastvid 0.2", "holitom 0.2 --option saliency=p-attn",
-            "tango 0.2", "tango 0.2 --option pruned_layer=18",
+            "none -", "visionzip 0.2 --option preset=llava-video", "fastvid 0.2 --option preset=llava-video",
+            "holitom 0.2", "tango 0.2", "tango 0.2 --option pruned_layer=18",
+            "flashvid 0.2 --option preset=llava-video", "random 0.2", "uniform 0.2", "downsample 0.2",
+            "fewer-frames 0.2",
         ]  # fmt: skip
+
+    def test_presets_are_the_models(self, capsys):
+        def fastvid(*flags):
+            assert main(["experiments", "2", "--names", "fastvid", "--ratios", "0.2", "--runs", *flags]) == 0
+            return capsys.readouterr().out.splitlines()
+
+        assert fastvid() == ["fastvid 0.2 --option preset=llava-video", "fastvid 0.2 --option preset=qwen2.5-vl"]
+        assert fastvid("--model", "Qwen2.5-VL-7B-Instruct") == ["fastvid 0.2 --option preset=qwen2.5-vl"]
+        assert fastvid("--model", "tango-mini") == ["fastvid 0.2 --option preset=llava-onevision"]
+        assert fastvid("--model", "mine") == ["fastvid 0.2"]  # nobody knows its family
+
+    def test_a_presets_layer_is_that_of_a_shallow_model(self, capsys):
+        command = ["experiments", "1", "--names", "flashvid", "--ratios", "0.1", "--runs", "--model"]
+        assert main([*command, "llava-onevision-7b"]) == 0
+        assert capsys.readouterr().out == "flashvid 0.1 --option preset=llava-onevision\n"
+        assert main([*command, "tango-mini"]) == 0
+        assert capsys.readouterr().out == "flashvid 0.1 --option preset=llava-onevision --option pruned_layer=3\n"
+
+    def test_changes_of_all_rows_are_made_where_they_mean_something(self, capsys):
+        command = ["experiments", "1", "--ratios", "0.2", "--runs", "--exact-budget", "--saliency", "attn"]
+        assert main(command) == 0
+        lines = {line.split()[0]: line.split()[2:] for line in capsys.readouterr().out.splitlines()}
+        exact, attn = ["--option", "exact_budget=True"], ["--option", "saliency=attn"]
+        assert lines["none"] == lines["fastv"] == []
+        assert lines["tango"] == lines["holitom"] == [*exact, *attn]
+        assert lines["uniform"] == lines["random"] == exact  # they read no saliency
+        assert main(["experiments", "1", "--saliency", "atn"]) == 2
+        assert "unknown saliency 'atn'. Did you mean 'attn'" in capsys.readouterr().err
+
+    def test_a_table_by_its_name(self, capsys):
+        assert main(["experiments", "same_signal", "--names", "holitom", "--runs"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines == [f"holitom 0.1 --option saliency={name}" for name in ("p-attn", "attn")]
+        assert main(["experiments", "same_signl"]) == 2
+        assert "unknown table 'same_signl'. Did you mean 'same_signal'" in capsys.readouterr().err
 
     def test_a_mistake_in_a_file_shows_before_anything_runs(self, tmp_path, capsys):
         described = yaml.safe_load((ROOT / "configs/experiments/table1.yaml").read_text())
@@ -253,6 +354,9 @@ class TestScripts:
             "EXTRA",
             "GPUS",
             "NODE_RANK",
+            "EXACT",
+            "SALIENCY",
+            "TABLE",
         )
         environment = {name: value for name, value in os.environ.items() if name not in names}
         environment |= {"PYTHON": str(python), "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **settings}
@@ -279,8 +383,8 @@ class TestScripts:
             f"{shared} --method vidcom2 --retain-ratio 0.15",
             f"{shared} --method tango --retain-ratio 0.15",
         ]
-        assert "| full | ours | 66.7* [" in done.stdout
-        assert "| vidcom2 | ours | - |" in done.stdout
+        assert "| full | 100 | 10.2 | ours | 66.7* [" in done.stdout
+        assert "| vidcom2 | 15 | - | ours | - |" in done.stdout
         assert "minus tango" in done.stdout
         assert (tmp_path / "out" / "table1.md").read_text() in done.stdout
         assert (tmp_path / "out" / "table1.csv").read_text().startswith("table,")
@@ -291,12 +395,37 @@ class TestScripts:
         assert done.returncode == 0, done.stderr
         (flags,) = (tmp_path / "log").read_text().splitlines()
         assert "--datasets Video-MME MLVU_MCQ --option base_time=10000.0 --option base_space=100.0 --method" in flags
-        assert "| 1e4/1e2 | ours | 66.7* [" in done.stdout
+        assert "| 1e4/1e2 | 10 | 10.2 | ours | 66.7* [" in done.stdout
+
+    def test_exact_budgets_and_one_signal_have_files_of_their_own(self, python, tmp_path):
+        settings = {"CONFIG": "llava-onevision-7b", "OUTPUT": "out", "RATIOS": "0.1", "ROWS": "holitom"}
+        done = self.run(python, "table1.sh", EXACT="1", SALIENCY="p-attn", **settings)
+        assert done.returncode == 0, done.stderr
+        (flags,) = (tmp_path / "log").read_text().splitlines()
+        assert flags.endswith("--option exact_budget=True --option saliency=p-attn --method holitom --retain-ratio 0.1")
+        assert "with exact budgets; with saliency p-attn for all methods**" in done.stdout
+        assert "| holitom | 10 | 10.2 | ours | 66.7* [" in done.stdout
+        made = {f"table1-exact-p-attn.{end}" for end in ("md", "csv", "tex")}
+        assert {path.name for path in (tmp_path / "out").iterdir() if path.is_file()} == made
+        assert self.run(python, "table1.sh", EXACT="yes", **settings).returncode == 2
+
+    def test_a_table_by_its_name(self, python, tmp_path):
+        settings = {"CONFIG": "llava-onevision-7b", "OUTPUT": "out", "ROWS": "tango"}
+        done = self.run(python, "same_signal.sh", **settings)
+        assert done.returncode == 0, done.stderr
+        assert [line.split("/out ")[1] for line in (tmp_path / "log").read_text().splitlines()] == [
+            "--option saliency=p-attn --method tango --retain-ratio 0.1",
+            "--option saliency=attn --method tango --retain-ratio 0.1",
+        ]
+        assert done.stdout.count("| tango | 10 | 10.2 | ours | 66.7* [") == 2
+        assert (tmp_path / "out" / "same_signal.md").read_text() in done.stdout
+        done = self.run(python, "run_table.sh", TABLE="5", **settings)
+        assert (done.returncode, "unknown table '5'" in done.stderr) == (2, True)
 
     def test_the_table_alone(self, python, outputs, tmp_path):
         done = self.run(python, "table1.sh", CONFIG="llava-onevision-7b", OUTPUT=str(outputs), RUN="0")
         assert done.returncode == 0, done.stderr
-        assert "| tango | ours | 66.7* [" in done.stdout
+        assert "| tango | 10 | 10.2 | ours | 66.7* [" in done.stdout
         assert not (tmp_path / "log").exists()
 
     def test_presets_are_compared_in_both_position_modes(self, python, tmp_path):
@@ -335,7 +464,7 @@ class TestScripts:
         seen = [line.split()[:2] for line in (tmp_path / "seen").read_text().splitlines()]
         assert seen == [["--import=a_package", command] for command in commands]
 
-    @pytest.mark.parametrize("script", ["table1.sh", "table2.sh", "table3.sh", "table4.sh", "presets.sh"])
+    @pytest.mark.parametrize("script", ["table1.sh", "table4.sh", "same_signal.sh", "presets.sh"])
     def test_help(self, python, script):
         done = self.run(python, script, "--help")
         assert (done.returncode, done.stderr) == (0, "")

@@ -18,6 +18,7 @@ from tango import methods
 from tango.commands.common import add_method_arguments, add_model_arguments, method_from
 from tango.errors import BudgetError, OptionError, TangoError
 from tango.evaluation import MethodConfig
+from tango.evaluation.config import label_of
 from tango.evaluation.settings import method_from as former_method_from
 from tango.methods import Plan, TangoPruner, available_methods, build_pruner, method_class
 from tango.methods.base import read_option
@@ -241,10 +242,23 @@ class TestDefaults:
         with tango.prune(tiny.llava_onevision(), name, saliency=None if saliency == "attn" else "attn") as pruning:
             assert pruning.adapter.saliency == "attn"
 
-    def test_records_and_labels_say_which(self) -> None:
-        assert MethodConfig(method="holitom").label == "holitom-r0.1-attn"
-        assert MethodConfig(method="holitom", saliency="p-attn").label == "holitom-r0.1"  # as before there were two
+    def test_records_say_which_and_labels_where_it_is_another(self) -> None:
+        assert MethodConfig(method="holitom").label == "holitom-r0.1"
+        assert MethodConfig(method="holitom", saliency="p-attn").label == "holitom-r0.1-p-attn"
+        assert MethodConfig(method="tango", saliency="attn").label == "tango-r0.1-attn"
         assert MethodConfig(method="holitom").to_dict()["saliency"] == "attn"
+
+    def test_positions_are_the_methods_own_else_the_models(self) -> None:
+        assert Plan.of("tango").positions is None
+        assert (
+            Plan.of("fastvid").positions == Plan.parse({"method": "fastvid", "positions": "null"}).positions == "kept"
+        )
+        assert Plan.of("fastvid", positions="contiguous").positions == "contiguous"
+        assert MethodConfig(method="fastvid").label == "fastvid-r0.1"
+        assert MethodConfig(method="fastvid").to_dict()["positions"] == "kept"
+        assert MethodConfig(method="fastvid", positions="contiguous").label == "fastvid-r0.1-contiguous"
+        before = {**MethodConfig(method="fastvid").to_dict(), "positions": None}  # as recorded before it had its own
+        assert label_of(before) == "fastvid-r0.1-positionsNone"
 
 
 class TestBuiltOnce:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tango import TangoError
-from tango.report import Benchmark, benchmark, without_records, write_records
+from tango.report import Benchmark, benchmark, with_subtitles, without_records, write_records
 from tango_vlmeval.settings import STORED
 
 SUMMARY = "tango_summary.json"
@@ -27,11 +27,12 @@ _CLIP = {"MVBench": ("prefix", "video"), "MLVU": ("prefix", "video")}
 
 def group_column(entry: Mapping[str, Any], key: str) -> str:
     """The column of a table of scores that groups the questions of a data set."""
-    return _GROUP.get(_benchmark(entry, key).name, "task_type")
+    return _GROUP.get(_benchmark(entry, key).family, "task_type")
 
 
 def _benchmark(entry: Mapping[str, Any], key: str) -> Benchmark:
-    return benchmark(entry.get("dataset", key))
+    known = benchmark(entry.get("dataset", key))
+    return with_subtitles(known) if entry.get("use_subtitle") else known
 
 
 def write(folder: Path) -> None:
@@ -98,7 +99,7 @@ def _of_questions(
     """The rows of a table of scores. What the toolkit could not score is not right."""
     errors = {str(failure["index"]): failure["error"] for failure in found.get("failures", [])}
     all_known = len(errors) == found.get("num_failures")  # which ones failed, not only how many
-    clip, group = _CLIP.get(known.name, ("video",)), _GROUP.get(known.name, "task_type")
+    clip, group = _CLIP.get(known.family, ("video",)), _GROUP.get(known.family, "task_type")
     records = []
     for row in table.to_dict("records"):
         index = str(row["index"])

@@ -70,7 +70,7 @@ def write(
 
 def _record(task: str, name: str, sample: Mapping[str, Any], answers: Answers | None) -> dict[str, Any]:
     """A failed question is not right, whatever was drawn for it."""
-    correct, clip, group = judged(task, name, sample)
+    correct, clip, group = judged(task, benchmark(name).family, sample)
     answer = {} if answers is None else answers[task, sample["doc_id"]]
     error, text = answer.get("error"), sample.get("filtered_resps")
     while isinstance(text, (list, tuple)) and len(text) == 1:

@@ -65,8 +65,9 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--positions", metavar="NAME",
-        help="of the pruned prompt; LLaVA: contiguous or kept (contiguous); Qwen-VL: correct or stock (correct)",
+        help="of the pruned prompt; LLaVA: contiguous or kept (contiguous, fastvid: kept); Qwen-VL: correct or stock",
     )  # fmt: skip
+    parser.add_argument("--preset", metavar="NAME", help="its authors' settings for a model, see `tango methods`")
     parser.add_argument("--config", help="YAML file with `method:` and its options, or a name in configs/methods")
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="any other option of the method; repeatable"
@@ -86,7 +87,7 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
 def method_from(args: argparse.Namespace) -> MethodConfig:
     """The method that the arguments describe, checked before minutes of loading.
 
-    Flags win over `--option`, and both win over the file.
+    Flags win over `--option`, both win over the preset, and that over the file.
 
     Raises:
         TangoError: the file cannot be read, an option is not NAME=VALUE, or the method does not take it.
@@ -98,7 +99,9 @@ def method_from(args: argparse.Namespace) -> MethodConfig:
         raise TangoError(f"{args.config} is for the method {configured}, but --method says {args.method}")
     names = ("method", "retention_ratio", "layer_pruner", "mean_retention_ratio", "saliency", "positions")
     flags = {name: value for name in names if (value := getattr(args, name)) is not None}
-    options = dict(named_value(item) for item in args.option)
+    options: dict[str, object] = dict(named_value(item) for item in args.option)
+    if args.preset is not None:
+        options["preset"] = args.preset
     return MethodConfig.from_settings(flags, options, file, method="tango", release=False)
 
 

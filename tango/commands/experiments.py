@@ -1,18 +1,17 @@
-"""`tango experiments`: lists the rows of the paper's tables, and how to run them."""
+"""`tango experiments`: lists the rows of tables, the paper's and others, and how to run them."""
 
 from __future__ import annotations
 
 import argparse
 
-from tango.commands.results import add_experiments_argument, resolve
-from tango.report.experiments import read_experiment, run_line
-from tango.report.paper import TABLES
+from tango.commands.results import add_experiments_arguments, experiment_from, resolve
+from tango.report.experiments import run_line
 from tango.report.text import align
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `tango experiments`."""
-    parser.add_argument("table", type=int, choices=TABLES, help="which table of the paper")
+    parser.add_argument("table", help="number of a table of the paper, or name of another, such as same_signal")
     parser.add_argument(
         "--model", metavar="NAME", help="rows of this model; all rows for a model that is not in the paper"
     )
@@ -21,15 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runs", action="store_true", help="one line per row: method, ratio (-: none) and flags of VLMEvalKit/run.py"
     )
-    add_experiments_argument(parser)
+    add_experiments_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the rows."""
-    experiment = read_experiment(args.experiments, args.table)
-    if args.model is not None:
-        experiment = experiment.for_model(args.model)
-    experiment = experiment.only(names=args.names, ratios=args.ratios)
+    experiment = experiment_from(args, args.table).only(names=args.names, ratios=args.ratios)
     for row in experiment.rows:
         resolve(row.settings)  # mistakes in a file show before hours of running
     if args.runs:

@@ -37,6 +37,9 @@ def describe(name: str) -> Json:
         "budget": cls.budget_rule,
         "paper": dataclasses.asdict(cls.paper),
         "options": {f.name: f.default for f in dataclasses.fields(cls)},
+        "saliency": cls.default_saliency if issubclass(cls, Pruner) and Signal.SALIENCY in needs else None,
+        "positions": cls.default_positions if issubclass(cls, Pruner) else None,
+        "presets": {family: dict(settings) for family, settings in cls.presets.items()},
     }
 
 
@@ -73,6 +76,12 @@ def run(args: argparse.Namespace) -> int:
             if paper["licence"]:
                 print(f"{'':<16}licence of the reference implementation: {paper['licence']}")
             print(f"{'':<16}options: {options}")
+            for what in ("saliency", "positions"):
+                if method[what] is not None:
+                    print(f"{'':<16}{what}: {method[what]}")
+            for family, settings in method["presets"].items():
+                given = ", ".join(f"{k}={v!r}" for k, v in settings.items())
+                print(f"{'':<16}preset {family}: {given or 'the defaults'}")
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tango.errors import OptionError, UnknownNameError
 from tango.fingerprints import of_file, of_packages
 from tango.methods import Plan
-from tango.methods.base import Method
+from tango.methods.base import Method, Pruner
 from tango.methods.plan import settled
 from tango.methods.registry import any_class
 from tango.ops.saliency import saliency_function
@@ -37,8 +37,8 @@ class MethodConfig:
         layer_pruner: prune again inside the LLM; `layer_options` are its fields.
         mean_retention_ratio: in place of `retention_ratio`, the mean over the LLM's layers.
         tower: a tower method; `tower_options` are its fields.
-        saliency, positions, reuse: as in `tango.prune`. Whether the model has these positions is checked when it is
-            pruned.
+        saliency, positions, reuse, keep_newlines: as in `tango.prune`. Whether the model has these positions is checked
+            when it is pruned.
     Raises:
         UnknownNameError: no such method or option; the message lists the known ones.
         OptionError, BudgetError: options that exclude each other, or a value out of range.
@@ -60,6 +60,7 @@ class MethodConfig:
     reuse: bool | None = None
     tower: str | None = None
     tower_options: Mapping[str, object] = field(default_factory=dict)
+    keep_newlines: bool | None = None
     plan: Plan = field(init=False, repr=False, compare=False)
     weights: Mapping[str, str] = field(
         init=False, repr=False, compare=False
@@ -69,7 +70,8 @@ class MethodConfig:
         for name in ("options", "layer_options", "tower_options"):
             object.__setattr__(self, name, dict(getattr(self, name)))
         plan = Plan.of(**{item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.init})
-        own = {"saliency": plan.saliency, "positions": plan.positions, "reuse": plan.reuse or None}
+        own: dict[str, object] = {"saliency": plan.saliency, "positions": plan.positions}
+        own |= {"reuse": plan.reuse or None, "keep_newlines": plan.keep_newlines or None}
         for name, value in {"plan": plan, **own}.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "weights", self._weights())
@@ -98,6 +100,7 @@ class MethodConfig:
             "saliency": self.saliency,
             "positions": self.positions,
             **({"reuse": True} if self.reuse else {}),
+            **({"keep_newlines": True} if self.keep_newlines else {}),
             **({} if self.plan.tower is None else {"tower": self.tower, "tower_options": self.plan.tower.config()}),
         }
 
@@ -184,18 +187,27 @@ def label_of(method: Mapping[str, Any], *, ratio: bool = True) -> str:
     if pruner is not None:
         parts.append(f"{pruner}{layers.get('layer', '')}")
         parts += _differences(str(pruner), layers, "layer", weights)
-    if method.get("saliency") not in (None, "p-attn"):
+    usual = _usual(name)
+    if method.get("saliency") not in (None, usual.default_saliency):
         parts.append(str(method["saliency"]))
-    if method.get("positions") is not None:
-        parts.append(str(method["positions"]))
+    if (positions := method.get("positions")) != usual.default_positions:
+        parts.append(str(positions or "positionsNone"))
     if method.get("tower") is not None:
         parts.append(str(method["tower"]))
         parts += _differences(str(method["tower"]), method.get("tower_options") or {}, "", weights)
-    if method.get("reuse"):
-        parts.append("reuse")
+    parts += [flag for flag in ("reuse", "keep_newlines") if method.get(flag)]
     known = {*(item.name for item in dataclasses.fields(MethodConfig)), "retention_ratio"}
     parts += [f"{key}{value}" for key, value in method.items() if key not in known]  # written by hand
     return "-".join(re.sub(r"[^A-Za-z0-9.+-]+", "_", part).strip("_") for part in parts)
+
+
+def _usual(name: str) -> type[Pruner]:
+    """The class with the saliency and the positions that a method has where a run does not say."""
+    try:
+        kind = any_class(name)
+    except UnknownNameError:
+        return Pruner
+    return kind if issubclass(kind, Pruner) else Pruner
 
 
 def _differences(name: str, options: Mapping[str, object], but: str, weights: Mapping[str, str]) -> list[str]:

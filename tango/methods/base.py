@@ -147,8 +147,8 @@ class Method:
     name: ClassVar[str]  # set by @register
     limits: ClassVar[Limits] = {}  # of options, both ends included
     budget_rule: ClassVar[str] = ""  # tokens kept, in words
-    # What the authors use on a model family: options, and what stands beside them (`positions`, `layer_pruner` and its
-    # options as `layer_<name>`, ...), as in `Plan.parse`. A run names one; explicit settings win over it.
+    # What the authors use on a model family, as settings of `Plan.parse`: options, and what stands beside them, such as
+    # `positions`, or `layer_pruner` with `layer_<name>`. With `pruned_layer` for `layer_layer`, ratios are means.
     presets: ClassVar[Presets] = {}
     paper: ClassVar[Paper] = UNPUBLISHED
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError
-from tango.methods.base import Limits, Pruner
+from tango.methods.base import Limits, Presets, Pruner
 from tango.methods.registry import register
 from tango.ops.anchor_frames import divided_counts, equal_counts, exact_counts, last_of_runs
 from tango.ops.assembly import assemble
@@ -32,9 +32,8 @@ class FastVidPruner(Pruner):
 
     Anchors are density peaks of every fourth frame, counted back from the last frame of a segment. For each of these
     frames anew, every token of the segment that is not salient joins the anchor most similar to it. With
-    `rule="segment"`, as released for LLaVA-Video, the budget of a segment is divided without loss, and an anchor is
-    averaged with the other tokens of its cluster alone. `segment_threshold=0.84, duplicate_threshold=0.95,
-    frame_vector="mean"` beside it are as released for Qwen2.5-VL.
+    `rule="segment"` the budget of a segment is divided without loss, and an anchor is averaged with the other tokens of
+    its cluster alone. Kept tokens retain their positions, on LLaVA, too. Presets: the three releases.
 
     Source: arXiv:2503.11187 and its releases; by default the one for LLaVA-OneVision, whatever the model.
     Deviation: densities get no noise. Fewer frames than `min_segments` are one segment each, where the releases fail.
@@ -58,6 +57,14 @@ class FastVidPruner(Pruner):
     frame_vector: Literal["head", "mean"] = "head"  # what cuts compare; mean of all tokens, where no head is (Qwen)
 
     needs: ClassVar[Signal] = Signal.SALIENCY
+    default_positions: ClassVar[str | None] = "kept"  # the release gives the LLM the positions of the unpruned prompt
+    presets: ClassVar[Presets] = {
+        "llava-onevision": {},
+        "llava-video": {"rule": "segment"},
+        "qwen2.5-vl": {
+            "rule": "segment", "segment_threshold": 0.84, "duplicate_threshold": 0.95, "frame_vector": "mean",
+        },
+    }  # fmt: skip
     limits: ClassVar[Limits] = {
         **dict.fromkeys(("context_ratio", "merge_weight"), (0, 1)),
         **dict.fromkeys(("segment_threshold", "duplicate_threshold"), (-1, 1)),

@@ -32,7 +32,7 @@ _DIVERSE = -2.0  # in place of a cosine, for tokens that are kept as they are
 
 
 def _settings(layer: int = 20, ratio: float = 0.3, **options: object) -> Mapping[str, object]:
-    return {**options, "layer_pruner": "flashvid-select", "layer_layer": layer, "layer_retention_ratio": ratio}
+    return {**options, "layer_pruner": "flashvid-select", "pruned_layer": layer, "layer_retention_ratio": ratio}
 
 
 class _Plan(NamedTuple):

@@ -11,7 +11,17 @@ from typing import Any, Literal, TypeVar
 
 from tango.errors import BudgetError, OptionError, TangoError, UnknownNameError
 from tango.extensions import load_group
-from tango.methods.base import NULLS, Hint, KeepAllPruner, LayerPruner, Pruner, TowerMerger, check_ratio, read_option
+from tango.methods.base import (
+    NULLS,
+    Hint,
+    KeepAllPruner,
+    LayerPruner,
+    Method,
+    Pruner,
+    TowerMerger,
+    check_ratio,
+    read_option,
+)
 from tango.methods.registry import (
     GROUP,
     available_methods,
@@ -44,6 +54,7 @@ _OWN: dict[str, Hint] = {
     "saliency": str | None,
     "positions": Positions | None,
     "reuse": bool | None,
+    "keep_newlines": bool | None,
     "tower": str | None,
     "pruned_layer": int | None,
     "pre_retain_ratio": float | None,
@@ -64,7 +75,7 @@ class Plan:
         mean: fraction of tokens kept on average over the LLM's layers. Once their number is known, it determines the
             ratio of `pruner` or, if that keeps all tokens, of `layer_pruner`. None: both ratios hold as they are.
         saliency, positions: as in `tango.prune`; left out: the method's own.
-        reuse: as in `tango.prune`.
+        reuse, keep_newlines: as in `tango.prune`.
         tower: the tower method; None: all frames pass through the whole tower.
     Example:
         >>> plan = tango.Plan.parse({"method": "tango", "mean_retention_ratio": "0.1", "layer_pruner": "fastv-merge"})
@@ -82,6 +93,7 @@ class Plan:
     positions: str | None = None
     reuse: bool = False
     tower: TowerMerger | None = None
+    keep_newlines: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "saliency", self.saliency or self.pruner.default_saliency)
@@ -108,7 +120,9 @@ class Plan:
         * `pruned_layer`: the layer at whose input `layer_pruner`, by default "fastv-merge", prunes again. As in the
           release, the retention ratio is then the mean, unless `pre_retain_ratio` gives the pre-LLM ratio;
         * `tower`: a tower method, with options `tower_<name>`;
-        * `saliency`, `positions`, `reuse`: as in `tango.prune`.
+        * `saliency`, `positions`, `reuse`, `keep_newlines`: as in `tango.prune`;
+        * `preset`: what the method's authors set for a model family. It stands for these settings, at the end of the
+          source that names it: others of that source and of earlier ones win over them, those of later ones do not.
 
         Args:
             method: used if no source names one.
@@ -134,6 +148,8 @@ class Plan:
         reuse: bool | None = None,
         tower: TowerMerger | str | None = None,
         tower_options: Mapping[str, object] | None = None,
+        keep_newlines: bool | None = None,
+        preset: str | None = None,
     ) -> Plan:
         """Build the plan of a method from its name and options, or from a built one; arguments as in `tango.prune`.
 
@@ -141,21 +157,16 @@ class Plan:
             UnknownNameError, OptionError, BudgetError: as in `parse`.
             TangoError: a built method is given with options.
         """
+        if preset is not None:
+            beside: dict[str, Any] = {"layer_pruner": layer_pruner, "saliency": saliency, "positions": positions}
+            beside |= {"mean_retention_ratio": mean_retention_ratio, "reuse": reuse, "tower": tower}
+            beside |= {"keep_newlines": keep_newlines}
+            stages = {"layer_": layer_options, "tower_": tower_options}
+            return cls.of(**_preset_and(preset, method, options, beside, stages))
         options, mean = dict(options or {}), mean_retention_ratio
         tower = _stage("tower method", "tower", tower, tower_options, build_tower_merger)
         layer_pruner = _stage("layer pruner", "layer_pruner", layer_pruner, layer_options, build_layer_pruner)
-        beside = (layer_pruner, mean, positions, reuse, tower)
-        if method == "none" and (options or any(value is not None for value in beside)):
-            raise OptionError(
-                "method 'none' keeps all tokens; leave out ratio, options, positions, reuse and tower, or name a method"
-            )
-        if mean is not None and "retention_ratio" in options:
-            raise BudgetError(
-                "give retention_ratio (pre-LLM) or mean_retention_ratio (over the LLM's layers), not both"
-            )
-        given = [*options, *(["mean_retention_ratio"] if mean is not None else [])]
-        if not isinstance(method, str) and given:
-            raise TangoError(f"{method.name} is built already; its options cannot be changed: {', '.join(given)}")
+        _refuse_clashes(method, options, mean, (layer_pruner, positions, reuse, keep_newlines, tower))
         kind = method_kind(method) if isinstance(method, str) else type(method)
         inside = issubclass(kind, LayerPruner)
         if inside and layer_pruner is not None:
@@ -178,6 +189,7 @@ class Plan:
             saliency=saliency or "",
             positions=positions,
             reuse=bool(reuse),
+            keep_newlines=bool(keep_newlines),
             tower=tower,
         )
 
@@ -194,6 +206,20 @@ class Plan:
         return self.pruner.for_mean(self.mean, num_layers, self.layer_pruner), self.layer_pruner
 
 
+def _refuse_clashes(
+    method: str | Pruner | LayerPruner, options: Mapping[str, object], mean: float | None, beside: tuple[object, ...]
+) -> None:
+    if method == "none" and (options or any(value is not None for value in (mean, *beside))):
+        raise OptionError(
+            "method 'none' keeps all tokens; leave out ratio, options, positions, reuse and tower, or name a method"
+        )
+    if mean is not None and "retention_ratio" in options:
+        raise BudgetError("give retention_ratio (pre-LLM) or mean_retention_ratio (over the LLM's layers), not both")
+    given = [*options, *(["mean_retention_ratio"] if mean is not None else [])]
+    if not isinstance(method, str) and given:
+        raise TangoError(f"{method.name} is built already; its options cannot be changed: {', '.join(given)}")
+
+
 def _stage(
     what: str, flag: str, given: Stage | str | None, options: Mapping[str, object] | None, build: Callable[..., Stage]
 ) -> Stage | None:
@@ -201,6 +227,38 @@ def _stage(
     if options and not isinstance(given, str):
         raise OptionError(f"options of a {what}, but no {flag}: {', '.join(options)}")
     return build(given, **(options or {})) if isinstance(given, str) else given
+
+
+def _preset_and(
+    preset: str,
+    method: str | Pruner | LayerPruner,
+    options: Mapping[str, object] | None,
+    beside: dict[str, Any],
+    stages: Mapping[str, Mapping[str, object] | None],
+) -> dict[str, Any]:
+    """Arguments of `Plan.of`, with what a preset stands for among them. `stages` are options by their prefix."""
+    if not isinstance(method, str):
+        raise TangoError(f"{method.name} is built already; for the preset {preset!r} give the method's name")
+    built = {name: beside.pop(name) for name in ("layer_pruner", "tower") if isinstance(beside[name], Method)}
+    if clash := sorted(built.keys() & preset_of(method_kind(method), preset).keys()):
+        raise OptionError(f"the preset {preset!r} has a {clash[0]} of its own; give yours by its name, or no preset")
+    given = {name: value for name, value in beside.items() if value is not None}
+    given |= {prefix + name: value for prefix, own in stages.items() for name, value in (own or {}).items()}
+    return {**settled({"method": method, "preset": preset, **(options or {}), **given}), **built}
+
+
+def preset_of(kind: AnyClass, name: str) -> Mapping[str, object]:
+    """The settings that a preset of a method stands for.
+
+    Raises:
+        UnknownNameError: the method has no such preset; the message lists those that it has.
+    Example:
+        >>> preset_of(tango.FastVidPruner, "llava-video")
+        {'rule': 'segment'}
+    """
+    if name not in kind.presets:
+        raise UnknownNameError(f"preset of {kind.name}", name, ["none", *kind.presets])
+    return kind.presets[name]
 
 
 def method_kind(name: str) -> AnyClass:
@@ -250,6 +308,7 @@ def settled(*sources: Mapping[str, object], method: str = "none", release: bool 
     given = [_named(source) for source in sources]
     method = next((value for source in given for name, _, value in source if name == "method"), method)
     kind = method_kind(method)
+    given = _with_preset(given, kind)
     options, flags = _merged(_without_nulls(given, kind))
     options.pop("method", None)
     fields = {field.name for field in dataclasses.fields(kind)}
@@ -263,7 +322,7 @@ def settled(*sources: Mapping[str, object], method: str = "none", release: bool 
         raise OptionError(f"{method} lets all tokens into the LLM; leave out pre_retain_ratio and pruned_layer")
     if layer is not None:
         own["layer_pruner"] = own.get("layer_pruner") or "fastv-merge"
-        options["layer_layer"] = layer
+        options.setdefault("layer_layer", layer)
     towers = [name for name in options if name.startswith("tower_") and name not in fields]
     tower_options = {name.removeprefix("tower_"): options.pop(name) for name in towers}
     if own.get("tower") is not None:
@@ -289,6 +348,29 @@ def _split_ratio(kind: type[Pruner], options: dict[str, object], own: dict[str, 
         mean = own.pop("mean_retention_ratio")
         check_ratio("retention_ratio", mean)
         options |= {"retention_ratio": pre, **kind.fixed_by_mean(mean, options)}
+
+
+def _with_preset(sources: Sequence[Given], kind: AnyClass) -> list[Given]:
+    """The sources with the settings of the first preset that they name, right after the source that names it."""
+    expanded: list[Given] = []
+    found = False
+    for source in sources:
+        named = [value for name, _, value in source if name == "preset"]
+        expanded.append([item for item in source if item[0] != "preset"])
+        if named and not found:
+            found, preset = True, read_option("preset", named[0], str | None)
+            settings = [] if preset is None else _named(preset_of(kind, preset))
+            expanded.append(_beside(settings, {name: value for own in expanded for name, _, value in own}))
+    return expanded
+
+
+def _beside(preset: Given, given: Mapping[str, object]) -> Given:
+    """The settings of a preset without the options of a stage for which the user gives another method, or none."""
+    own = {name: value for name, _, value in preset}
+    for stage, options in (("layer_pruner", ("layer_", "pruned_layer")), ("tower", ("tower",))):
+        if stage in given and given[stage] != own.get(stage):
+            preset = [item for item in preset if not item[0].startswith(options)]
+    return preset
 
 
 def _merged(sources: Sequence[Given]) -> tuple[dict[str, object], dict[str, str]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tango.annotations import Float, Int
 from tango.containers import Paper, PrunedTokens, VisualTokens
 from tango.errors import OptionError
-from tango.methods.base import Pruner
+from tango.methods.base import Presets, Pruner
 from tango.methods.registry import register
 from tango.ops.budget import exact_count, round_to_total
 from tango.ops.checks import check_finite
@@ -45,6 +45,7 @@ class VidCom2Pruner(Pruner):
     temperature: float = 0.01  # of the softmax over frames (release)
     channel_ratio: float = 0.5  # share of the channels that are compared, those of least variance (release)
 
+    presets: ClassVar[Presets] = {"llava-video": {"keep_newlines": True}}  # all 13 of a frame (release)
     budget_rule: ClassVar[str] = "r T N, up to rounding per frame; less where a frame is full"
     paper: ClassVar[Paper] = Paper(
         title="Video Compression Commander: Plug-and-Play Inference Acceleration for Video Large Language Models",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tango.annotations import Float, Int
 from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
-from tango.methods.base import Limits, Pruner
+from tango.methods.base import Limits, Presets, Pruner
 from tango.methods.registry import register
 from tango.ops.assembly import assemble
 from tango.ops.budget import ROUNDING_ERROR, apportion, ceil_count, exact_count
@@ -58,6 +58,7 @@ class VisionZipPruner(Pruner):
 
     needs: ClassVar[Signal] = Signal.SALIENCY | Signal.KEYS
     default_saliency: ClassVar[str] = "attn"
+    presets: ClassVar[Presets] = {"llava-video": {"keep_newlines": True}}  # all 13 of a frame (release)
     limits: ClassVar[Limits] = {"context_ratio": (0, 1)}
     budget_rule: ClassVar[str] = "ceil(r N) per frame; up to two fewer with `rounding` down"
     paper: ClassVar[Paper] = Paper(

@@ -105,6 +105,7 @@ class Adapter(ABC):
     merges_in_tower: ClassVar[bool] = False  # whether a tower method can merge frames between its blocks
 
     reuse: bool = False  # whether frames with the same pixels are encoded once
+    keep_newlines: bool = False  # whether the newline of a row stays where no token of the row does
     tower_merger: Merger | None = None  # the tower method
 
     def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn"):

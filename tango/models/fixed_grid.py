@@ -238,7 +238,7 @@ class FixedGridAdapter(Adapter):
 
     def lay_out(self, tokens: VisualTokens, pruned: PrunedTokens) -> tuple[Tensor, Tensor]:
         """As `Adapter.lay_out`. No ratio counts newlines: the newline after a video is always kept, the newline of a
-        row if any token of the row is kept."""
+        row if any token of the row is kept, or with `keep_newlines`."""
         (T, N, _), (H, W), K = tokens.features.shape, tokens.grid, len(pruned.indices)
         keep_mask = torch.zeros(T * N, dtype=torch.bool, device=pruned.indices.device)
         keep_mask[pruned.indices] = True
@@ -249,8 +249,11 @@ class FixedGridAdapter(Adapter):
             return embeds, F.pad(keep_mask, (0, 1), value=True)
         # For each placeholder (T*H rows of W tokens and a newline): its row of `embeds`, -1 where it is dropped.
         source = torch.where(keep_mask, keep_mask.cumsum(0) - 1, -1).view(T * H, W)
-        newline = torch.where((source >= 0).any(dim=1, keepdim=True), K, -1)
-        num_kept = K + int((newline >= 0).sum())  # how many rows are touched, the device alone knows
+        if self.keep_newlines:
+            newline, num_kept = source.new_full((T * H, 1), K), K + T * H
+        else:
+            newline = torch.where((source >= 0).any(dim=1, keepdim=True), K, -1)
+            num_kept = K + int((newline >= 0).sum())  # how many rows are touched, the device alone knows
         source = torch.cat([source, newline], dim=1).flatten()
         keep_mask = source >= 0
         kept = keep_mask.byte().sort(descending=True, stable=True).indices[:num_kept]

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class LlavaVideoAdapter(LlavaOnevisionAdapter):
     """LLaVA-Video on the stock LLaVA-OneVision class.
 
-    A row of a frame keeps its newline, which ends the row, if any token of the row is kept. At a retention ratio of
-    10 %, about 15 % of the video's placeholders are kept; `PruningStats` reports both.
+    A row of a frame keeps its newline, which ends the row, if any token of the row is kept, or with `keep_newlines`. At
+    a retention ratio of 10 %, about 15 % of the video's placeholders are kept; `PruningStats` reports both.
 
     Source: arXiv:2410.02713; the rule for pruned rows comes from the release of arXiv:2604.09547.
     """

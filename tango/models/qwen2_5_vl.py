@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers.modeling_outputs import BaseModelOutputWithPooling
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention
 
-PositionRule = Literal["correct", "stock"]
+PositionRule = Literal["correct", "kept", "stock"]
 
 
 class QwenVlAdapter(Adapter):
@@ -44,6 +44,7 @@ class QwenVlAdapter(Adapter):
 
     Args:
         positions: "correct", as the models were trained, or "stock", as the installed transformers computes them.
+            "kept" is "correct": no rule of this family numbers tokens anew.
     """
 
     signals: ClassVar[Signal] = Signal.SALIENCY | Signal.TIMESTAMPS | Signal.KEYS
@@ -59,9 +60,9 @@ class QwenVlAdapter(Adapter):
 
     def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn", positions: PositionRule = "correct"):
         super().__init__(model, saliency=saliency)
-        if positions not in ("correct", "stock"):
+        if positions not in ("correct", "kept", "stock"):
             raise OptionError(f"positions of {self.title} must be 'correct' or 'stock', got {positions!r}")
-        self.position_rule = positions
+        self.position_rule = "correct" if positions == "kept" else positions
         self.vision = model.config.vision_config
         self.merge = self.vision.spatial_merge_size
 

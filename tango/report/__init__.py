@@ -16,13 +16,13 @@ from tango import lazily
 __all__, __getattr__, __dir__ = lazily(
     __name__,
     {
-        "tango.report.benchmarks": "Benchmark benchmark",
+        "tango.report.benchmarks": "Benchmark benchmark with_subtitles",
         "tango.report.readers": "with_method without_records",
         "tango.report.records": "write_records",
     },
 )
 
 if TYPE_CHECKING:
-    from tango.report.benchmarks import Benchmark, benchmark
+    from tango.report.benchmarks import Benchmark, benchmark, with_subtitles
     from tango.report.readers import with_method, without_records
     from tango.report.records import write_records

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tango.errors import TangoError
+from tango.report.benchmarks import refuse_two_sets
 from tango.report.intervals import accuracies, average
 from tango.report.results import Json, Run, identity
 
@@ -37,9 +38,10 @@ def points(
         label: names a method's configuration; a line joins the points of one name.
         benchmarks: the paper's names of the benchmarks; none: all that any run covers.
     Raises:
-        TangoError: no method covers all benchmarks.
+        TangoError: no method covers all benchmarks, or two of them are sets of one.
     """
     names = list(benchmarks) or sorted({run.benchmark.name for run in runs})
+    refuse_two_sets(names)
     by_method: dict[str, dict[str, Run]] = {}
     for run in runs:
         by_method.setdefault(identity(run.method), {})[run.benchmark.name] = run
@@ -60,10 +62,17 @@ def points(
     return sorted(found), notes
 
 
+def measured_share(run: Run) -> float | None:
+    """The share of visual tokens that is left in the mean over the LLM's layers, if it was recorded."""
+    if not run.tokens_before or run.tokens_after is None or run.num_failed == len(run.questions):
+        return None
+    return run.tokens_after / run.tokens_before
+
+
 def share_kept(run: Run) -> float:
     """The share of visual tokens that is left in the mean over the LLM's layers: as measured, else as configured."""
-    if run.tokens_before and run.tokens_after is not None:
-        return run.tokens_after / run.tokens_before
+    if (measured := measured_share(run)) is not None:
+        return measured
     mean = run.method.get("mean_retention_ratio")
     return float(run.method.get("options", {}).get("retention_ratio", 1.0) if mean is None else mean)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from tango.errors import UnknownNameError
-from tango.report.curves import share_kept
+from tango.report.curves import measured_share
 from tango.report.intervals import Estimate, accuracies, paired_difference
 from tango.report.results import Json, Run
 from tango.report.text import markdown as markdown_table
@@ -20,7 +20,7 @@ class Line:
     benchmark: str
     method: str
     retention_ratio: float | None
-    tokens_percent: float | None  # None: every question failed, so nothing was pruned
+    tokens_percent: float | None  # None: not recorded, or every question failed, so that nothing was pruned
     accuracy: float
     interval: tuple[float, float] | None
     against: str  # the run that `minus` is the difference to
@@ -71,7 +71,7 @@ def lines(
                 benchmark=run.benchmark.name,
                 method=label(run.method),
                 retention_ratio=_ratio(run.method),
-                tokens_percent=None if run.num_failed == len(run.questions) else 100 * share_kept(run),
+                tokens_percent=None if (share := measured_share(run)) is None else 100 * share,
                 accuracy=estimates[None].value,
                 interval=estimates[None].interval(),
                 against=against or "all tokens",

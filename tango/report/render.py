@@ -11,26 +11,20 @@ from tango.report.tables import Cell, Table, TableRow
 from tango.report.text import markdown as markdown_table
 
 _HEADERS = {"average": "Avg.", "performance": "Perf."}
-_LEGEND = (
-    "ours: percent [95 % interval over clips] n questions",
-    "paper: percent (ours minus it)",
-    "Avg.: mean over the benchmarks; Perf.: percent of all tokens' average",
-    "-: not run",
-)
 
 
 def markdown(table: Table) -> str:
-    """Render for people: two lines per method, ours and the paper's, and a third if the table compares methods."""
+    """Render for people: lines per method for ours, the paper's, its own paper's, and what it is compared with."""
     columns = table.experiment.columns
-    rows = [["method", "", *(_HEADERS.get(column, column) for column in columns)]]
+    rows = [["method", "ratio", "kept", "", *(_HEADERS.get(column, column) for column in columns)]]
     section: object = object()
     for row in table.rows:
         if (heading := _heading(table, row)) != section and heading:
-            rows.append([f"**{heading}**", *[""] * (len(columns) + 1)])
+            rows.append([f"**{heading}**", *[""] * (len(columns) + 3)])
         section = heading
         rows += _lines(table, row)
     notes = "\n".join(f"- {note}" for note in _notes(table))
-    title = f"**Table {table.experiment.table}: {table.experiment.title}**"
+    title = f"**{table.experiment.heading}: {table.experiment.title}**"
     return f"{title}\n\n{markdown_table(rows)}\n\n{notes}\n"
 
 
@@ -38,17 +32,17 @@ def latex(table: Table) -> str:
     """Render as a `tabular` for the package booktabs, with the notes as comments below it."""
     columns = table.experiment.columns
     lines = [
-        f"% Table {table.experiment.table}: {table.experiment.title}",
-        f"\\begin{{tabular}}{{ll{'r' * len(columns)}}}",
+        f"% {table.experiment.heading}: {table.experiment.title}",
+        f"\\begin{{tabular}}{{lrrl{'r' * len(columns)}}}",
         "\\toprule",
-        _latex_row(["method", "", *(_HEADERS.get(column, column) for column in columns)]),
+        _latex_row(["method", "ratio", "kept", "", *(_HEADERS.get(column, column) for column in columns)]),
     ]
     section: object = object()
     for row in table.rows:
         if (heading := _heading(table, row)) != section:
             lines.append("\\midrule")
             if heading:
-                lines.append(f"\\multicolumn{{{len(columns) + 2}}}{{l}}{{\\textit{{{_escaped(heading)}}}}} \\\\")
+                lines.append(f"\\multicolumn{{{len(columns) + 4}}}{{l}}{{\\textit{{{_escaped(heading)}}}}} \\\\")
         section = heading
         lines += [_latex_row(cells) for cells in _lines(table, row)]
     lines += ["\\bottomrule", "\\end{tabular}", *(f"% {note}" for note in _notes(table))]
@@ -60,13 +54,13 @@ def csv_text(table: Table) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["table", "model", "section", "method", "retention_ratio", "column", "ours", "low", "high", "num_questions",
-         "num_clips", "num_failed", "partial", "paper", "difference", "against", "against_low", "against_high",
-         "against_num_questions"]
+        ["table", "model", "section", "method", "retention_ratio", "kept_percent", "column", "ours", "low", "high",
+         "num_questions", "num_clips", "num_failed", "partial", "paper", "difference", "authors", "against",
+         "against_low", "against_high", "against_num_questions"]
     )  # fmt: skip
     for row in table.rows:
-        start = [table.experiment.table, row.row.model, row.row.section, row.row.name]
-        start.append(row.row.settings.get("retention_ratio", 1.0))
+        start: list[str | float | None] = [table.experiment.table, row.row.model, row.row.section, row.row.name]
+        start += [row.row.settings.get("retention_ratio", 1.0), None if row.kept is None else round(row.kept, 6)]
         for column, cell in row.cells.items():
             low, high = _interval(cell.ours)
             counts: list[int | None] = [None, None, None]
@@ -75,7 +69,8 @@ def csv_text(table: Table) -> str:
             compared = [None if cell.against is None else cell.against.value, *_interval(cell.against)]
             compared.append(None if cell.against is None else cell.against.num_questions)
             ours = None if cell.ours is None else cell.ours.value
-            numbers = [ours, low, high, *counts, int(cell.partial), cell.published, cell.difference, *compared]
+            numbers = [ours, low, high, *counts, int(cell.partial), cell.published, cell.difference]
+            numbers += [row.row.authors.get(column), *compared]
             writer.writerow([*start, column, *(round(n, 6) if isinstance(n, float) else n for n in numbers)])
     return text.getvalue()
 
@@ -89,10 +84,16 @@ def _heading(table: Table, row: TableRow) -> str:
 
 
 def _lines(table: Table, row: TableRow) -> Iterator[list[str]]:
-    yield [row.row.name, "ours", *(_ours(cell) for cell in row.cells.values())]
-    yield ["", "paper", *(_papers(cell) for cell in row.cells.values())]
+    kept = "-" if row.kept is None else f"{row.kept:.1f}"
+    yield [row.row.name, f"{row.nominal:g}", kept, "ours", *(_ours(cell) for cell in row.cells.values())]
+    empty = [""] * 3
+    if row.row.published:
+        yield [*empty, "paper", *(_papers(cell) for cell in row.cells.values())]
+    if row.row.authors:
+        authors = (row.row.authors.get(column) for column in row.cells)
+        yield [*empty, "authors", *("-" if number is None else f"{number:.1f}" for number in authors)]
     if any(cell.against for cell in row.cells.values()):
-        yield ["", f"minus {table.against}", *(_signed(cell.against) for cell in row.cells.values())]
+        yield [*empty, f"minus {table.against}", *(_signed(cell.against) for cell in row.cells.values())]
 
 
 def _ours(cell: Cell) -> str:
@@ -124,13 +125,24 @@ def _interval(estimate: Estimate | None) -> tuple[float, float] | tuple[None, No
     return (estimate.interval() if estimate is not None else None) or (None, None)
 
 
+def _legend(table: Table) -> Iterator[str]:
+    yield "ratio: percent of the visual tokens asked for, in the mean over the LLM's layers; kept: what was left"
+    yield "ours: percent [95 % interval over clips] n questions"
+    if any(row.row.published for row in table.rows):
+        yield "paper: percent (ours minus it), measured by the authors of arXiv:2604.09547 for all methods"
+    if any(row.row.authors for row in table.rows):
+        yield "authors: percent, from the method's own paper"
+    yield "Avg.: mean over the benchmarks; Perf.: percent of all tokens' average"
+    yield "-: not run, or not recorded"
+
+
 def _notes(table: Table) -> list[str]:
     compared = []
     if table.against is not None:
         compared = [f"minus {table.against}: paired difference on the questions that both were asked, same clips drawn"]
     others = {row.row.model for row in table.rows if not all(cell.comparable for cell in row.cells.values())}
     foreign = [f"ours is {', '.join(sorted(others))}, so only Perf. compares with the paper's"] if others else []
-    return ["; ".join(_LEGEND), *compared, *foreign, *table.notes]
+    return ["; ".join(_legend(table)), *compared, *foreign, *table.notes]
 
 
 def _latex_row(cells: list[str]) -> str:

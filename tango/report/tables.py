@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tango.errors import TangoError, UnknownNameError
 from tango.report.benchmarks import benchmark
+from tango.report.curves import measured_share
 from tango.report.experiments import Experiment, Row, run_line
 from tango.report.intervals import Estimate, accuracies, average, paired_difference, ratio
 from tango.report.results import Json, Results, Run, choose, identity
@@ -40,6 +41,14 @@ class TableRow:
 
     row: Row
     cells: dict[str, Cell]  # by column
+    kept: (
+        float | None
+    )  # visual tokens left, in percent, as recorded, in the mean over the benchmarks; None: not recorded
+
+    @property
+    def nominal(self) -> float:
+        """The ratio that was asked for, in percent."""
+        return 100 * float(self.row.settings.get("retention_ratio", 1.0))
 
 
 @dataclass(frozen=True)
@@ -66,14 +75,16 @@ def build(
     Args:
         resolve: gives all fields of the configuration that a row's settings describe, as runs record it.
         model: fill the rows with runs of this model; None: fill each row with runs of the model that it names.
-        against: a row's name, such as "tango"; every row is compared with the row of this name at its own ratio.
+        against: a row's name, such as "tango"; every row is compared with the row of this name at its own ratio. None:
+            the row that keeps all tokens, if there is one.
         seed: seeds the draws behind the intervals.
     Raises:
         UnknownNameError: no row is called `against`.
+        TangoError: rows have results of different sets of one benchmark.
     """
-    papers_models = {name.lower() for name in experiment.papers_models}
     if model is not None:
         experiment = experiment.for_model(model)
+    against = against or experiment.all_tokens
     fitting = [run for run in results.runs if _fits(run, experiment)]
     chosen, notes = choose([replace(run, model=_title(run.model, experiment)) for run in fitting])
     notes += [
@@ -81,10 +92,11 @@ def build(
         f"the paper {experiment.num_frames_of(run.model)}" for run in results.runs if run not in fitting
     ]  # fmt: skip
     runs = {run.key: run for run in chosen}
-    filled = _Filling(experiment, runs, resolve, papers_models, seed)
+    filled = _Filling(experiment, runs, resolve, seed)
     rows = tuple(
         filled.row(row, None if against is None else filled.reference(row, against)) for row in experiment.rows
     )
+    notes += filled.other_sets()
     used = filled.used.values()
     parts: dict[Path, list[str]] = {}
     for run in used:
@@ -99,7 +111,7 @@ def build(
     if other := sorted({str(run.source) for run in unused}):
         notes.append(f"in no row of this table: {', '.join(other)}")
     notes += sorted({note for run in unused if (note := filled.differs_in_one(run)) is not None})
-    return Table(experiment, rows, against, (*results.notes, *notes, *filled.notes))
+    return Table(experiment, rows, against, (*experiment.notes, *results.notes, *notes, *filled.notes))
 
 
 def _title(model: str, experiment: Experiment) -> str:
@@ -115,12 +127,9 @@ def _fits(run: Run, experiment: Experiment) -> bool:
 class _Filling:
     """Fills the cells of one table from one set of runs."""
 
-    def __init__(
-        self, experiment: Experiment, runs: Mapping[tuple[str, str, str], Run], resolve: Resolve,
-        papers_models: set[str], seed: int,
-    ):  # fmt: skip
+    def __init__(self, experiment: Experiment, runs: Mapping[tuple[str, str, str], Run], resolve: Resolve, seed: int):
         self.experiment, self.runs, self.resolve, self.seed = experiment, runs, resolve, seed
-        self.papers_models, self.notes = papers_models, list[str]()
+        self.notes = list[str]()
         self.used: dict[tuple[str, str, str], Run] = {}
         self.estimates: dict[tuple[str, str, str], dict[str | None, Estimate]] = {}
 
@@ -129,7 +138,11 @@ class _Filling:
         runs = self.runs_of(row)
         differences = {} if reference is None or reference is row else self.differences(runs, self.runs_of(reference))
         full = self.runs_of(replace(row, settings={"method": "none"}))
-        return TableRow(row, {name: self.cell(row, name, runs, full, differences) for name in self.experiment.columns})
+        cells = {name: self.cell(row, name, runs, full, differences) for name in self.experiment.columns}
+        shares = [measured_share(run) for name, run in runs.items() if name in self.experiment.average_over]
+        known = [share for share in shares if share is not None]
+        kept = 100 * sum(known) / len(known) if known and len(known) == len(shares) else None
+        return TableRow(row, cells, kept)
 
     def runs_of(self, row: Row) -> dict[str, Run]:
         """The runs of a row, by benchmark."""
@@ -139,12 +152,40 @@ class _Filling:
         self.used |= found
         return {name: run for (_, _, name), run in found.items()}
 
+    def other_sets(self) -> list[str]:
+        """Notes on runs of other sets than the table's, whose rows stay empty.
+
+        Raises:
+            TangoError: some rows have results of the table's set, and others of another set alone.
+        """
+        notes = []
+        for name in self.experiment.benchmarks:
+            of_table, of_others = [], []
+            for row in self.experiment.rows:
+                key = _title(row.model, self.experiment), identity(self.resolve(row.settings))
+                if (run := self.runs.get((*key, name))) is not None:
+                    of_table.append(run)
+                    continue
+                family = benchmark(name).family
+                of_others += [r for r in self.runs.values() if r.key[:2] == key and r.benchmark.family == family]
+            if of_table and of_others and not self.experiment.is_chosen:
+                ours, other = of_table[0], of_others[0]
+                raise TangoError(
+                    f"this table would mix two sets of questions: {ours.benchmark.name} of {ours.source} and "
+                    f"{other.benchmark.name} of {other.source}; run all rows on one, and name it with --benchmarks"
+                )
+            notes += [
+                f"{run.source} is of {run.benchmark.name}, another set than {name}: to see it, --benchmarks "
+                f'"{run.benchmark.name}"' for run in of_others
+            ]  # fmt: skip
+        return notes
+
     def differs_in_one(self, run: Run) -> str | None:
         """A note on a run that would be in a row but for its saliency or its positions."""
         for row in self.experiment.rows:
             if run.model != _title(row.model, self.experiment):
                 continue
-            expected, usual = self.resolve(row.settings), "as by default"
+            expected, usual = self.resolve(row.settings), "the model's own"
             for name in ("saliency", "positions"):
                 if identity({**run.method, name: None}) == identity({**expected, name: None}):
                     return (
@@ -158,7 +199,7 @@ class _Filling:
         differences: Mapping[str, dict[str | None, Estimate]],
     ) -> Cell:  # fmt: skip
         published = row.published.get(column)
-        same_model = row.model.lower() in self.papers_models
+        same_model = not self.experiment.is_foreign
         names = self.experiment.average_over if column in ("average", "performance") else (column.partition("/")[0],)
         present = [runs[name] for name in names if name in runs]
         if len(present) < len(names):
@@ -203,9 +244,7 @@ class _Filling:
         """The row to compare `row` with: it has this name and the model of `row`, and the same ratio or none."""
         rows = [other for other in self.experiment.rows if other.name == name]
         if not rows:
-            raise UnknownNameError(
-                f"row of table {self.experiment.table}", name, {r.name for r in self.experiment.rows}
-            )
+            raise UnknownNameError(f"row of {self.experiment.heading}", name, {r.name for r in self.experiment.rows})
         rows = [other for other in rows if other.model == row.model]
         fitting = [r for r in rows if r.settings.get("retention_ratio") == row.settings.get("retention_ratio")]
         fitting = (

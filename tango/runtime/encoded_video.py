@@ -81,6 +81,7 @@ class Origin:
             "layer_pruner": layer_pruner and layer_pruner.name,
             "saliency": adapter.saliency,
             "positions": getattr(adapter, "position_rule", None),
+            "keep_newlines": adapter.keep_newlines,
             "tower": adapter.tower_merger,
             "dtype": str(model.dtype),
             "device": str(model.device),

@@ -60,3 +60,18 @@ def prune_videos(adapter: Adapter, pruner: Pruner, inputs: Mapping[str, Any], ti
         sizes=video_stats(encoded, pruned),
         sound=sound(encoded, pruned),
     )
+
+
+def places_of(videos: PrunedVideos) -> tuple[Tensor, Tensor]:
+    """Frame of every kept placeholder, and its position in the frame.
+
+    Both are counted on from video to video. A newline after the last frame counts as a frame of its own.
+    """
+    frames, cells, first_frame, first_cell = [], [], 0, 0
+    for size, keep_mask in zip(videos.sizes, videos.keep_masks, strict=True):
+        num_frames, per_frame = size.frames, len(keep_mask) // size.frames
+        index = keep_mask.nonzero()[:, 0]
+        frames.append(index // per_frame + first_frame)
+        cells.append(index % per_frame + first_cell)
+        first_frame, first_cell = first_frame + num_frames + 1, first_cell + per_frame
+    return torch.cat(frames), torch.cat(cells)

@@ -33,7 +33,7 @@ from tango.runtime.generation_setup import check_positions, mask_arguments, pad_
 from tango.runtime.layer_prune import last_prompt_columns, layer_pruning
 from tango.runtime.overlay import Overlay
 from tango.runtime.owned import PlaceholderGuard, replace_method
-from tango.runtime.pruned_videos import PrunedVideos, prune_videos
+from tango.runtime.pruned_videos import PrunedVideos, places_of, prune_videos
 from tango.runtime.stats import PruningStats
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class Pruning:
             prompt_after=short.lengths,
             timer=timer,
         )
-        places = None if self.layer_pruner is None else _places(videos)
+        places = None if self.layer_pruner is None else places_of(videos)
         scope = adapter.prefill_scope(videos.deeper, images, short, call)
         return Prepared(short, places, stats, videos, scope)
 
@@ -375,6 +375,8 @@ def prune(
     positions: str | None = None,
     reuse: bool | None = None,
     tower: TowerMerger | str | None = None,
+    keep_newlines: bool | None = None,
+    preset: str | None = None,
     **options: Any,
 ) -> Pruning:
     """Prune the visual tokens of every video that `model` is given from now on.
@@ -398,20 +400,20 @@ def prune(
         layer_pruner: prune again inside the LLM: a layer pruner, or a name from `available_layer_pruners()`.
         mean_retention_ratio: in place of `retention_ratio`, the fraction kept on average over the LLM's layers. With
             a layer pruner, more tokens then enter the LLM (section 5.1 of the paper).
-        saliency: "p-attn" (attention of the tower's pooling query, as in the paper; `tango.load` brings SigLIP's),
-            "attn" (mean attention received in the tower's last used block; needs no extra weights), or a registered
-            name. None: the method's own.
+        saliency: "p-attn" (attention of the tower's pooling query; `tango.load` brings SigLIP's), "attn" (mean
+            attention received in the tower's last used block), or a registered name. None: the method's own.
         positions: for LLaVA, "contiguous" (the default, as in the paper's release) numbers the tokens that the LLM sees
             from 0, and "kept" gives every token its position in the unpruned prompt. For Qwen-VL, which always keeps
             these, "correct" (the default) computes them as in training, "stock" as this transformers release does.
         reuse: encode equal frames of a video once; features are then equal up to rounding (see `tango.models.reuse`).
         tower: merge frames in the tower: a merger, or a name from `available_tower_mergers()`. Ratios mean all frames.
+        keep_newlines: for LLaVA-Video, keep the newlines of rows without kept tokens, too.
+        preset: settings of the method's authors for a model family, by a name that `tango methods` lists; others win.
         **options: fields of the method, such as `retention_ratio=0.1`.
     Raises:
         UnknownNameError, OptionError: no such method or option, or not for this model.
         UnsupportedModelError: no adapter for this model, none that prunes inside its decoder, or an unknown wrapper.
-        MissingSignalError: the model cannot supply what the method needs.
-        BudgetError: a ratio is out of range or cannot be reached.
+        MissingSignalError, BudgetError: the model cannot supply what the method needs, or reach a ratio.
         TangoError: the model is pruned already.
     Example:
         >>> with tango.prune(model, "tango", retention_ratio=0.1) as pruning:
@@ -420,11 +422,16 @@ def prune(
     """
     others: dict[str, Any] = {"layer_pruner": layer_pruner, "saliency": saliency, "positions": positions}
     others |= {"mean_retention_ratio": mean_retention_ratio, "reuse": reuse, "tower": tower}
+    others |= {"keep_newlines": keep_newlines, "preset": preset}
+    plan = _plan(method, options, others)
+    return _pruned(_adapted(model, plan), plan)
+
+
+def _plan(method: str | Pruner | LayerPruner | Plan, options: dict[str, Any], others: dict[str, Any]) -> Plan:
     given = [*options, *(name for name, value in others.items() if value is not None)]
     if isinstance(method, Plan) and given:
         raise OptionError(f"a plan is complete; leave out {', '.join(given)}, or set it there")
-    plan = method if isinstance(method, Plan) else Plan.of(method, options, **others)
-    return _pruned(_adapted(model, plan), plan)
+    return method if isinstance(method, Plan) else Plan.of(method, options, **others)
 
 
 def _pruned(adapter: Adapter, plan: Plan) -> Pruning:
@@ -437,17 +444,18 @@ def _pruned(adapter: Adapter, plan: Plan) -> Pruning:
         raise TangoError("this model is pruned already; remove() the first pruning before adding another")
     if plan.tower is not None:
         adapter.check_merger(plan.tower)
-    adapter.reuse, adapter.tower_merger = plan.reuse, plan.tower
+    adapter.reuse, adapter.keep_newlines, adapter.tower_merger = plan.reuse, plan.keep_newlines, plan.tower
     bound = None if inside is None else inside.bind(adapter.model)
     return Pruning(adapter.model, pruner.bind(adapter.model), adapter, bound)
 
 
 def _adapted(model: nn.Module, plan: Plan) -> Adapter:
     """The adapter of this model."""
-    options: dict[str, Any] = {} if plan.positions is None else {"positions": plan.positions}
     model, family = unwrap(model)
-    if unknown := options.keys() - inspect.signature(family).parameters.keys():
-        raise OptionError(f"{family.__name__} has no option {', '.join(sorted(unknown))}")
+    chooses = "positions" in inspect.signature(family).parameters
+    if not chooses and plan.positions != plan.pruner.default_positions:
+        raise OptionError(f"{family.__name__} has no option positions")
+    options: dict[str, Any] = {"positions": plan.positions} if chooses and plan.positions else {}
     return family(model, saliency=plan.saliency, **options)
 
 
@@ -462,21 +470,6 @@ def pruning_of(model: nn.Module) -> Pruning | None:
 
 def _refuse_replicas() -> None:
     raise TangoError("DataParallel copies the model for every call; a pruned one needs DistributedDataParallel instead")
-
-
-def _places(videos: PrunedVideos) -> tuple[Tensor, Tensor]:
-    """Frame of every kept placeholder, and its position in the frame.
-
-    Both are counted on from video to video. A newline after the last frame counts as a frame of its own.
-    """
-    frames, cells, first_frame, first_cell = [], [], 0, 0
-    for size, keep_mask in zip(videos.sizes, videos.keep_masks, strict=True):
-        num_frames, per_frame = size.frames, len(keep_mask) // size.frames
-        index = keep_mask.nonzero()[:, 0]
-        frames.append(index // per_frame + first_frame)
-        cells.append(index % per_frame + first_cell)
-        first_frame, first_cell = first_frame + num_frames + 1, first_cell + per_frame
-    return torch.cat(frames), torch.cat(cells)
 
 
 def _with_long_logits(

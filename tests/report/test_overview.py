@@ -86,6 +86,12 @@ def test_an_unknown_reference_is_refused(outputs, capsys):
     assert "unknown run 'tnago'. Did you mean 'tango'" in capsys.readouterr().err
 
 
+def test_tokens_that_were_not_recorded_are_not_said_to_be_as_configured(tmp_path, capsys):
+    write_run(tmp_path, {"method": "tango", "retention_ratio": 0.1}, everything(FULL), tokens=(6272.0, None))
+    assert main(["runs", "--results", str(tmp_path)]) == 0
+    assert "| Video-MME | tango | 0.1 | - | 83.3 [" in capsys.readouterr().out
+
+
 def test_a_part_of_a_benchmark_says_so(tmp_path, capsys):
     write_run(tmp_path, {"method": "none"}, {"Video-MME": [True] * 6}, limit=6)
     assert main(["runs", "--results", str(tmp_path)]) == 0

@@ -6,13 +6,14 @@ import argparse
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tango.commands.results import read, resolve
-from tango.errors import UnknownNameError
+from tango.errors import TangoError, UnknownNameError
 from tango.evaluation import MethodConfig
 from tango.report.experiments import Experiment, read_experiment
 from tango.report.intervals import accuracies, average, paired_difference
@@ -37,11 +38,11 @@ def outputs(tmp_path: Path) -> Path:
     write_run(tmp_path, {"method": "tango", "retention_ratio": 0.1}, everything(TANGO))
     write_run(tmp_path, PART, everything("1110;1100;1010;11"), limit=4)
     holitom = dict(list(everything(TANGO).items())[:3])
-    write_run(tmp_path, {"method": "holitom", "saliency": "p-attn"}, holitom, errors={"MLVU_MCQ": "no memory"})
+    write_run(tmp_path, {"method": "holitom"}, holitom, errors={"MLVU_MCQ": "no memory"})
     return tmp_path
 
 
-def table(number: int, *paths: Path, **options: Any) -> Table:
+def table(number: int | str, *paths: Path, **options: Any) -> Table:
     return build(read_experiment(EXPERIMENTS, number), read(argparse.Namespace(results=paths)), resolve, **options)
 
 
@@ -142,7 +143,7 @@ class TestWhichRuns:
     def test_recorded_runs_of_the_toolkit_find_their_rows(self) -> None:
         """Also where a method has got another option since, with a default: Tango's `kernels`."""
         made = table(1, GOLDEN.parent / "vlmevalkit", against="full")
-        for name, label in (("full", "none"), ("tango", "tango-r0.1"), ("holitom", "holitom-r0.1")):
+        for name, label in (("full", "none"), ("tango", "tango-r0.1")):
             folder = GOLDEN.parent / "vlmevalkit" / f"LLaVA-OneVision-7B-{label}"
             recorded = json.loads((folder / "tango_summary.json").read_text())["datasets"]
             for key, column in (("MVBench", "MVBench"), ("Video-MME", "Video-MME"), ("MLVU_MCQ", "MLVU")):
@@ -152,20 +153,30 @@ class TestWhichRuns:
                     assert value(cell) == pytest.approx(recorded[f"{key}_32frame"][percent])
                     assert (cell.against is None) == (name == "full")
         assert cells(made, "tango")["performance"].ours is not None
+        # Recorded when the row read Tango's saliency.
+        note = "is no run of the row 'holitom 0.1': saliency p-attn, not attn"
+        assert any(text.endswith(note) for text in made.notes)
+        made = table("same_signal", GOLDEN.parent / "vlmevalkit")
+        (found,) = [row.cells for row in made.rows if (row.row.name, row.row.section) == ("holitom", "p-attn")]
+        folder = GOLDEN.parent / "vlmevalkit" / "LLaVA-OneVision-7B-holitom-r0.1"
+        recorded = json.loads((folder / "tango_summary.json").read_text())["datasets"]["Video-MME_32frame"]
+        assert value(found["Video-MME"]) == pytest.approx(recorded["accuracy_percent"])
 
     def test_options_are_part_of_a_row(self, outputs: Path) -> None:
         made = table(4, outputs)
         run = [row.row.name for row in made.rows if row.cells["MLVU"].ours]
-        assert run == ["1e4/1e3"]  # the defaults; others have other bases
+        assert run == ["full", "1e4/1e3"]  # the defaults; others have other bases
         assert any("in no row of this table" in note and "holitom" in note for note in made.notes)
 
     @pytest.mark.parametrize(
         ("settings", "note"),
         [
-            ({"method": "holitom", "saliency": "attn"},
-             "is no run of the row 'holitom 0.1 --option saliency=p-attn': saliency attn, not p-attn"),
+            ({"method": "holitom", "saliency": "p-attn"},
+             "is no run of the row 'holitom 0.1': saliency p-attn, not attn"),
             ({"method": "tango", "positions": "kept"},
-             "is no run of the row 'tango 0.1': positions kept, not as by default"),
+             "is no run of the row 'tango 0.1': positions kept, not the model's own"),
+            ({"method": "fastvid", "positions": "contiguous"},
+             "is no run of the row 'fastvid 0.1': positions contiguous, not kept"),
             ({"method": "tango", "positions": "kept", "saliency": "attn"}, None),
             ({"method": "tango", "exact_budget": True}, None),
         ],
@@ -222,10 +233,94 @@ class TestWhichRuns:
     def test_one_of_the_papers_models(self) -> None:
         experiment: Experiment = read_experiment(EXPERIMENTS, 2)
         made = build(experiment, read_results([GOLDEN.parent]), resolve, model="qwen2.5-vl-7b")
-        assert len(made.rows) == 4
+        assert len([row for row in made.rows if row.row.published]) == 4
+
+
+def sets(folder: Path, settings: dict[str, Any], name: str) -> Path:
+    """One run of a benchmark under a name that a toolkit has for a set of it."""
+    lines = [{"benchmark": name, "question_id": i, "video_id": i, "correct": i > 0} for i in range(4)]
+    path = folder / name / f"{settings['method']}-records.jsonl"
+    path.parent.mkdir(exist_ok=True, parents=True)
+    return write_lines(path, settings, lines)
+
+
+FULL_ROW, TANGO_ROW = {"method": "none"}, {"method": "tango", "retention_ratio": 0.1}
+
+
+class TestSets:
+    @pytest.mark.parametrize(
+        ("one", "other", "names"),
+        [
+            ("mlvu_dev", "mlvu_test", ("MLVU", "MLVU test")),
+            ("Video-MME_32frame", "Video-MME_32frame_subs", ("Video-MME", "Video-MME with subtitles")),
+            ("videomme", "videomme_w_subtitle", ("Video-MME", "Video-MME with subtitles")),
+            ("longvideobench_val_v", "longvideobench_val_i", ("LongVideoBench", "LongVideoBench with subtitles")),
+        ],
+    )
+    def test_rows_of_two_sets_are_refused_by_both_names(
+        self, tmp_path: Path, one: str, other: str, names: tuple[str, str]
+    ) -> None:
+        first, second = sets(tmp_path, FULL_ROW, one), sets(tmp_path, TANGO_ROW, other)
+        expected = f"two sets of questions: {names[0]} of {first} and {names[1]} of {second}; run all rows on one"
+        with pytest.raises(TangoError, match=re.escape(expected)):
+            table(1, tmp_path)
+        with pytest.raises(TangoError, match=re.escape(f"{names[0]} and {names[1]} are two sets of questions")):
+            read_experiment(EXPERIMENTS, 1).on(names)
+        made = build(read_experiment(EXPERIMENTS, 1).on(names[1:]), read_results([tmp_path]), resolve)
+        assert value(cells(made, "tango")[names[1]]) == 75
+        assert cells(made, "full")[names[1]].ours is None
+        assert cells(made, "tango")["performance"].ours is None  # all tokens were asked another set
+
+    def test_another_set_alone_fills_nothing_and_is_named(self, tmp_path: Path) -> None:
+        path = sets(tmp_path, TANGO_ROW, "mlvu_test")
+        made = table(1, tmp_path)
+        assert {cell.ours for cell in cells(made, "tango").values()} == {None}
+        assert f'{path} is of MLVU test, another set than MLVU: to see it, --benchmarks "MLVU test"' in made.notes
+
+    def test_both_sets_of_every_row_are_not_mixed(self, tmp_path: Path) -> None:
+        for settings in (FULL_ROW, TANGO_ROW):
+            for name in ("MLVU_MCQ", "mlvu_test"):
+                sets(tmp_path, settings, name)
+        assert value(cells(table(1, tmp_path), "tango")["MLVU"]) == 75
+
+
+class TestKept:
+    def test_the_share_is_that_of_the_records(self, tmp_path: Path) -> None:
+        write_run(tmp_path, FULL_ROW, everything(FULL), tokens=(6272.0, 6272.0))
+        write_run(tmp_path, TANGO_ROW, everything(TANGO), tokens=(6272.0, 501.76))
+        write_run(tmp_path, {"method": "uniform"}, everything(TANGO), tokens=(6272.0, None))
+        made = {row.row.name: row for row in table(1, tmp_path).rows if row.row.section in (None, "10 %")}
+        assert (made["full"].nominal, made["full"].kept) == (100, 100)
+        assert (made["tango"].nominal, made["tango"].kept) == (10, pytest.approx(8.0))
+        assert (made["uniform"].nominal, made["uniform"].kept) == (10, None)  # never the ratio in its place
+        assert made["dart"].kept is None
+        lines = RENDERERS["markdown"](table(1, tmp_path)).splitlines()
+        assert [line.split(" | ")[:4] for line in lines if line.startswith("| tango | 10 ")] == [
+            ["| tango", "10", "8.0", "ours"]
+        ]
+
+    def test_it_is_the_mean_over_benchmarks(self, tmp_path: Path) -> None:
+        shares = {"Video-MME": 0.06, "MVBench": 0.12}
+        lines = [
+            {"benchmark": name, "question_id": i, "video_id": i, "correct": True, "tokens_before": 100,
+             "tokens_after": 100 * share}
+            for name, share in shares.items() for i in range(3)
+        ]  # fmt: skip
+        write_lines(tmp_path / "records.jsonl", TANGO_ROW, lines)
+        (row,) = [row for row in table(1, tmp_path).rows if row.row.name == "tango" and row.row.section == "10 %"]
+        assert row.kept == pytest.approx(9.0)
 
 
 class TestAgainst:
+    def test_all_tokens_are_what_rows_are_compared_with_by_default(self, outputs: Path) -> None:
+        made = table(1, outputs)
+        assert made.against == "full"
+        found = cells(made, "tango")["MVBench"].against
+        assert found is not None
+        assert found.value == -25
+        assert cells(made, "full")["MVBench"].against is None
+        assert "| minus full |" in RENDERERS["markdown"](made)
+
     def test_differences_are_paired(self, outputs: Path) -> None:
         made = table(1, outputs, against="tango")
         runs = {(r.source.name, r.benchmark.name): r for r in read_results([outputs]).runs}
@@ -260,7 +355,7 @@ class TestAgainst:
         assert any("no question in common" in note for note in made.notes)
 
     def test_a_row_that_is_not_there(self, outputs: Path) -> None:
-        with pytest.raises(UnknownNameError, match="unknown row of table 1 'top-k'"):
+        with pytest.raises(UnknownNameError, match="unknown row of Table 1 'top-k'"):
             table(1, outputs, against="top-k")
 
 
@@ -276,11 +371,13 @@ class TestRendering:
     def test_a_table_of_nothing_has_the_papers_numbers_alone(self) -> None:
         made = table(2, GOLDEN.parent)
         rows = list(csv.DictReader(io.StringIO(RENDERERS["csv"](made))))
-        assert len(rows) == 17 * 9
-        assert {row["ours"] for row in rows} == {""}
+        assert len(rows) == len(made.rows) * 9
+        assert len([row for row in rows if row["paper"]]) == 17 * 9
+        assert {row["ours"] for row in rows} == {row["kept_percent"] for row in rows} == {""}
         lines = RENDERERS["markdown"](made).splitlines()
         ours = [line for line in lines if "| ours |" in line]
-        assert len(ours) == 17
+        assert len(ours) == len(made.rows)
+        assert len([line for line in lines if "| paper |" in line]) == 17
         assert {line.split("| ours |")[1] for line in ours} == {" - |" + " - |" * 8}
         assert len([line for line in lines if line.startswith("| **LLaVA-Video-7B, 10 %** |")]) == 1
 
@@ -293,5 +390,5 @@ class TestRendering:
         assert "10 \\%" in text
         body = text[: text.index("\\bottomrule")]
         assert all(
-            line.count(" & ") == 10 for line in body.splitlines() if line.endswith("\\\\") and "multi" not in line
+            line.count(" & ") == 12 for line in body.splitlines() if line.endswith("\\\\") and "multi" not in line
         )

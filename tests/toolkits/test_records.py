@@ -87,6 +87,19 @@ class TestVlmevalkit:
         assert right == {"short": verdicts("110"), "long": verdicts("0111")}
         assert {question.group for run in runs.values() for question in run.questions} >= {"needle", "short"}
 
+    def test_questions_with_subtitles_are_another_set(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = write_vlmevalkit(tmp_path, TANGO, {"Video-MME": verdicts("0111"), "MLVU_MCQ": verdicts("110")})
+        stored = json.loads((folder / "tango_args.json").read_text())
+        stored["settings"]["data"]["Video-MME_32frame"]["use_subtitle"] = True
+        (folder / "tango_args.json").write_text(json.dumps(stored))
+        made_by("tango_vlmeval", tmp_path, capsys, monkeypatch)
+        runs = {run.benchmark.name: run for run in read_results([tmp_path]).runs}
+        assert runs.keys() == {"Video-MME with subtitles", "MLVU"}
+        assert runs["Video-MME with subtitles"].benchmark.family == "Video-MME"
+        assert {question.group for question in runs["Video-MME with subtitles"].questions} == {"short", "medium"}
+
     def test_scores_that_are_missing_and_failures_of_the_toolkit(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -156,6 +169,23 @@ class TestLmmsEval:
         assert {question.video_id for question in runs["LongVideoBench"].questions} == {"a_b"}
         assert {question.video_id for name in ("MVBench", "MLVU") for question in runs[name].questions} == {None}
         assert (runs["MLVU"].model, runs["egoschema"].num_expected) == ("llava-onevision-qwen2-7b-ov", 2)
+
+    def test_other_sets_are_judged_as_their_benchmark_and_go_by_other_names(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ego = {"task_type": "ego", "answer": "A"}
+        samples = {
+            "mlvu_test": [{"mlvu_percetion_score": {**ego, "pred_answer": letter}} for letter in "AAB"],
+            "videomme_w_subtitle": [
+                {"videomme_perception_score": {"score": score, "videoID": "v", "duration": "long"}} for score in (1, 0)
+            ],
+        }
+        write_lmms_eval(tmp_path / "ov", TANGO, samples)
+        made_by("tango_lmms_eval", tmp_path, capsys, monkeypatch)
+        runs = {run.benchmark.name: run for run in read_results([tmp_path]).runs}
+        right = {name: sum(question.correct for question in run.questions) for name, run in runs.items()}
+        assert right == {"MLVU test": 2, "Video-MME with subtitles": 1}
+        assert {question.group for run in runs.values() for question in run.questions} == {"ego", "long"}
 
     def test_results_go_with_the_method_that_was_written_next(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
