@@ -26,13 +26,13 @@ _HOMES = {  # module -> the names that it has
         "TangoError UnknownNameError UnsupportedModelError VideoReadError WriteError"
     ),
     "tango.methods": (
-        "DartPruner DivPrunePruner DyCokePruner EarlyTomFramesMerger EarlyTomFramesReleaseMerger EarlyTomPruner "
-        "FastVidPruner FastvMergePruner FastvPruner FrameFusionPruner "
+        "DartPruner DivPrunePruner DyCokePruner EarlyTomFramesMerger EarlyTomFramesReleaseMerger "
+        "EarlyTomPruner EvsPruner FastVidPruner FastvMergePruner FastvPruner FrameFusionPruner "
         "HolitomMergePruner HolitomPruner KeepAllPruner LayerPruner Plan PruneVidPruner PruneVidSelectPruner "
         "Pruner PyramidDropPruner RandomPruner SparseVlmPruner TangoPaperPruner TangoPruner "
-        "TangoReleasePruner TowerMerger UniformPruner VidCom2Pruner VisionZipPruner available_layer_pruners "
-        "available_methods available_pruners available_tower_mergers build_layer_pruner build_pruner "
-        "build_tower_merger register"
+        "TangoReleasePruner TowerMerger UniformPruner VCastPruner VidCom2Pruner VisionZipPruner "
+        "available_layer_pruners available_methods available_pruners available_tower_mergers build_layer_pruner "
+        "build_pruner build_tower_merger register"
     ),
     "tango.models": "Adapter EncodedImages EncodedVideos load register_adapter",
     "tango.ops.saliency": "available_saliency register_saliency",
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         EarlyTomFramesMerger,
         EarlyTomFramesReleaseMerger,
         EarlyTomPruner,
+        EvsPruner,
         FastVidPruner,
         FastvMergePruner,
         FastvPruner,
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
         TangoReleasePruner,
         TowerMerger,
         UniformPruner,
+        VCastPruner,
         VidCom2Pruner,
         VisionZipPruner,
         available_layer_pruners,
