@@ -26,7 +26,7 @@ _HOMES = {  # module -> the names that it has
         "TangoError UnknownNameError UnsupportedModelError VideoReadError WriteError"
     ),
     "tango.methods": (
-        "DartPruner DivPrunePruner DyCokePruner EarlyTomFramesMerger EarlyTomFramesReleaseMerger "
+        "CdPruner DartPruner DivPrunePruner DyCokePruner EarlyTomFramesMerger EarlyTomFramesReleaseMerger "
         "EarlyTomPruner EvsPruner FastVidPruner FastvMergePruner FastvPruner FrameFusionPruner "
         "HolitomMergePruner HolitomPruner KeepAllPruner LayerPruner Plan PruneVidPruner PruneVidSelectPruner "
         "Pruner PyramidDropPruner RandomPruner SparseVlmPruner TangoPaperPruner TangoPruner "
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         WriteError,
     )
     from tango.methods import (
+        CdPruner,
         DartPruner,
         DivPrunePruner,
         DyCokePruner,

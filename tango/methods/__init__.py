@@ -4,6 +4,7 @@ import warnings
 
 from tango.methods import deprecated
 from tango.methods.base import KeepAllPruner, LayerPruner, Pruner, TowerMerger
+from tango.methods.cdpruner import CdPruner
 from tango.methods.dart import DartPruner
 from tango.methods.divprune import DivPrunePruner
 from tango.methods.dycoke import DyCokePruner
@@ -42,6 +43,7 @@ from tango.methods.vidcom2 import VidCom2Pruner
 from tango.methods.visionzip import VisionZipPruner
 
 __all__ = [
+    "CdPruner",
     "DartPruner",
     "DivPrunePruner",
     "DyCokePruner",

@@ -85,12 +85,12 @@ def test_tango_waits_once_from_pixels_to_the_prefill(name: str, method: str) -> 
 
 
 @pytest.mark.parametrize("name", ["llava_onevision", *QWEN])
-@pytest.mark.parametrize("method", ["uniform", "none", "divprune", "vidcom2"])
+@pytest.mark.parametrize("method", ["uniform", "none", "divprune", "vidcom2", "evs", "v-cast", "cdpruner"])
 def test_others_do_not_wait_for_what_is_around_them(name: str, method: str) -> None:
     before, after = waits(name, method)
     assert before == []
     assert all("tango/methods/" in wait or "tango/ops/" in wait for wait in after), after
-    assert method in ("divprune", "vidcom2") or after == []
+    assert len(after) == int(method not in ("uniform", "none"))  # for one look at whether values are finite
 
 
 @pytest.mark.parametrize("on_device", [False, True])
