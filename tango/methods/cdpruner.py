@@ -113,7 +113,7 @@ def diverse_picks(unit: Float[Tensor, "B M D"], relevance: Float[Tensor, "B M"],
     for step in range(k):
         some_add = gain.amax(dim=1, keepdim=True) > _NOTHING_NEW
         pick = torch.where(some_add, gain, relevance.masked_fill(taken, -1)).argmax(dim=1, keepdim=True)  # (B, 1)
-        row = unit_cosines(unit, unit.gather(1, pick[..., None].expand(-1, -1, unit.shape[2])))[..., 0]
+        row = unit_cosines(unit.gather(1, pick[..., None].expand(-1, -1, unit.shape[2])), unit)[:, 0]
         row = row * relevance * relevance.gather(1, pick)
         before = explained[:, :step]  # (B, step, M)
         row = row - products(before.gather(2, pick[:, None].expand(-1, step, -1)).mT, before.mT)[:, 0]
