@@ -33,7 +33,8 @@ class CdPruner(Pruner):
 
     Source: arXiv:2506.10967 and its release, which prunes images with a CLIP tower.
     Deviation: relevance is measured between features and the LLM's input embeddings of the question, as these models
-    have no CLIP text tower (a subclass may override `relevance`). No token is picked twice; once no candidate adds
+    have no CLIP text tower (a subclass may override `relevance`), and near tokens are the relevant ones: in CLIP the
+    cosine of patch and text is inverted, and the release negates it. No token is picked twice; once no candidate adds
     anything, the most relevant follow. A constant relevance counts as 1 everywhere. Cosines are rounded to multiples
     of 2**-18.
     Example:
@@ -42,7 +43,7 @@ class CdPruner(Pruner):
     """
 
     scope: Literal["frame", "video"] = "frame"  # pick from every frame alone, or from all tokens of the video at once
-    sign: Literal["negative", "positive"] = "negative"  # of the cosine with the text (release: negative, for CLIP)
+    sign: Literal["positive", "negative"] = "positive"  # of the cosine with the text (release: negative, for CLIP)
     relevance_weight: float | None = None  # None: relevance q as it is (release); w: exp(w q / (2 (1 - w)))
 
     needs: ClassVar[Signal] = Signal.TEXT

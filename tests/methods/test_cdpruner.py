@@ -91,7 +91,7 @@ def picks_oracle(x: NDArray, relevance: NDArray, k: int) -> list[int]:
     return picks
 
 
-def oracle(tokens: VisualTokens, ratio: float, sign: int = -1) -> list[int]:
+def oracle(tokens: VisualTokens, ratio: float, sign: int = 1) -> list[int]:
     assert tokens.text is not None
     relevance, x = relevance_oracle(tokens.features, tokens.text, sign), tokens.features.double().numpy()
     N = x.shape[1]
@@ -219,8 +219,8 @@ def test_the_negated_text_reverses_relevance() -> None:
     negated = replace(tokens, text=-tokens.text)
     q, reverse = (CdPruner().relevance(each) for each in (tokens, negated))
     torch.testing.assert_close(q + reverse, torch.ones_like(q), atol=1e-4, rtol=0)
-    assert torch.equal(CdPruner(sign="positive").relevance(negated), q)
-    assert kept(negated, 0.2, sign="positive") == kept(tokens, 0.2)
+    assert torch.equal(CdPruner(sign="negative").relevance(negated), q)
+    assert kept(negated, 0.2, sign="negative") == kept(tokens, 0.2)
     assert kept(negated, 0.2) != kept(tokens, 0.2)
 
 
@@ -228,7 +228,7 @@ def test_the_weight_of_relevance() -> None:
     """0: diversity alone; near 1: the most relevant; between, as the formula has it."""
     tokens = video_tokens(5, frames=1, scenes=1, grid=(4, 5), dim=24)
     assert tokens.text is not None
-    x, q = tokens.features[0].double().numpy(), relevance_oracle(tokens.features, tokens.text, -1)[0]
+    x, q = tokens.features[0].double().numpy(), relevance_oracle(tokens.features, tokens.text, 1)[0]
     for weight in (0.0, 0.3, 0.6):
         strength = weight / (2 * (1 - weight))
         expected = picks_oracle(x, np.exp(strength * (q - q.max())), 6)
