@@ -26,8 +26,9 @@ _HOMES = {  # module -> the names that it has
         "TangoError UnknownNameError UnsupportedModelError VideoReadError WriteError"
     ),
     "tango.methods": (
-        "CdPruner DartPruner DivPrunePruner DyCokePruner EarlyTomFramesMerger EarlyTomFramesReleaseMerger "
-        "EarlyTomPruner EvsPruner FastVidPruner FastvMergePruner FastvPruner FrameFusionPruner "
+        "CdPruner DartPruner DivPrunePruner DownsamplePruner DyCokePruner EarlyTomFramesMerger "
+        "EarlyTomFramesReleaseMerger EarlyTomPruner EvsPruner FastVidPruner FastvMergePruner FastvPruner "
+        "FewerFramesPruner FrameFusionPruner "
         "HolitomMergePruner HolitomPruner KeepAllPruner LayerPruner Plan PruneVidPruner PruneVidSelectPruner "
         "Pruner PyramidDropPruner RandomPruner SparseVlmPruner TangoPaperPruner TangoPruner "
         "TangoReleasePruner TowerMerger UniformPruner VCastPruner VidCom2Pruner VisionZipPruner "
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
         CdPruner,
         DartPruner,
         DivPrunePruner,
+        DownsamplePruner,
         DyCokePruner,
         EarlyTomFramesMerger,
         EarlyTomFramesReleaseMerger,
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
         FastVidPruner,
         FastvMergePruner,
         FastvPruner,
+        FewerFramesPruner,
         FrameFusionPruner,
         HolitomMergePruner,
         HolitomPruner,

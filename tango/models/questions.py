@@ -47,8 +47,8 @@ def questions(
     Raises:
         PromptError: a prompt has no text beside its video.
     """
-    no_text = torch.isin(input_ids, torch.tensor(sorted({*ends, *beside_text})))
-    text, end = readable & ~video & ~no_text, torch.isin(input_ids, torch.tensor(sorted(ends)))
+    end, beside = (torch.isin(input_ids, torch.tensor(list(known), dtype=torch.long)) for known in (ends, beside_text))
+    text = readable & ~video & ~end & ~beside
     places = video.nonzero().tolist()  # (row, column) of every placeholder
     spans = [(*places[a], places[b - 1][1]) for a, b in pairwise(accumulate(placeholders, initial=0))]
     for row, start, stop in spans:

@@ -43,6 +43,10 @@ def test_later_turns_do_not_count() -> None:
 
 def test_without_an_end_it_goes_on_to_the_end_of_the_prompt() -> None:
     assert found([1, V, V, 10, 11, 4], placeholders=[2]) == [[10, 11, 4]]
+    ids = torch.tensor([[1, V, V, 10, END]])
+    nothing: set[int] = set()
+    (text,) = questions(ids, ids > 0, ids == V, [2], ends=nothing, beside_text=nothing)
+    assert text.tolist() == [10, END]
 
 
 def test_a_question_before_its_video() -> None:
