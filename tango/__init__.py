@@ -26,14 +26,14 @@ _HOMES = {  # module -> the names that it has
         "TangoError UnknownNameError UnsupportedModelError VideoReadError WriteError"
     ),
     "tango.methods": (
-        "DartPruner DivPrunePruner DownsamplePruner DyCokePruner EarlyTomFramesMerger EarlyTomFramesReleaseMerger "
-        "EarlyTomPruner FastVidPruner FastvMergePruner FastvPruner FewerFramesPruner FlashVidPruner "
-        "FlashVidReleasePruner FlashVidSelectPruner FrameFusionPruner "
+        "CdPruner DartPruner DivPrunePruner DownsamplePruner DyCokePruner EarlyTomFramesMerger "
+        "EarlyTomFramesReleaseMerger EarlyTomPruner EvsPruner FastVidPruner FastvMergePruner FastvPruner "
+        "FewerFramesPruner FlashVidPruner FlashVidReleasePruner FlashVidSelectPruner FrameFusionPruner "
         "HolitomMergePruner HolitomPruner KeepAllPruner LayerPruner Plan PruneVidPruner PruneVidSelectPruner "
         "Pruner PyramidDropPruner RandomPruner SparseVlmPruner TangoPaperPruner TangoPruner "
-        "TangoReleasePruner TowerMerger UniformPruner VidCom2Pruner VisionZipPruner available_layer_pruners "
-        "available_methods available_pruners available_tower_mergers build_layer_pruner build_pruner "
-        "build_tower_merger register"
+        "TangoReleasePruner TowerMerger UniformPruner VCastPruner VidCom2Pruner VisionZipPruner "
+        "available_layer_pruners available_methods available_pruners available_tower_mergers build_layer_pruner "
+        "build_pruner build_tower_merger register"
     ),
     "tango.models": "Adapter EncodedImages EncodedVideos load register_adapter",
     "tango.ops.saliency": "available_saliency register_saliency",
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         WriteError,
     )
     from tango.methods import (
+        CdPruner,
         DartPruner,
         DivPrunePruner,
         DownsamplePruner,
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
         EarlyTomFramesMerger,
         EarlyTomFramesReleaseMerger,
         EarlyTomPruner,
+        EvsPruner,
         FastVidPruner,
         FastvMergePruner,
         FastvPruner,
@@ -95,6 +97,7 @@ if TYPE_CHECKING:
         TangoReleasePruner,
         TowerMerger,
         UniformPruner,
+        VCastPruner,
         VidCom2Pruner,
         VisionZipPruner,
         available_layer_pruners,

@@ -29,6 +29,7 @@ class Signal(enum.Flag):
     FRAME_EMBEDS = enum.auto()
     TIMESTAMPS = enum.auto()  # in seconds; where the input has none, frame numbers stand in, with a warning
     KEYS = enum.auto()
+    TEXT = enum.auto()  # of the question: what a method keeps then holds for this question alone
 
     @property
     def kinds(self) -> list[SignalKind]:
@@ -46,7 +47,7 @@ class SignalKind(NamedTuple):
 
     name: str
     field: str
-    shape: tuple[str, ...]  # T and N are those of the features
+    shape: tuple[str, ...]  # T, N and D are those of the features
     words: str
 
 
@@ -55,6 +56,7 @@ _KINDS = {
     Signal.FRAME_EMBEDS: SignalKind("frame_embeds", "frame_embeds", ("T", "P"), "frame embeddings"),
     Signal.TIMESTAMPS: SignalKind("timestamps", "timestamps_s", ("T",), "timestamps"),
     Signal.KEYS: SignalKind("keys", "keys", ("T", "N", "d"), "the vision tower's attention keys"),
+    Signal.TEXT: SignalKind("text", "text", ("Q", "D"), "the text of the question"),
 }
 ALL_SIGNALS = functools.reduce(operator.or_, _KINDS)
 
@@ -116,6 +118,7 @@ class VisualTokens:
     saliency: Float[Tensor, "T N"] | None = None  # attention received, fp32, >= 0
     frame_embeds: Float[Tensor, "T P"] | None = None  # one vector per frame
     keys: Float[Tensor, "T N d"] | None = None  # the vision tower's attention keys, averaged over heads
+    text: Float[Tensor, "Q D"] | None = None  # the LLM's input embeddings of the question's text
     sink_positions: tuple[int, ...] = ()  # positions in [0, N) that attract attention on this model
     groups: tuple[int, ...] = ()  # lengths of runs of similar frames, where a tower method tells
 
@@ -125,19 +128,21 @@ class VisualTokens:
                 f"features must be a floating-point (T, N, D) tensor, got {self.features.dtype} "
                 f"of shape {tuple(self.features.shape)}"
             )
-        T, N, _ = self.features.shape
+        T, N, D = self.features.shape
         H, W = self.grid
         if T == 0 or N == 0 or H * W != N:
             raise ValueError(
                 f"features of shape {tuple(self.features.shape)} need a (H, W) grid of {N}, got {self.grid}"
             )
-        known = {"T": T, "N": N}
+        known = {"T": T, "N": N, "D": D}
         for kind in ALL_SIGNALS.kinds:
             value = getattr(self, kind.field)
             if value is None:
                 continue
             shape = tuple(known.get(letter) for letter in kind.shape)
-            fits = value.dim() == len(shape) and all(e in (None, s) for s, e in zip(value.shape, shape, strict=True))
+            fits = value.dim() == len(shape) and all(
+                size == wanted or (wanted is None and size > 0) for size, wanted in zip(value.shape, shape, strict=True)
+            )
             if not fits:
                 raise ValueError(
                     f"{kind.field} must have shape {shape} beside features {(T, N)}, got {tuple(value.shape)}"

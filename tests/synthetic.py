@@ -54,6 +54,7 @@ def video_tokens(
         saliency=saliency / saliency.sum(-1, keepdim=True),
         frame_embeds=x.mean(1) @ torch.randn(dim, 20, generator=g) / dim**0.5,
         keys=(x @ torch.randn(dim, 16, generator=g)).to(dtype) / dim**0.5,
+        text=torch.randn(5, dim, generator=g).to(dtype),
         sink_positions=sinks,
     )
 

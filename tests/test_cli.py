@@ -153,6 +153,7 @@ MISTAKES = {
         "is for the method tango",
     ),
     "none": (["inspect", "clip.mp4", "--method", "none"], "inspect needs a pre-LLM method"),
+    "question": (["inspect", "clip.mp4", "--method", "cdpruner"], "what cdpruner keeps depends on the question"),
 }
 
 

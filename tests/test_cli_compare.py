@@ -25,6 +25,8 @@ from tango.toy import write_checkpoint, write_clip
 from tango.video.reading import read_video
 from tests import tiny, tiny_qwen
 
+BLIND = [name for name in available_pruners() if name != "cdpruner"]  # they do not look at the question
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
@@ -58,14 +60,15 @@ def record(written) -> dict:
 
 
 def test_every_method_is_compared_by_default(record):
-    assert [m["method"] for m in record["methods"]] == available_pruners()
-    assert list(record["not_compared"]) == available_layer_pruners()
+    assert [m["method"] for m in record["methods"]] == BLIND
+    assert list(record["not_compared"]) == ["cdpruner", *available_layer_pruners()]
     assert "intra-LLM" in record["not_compared"]["fastv-merge"]
+    assert "fits the question; give one with --question" in record["not_compared"]["cdpruner"]
     assert record["tokens_before"] == 96
     assert set(record["stages_ms"]) == {"read", "preprocess", "tower", "project", "signals"}
 
 
-@pytest.mark.parametrize("method", available_pruners())
+@pytest.mark.parametrize("method", BLIND)
 def test_a_method_keeps_what_it_would_keep_alone(files, record, capsys, method):
     """Signals that others want make no difference."""
     options = ["--json", "--retention-ratio", "0.25", "--saliency", "p-attn", "--method", method]
@@ -113,11 +116,11 @@ def test_other_families(files, capsys, tmp_path, family):
     options = ["--saliency", "attn", "--json", "--repeats", "1", "--output", str(tmp_path)]
     assert tango(files, *options, model=family) == 0
     result = json.loads(capsys.readouterr().out)
-    assert [m["method"] for m in result["methods"]] == available_pruners()
+    assert [m["method"] for m in result["methods"]] == BLIND
     steps = len(result["timestamps_s"])
     assert steps == (6 if family == "llava_video" else 3)
     assert len(result["frame_timestamps_s"]) == 6  # on the sheets there are all frames
-    assert sorted(p.stem for p in tmp_path.glob("*.png")) == available_pruners()
+    assert sorted(p.stem for p in tmp_path.glob("*.png")) == BLIND
 
 
 def test_frames_that_share_their_tokens_are_shaded_alike(files, capsys, tmp_path, monkeypatch):
@@ -228,6 +231,24 @@ def test_methods_inside_the_llm_are_compared_by_a_question(files, capsys, tmp_pa
     assert H * W == N
 
 
+@pytest.mark.parametrize("family", ["llava_onevision", "llava_video", "qwen3_vl"])
+def test_a_method_that_looks_at_the_question_keeps_what_it_keeps_in_an_answer(files, capsys, family):
+    shared = ["--retention-ratio", "0.5", "--saliency", "attn", "--repeats", "1", "--json", "--methods", "cdpruner"]
+    found = []
+    for question in ("What?", "What color is the second one?"):
+        assert tango(files, "--question", question, *shared, model=family) == 0
+        found.append(json.loads(capsys.readouterr().out)["methods"][0]["indices"])
+    assert found[0] != found[1]
+    model, processor = load(str(files / family), siglip=None)
+    inputs = prepare(processor, read_video(files / "clip.mp4", num_frames=6), "What?")
+    with prune(model, "cdpruner", saliency="attn", retention_ratio=0.5) as pruning, torch.no_grad():
+        (mask,) = pruning.encode(inputs["input_ids"], inputs["attention_mask"], inputs).videos.keep_masks
+    if family == "llava_video":  # of each row, the last placeholder is a newline
+        mask = mask.unflatten(0, (-1, 5))[:, :4].flatten()
+    assert mask.sum() >= len(found[0])
+    assert found[0] == [i for i, kept in enumerate(mask[: 96 if family != "qwen3_vl" else None].tolist()) if kept]
+
+
 def test_nothing_to_compare_says_why(files, capsys):
     assert tango(files, "--methods", "fastv,fastv-merge", model="qwen2_5_vl") == 2
     error = capsys.readouterr().err
@@ -237,7 +258,7 @@ def test_nothing_to_compare_says_why(files, capsys):
 
 class TestPictures:
     def test_there_is_one_per_method_and_no_leftover(self, written):
-        expected = ["compare.json", *(f"{name}.png" for name in available_pruners())]
+        expected = ["compare.json", *(f"{name}.png" for name in BLIND)]
         assert sorted(os.listdir(written)) == sorted(expected)
 
     def test_pixels_are_the_same_every_time(self, files, written, tmp_path):

@@ -41,6 +41,7 @@ from tango.methods import (
     available_pruners,
     build_pruner,
     method_class,
+    pruner_class,
 )
 from tango.methods.plan import named_value, read_options
 from tango.models import Adapter, adapter_class
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _INTRA = "is intra-LLM, so what it keeps depends on the question; give one with --question"
+_QUERY_AWARE = "keeps what fits the question; give one with --question"
 Run = tuple[PrunedTokens, tuple[float, ...]]  # what a method keeps; milliseconds of its timed runs
 
 
@@ -146,8 +148,8 @@ def choose(args: argparse.Namespace) -> tuple[list[Pruner], dict[str, Plan], dic
     for name in names:
         if name not in known:
             raise UnknownNameError("method", name, ["all", *known])
-    compared = known if args.question is not None else available_pruners()
-    options: dict[str, dict[str, object]] = {name: {} for name in names if name in compared}
+    excluded = {} if args.question is not None else {name: why for name in names if (why := _needs_question(name))}
+    options: dict[str, dict[str, object]] = {name: {} for name in names if name not in excluded}
     for item in args.option:
         key, text = named_value(item, "METHOD.NAME=VALUE")
         method, dot, name = key.partition(".")
@@ -161,7 +163,14 @@ def choose(args: argparse.Namespace) -> tuple[list[Pruner], dict[str, Plan], dic
     pruners = [build_pruner(name, **{**shared, **own}) for name, own in pre.items()]
     mean = {"retention_ratio": args.retention_ratio}
     intra = {name: Plan.of(name, {**mean, **own}) for name, own in options.items() if name not in pre}
-    return pruners, intra, {name: _INTRA for name in names if name not in options}
+    return pruners, intra, excluded
+
+
+def _needs_question(name: str) -> str | None:
+    """Why a method cannot be compared without a question; None: it can."""
+    if name not in available_pruners():
+        return _INTRA
+    return _QUERY_AWARE if Signal.TEXT in pruner_class(name).needs else None
 
 
 def solved(model: PreTrainedModel, plans: Mapping[str, Plan], excluded: dict[str, str]) -> list[LayerPruner]:

@@ -16,7 +16,7 @@ from tango.commands.common import (
     method_from,
     num_frames_from,
 )
-from tango.containers import PrunedTokens, Video, VisualTokens
+from tango.containers import PrunedTokens, Signal, Video, VisualTokens
 from tango.errors import TangoError
 from tango.evaluation import MethodConfig
 from tango.methods import Pruner, available_pruners
@@ -42,6 +42,11 @@ def run(args: argparse.Namespace) -> int:
         raise TangoError(
             f"inspect needs a pre-LLM method, got {method.method}: {', '.join(available_pruners())}; "
             "tango compare shows what intra-LLM methods keep, given a --question"
+        )
+    if Signal.TEXT in method.plan.pruner.wants:
+        raise TangoError(
+            f"what {method.method} keeps depends on the question, and inspect asks none; tango compare shows it, given "
+            "a --question"
         )
     if method.plan.tower is not None:
         raise TangoError(f"inspect shows what is kept of all frames; leave out tower {method.plan.tower.name}")

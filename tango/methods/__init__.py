@@ -4,11 +4,13 @@ import warnings
 
 from tango.methods import deprecated
 from tango.methods.base import KeepAllPruner, LayerPruner, Pruner, TowerMerger
+from tango.methods.cdpruner import CdPruner
 from tango.methods.dart import DartPruner
 from tango.methods.divprune import DivPrunePruner
 from tango.methods.downsample import DownsamplePruner
 from tango.methods.dycoke import DyCokePruner
 from tango.methods.earlytom import EarlyTomFramesMerger, EarlyTomFramesReleaseMerger, EarlyTomPruner
+from tango.methods.evs import EvsPruner
 from tango.methods.fastv import FastvPruner
 from tango.methods.fastv_merge import FastvMergePruner
 from tango.methods.fastvid import FastVidPruner
@@ -40,10 +42,12 @@ from tango.methods.registry import (
 from tango.methods.sparsevlm import SparseVlmPruner
 from tango.methods.tango import TangoPaperPruner, TangoPruner, TangoReleasePruner
 from tango.methods.uniform import UniformPruner
+from tango.methods.v_cast import VCastPruner
 from tango.methods.vidcom2 import VidCom2Pruner
 from tango.methods.visionzip import VisionZipPruner
 
 __all__ = [
+    "CdPruner",
     "DartPruner",
     "DivPrunePruner",
     "DownsamplePruner",
@@ -51,6 +55,7 @@ __all__ = [
     "EarlyTomFramesMerger",
     "EarlyTomFramesReleaseMerger",
     "EarlyTomPruner",
+    "EvsPruner",
     "FastVidPruner",
     "FastvMergePruner",
     "FastvPruner",
@@ -75,6 +80,7 @@ __all__ = [
     "TangoReleasePruner",
     "TowerMerger",
     "UniformPruner",
+    "VCastPruner",
     "VidCom2Pruner",
     "VisionZipPruner",
     "available_layer_pruners",

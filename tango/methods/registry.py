@@ -57,7 +57,7 @@ def available_methods() -> list[str]:
 
     Example:
         >>> tango.available_methods()
-        ['dart', 'divprune', ..., 'visionzip']
+        ['cdpruner', 'dart', ..., 'visionzip']
     """
     return _names((Pruner, LayerPruner))
 

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from tango.containers import ALL_SIGNALS, PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.extensions import load_group
-from tango.models.calls import Call, Inputs
+from tango.models.calls import Call, Inputs, on_host
 from tango.models.merging import MergedFrames, Merger
 from tango.models.pooling_head import PoolingHead
 from tango.models.processors import stock
 from tango.models.processors.protocol import ChatProtocol
+from tango.models.questions import ends_of_turn, ids_beside_text, questions
 from tango.models.reuse import Distinct, Reuse, distinct_frames
-from tango.models.splice import ShortPrompt
+from tango.models.splice import ShortPrompt, check_count
 from tango.models.weights import read_model
+from tango.ops.device import to_device
 from tango.ops.llm_shapes import Newlines
 from tango.ops.saliency import PoolingQuery, saliency_function
 from tango.profiling import StageTimer
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 DECODERS = ("llama", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
 
 # Fields of `VisualTokens` that come from the tower, frame by frame.
-TOKEN_FIELDS = ("features", *(ALL_SIGNALS & ~Signal.TIMESTAMPS).fields)
+TOKEN_FIELDS = ("features", *(ALL_SIGNALS & ~(Signal.TIMESTAMPS | Signal.TEXT)).fields)
 
 GROUP = "tango.models"  # the entry points that add families
 
@@ -232,6 +234,33 @@ class Adapter(ABC):
             inputs: what the model was called with. Here and below they hold `input_ids` (B, L), and `attention_mask`
                 (B, L) or None.
         """
+
+    def texts(self, inputs: Inputs, wants: Signal, placeholders: Sequence[int]) -> Sequence[Tensor | None]:
+        """Input embeddings (Q, D) of the question about each video, if `wants` has TEXT.
+
+        What counts as the question: `tango.models.questions.questions`. Labelled columns are what the model is trained
+        to say, so they do not belong to it.
+
+        Args:
+            placeholders: how many each video has.
+        Raises:
+            PromptError: a prompt has no text beside its video.
+        """
+        if Signal.TEXT not in wants:
+            return [None] * len(placeholders)
+        host = on_host({name: inputs.get(name) for name in ("input_ids", "attention_mask", "labels")})
+        ids, readable = host["input_ids"], torch.ones_like(host["input_ids"], dtype=torch.bool)
+        if host["attention_mask"] is not None:
+            readable &= host["attention_mask"].bool()
+        if host["labels"] is not None:
+            readable &= host["labels"] == -100
+        video, _ = self.placeholders(ids, inputs, None)
+        check_count("video", int(video.sum()), sum(placeholders))
+        ends, beside = ends_of_turn(self.model), {*ids_beside_text(self.model), self.video_token_id}
+        found = questions(ids, readable, video, placeholders, ends=ends, beside_text=beside)
+        with torch.no_grad():  # ids without a batch: pruning does not look for placeholders among them
+            embeds = self.model.get_input_embeddings()(to_device(torch.cat(found), self.model.device))
+        return embeds.split([len(question) for question in found])
 
     def check_merger(self, merger: Merger) -> None:
         """Refuse a tower method that this model's tower cannot run.

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+
+from tango.errors import TangoError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -90,3 +93,25 @@ def remembered_prompt(cache: Cache, video_token_id: int) -> Tensor | None:
         delattr(cache, _TAG)
     held = ids[:, :length]
     return held if bool((held == video_token_id).any()) else None
+
+
+def check_cache(cache: Cache | None, ids: Tensor | None, video_token_id: int, *, question_aware: bool) -> None:
+    """Refuse a cache with a pruned prompt, unless the new short prompt (B, S) begins with that very one.
+
+    Args:
+        ids: of the new prompt; None: it has no video.
+        question_aware: what was kept of the video depends on the question, so the cache must hold that, too.
+    """
+    held = None if cache is None else remembered_prompt(cache, video_token_id)
+    if held is None:
+        return
+    if question_aware and held.shape[1] < getattr(cache, _TAG).shape[1]:
+        raise TangoError(
+            "the cache (past_key_values) was cut: it holds a pruned video without the question by which its tokens "
+            "were chosen; leave out the cache"
+        )
+    if ids is None or not torch.equal(held, ids[:, : held.shape[1]].to(held.device)):
+        raise TangoError(
+            f"the cache (past_key_values) holds a pruned prompt of {held.shape[1]} tokens, which these input_ids do "
+            "not begin with; leave out the cache, or give the conversation with its video again beside it"
+        )

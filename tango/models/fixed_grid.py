@@ -52,7 +52,7 @@ class FixedGridAdapter(Adapter):
         (True, True)
     """
 
-    signals: ClassVar[Signal] = Signal.SALIENCY | Signal.FRAME_EMBEDS | Signal.TIMESTAMPS | Signal.KEYS
+    signals: ClassVar[Signal] = Signal.SALIENCY | Signal.FRAME_EMBEDS | Signal.TIMESTAMPS | Signal.KEYS | Signal.TEXT
     image_options: ClassVar[tuple[str, ...]] = ()  # inputs that `get_image_features` takes beside pixels and sizes
     # Positions that attract attention whatever the image shows; they hold for a grid of this size alone.
     sink_positions: ClassVar[tuple[int, ...]] = ()
@@ -123,8 +123,9 @@ class FixedGridAdapter(Adapter):
         if not lengths or 0 in lengths:
             raise ValueError(f"{self.video_input} must hold videos of at least one frame, got frames {lengths}")
         times = video_timestamps(inputs.get("video_timestamps_s"), lengths, wanted=Signal.TIMESTAMPS in wants)
+        texts = self.texts(inputs, wants, [self.num_video_tokens(self.model.config, length) for length in lengths])
         if self.tower_merger is not None:
-            return self._encode_merging(videos, times, self.tower_merger, wants, timer)
+            return self._encode_merging(videos, times, texts, self.tower_merger, wants, timer)
         frames = [frame for video in videos for frame in video.unbind()]
         distinct = self.distinct_frames(inputs, lengths)
         reuse = reuse_of(distinct, frames)
@@ -137,7 +138,7 @@ class FixedGridAdapter(Adapter):
         parts = {name: rows.split(name, lengths) for name in TOKEN_FIELDS}
         encoded = []
         for i, seconds in enumerate(times):
-            fields: dict[str, Any] = {name: part[i] for name, part in parts.items()}
+            fields: dict[str, Any] = {"text": texts[i], **{name: part[i] for name, part in parts.items()}}
             encoded.append(VisualTokens(grid=self.grid, timestamps_s=seconds, sink_positions=self._sinks, **fields))
         return EncodedVideos(videos=encoded, reuse=reuse)
 
@@ -154,7 +155,13 @@ class FixedGridAdapter(Adapter):
             )
 
     def _encode_merging(
-        self, videos: list[Tensor], times: Sequence[Tensor], merger: Merger, wants: Signal, timer: StageTimer
+        self,
+        videos: list[Tensor],
+        times: Sequence[Tensor],
+        texts: Sequence[Tensor | None],
+        merger: Merger,
+        wants: Signal,
+        timer: StageTimer,
     ) -> EncodedVideos:
         """Encode videos one by one, and let `merger` merge frames between blocks; states of all frames are held."""
         if _COMPILED in vars(self.model):
@@ -168,7 +175,7 @@ class FixedGridAdapter(Adapter):
         def run(hidden: Tensor, first: int, end: int) -> Tensor:
             return concatenated([run_blocks(tower, hidden[batch], first, end) for batch in batches(len(hidden))])
 
-        for video, seconds in zip(videos, times, strict=True):
+        for video, seconds, text in zip(videos, times, texts, strict=True):
             with timer.stage("tower"):
                 pixels = [to_device(video[batch], device).to(self.model.dtype) for batch in batches(len(video))]
                 hidden = concatenated([embed(tower, part) for part in pixels])
@@ -178,7 +185,7 @@ class FixedGridAdapter(Adapter):
                 with timer.stage("tower"):
                     states = TowerStates(frames.hidden[batch], run(frames.hidden[batch], self._depth - 1, self._depth))
                 rows.add(**self._rows_of(states, wants, timer))
-            fields: dict[str, Any] = {name: rows.get(name) for name in TOKEN_FIELDS}
+            fields: dict[str, Any] = {"text": text, **{name: rows.get(name) for name in TOKEN_FIELDS}}
             fields["timestamps_s"] = seconds.index_select(0, to_device(frames.sources, seconds.device))
             encoded.append(VisualTokens(grid=self.grid, sink_positions=self._sinks, groups=frames.groups, **fields))
             merged.append(MergedFrames(num_frames=len(video), sources=frames.sources))

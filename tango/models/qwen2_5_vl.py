@@ -47,7 +47,7 @@ class QwenVlAdapter(Adapter):
             "kept" is "correct": no rule of this family numbers tokens anew.
     """
 
-    signals: ClassVar[Signal] = Signal.SALIENCY | Signal.TIMESTAMPS | Signal.KEYS
+    signals: ClassVar[Signal] = Signal.SALIENCY | Signal.TIMESTAMPS | Signal.KEYS | Signal.TEXT
     consumed: ClassVar[frozenset[str]] = frozenset(
         {
             "pixel_values", "pixel_values_videos", "image_grid_thw", "video_grid_thw", "second_per_grid_ts",
@@ -116,6 +116,7 @@ class QwenVlAdapter(Adapter):
         if len(pixels) != unit * sum(math.prod(grid) for grid in grids):
             given = torch.as_tensor(inputs["video_grid_thw"]).tolist()
             raise ValueError(f"video_grid_thw {given} does not fit {len(pixels)} patches of pixels")
+        texts = self.texts(inputs, wants, [math.prod(grid) for grid in grids])
         patches = [unit * H * W for T, H, W in grids for _ in range(T)]
         distinct, each = self.distinct_frames(inputs, [T for T, _, _ in grids]), pixels.split(patches)
         if (reuse := reuse_of(distinct, each)) is not None:
@@ -131,8 +132,8 @@ class QwenVlAdapter(Adapter):
                 rows[video].add(**parts)
             first += count
         videos = []
-        for own, (_, H, W), seconds in zip(rows, grids, times, strict=True):
-            fields: dict[str, Any] = {name: own.get(name) for name in TOKEN_FIELDS}
+        for own, (_, H, W), seconds, text in zip(rows, grids, times, texts, strict=True):
+            fields: dict[str, Any] = {"text": text, **{name: own.get(name) for name in TOKEN_FIELDS}}
             videos.append(VisualTokens(grid=(H, W), timestamps_s=seconds, **fields))
         extras = [[x.flatten(0, 1) for x in own.rest(TOKEN_FIELDS)] for own in rows]
         return EncodedVideos(videos=videos, extras=extras, reuse=reuse)

@@ -92,7 +92,7 @@ def shorten(
     S = int(lengths.max())
     mask = (torch.arange(S) >= S - lengths[:, None]).long()
     image = torch.zeros_like(video) if images is None else images[0]
-    _check_count("image", int((image & attended).sum()), 0 if images is None else len(images[1]))
+    check_count("image", int((image & attended).sum()), 0 if images is None else len(images[1]))
     on_device = [torch.stack([input_ids, attended, video, image]), mask, (mask.cumsum(dim=1) - 1).clamp_min(0)]
     (ids, attended, video, image), mask, counted = (to_device(x, device) for x in on_device)
     attended, video, image, is_text = attended.bool(), video.bool(), image.bool(), mask.bool()
@@ -133,7 +133,7 @@ def _kept_positions(positions: Tensor, kept: Tensor, counted: Tensor, mask: Tens
 
 def _kept_per_row(in_rows: Sequence[int], placeholders: Sequence[int], kept: Sequence[int]) -> Int[Tensor, "B"]:
     """How many placeholders each row keeps, given their number in each row, and of each video before and after."""
-    _check_count("video", sum(in_rows), sum(placeholders))
+    check_count("video", sum(in_rows), sum(placeholders))
     ends = np.cumsum([0, *placeholders]).tolist()
     borders = np.cumsum([0, *in_rows]).tolist()  # along the flattened batch
     if not set(borders) <= set(ends):
@@ -145,7 +145,8 @@ def _kept_per_row(in_rows: Sequence[int], placeholders: Sequence[int], kept: Seq
     return torch.tensor([before[b] - before[a] for a, b in pairwise(borders)])
 
 
-def _check_count(kind: str, in_prompt: int, in_features: int) -> None:
+def check_count(kind: str, in_prompt: int, in_features: int) -> None:
+    """Raise ValueError unless a prompt has as many placeholders as there are features for them."""
     if in_prompt != in_features:
         raise ValueError(
             f"the prompt has {in_prompt} {kind} placeholders, but the {kind} inputs make {in_features} tokens; "

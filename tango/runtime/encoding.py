@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tango.containers import Video
+from tango.containers import Signal, Video
 from tango.errors import OptionError
-from tango.methods import KeepAllPruner, LayerPruner
+from tango.methods import KeepAllPruner, LayerPruner, Pruner
 from tango.models.calls import Call, cache_argument
 from tango.models.processors.messages import TimeInstruction
 from tango.models.processors.protocol import ChatProtocol, Reading
@@ -44,8 +44,8 @@ def encode(
     again. With the prefix cache the LLM does not read the video again, either: only what follows it in the prompt is
     prefilled. Rounding then differs a little, as it does whenever a prompt is read in two pieces.
 
-    On a model that is not pruned all tokens are kept. Pre-LLM methods look at the video alone, so what they keep is
-    right for every question; intra-LLM methods look at the question, too, and are refused.
+    On a model that is not pruned all tokens are kept. Most pre-LLM methods look at the video alone, so what they keep
+    is right for every question; those that need its text (`cdpruner`) are refused, and so are intra-LLM methods.
 
     The video is refused once the model's weights have changed, as far as that can be seen: by new parameters, by
     `load_state_dict`, by an optimizer's step, by PEFT's adapters, but not by writing to a parameter's `.data`.
@@ -59,7 +59,7 @@ def encode(
             (DynamicCache; no sliding windows, beams, assisted decoding or `cache_implementation`), and left alone
             elsewhere.
     Raises:
-        OptionError: the model is pruned by an intra-LLM method.
+        OptionError: the model is pruned by a method that looks at the question.
         NotFiniteError: the video's features hold NaN or infinity.
         VideoReadError, UnknownNameError, PromptError, OptionError: as in `tango.prepare`.
 
@@ -73,7 +73,7 @@ def encode(
     """
     processor, pruning = wrapped(processor), pruning_of(model)
     if pruning is not None:
-        _refuse_layer_pruner(pruning.layer_pruner)
+        _refuse_question_aware(pruning.pruner, pruning.layer_pruner)
     read = Reading(processor, num_frames=num_frames, fps=fps, backend=backend).read_video(video)
     inputs = prepare(processor, read, "", time_instruction=time_instruction, vision_marks=vision_marks)
     outline = Outline(video=_blank(read), time_instruction=time_instruction, vision_marks=vision_marks)
@@ -88,13 +88,17 @@ def encode(
         return encoded
 
 
-def _refuse_layer_pruner(layer_pruner: LayerPruner | None) -> None:
+def _refuse_question_aware(pruner: Pruner, layer_pruner: LayerPruner | None) -> None:
     if layer_pruner is not None:
-        raise OptionError(
-            f"{layer_pruner.name} prunes inside the LLM, where it looks at the question, so a video cannot be encoded "
-            "before the question is known; give the video itself with every question, or prune with a pre-LLM method "
-            "alone"
-        )
+        method, alternative = f"{layer_pruner.name} prunes inside the LLM, where it", "a pre-LLM method alone"
+    elif Signal.TEXT in pruner.wants:
+        method, alternative = pruner.name, "a method that needs no text"
+    else:
+        return
+    raise OptionError(
+        f"{method} looks at the question, so a video cannot be encoded before the question is known; give the video "
+        f"itself with every question, or prune with {alternative}"
+    )
 
 
 def _blank(video: Video | Tensor) -> Video | Tensor:

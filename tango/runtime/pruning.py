@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tango.containers import Signal
 from tango.errors import OptionError, TangoError, UnsupportedModelError
 from tango.methods import KeepAllPruner, LayerPruner, Plan, Pruner, TowerMerger
 from tango.models.base import Adapter
-from tango.models.calls import Call, cache_argument, cache_of, on_host, remember_prompt, remembered_prompt
+from tango.models.calls import Call, cache_argument, cache_of, check_cache, on_host, remember_prompt, remembered_prompt
 from tango.models.splice import ShortPrompt, shorten
 from tango.models.unwrapping import unwrap
 from tango.ops.flops import check_layer
@@ -338,16 +339,8 @@ class Pruning:
         self._own.stats = stats  # other calls may have been made from within
 
     def _check_cache(self, cache: Cache | None, short: ShortPrompt | None) -> None:
-        """Refuse a cache with a pruned prompt, unless the new prompt begins with that very one."""
-        held = None if cache is None else remembered_prompt(cache, self.adapter.video_token_id)
-        if held is None or (
-            short is not None and torch.equal(held, short.input_ids[:, : held.shape[1]].to(held.device))
-        ):
-            return
-        raise TangoError(
-            f"the cache (past_key_values) holds a pruned prompt of {held.shape[1]} tokens, which these input_ids do "
-            "not begin with; leave out the cache, or give the conversation with its video again beside it"
-        )
+        ids, question_aware = None if short is None else short.input_ids, Signal.TEXT in self.pruner.wants
+        check_cache(cache, ids, self.adapter.video_token_id, question_aware=question_aware)
 
     def _check_step(self, kwargs: dict[str, Any]) -> None:
         """Refuse a step after a direct call with video whose positions stock code would count wrongly."""

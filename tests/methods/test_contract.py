@@ -32,6 +32,7 @@ def constant(value: float, saliency: float) -> VisualTokens:
         saliency=torch.full((6, 25), saliency),
         frame_embeds=torch.full((6, 8), value),
         keys=torch.full((6, 25, 7), value),
+        text=torch.full((4, 24), value),
         sink_positions=(0,),
     )
 
@@ -223,7 +224,7 @@ class TestGradients:
 
 @pytest.mark.usefixtures("unchecked_annotations")
 class TestSignals:
-    BARE: tuple[str, ...] = ("saliency", "frame_embeds", "keys")
+    BARE: tuple[str, ...] = ("saliency", "frame_embeds", "keys", "text")
 
     def test_what_is_not_needed_may_be_missing(self, method: str) -> None:
         needs = pruner_class(method).needs
@@ -240,7 +241,7 @@ class TestSignals:
             build_pruner(method)(tokens)
 
     def test_ratio_one_needs_nothing(self, method: str) -> None:
-        bare = dataclasses.replace(small_video(), saliency=None, frame_embeds=None, keys=None)
+        bare = dataclasses.replace(small_video(), saliency=None, frame_embeds=None, keys=None, text=None)
         assert len(build_pruner(method, retention_ratio=1.0)(bare).indices) == 6 * 25
 
     def test_wants_at_least_what_it_needs(self, method: str) -> None:
@@ -314,6 +315,8 @@ class TestInput:
             ({"saliency": torch.rand(25)}, r"saliency must have shape \(6, 25\) .*got \(25,\)"),
             ({"frame_embeds": torch.rand(7, 3)}, r"frame_embeds must have shape \(6, None\) .*got \(7, 3\)"),
             ({"keys": torch.rand(6, 24, 3)}, r"keys must have shape \(6, 25, None\) .*got \(6, 24, 3\)"),
+            ({"text": torch.rand(4, 23)}, r"text must have shape \(None, 24\) .*got \(4, 23\)"),
+            ({"text": torch.rand(0, 24)}, r"text must have shape \(None, 24\) .*got \(0, 24\)"),
             ({"keys": torch.rand(6, 25)}, r"keys must have shape \(6, 25, None\) .*got \(6, 25\)"),
             ({"sink_positions": (0, 25)}, r"sink_positions must lie in \[0, 25\), got \(0, 25\)"),
             ({"sink_positions": (-1,)}, r"sink_positions must lie in \[0, 25\)"),

@@ -275,6 +275,18 @@ def test_loss_of_a_padded_batch_is_that_of_its_rows(even, padding):
     torch.testing.assert_close(float(loss), total / count, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_frame_without_kept_tokens_has_no_newline(model):
+    """EVS at the ratio of one frame keeps the whole first frame, with its newlines, and no other placeholder."""
+    inputs, S = one_video(model), side(model)
+    with tango.prune(model, "evs", retention_ratio=1 / T) as pruning:
+        prepared = pruning.encode(inputs["input_ids"], inputs["attention_mask"], inputs)
+    (mask,) = prepared.videos.keep_masks
+    assert mask.tolist() == [True] * (S * (S + 1)) + [False] * ((T - 1) * S * (S + 1))
+    newlines = (prepared.short.inputs_embeds[0] == model.model.image_newline).all(-1).sum()
+    assert newlines == S
+
+
 def test_gradients_reach_the_newline_and_the_tower():
     model = tiny.llava_video()
     inputs = one_video(model)

@@ -10,6 +10,7 @@ from tango.containers import PrunedTokens
 from tango.methods.uniform import UniformPruner
 from tango.models.base import adapter_class
 from tests import tiny_qwen
+from tests.runtime.test_encoding import processor_of, video
 from tests.tiny_qwen import STILL, TALL, WIDE
 
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
@@ -141,3 +142,41 @@ def test_chunked_prefill(model):
     for i, layer in enumerate(whole[0]["deepstack_visual_embeds"]):
         prefill = [p["deepstack_visual_embeds"][i] for p in pieces if p.get("deepstack_visual_embeds") is not None]
         torch.testing.assert_close(torch.cat(prefill, dim=1), layer)
+
+
+@pytest.mark.parametrize("marks", ["nested", "flat"])
+def test_a_frame_without_kept_tokens_keeps_its_time(model, marks):
+    """EVS at 10 % keeps the first of many frames; all else of the prompt stays: times, marks of frames, question."""
+    processor = processor_of("qwen3_vl", model)
+    inputs = tango.prepare(processor, video(12), "What?", vision_marks=marks)
+    full, pad = inputs["input_ids"][0].tolist(), model.config.video_token_id
+    frames = int(inputs["video_grid_thw"][0, 0])
+    per_frame = full.count(pad) // frames
+    assert (frames, per_frame) == (6, 4)
+    with tango.prune(model, "evs", retention_ratio=0.1) as pruning:
+        short = pruning.encode(inputs["input_ids"], inputs["attention_mask"], inputs).short
+        output = model.generate(**inputs, **GREEDY)[0, len(full) :].tolist()
+    left = short.input_ids[0].tolist()
+    assert [token for token in left if token != pad] == [token for token in full if token != pad]
+    assert [i for i, token in enumerate(left) if token == pad] == [
+        i for i, token in enumerate(full) if token == pad][:per_frame]  # fmt: skip
+    text = processor.tokenizer.decode(left)
+    assert text.count(" seconds>") == frames
+    assert text.count("<|vision_start|>") == text.count("<|vision_end|>") == frames + (marks == "nested")
+    before = adapter_class("qwen3_vl")(model).positions(inputs["input_ids"], inputs["attention_mask"], inputs)
+    assert torch.equal(short.position_ids[1:, 0], before[:, 0, short.kept[0]])  # each stands where it stood
+    assert output
+
+
+def test_evs_leaves_empty_frames_between_full_ones(model):
+    """The scene changes at the fourth of six steps; the others are still."""
+    inputs = tiny_qwen.inputs("qwen3_vl", ("See ", (6, 4, 4), " why?"))
+    steps = inputs["pixel_values_videos"].unflatten(0, (6, 16)).clone()
+    steps[1:3], steps[4:] = steps[:1], steps[3:4]
+    inputs["pixel_values_videos"] = steps.flatten(0, 1)
+    with tango.prune(model, "evs", retention_ratio=1 / 3) as pruning:
+        prepared = pruning.encode(inputs["input_ids"], inputs["attention_mask"], inputs)
+        calls = handed_over(model, lambda: model.generate(**inputs, **GREEDY))
+    assert prepared.videos.keep_masks[0].view(6, 4).sum(1).tolist() == [4, 0, 0, 4, 0, 0]
+    assert tiny_qwen.tokenizer().decode(prepared.short.input_ids[0]).count(" seconds>") == 6
+    assert has_rows(calls[0]).sum() == 8

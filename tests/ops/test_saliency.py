@@ -101,14 +101,12 @@ def test_a_head_that_is_not_there_is_named() -> None:
 
 
 def test_each_signal_says_its_field_and_shape() -> None:
-    sizes = {"T": 2, "N": 3, "P": 5, "d": 7}
+    sizes = {"T": 2, "N": 3, "D": 4, "P": 5, "d": 7, "Q": 6}
     made = {kind.field: torch.ones(*(sizes[letter] for letter in kind.shape)) for kind in ALL_SIGNALS.kinds}
     tokens = VisualTokens(features=torch.ones(2, 3, 4), grid=(1, 3), **made)
     assert all(getattr(tokens, field) is made[field] for field in ALL_SIGNALS.fields)
     for field in ALL_SIGNALS.fields:
         with pytest.raises(ValueError, match=f"{field} must have shape"):
-            VisualTokens(
-                features=torch.ones(2, 3, 4), grid=(1, 3), **{**made, field: torch.ones(4, *made[field].shape[1:])}
-            )
+            VisualTokens(features=torch.ones(2, 3, 4), grid=(1, 3), **{**made, field: made[field][None]})
     assert (Signal.KEYS | Signal.SALIENCY).fields == ["saliency", "keys"]
     assert Signal.NONE.kinds == []

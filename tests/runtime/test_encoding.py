@@ -390,7 +390,7 @@ def mini() -> tuple[Any, ChatProtocol]:
     return tango.load("tango-mini")
 
 
-@pytest.mark.parametrize("method", available_pruners())
+@pytest.mark.parametrize("method", [name for name in available_pruners() if name != "cdpruner"])
 def test_real_answers_of_every_method(method: str, mini: tuple[Any, ChatProtocol], tmp_path: Path) -> None:
     model, processor = mini
     path = clip_file(tmp_path, 3)

@@ -26,6 +26,13 @@ def test_intra_llm_methods_are_refused() -> None:
             tango.encode(model, processor, video())
 
 
+def test_a_method_that_looks_at_the_question_is_refused() -> None:
+    model, processor = build()
+    refused = pytest.raises(tango.OptionError, match=r"cdpruner looks at the question.*a method that needs no text")
+    with tango.prune(model, "cdpruner"), refused:
+        tango.encode(model, processor, video())
+
+
 def again(model: Any, **options: Any) -> None:
     tango.prune(model, **{"method": "uniform", "retention_ratio": 0.3, **options})
 

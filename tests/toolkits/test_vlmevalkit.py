@@ -198,7 +198,7 @@ def test_an_unknown_method_is_refused_at_once(environment: dict[str, str], check
     refused = launch(environment, [sys.executable, *flags(checkpoints, tmp_path / "out", "--method", "tanga")])
     assert refused.returncode == 2
     assert refused.stdout.startswith(
-        "run.py: error: unknown method 'tanga'. Did you mean 'tango'? Known: dart, divprune, "
+        "run.py: error: unknown method 'tanga'. Did you mean 'tango'? Known: cdpruner, dart, "
     )
     assert "none" in refused.stdout
     assert "vidcom2" in refused.stdout

@@ -19,6 +19,7 @@ _NUM_OBJECTS = 4
 _NOISE_RANGE = (0.1, 3.0)  # amplitude at static and at restless positions, against content of about 1.2
 _SECONDS_PER_FRAME = 2.0
 _KEY_DIM = 72  # of one head of SigLIP so400m
+_TEXT = 24  # tokens of the question
 
 
 def synthetic_tokens(
@@ -33,7 +34,7 @@ def synthetic_tokens(
 ) -> VisualTokens:
     """Make the tokens of one video with every signal; the same arguments make the same tokens.
 
-    Frame embeddings are the means of the frames, keys a fixed random projection of the features.
+    Frame embeddings are the means of the frames, keys a fixed random projection of the features, the text normal.
 
     Args:
         kind: "iid" (normal features, uniform saliency: every segment is one frame), "video" (scenes of about seven
@@ -67,6 +68,7 @@ def synthetic_tokens(
         saliency=saliency.to(device),
         frame_embeds=embeds.to(device),
         keys=keys,
+        text=torch.randn(_TEXT, dim, generator=torch.Generator().manual_seed(seed + 2)).to(device, dtype),
         sink_positions=_sinks(N) if kind == "video" else (),
     )
 
