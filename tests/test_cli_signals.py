@@ -119,6 +119,7 @@ def test_methods_that_a_model_cannot_serve_are_named(files, capsys, monkeypatch)
     [
         (("one.mp4",), (), "", "give --model, or --tower for a vision tower alone"),
         (("one.mp4",), ("--tower", "x"), "--model", "give --model, or --tower"),
+        (("one.mp4",), ("--dtype", "float16"), "--tower", "a tower runs in float32"),
         (("one.mp4", "absent.mp4"), (), "--tower", "absent.mp4': no such file"),
         (("one.mp4", "one.mp4"), (), "--tower", "is given twice"),
         (("text.mp4",), (), "--tower", "text.mp4"),

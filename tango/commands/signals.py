@@ -139,10 +139,12 @@ def open_source(args: argparse.Namespace) -> Source:
     """Load the model or the tower that the arguments name, and complete `num_frames` and `saliency`.
 
     Raises:
-        OptionError: both are named, or none.
+        OptionError: both are named, or none; or a tower comes with options of a model.
     """
     if bool(args.model) == bool(args.tower):
         raise OptionError("give --model, or --tower for a vision tower alone")
+    if args.tower and (args.dtype not in ("auto", "float32") or args.attn_implementation or args.siglip):
+        raise OptionError("a tower runs in float32 as transformers builds it; --dtype and others are for models")
     quiet()
     source: Source
     if args.tower:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from tango.containers import VisualTokens
+from tango.errors import NotFiniteError
 from tango.lab.signals.calibration import kept_share, observe, suggest
 from tango.methods import TangoPruner
 from tests.synthetic import VIDEOS, video_tokens
@@ -43,6 +44,14 @@ def test_a_single_frame_is_a_video_too():
     tokens = video_tokens(frames=1, scenes=1)
     kept = len(TangoPruner(retention_ratio=0.2)(tokens).indices) / 36
     assert kept_share(observe(tokens), 0.2, 0.8, 0.8) == pytest.approx(kept)
+
+
+@pytest.mark.parametrize("field", ["features", "saliency"])
+def test_numbers_that_are_not_finite_are_refused(field):
+    tokens = video_tokens()
+    getattr(tokens, field)[3, 5] = float("nan")
+    with pytest.raises(NotFiniteError, match="features or saliency"):
+        observe(tokens)
 
 
 class TestSinks:

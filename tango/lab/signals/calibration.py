@@ -17,6 +17,7 @@ from tango.containers import VisualTokens
 from tango.lab.signals.sinks import SinkSearch, find_sinks
 from tango.methods import TangoPruner
 from tango.ops.budget import segment_budgets
+from tango.ops.checks import check_finite_on_host
 from tango.ops.segmentation import adjacent_similarity, segment_by_static_tokens, static_positions
 from tango.ops.similarity import unit_rows
 
@@ -47,14 +48,20 @@ class Suggestion:
 
 
 def observe(tokens: VisualTokens) -> Observed:
-    """Look at the tokens of one video, whose saliency must be there."""
+    """Look at the tokens of one video, whose saliency must be there.
+
+    Raises:
+        NotFiniteError: features or saliency hold NaN or infinity.
+    """
     assert tokens.saliency is not None
     x, T = tokens.features, len(tokens.features)
     frames = torch.linspace(0, T - 1, _SAMPLED).round().long().to(x.device)
+    saliency, similarity = tokens.saliency.float().cpu(), adjacent_similarity(x)[0].cpu().numpy()
+    check_finite_on_host(np.append(similarity.ravel(), saliency.numpy().ravel()), "features or saliency")
     return Observed(
         grid=tokens.grid,
-        saliency=tokens.saliency.float().cpu(),
-        similarity=adjacent_similarity(x)[0].cpu().numpy(),
+        saliency=saliency,
+        similarity=similarity,
         sample=unit_rows(x[frames]).cpu(),
         known_sinks=tokens.sink_positions,
     )

