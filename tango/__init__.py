@@ -26,8 +26,8 @@ _HOMES = {  # module -> the names that it has
         "TangoError UnknownNameError UnsupportedModelError VideoReadError WriteError"
     ),
     "tango.methods": (
-        "DartPruner DivPrunePruner DyCokePruner EarlyTomFramesMerger EarlyTomFramesReleaseMerger EarlyTomPruner "
-        "FastVidPruner FastvMergePruner FastvPruner FrameFusionPruner "
+        "DartPruner DivPrunePruner DownsamplePruner DyCokePruner EarlyTomFramesMerger EarlyTomFramesReleaseMerger "
+        "EarlyTomPruner FastVidPruner FastvMergePruner FastvPruner FewerFramesPruner FrameFusionPruner "
         "HolitomMergePruner HolitomPruner KeepAllPruner LayerPruner Plan PruneVidPruner PruneVidSelectPruner "
         "Pruner PyramidDropPruner RandomPruner SparseVlmPruner TangoPaperPruner TangoPruner "
         "TangoReleasePruner TowerMerger UniformPruner VidCom2Pruner VisionZipPruner available_layer_pruners "
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from tango.methods import (
         DartPruner,
         DivPrunePruner,
+        DownsamplePruner,
         DyCokePruner,
         EarlyTomFramesMerger,
         EarlyTomFramesReleaseMerger,
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
         FastVidPruner,
         FastvMergePruner,
         FastvPruner,
+        FewerFramesPruner,
         FrameFusionPruner,
         HolitomMergePruner,
         HolitomPruner,

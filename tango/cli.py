@@ -35,6 +35,7 @@ _COMMANDS = (
     ("table", "tango.commands.table", "fill the paper's tables with recorded results"),
     ("runs", "tango.commands.runs", "list recorded results: accuracy, tokens kept, difference to all tokens"),
     ("figure", "tango.commands.figure", "plot accuracy against visual tokens, from recorded results"),
+    ("leaderboard", "tango.commands.leaderboard", "collect recorded results, also other people's, on one page"),
     ("convert", "tango.commands.convert", "write an lmms-lab checkpoint in the layout of transformers"),
     ("doctor", "tango.commands.doctor", "check this installation: versions, readers, GPU, toolkits, a small answer"),
     ("quickstart", "tango.commands.quickstart", "try everything on a tiny model and a generated clip"),

@@ -118,7 +118,7 @@ def test_scripts_tie_what_they_start_to_themselves(start, tmp_path: Path, script
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="this system has no /proc")
 def test_the_peak_of_a_process_is_its_own():
-    child = "from tango.processes import resident_bytes; print(resident_bytes(peak=True), resident_bytes())"
+    child = "from tango.processes import resident_bytes; print(resident_bytes(), resident_bytes(peak=True))"
     parent = f"""
 import subprocess, sys
 large = bytearray(b"x") * (500 << 20)
@@ -127,9 +127,9 @@ print(subprocess.run([sys.executable, "-c", {child!r}], capture_output=True, tex
 {child}
 """
     done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, cwd=ROOT, check=True)
-    (peak_of_child, child_now), (peak_of_parent, parent_now) = (
+    (child_now, peak_of_child), (parent_now, peak_of_parent) = (
         map(int, line.split()) for line in done.stdout.split("\n") if line
     )
-    assert 0 < child_now <= peak_of_child < 300e6
+    assert 0 < child_now < 1.1 * peak_of_child < 330e6  # the kernel counts pages in lots
     assert peak_of_parent > 500e6
     assert parent_now < 300e6

@@ -6,11 +6,13 @@ from tango.methods import deprecated
 from tango.methods.base import KeepAllPruner, LayerPruner, Pruner, TowerMerger
 from tango.methods.dart import DartPruner
 from tango.methods.divprune import DivPrunePruner
+from tango.methods.downsample import DownsamplePruner
 from tango.methods.dycoke import DyCokePruner
 from tango.methods.earlytom import EarlyTomFramesMerger, EarlyTomFramesReleaseMerger, EarlyTomPruner
 from tango.methods.fastv import FastvPruner
 from tango.methods.fastv_merge import FastvMergePruner
 from tango.methods.fastvid import FastVidPruner
+from tango.methods.fewer_frames import FewerFramesPruner
 from tango.methods.framefusion import FrameFusionPruner
 from tango.methods.holitom import HolitomPruner
 from tango.methods.holitom_merge import HolitomMergePruner
@@ -42,6 +44,7 @@ from tango.methods.visionzip import VisionZipPruner
 __all__ = [
     "DartPruner",
     "DivPrunePruner",
+    "DownsamplePruner",
     "DyCokePruner",
     "EarlyTomFramesMerger",
     "EarlyTomFramesReleaseMerger",
@@ -49,6 +52,7 @@ __all__ = [
     "FastVidPruner",
     "FastvMergePruner",
     "FastvPruner",
+    "FewerFramesPruner",
     "FrameFusionPruner",
     "HolitomMergePruner",
     "HolitomPruner",

@@ -26,8 +26,10 @@ class FastvPruner(LayerPruner):
 
     Source: arXiv:2403.06764, with the layer of its release. The Tango paper does not say which layer it used; of the
     published values, only this one reaches a mean of 0.1 in 28 layers.
-    Deviation: one row of attention is computed in float32, not a layer's whole matrices; each layer writes its cache
-    once, and layers after the pruned one cache their own keys and values (the release's files differ in both).
+    Deviation: round(r M) tokens are kept; the release rounds M (1 - R) of the fraction R dropped, which in floating
+    point can be one token off where r M ends in .5. One row of attention is computed in float32, not a layer's whole
+    matrices; each layer writes its cache once, and layers after the pruned one cache their own keys and values (the
+    release's files differ in both).
     Example:
         >>> states, kept = tango.FastvPruner(retention_ratio=0.25)(prompt)
         >>> len(prompt.visual), len(kept)

@@ -37,8 +37,10 @@ class FastVidPruner(Pruner):
     frame_vector="mean"` beside it are as released for Qwen2.5-VL.
 
     Source: arXiv:2503.11187 and its releases; by default the one for LLaVA-OneVision, whatever the model.
-    Deviation: densities get no noise. Fewer frames than `min_segments` are one segment each, and there are no more
-    anchors than tokens; the release fails in both cases. `merge_weight` is held above 1 / n, not 1 / (n + 1).
+    Deviation: densities get no noise. Fewer frames than `min_segments` are one segment each, where the releases fail.
+    So do those for the LLaVA models where a frame's budget exceeds its tokens; here, anchors are then fewer with
+    `rule="onevision"`, and salient tokens with `rule="segment"`, as in the release for Qwen2.5-VL. By default
+    `merge_weight` is held above 1 / n, not 1 / (n + 1).
     `assignment` counts a token to the first anchor frame not before its own. `exact_budget` spreads the remainders.
     Example:
         >>> len(tango.FastVidPruner(retention_ratio=0.25, exact_budget=True)(tokens).indices)
@@ -131,7 +133,8 @@ class FastVidPruner(Pruner):
         """The number of salient tokens and of anchors in each frame. Host arithmetic only."""
         totals = apportion(exact_count(len(is_open) * N, self.retention_ratio), [length * N for length in lengths])
         per_frame = max(1, int(N * self.retention_ratio))
-        max_anchors = N if self.duplicate_threshold is None else max(1, N // 2)  # of one frame (Qwen release)
+        qwen = self.duplicate_threshold is not None  # at least one anchor, and no more than half of a frame (release)
+        limits = {"min_anchors": int(qwen), "max_anchors": max(1, N // 2) if qwen else N}
         share, stride = self.context_ratio, self.anchor_stride
         counts: list[tuple[int, int]] = []
         for length, total in zip(lengths, totals, strict=True):
@@ -141,7 +144,7 @@ class FastVidPruner(Pruner):
             elif self.rule == "onevision":
                 counts += equal_counts(per_frame, share, N, length, stride)
             else:
-                counts += divided_counts(per_frame * length, share, N, here, stride, max_anchors=max_anchors)
+                counts += divided_counts(per_frame * length, share, N, here, stride, **limits)
         return counts
 
     @torch.no_grad()

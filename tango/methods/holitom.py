@@ -42,8 +42,10 @@ class HolitomPruner(Pruner):
     Works with any saliency; the default is that of the authors, the attention that tokens receive in the tower.
 
     Source: arXiv:2505.21334 and its release, without the intra-LLM part, which is `holitom-merge`.
-    Deviation: densities get no noise, so the centre of a single cluster is its first position, not a random one.
-    Averages are in float32. At least one token is kept. An exact budget above what averaging leaves disables averaging.
+    Deviation: kept tokens are in the order of the video; the release hands on a segment's static tokens before the
+    others of its first frame. Densities get no noise, so the centres of one or two clusters are the first of the
+    positions that tie, not random ones. Averages are in float32. At least one token is kept. An exact budget above what
+    averaging leaves disables averaging.
     Example:
         >>> len(tango.HolitomPruner(retention_ratio=0.25, exact_budget=True)(tokens).indices)
         72

@@ -27,7 +27,8 @@ class HolitomMergePruner(LayerPruner):
     2^-m. HoliTom as a whole is `tango.prune(model, "holitom", mean_retention_ratio=0.1, layer_pruner="holitom-merge")`.
 
     Source: arXiv:2505.21334 and its release, where this ratio is the fraction dropped.
-    Deviation: the sequence of means is computed as one weighted sum, in float32. At least one token is kept.
+    Deviation: the release runs the layer before without a causal mask; here that is the option `noncausal_layer`, off.
+    The sequence of means is computed as one weighted sum, in float32. At least one token is kept.
     Example:
         >>> states, kept = tango.HolitomMergePruner(layer=2)(prompt)
         >>> len(prompt.visual), len(kept)
@@ -36,6 +37,7 @@ class HolitomMergePruner(LayerPruner):
 
     layer: int = 18
     retention_ratio: float = 0.5
+    noncausal_layer: bool = False  # type: ignore[misc]  # an option here; the release: True
 
     budget_rule: ClassVar[str] = "round(r M) of the M visual tokens that reach the layer"
     paper: ClassVar[Paper] = Paper(

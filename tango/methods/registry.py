@@ -67,7 +67,7 @@ def available_pruners() -> list[str]:
 
     Example:
         >>> tango.available_pruners()
-        ['divprune', 'dycoke', ..., 'visionzip']
+        [...'divprune', ..., 'visionzip']
     """
     return _names(Pruner)
 

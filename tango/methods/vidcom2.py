@@ -33,7 +33,10 @@ class VidCom2Pruner(Pruner):
     distance of its tokens from the video's mean token.
 
     Source: section 3 of arXiv:2505.14454 and the authors' code.
-    Deviation: computes in float32 whatever the model's dtype; ratio 1 keeps all tokens (the release drops some).
+    Deviation: computes in float32 whatever the model's dtype. The release computes in the model's, which decides
+    otherwise: on the same inputs it shares 70-96 % of its own float32 choice in float16, and 12-82 % in bfloat16
+    (intersection over union). Ratio 1 keeps all tokens (the release drops some). On LLaVA-Video the release keeps the
+    newlines of all rows, as `keep_newlines` does, but puts those of a frame after its tokens; here they end their rows.
     Example:
         >>> len(tango.VidCom2Pruner(retention_ratio=0.25, exact_budget=True)(tokens).indices)
         72

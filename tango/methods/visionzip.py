@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import groupby
 from typing import ClassVar, Literal, NamedTuple
@@ -14,7 +15,7 @@ from tango.containers import Paper, PrunedTokens, Signal, VisualTokens
 from tango.methods.base import Limits, Pruner
 from tango.methods.registry import register
 from tango.ops.assembly import assemble
-from tango.ops.budget import apportion, ceil_count, exact_count
+from tango.ops.budget import ROUNDING_ERROR, apportion, ceil_count, exact_count
 from tango.ops.checks import check_finite
 from tango.ops.merging import add_to_anchors, merge_into_anchors
 from tango.ops.selection import top_k
@@ -38,8 +39,12 @@ class VisionZipPruner(Pruner):
     Works with any saliency; the default is that of the paper, the tower's own attention.
 
     Source: section 3 of arXiv:2412.04467; for towers without a class token, frame by frame as in HoliTom's code.
-    Deviation: kept tokens are in the order of the video, not dominant ones first; cosines are rounded to multiples of
-    2**-18, so that ties go to the earlier anchor; contextual tokens take at most half of a frame's budget.
+    `rounding="down"` counts as VisionZip's code does: of 196 tokens at ratio 0.1, 9 dominant and 9 contextual ones, not
+    10 and 10.
+    Deviation: kept tokens are in the order of the video, not a frame's dominant ones first. On LLaVA-Video, HoliTom's
+    code keeps the newlines of all rows, which `keep_newlines` does here, and mixes up the features of dominant tokens,
+    which nothing does here. Cosines are rounded to multiples of 2**-18, so that ties go to the earlier anchor.
+    Contextual tokens take at most half of a frame's budget.
     Example:
         >>> pruned = tango.VisionZipPruner(retention_ratio=0.25)(tokens)
         >>> (pruned.indices // 36).bincount()  # tokens kept of each frame
@@ -48,12 +53,13 @@ class VisionZipPruner(Pruner):
 
     context_ratio: float = 0.05  # contextual tokens (section 5.1 of arXiv:2604.09547, which leaves open of what)
     context_base: Literal["tokens", "budget"] = "tokens"  # share of a frame's tokens (VisionZip's Qwen port) or budget
+    rounding: Literal["up", "down"] = "up"  # ceil(r N), of them round(c N) merged; floor((r - c) N) + floor(c N)
     context_merge: Literal["sum", "mean"] = "sum"  # release: anchor + mean of the others; mean: of all, anchor included
 
     needs: ClassVar[Signal] = Signal.SALIENCY | Signal.KEYS
     default_saliency: ClassVar[str] = "attn"
     limits: ClassVar[Limits] = {"context_ratio": (0, 1)}
-    budget_rule: ClassVar[str] = "ceil(r N) per frame"
+    budget_rule: ClassVar[str] = "ceil(r N) per frame; up to two fewer with `rounding` down"
     paper: ClassVar[Paper] = Paper(
         title="VisionZip: Longer is Better but Not Necessary in Vision Language Models",
         venue="CVPR 2025",
@@ -66,7 +72,7 @@ class VisionZipPruner(Pruner):
         assert saliency is not None  # the caller checked `needs`
         assert keys is not None
         T, N, _ = x.shape
-        budgets = [ceil_count(N, self.retention_ratio)] * T
+        budgets = [self._budget(N)] * T
         if self.exact_budget:
             budgets = apportion(exact_count(T * N, self.retention_ratio), [N] * T)
         with torch.no_grad():
@@ -85,9 +91,18 @@ class VisionZipPruner(Pruner):
             features.append(rows)
         return assemble(indices, features, assignment.flatten())
 
+    def _budget(self, N: int) -> int:
+        """The number of tokens that a frame keeps, unless the budget is exact."""
+        if self.rounding == "up":
+            return ceil_count(N, self.retention_ratio)
+        context = self.context_ratio * (1 if self.context_base == "tokens" else self.retention_ratio)
+        context = min(context, self.retention_ratio / 2)
+        return max(1, _floor(context * N) + _floor((self.retention_ratio - context) * N))
+
     def _num_context(self, budget: int, N: int) -> int:
         """The number of contextual tokens of a frame."""
-        return min(round(self.context_ratio * (N if self.context_base == "tokens" else budget)), budget // 2)
+        count = self.context_ratio * (N if self.context_base == "tokens" else budget)
+        return min(round(count) if self.rounding == "up" else _floor(count), budget // 2)
 
     def _reduce(
         self, x: Float[Tensor, "B N D"], choice: _Choice, assignment: Int[Tensor, "B N"], *, first: int
@@ -117,6 +132,11 @@ class VisionZipPruner(Pruner):
         else:
             merged = merge_into_anchors(source, cluster, anchors.flatten(), weight=0.0)
         return torch.cat([kept, anchors.flatten()]) + first, torch.cat([rows, merged])
+
+
+def _floor(count: float) -> int:
+    """Round down; just below a whole number counts as that number."""
+    return math.floor(count + ROUNDING_ERROR)
 
 
 def _choose(

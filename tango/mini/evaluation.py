@@ -18,6 +18,8 @@ from tango.mini.questions import KINDS, Question, is_right
 from tango.report.records import append_records, read_run, run_file, write_records
 from tango.report.results import read_json_lines
 from tango.runtime.answering import generate_output, prepare
+from tango.runtime.encoded_video import EncodedVideo
+from tango.runtime.encoding import encode
 from tango.runtime.pruning import pruning_of
 from tango.video.reading import read_video
 
@@ -31,7 +33,9 @@ Record = dict[str, Any]  # in the form of `tango.report.records`
 _KEPT = "all clips before this one are kept; make room, and the same command goes on from there"
 
 
-def ask_model(model: PreTrainedModel, processor: ChatProtocol, video: Video, question: Question) -> Record:
+def ask_model(
+    model: PreTrainedModel, processor: ChatProtocol, video: Video | EncodedVideo, question: Question
+) -> Record:
     """Ask one question.
 
     Returns:
@@ -74,7 +78,7 @@ def evaluate(
 ) -> Iterator[list[Record]]:
     """Yield the records of one clip after the other, one record for each of its questions.
 
-    With `tango.prune` active the videos are pruned.
+    With `tango.prune` active the videos are pruned, once for all questions where the method does not look at them.
 
     Args:
         clips: folder of the mp4 files; missing ones are written.
@@ -87,6 +91,10 @@ def evaluate(
         video = read_video(file, num_frames=num_frames or processor.default_num_frames)
         if control == "blank":
             video.frames.fill_(127)
+        pruning = pruning_of(model)
+        shown: Video | EncodedVideo = video
+        if pruning is not None and pruning.layer_pruner is None:
+            shown = encode(model, processor, video, prefix_cache=False)  # answers stay the same, bit for bit
         about = {"benchmark": "TangoMini" if control == "none" else f"TangoMini-{control}", "clip": index}
         about |= {"video_id": f"clip_{index:04d}", "file": of_content(file)}
         yield [
@@ -94,7 +102,7 @@ def evaluate(
                 **about,
                 "question_id": f"{index:04d}-{question.kind}",
                 "group": question.kind,
-                **ask_model(model, processor, video, question),
+                **ask_model(model, processor, shown, question),
             }
             for question in questions
         ]

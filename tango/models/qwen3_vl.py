@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import vision_utils
 
 from tango.models.base import EncodedImages, register_adapter
@@ -70,7 +71,7 @@ class Qwen3VlAdapter(QwenVlAdapter):
             if images is not None:
                 rows = rows.masked_scatter(is_image[..., None], images.extras[i].to(rows))
             layers.append(rows)
-        return hand_over_deepstack(self.model.model.language_model, short.is_video | is_image, layers, call)
+        return hand_over_deepstack(self.model.model.language_model, layers, call)
 
 
 def _flat(layer: Tensor | Iterable[Tensor]) -> Tensor:
@@ -79,12 +80,12 @@ def _flat(layer: Tensor | Iterable[Tensor]) -> Tensor:
 
 
 @contextmanager
-def hand_over_deepstack(language_model: nn.Module, visual: Tensor, layers: list[Tensor], call: Call) -> Iterator[None]:
-    """While entered, give the prompt's visual positions (B, S) their rows of `layers`, (B, S, D) each.
+def hand_over_deepstack(language_model: nn.Module, layers: list[Tensor], call: Call) -> Iterator[None]:
+    """While entered, add `layers`, (B, S, D) each, to the states of the prompt after the first decoder layers.
 
     Passes that do not belong to the call are left alone. With a cache the hook removes itself after the prompt.
     """
-    S = visual.shape[1]
+    B, S, _ = layers[0].shape
 
     def add(
         _module: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]
@@ -96,14 +97,15 @@ def hand_over_deepstack(language_model: nn.Module, visual: Tensor, layers: list[
         if past >= S:
             return None
         count = min(S - past, embeds.shape[1])
-        repeats = len(embeds) // len(visual)  # beams, or several samples per prompt
-        now = slice(past, past + count)
-        mask = torch.zeros(embeds.shape[:2], dtype=torch.bool, device=visual.device)
-        mask[:, :count] = visual[:, now].repeat_interleave(repeats, dim=0)
-        rows = [layer[:, now].repeat_interleave(repeats, dim=0)[mask[:, :count]] for layer in layers]
+        repeats = len(embeds) // B  # beams, or several samples per prompt
+        beyond = (0, 0, 0, embeds.shape[1] - count)  # tokens after the prompt, as in assisted decoding
+        rows = [pad(layer[:, past : past + count].repeat_interleave(repeats, dim=0), beyond) for layer in layers]
         if cache is not None and past + count >= S:
             handle.remove()
-        return args, {**kwargs, "visual_pos_masks": mask, "deepstack_visual_embeds": rows}
+        # Stock code adds to `states[visual_pos_masks]`. A mask would make the host wait for its number
+        # of tokens, layer by layer. An index of all prompts does not; where they have text, `rows` are zero.
+        everywhere = torch.arange(len(embeds), device=embeds.device)
+        return args, {**kwargs, "visual_pos_masks": everywhere, "deepstack_visual_embeds": rows}
 
     handle = language_model.register_forward_pre_hook(add, with_kwargs=True)
     try:

@@ -50,21 +50,28 @@ def equal_counts(per_frame: int, context_ratio: float, N: int, length: int, stri
 
 
 def divided_counts(
-    total: int, context_ratio: float, N: int, is_open: Sequence[bool], stride: int, *, max_anchors: int
-) -> Counts:
+    total: int, context_ratio: float, N: int, is_open: Sequence[bool], stride: int, *, min_anchors: int = 0,
+    max_anchors: int,
+) -> Counts:  # fmt: skip
     """Divide a segment's `total`: salient tokens among its open frames, anchors among its anchor frames.
 
-    Remainders go to the earlier frames; what exceeds a frame's room, or `max_anchors`, is lost.
+    What does not divide evenly goes to the earlier open frames and to the later anchor frames. What exceeds
+    `max_anchors` is lost; where anchors and salient tokens exceed a frame's room, the salient ones are fewer.
 
-    Source: FastVID's releases for LLaVA-Video and Qwen2.5-VL (arXiv:2503.11187).
+    Args:
+        min_anchors: of the segment.
+        max_anchors: of one frame.
+    Source: FastVID's releases for LLaVA-Video and Qwen2.5-VL (arXiv:2503.11187); the latter has at least one anchor in
+    a segment, and in a frame at most half of its tokens.
     """
 
     def divide(count: int, among: Sequence[bool], most: int) -> list[int]:
         return apportion(min(count, most * sum(among)), [most * here for here in among])
 
-    context = int(total * context_ratio)
-    salient, anchors = divide(total - context, is_open, N), divide(context, every_nth(is_open, stride), max_anchors)
-    return [(count, min(num, N - count)) for count, num in zip(salient, anchors, strict=True)]
+    context = max(min_anchors, int(total * context_ratio))
+    salient = divide(total - context, is_open, N)
+    anchors = divide(context, every_nth(is_open, stride)[::-1], max_anchors)[::-1]
+    return [(min(count, N - num), num) for count, num in zip(salient, anchors, strict=True)]
 
 
 def exact_counts(total: int, context_ratio: float, N: int, is_open: Sequence[bool], stride: int) -> Counts:

@@ -26,6 +26,7 @@ class Line:
     against: str  # the run that `minus` is the difference to
     minus: float | None
     minus_interval: tuple[float, float] | None
+    same_answers: float | None  # share of the questions that both were asked on which both said the same words
     num_questions: int
     num_clips: int
     num_expected: int | None
@@ -76,6 +77,7 @@ def lines(
                 against=against or "all tokens",
                 minus=None if minus is None else minus.value,
                 minus_interval=None if minus is None else minus.interval(),
+                same_answers=None if minus is None or reference is None else _same_answers(run, reference),
                 num_questions=estimates[None].num_questions,
                 num_clips=estimates[None].num_clips,
                 num_expected=run.num_expected,
@@ -90,7 +92,8 @@ def markdown(found: Sequence[Line]) -> str:
     """The lines as a Markdown table."""
     header = (
         "model", "benchmark", "method", "ratio", "tokens kept, %", "accuracy, % [95 %]",
-        f"minus {found[0].against if found else 'all tokens'} [95 %]", "questions", "clips", "failed",
+        f"minus {found[0].against if found else 'all tokens'} [95 %]", "same answers, %", "questions", "clips",
+        "failed",
     )  # fmt: skip
     rows = [header]
     for line in found:
@@ -101,8 +104,17 @@ def markdown(found: Sequence[Line]) -> str:
         minus += _bracket(line.minus_interval, "+.1f")
         kept = "-" if line.tokens_percent is None else f"{line.tokens_percent:.1f}"
         counts = f"{line.num_questions}{whole}", f"{line.num_clips}", _or_dash(line.num_failed)
-        rows.append((line.model, line.benchmark, line.method, ratio, kept, accuracy, minus, *counts))
+        same = "-" if line.same_answers is None else f"{line.same_answers:.1f}"
+        rows.append((line.model, line.benchmark, line.method, ratio, kept, accuracy, minus, same, *counts))
     return markdown_table(rows)
+
+
+def _same_answers(run: Run, reference: Run) -> float | None:
+    """In percent; None where a run has no texts."""
+    theirs = {question.question_id: question.text for question in reference.questions}
+    pairs = [(mine.text, theirs[mine.question_id]) for mine in run.questions if mine.question_id in theirs]
+    known = [mine.strip() == other.strip() for mine, other in pairs if mine is not None and other is not None]
+    return 100 * sum(known) / len(known) if known else None
 
 
 def _or_dash(count: int | None) -> str:

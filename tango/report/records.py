@@ -81,7 +81,7 @@ def write_records(path: Path, run: Json, records: Iterable[Json]) -> None:
         >>> record = {"benchmark": "Video-MME", "question_id": "001-1", "video_id": "fFjv93ACGo8", "correct": True}
         >>> write_records(Path("records.jsonl"), run, [record])
         >>> read_records(Path("records.jsonl")).runs[0].questions
-        (Scored(question_id='001-1', correct=True, video_id='fFjv93ACGo8', group=None),)
+        (Scored(question_id='001-1', correct=True, video_id='fFjv93ACGo8', group=None, text=None),)
     """
     run, lines = {"schema": SCHEMA, **run}, list(records)
     _check_run(run)
@@ -236,8 +236,8 @@ def _run(source: Path, records: list[Json]) -> Run:
 
 
 def _judged(record: Json) -> Scored:
-    clip, group = (None if record.get(name) is None else str(record[name]) for name in ("video_id", "group"))
-    return Scored(str(record["question_id"]), record["correct"] and not record.get("failed"), clip, group)
+    own = (None if record.get(name) is None else str(record[name]) for name in ("video_id", "group", "text"))
+    return Scored(str(record["question_id"]), record["correct"] and not record.get("failed"), *own)
 
 
 def _mean_of(records: list[Json], name: str) -> float | None:

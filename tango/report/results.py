@@ -23,6 +23,7 @@ class Scored:
     correct: bool
     video_id: str | None = None  # None: not recorded
     group: str | None = None  # the benchmark's own group of questions
+    text: str | None = None  # what the model said; None: not recorded
 
 
 @dataclass(frozen=True, kw_only=True)

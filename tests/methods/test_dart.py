@@ -12,7 +12,7 @@ from tango.methods.dart import DartPruner
 from tests.layer_tokens import random_prompt, with_attention
 
 
-def by_loops(tokens, ratio: float, num_visual: int = 4, num_text: int = 4) -> list[int]:
+def by_loops(tokens, ratio: float, num_visual: int = 4, num_text: int = 4, order: str = "set") -> list[int]:
     """Section by section: pivots, then each pivot's least similar tokens, from what is left."""
     norms = [float(sum(abs(v) for v in row.flatten().tolist())) for row in tokens.keys]
     visual, text = tokens.visual.tolist(), tokens.text.tolist()
@@ -24,7 +24,8 @@ def by_loops(tokens, ratio: float, num_visual: int = 4, num_text: int = 4) -> li
     x = tokens.hidden.float()
     x = x / x.pow(2).mean(-1, keepdim=True).add(1e-6).sqrt() * tokens.norm_weight  # the final norm
     kept, candidates = list(pivots), [i for i in range(len(visual)) if i not in pivots]
-    for pivot in [*(visual[i] for i in pivots), *of_text]:
+    in_order = [*(visual[i] for i in pivots), *of_text]
+    for pivot in {*in_order} if order == "set" else in_order:
         similarity = {i: float(torch.cosine_similarity(x[visual[i]], x[pivot], dim=0)) for i in candidates}
         picked = sorted(candidates, key=lambda i: similarity[i])[:q]
         kept += picked
@@ -35,10 +36,11 @@ def by_loops(tokens, ratio: float, num_visual: int = 4, num_text: int = 4) -> li
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("ratio", [0.05, 0.2, 0.35, 0.6, 0.9])
 @pytest.mark.parametrize("text", [1, 3, 9])
-def test_equals_loops(seed, ratio, text):
+@pytest.mark.parametrize("order", ["set", "norm"])
+def test_equals_loops(seed, ratio, text, order):
     tokens = random_prompt(seed=seed, text=text)
-    states, kept = DartPruner(retention_ratio=ratio)(tokens)
-    assert kept.tolist() == by_loops(tokens, ratio)
+    states, kept = DartPruner(retention_ratio=ratio, pivot_order=order)(tokens)
+    assert kept.tolist() == by_loops(tokens, ratio, order=order)
     assert torch.equal(states, tokens.hidden[tokens.visual[kept]])
 
 

@@ -16,6 +16,7 @@ from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError
 from tango.methods import build_pruner
 from tango.methods.fastvid import FastVidPruner
+from tango.ops.anchor_frames import divided_counts
 from tests.synthetic import video_tokens
 
 VIDEOS: dict[str, dict[str, Any]] = {
@@ -127,14 +128,15 @@ def oracle_of_segments(
     for frames in oracle_segments(vectors, c, tau):
         valid = [t for t in frames if ignore is None or t == frames[-1] or cosine(vectors[t], vectors[t + 1]) < ignore]
         anchor_frames = sorted(valid[::-1][::p])
-        seg_ctx = int(R * len(frames) * d)
+        seg_ctx = max(int(R * len(frames) * d), 0 if ignore is None else 1)
         seg_sal = R * len(frames) - seg_ctx
         num_salient, num_context = dict.fromkeys(frames, 0), dict.fromkeys(frames, 0)
-        for i, t in enumerate(valid):
-            num_salient[t] = min(N, seg_sal // len(valid) + (i < seg_sal % len(valid)))
-        for i, t in enumerate(anchor_frames):
+        for i, t in enumerate(reversed(anchor_frames)):
             share = seg_ctx // len(anchor_frames) + (i < seg_ctx % len(anchor_frames))
-            num_context[t] = min(share, N if ignore is None else N // 2, N - num_salient[t])
+            num_context[t] = min(share, N if ignore is None else N // 2)
+        for i, t in enumerate(valid):
+            share = seg_sal // len(valid) + (i < seg_sal % len(valid))
+            num_salient[t] = min(share, N - num_context[t])
         others = {}
         for t in frames:
             best = sorted(range(N), key=lambda n: (-saliency[t, n], n))
@@ -251,20 +253,38 @@ class TestRuleOfSegments:
         pruner = FastVidPruner(retention_ratio=ratio, rule="segment", min_segments=len(lengths))
         assert len(pruner(with_segments(lengths, N=169)).indices) == count  # nothing is lost
 
-    def test_remainders_go_to_the_earlier_frames(self) -> None:
+    def test_remainders_go_to_the_earlier_frames_and_the_later_anchor_frames(self) -> None:
         """Segments of 6 frames of 5 tokens: 12 of 30 for anchors in 2 frames, 18 salient. Of 5 frames: 10 and 15."""
         pruner = FastVidPruner(retention_ratio=0.25, rule="segment", min_segments=2)
         counts = (pruner(with_segments([6, 5], N=20)).indices // 20).bincount().tolist()
         assert counts == [3, 3 + 6, 3, 3, 3, 3 + 6, 3 + 5, 3, 3, 3, 3 + 5]
         pruner = FastVidPruner(retention_ratio=0.15, rule="segment", min_segments=1)  # 15: 6 for 2 frames, 9 for 5
         assert (pruner(with_segments([5], N=20)).indices // 20).bincount().tolist() == [2 + 3, 2, 2, 2, 1 + 3]
+        assert divided_counts(198, 0.4, 169, [True] * 6, 4, max_anchors=169) == [
+            (20, 0), (20, 39), (20, 0), (20, 0), (20, 0), (19, 40),
+        ]  # fmt: skip
+
+    def test_salient_tokens_make_room_for_anchors(self) -> None:
+        """60 tokens for the only open frame: of 36 salient ones 24 fit beside 24 anchors, half of the frame."""
+        counts = divided_counts(60, 0.4, 48, [False] * 4 + [True], 4, min_anchors=1, max_anchors=24)
+        assert counts == [(0, 0)] * 4 + [(24, 24)]
+
+    def test_the_rule_for_qwen_has_an_anchor_in_every_segment(self) -> None:
+        """Of 2 tokens per frame, 0.8 would be an anchor."""
+        tokens = with_segments([1] * 9, N=20)
+        for options, salient in ((self.QWEN, 1), ({}, 2)):
+            pruned = FastVidPruner(retention_ratio=0.1, rule="segment", merge_weight=0.0, **options)(tokens)
+            same = (pruned.features == tokens.features.flatten(0, 1)[pruned.indices]).all(1)
+            assert same.view(9, 2).sum(1).tolist() == [salient] * 9
 
     def test_repeated_frames_get_nothing_and_cap_what_others_get(self) -> None:
-        """Of 8 equal frames the last gets all 8 * 5 tokens' worth: 20 salient ones fit, and then no anchor does."""
+        """Of 8 equal frames the last gets all 40 tokens: 16 anchors, of which 10 may be, and 10 salient ones fit."""
         x = torch.randn(1, 20, 4, generator=torch.Generator().manual_seed(0)).repeat(8, 1, 1)
         tokens = dataclasses.replace(with_segments([8], N=20), features=x)
-        pruner = FastVidPruner(retention_ratio=0.25, rule="segment", min_segments=1, **self.QWEN)
-        assert pruner(tokens).indices.tolist() == list(range(140, 160))
+        pruner = FastVidPruner(retention_ratio=0.25, rule="segment", min_segments=1, merge_weight=0.0, **self.QWEN)
+        pruned = pruner(tokens)
+        assert pruned.indices.tolist() == list(range(140, 160))
+        assert (pruned.features == x[0]).all(1).sum() == 10
         pruner = dataclasses.replace(pruner, retention_ratio=0.1)  # 16 tokens: 6 anchors
         assert pruner(tokens).indices.shape == (16,)
         pruner = dataclasses.replace(pruner, context_ratio=1.0)  # 16 anchors, but half a frame is the most

@@ -31,6 +31,19 @@ def test_reads_of_the_device(monkeypatch: pytest.MonkeyPatch, name: str) -> None
         assert spy.uploads == []
 
 
+@pytest.mark.parametrize(("order", "reads"), [("set", {"tolist": 1}), ("norm", {})])
+@pytest.mark.usefixtures("unchecked_annotations")
+def test_only_the_order_of_a_set_is_made_on_the_host(
+    monkeypatch: pytest.MonkeyPatch, order: str, reads: dict[str, int]
+) -> None:
+    pruner = build_layer_pruner("dart", pivot_order=order)
+    tokens = random_prompt(frames=12, cells=20, text=30, dtype=torch.float16)
+    with counted_methods(monkeypatch) as calls, Spy() as spy:
+        pruner.prune(tokens)
+    assert calls == reads
+    assert spy.reads == spy.uploads == []
+
+
 @pytest.mark.parametrize("name", ["pyramiddrop", "sparsevlm"])
 @pytest.mark.usefixtures("unchecked_annotations")
 def test_counts_are_known_without_values(name: str) -> None:

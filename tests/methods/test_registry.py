@@ -56,7 +56,7 @@ class TestNames:
         cls = pruner_class(name)
         assert cls.name == name
         assert cls.__name__.lower() == name.replace("-", "") + "pruner"
-        assert cls.__module__ == "tango.methods." + name.split("-")[0]
+        assert cls.__module__.removeprefix("tango.methods.") in (name.split("-")[0], name.replace("-", "_"))
 
     def test_every_method_file_registers_something(self) -> None:
         folder = Path(tango.methods.__file__).parent

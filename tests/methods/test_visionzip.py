@@ -114,6 +114,23 @@ class TestCounts:
         tokens = video_tokens(frames=32, grid=(14, 14), dim=4)
         assert len(VisionZipPruner(retention_ratio=ratio, exact_budget=True)(tokens).indices) == total
 
+    @pytest.mark.parametrize(
+        ("ratio", "N", "dominant", "context"),
+        [
+            (0.1, 196, 9, 9),  # 9.8 and 9.8
+            (0.15, 196, 19, 9),
+            (0.2, 196, 29, 9),
+            (0.7, 196, 127, 9),
+            (0.15, 200, 20, 10),  # though 0.15 - 0.05 is just below 0.1 in floating point
+            (0.08, 196, 7, 7),  # at most half
+            (0.001, 196, 1, 0),
+        ],
+    )
+    def test_both_parts_rounded_down(self, ratio: float, N: int, dominant: int, context: int) -> None:
+        tokens = video_tokens(4, frames=3, grid=(1, N), dim=6)
+        pruned = VisionZipPruner(retention_ratio=ratio, rounding="down")(tokens)
+        assert_equals(pruned, by_loops(tokens, [dominant + context] * 3, [context] * 3))
+
     @pytest.mark.parametrize("budget", range(1, 25))
     def test_context_takes_at_most_half(self, budget: int) -> None:
         assert VisionZipPruner()._num_context(budget, 196) == min(10, budget // 2)

@@ -46,7 +46,10 @@ def test_divided_counts() -> None:
     assert divided_counts(31, 0.4, 20, ALL, 4, max_anchors=20) == [(4, 0), (3, 6), (3, 0), (3, 0), (3, 0), (3, 6)]
     open_ = [True, False, False, True, False, True]
     assert divided_counts(31, 0.4, 20, open_, 2, max_anchors=5) == [(7, 5), (0, 0), (0, 0), (6, 0), (0, 0), (6, 5)]
-    assert divided_counts(40, 0.4, 10, [False, True], 4, max_anchors=5) == [(0, 0), (10, 0)]
+    assert divided_counts(40, 0.4, 10, [False, True], 4, max_anchors=5) == [(0, 0), (5, 5)]
+    assert divided_counts(9, 0.4, 20, [True] * 5, 4, max_anchors=20) == [(2, 1), (1, 0), (1, 0), (1, 0), (1, 2)]
+    assert divided_counts(2, 0.4, 20, [True], 4, max_anchors=20) == [(2, 0)]
+    assert divided_counts(2, 0.4, 20, [True], 4, min_anchors=1, max_anchors=20) == [(1, 1)]
 
 
 def test_exact_counts() -> None:

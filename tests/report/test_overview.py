@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tango.cli import main
-from tests.report.folders import everything, write_run
+from tests.report.folders import everything, write_lines, write_run
 
 pytestmark = pytest.mark.usefixtures("miniature")
 FULL = "111111101101;11111100;111010;1111011"
@@ -44,7 +44,18 @@ def test_the_table_is_markdown(outputs, capsys):
     row = next(row for row in rows if "Video-MME | tango |" in row)
     assert row.startswith("| LLaVA-OneVision-7B | Video-MME | tango | 0.1 | 10.2 | 66.7 [")
     assert "| -16.7 [" in row
-    assert row.endswith("] | 12 | 4 | 0 |")
+    assert row.endswith("] | - | 12 | 4 | 0 |")  # these records do not say what was answered
+
+
+def test_answers_that_stay_word_for_word_are_counted(tmp_path, capsys):
+    said = {"none": ["A", "B", "C", None], "tango": ["A ", "C", "C", "D"]}
+    for method, texts in said.items():
+        about = {"benchmark": "Video-MME", "video_id": "v", "correct": True}
+        lines = [{**about, "question_id": i, "text": text} for i, text in enumerate(texts)]
+        write_lines(tmp_path / f"{method}-records.jsonl", {"method": method}, lines)
+    assert main(["runs", "--results", str(tmp_path), "--json"]) == 0
+    found = {line["method"]: line["same_answers"] for line in json.loads(capsys.readouterr().out)}
+    assert found == {"none": None, "tango": round(100 * 2 / 3, 4)}
 
 
 def test_another_run_is_the_reference(outputs, capsys):

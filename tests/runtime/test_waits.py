@@ -21,7 +21,7 @@ from tests.models import test_llava_video
 from tests.pretend_gpu import OnDevice, PretendGpu, pretend_gpu
 
 pytestmark = pytest.mark.usefixtures("unchecked_annotations")  # the checks read values
-QWEN = ("qwen2_vl", "qwen2_5_vl")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 DROPS_FULL_MASKS = Version(transformers.__version__) >= Version("5.24")
 Inputs = dict[str, Any]
 
@@ -85,7 +85,7 @@ def test_tango_waits_once_from_pixels_to_the_prefill(name: str, method: str) -> 
 
 
 @pytest.mark.parametrize("name", ["llava_onevision", *QWEN])
-@pytest.mark.parametrize("method", ["uniform", "none", "divprune", "vidcom2"])
+@pytest.mark.parametrize("method", ["uniform", "none", "downsample", "fewer-frames", "divprune", "vidcom2"])
 def test_others_do_not_wait_for_what_is_around_them(name: str, method: str) -> None:
     before, after = waits(name, method)
     assert before == []
