@@ -22,7 +22,7 @@ CHANCE = 0.01  # most positions that may be expected to pass by chance
 
 @dataclass(frozen=True, kw_only=True)
 class Sink:
-    """A position with how often it is among the highest, and how high: the least over its videos."""
+    """A position, with how often it is among the highest and how high it is then."""
 
     position: int  # in [0, N), row-major
     videos: int  # in how many videos it is one of the highest

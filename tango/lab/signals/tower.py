@@ -55,9 +55,7 @@ class BareTower:
         self.grid = (self._side // config.patch_size,) * 2  # (H, W)
         self._layers = _projections(self.folder, self.model)
         takes = inspect.signature(self.model.forward).parameters
-        resized = (
-            self._side != config.image_size and "interpolate_pos_encoding" in takes
-        )  # DINOv2's always interpolates
+        resized = self._side != config.image_size and "interpolate_pos_encoding" in takes  # DINOv2's needs no telling
         self._options = {"interpolate_pos_encoding": True} if resized else {}
         with reading(self.folder), torch.inference_mode():
             hidden = self._run(torch.zeros(1, 3, self._side, self._side))[0]
