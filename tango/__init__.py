@@ -27,7 +27,8 @@ _HOMES = {  # module -> the names that it has
     ),
     "tango.methods": (
         "DartPruner DivPrunePruner DownsamplePruner DyCokePruner EarlyTomFramesMerger EarlyTomFramesReleaseMerger "
-        "EarlyTomPruner FastVidPruner FastvMergePruner FastvPruner FewerFramesPruner FrameFusionPruner "
+        "EarlyTomPruner FastVidPruner FastvMergePruner FastvPruner FewerFramesPruner FlashVidPruner "
+        "FlashVidReleasePruner FlashVidSelectPruner FrameFusionPruner "
         "HolitomMergePruner HolitomPruner KeepAllPruner LayerPruner Plan PruneVidPruner PruneVidSelectPruner "
         "Pruner PyramidDropPruner RandomPruner SparseVlmPruner TangoPaperPruner TangoPruner "
         "TangoReleasePruner TowerMerger UniformPruner VidCom2Pruner VisionZipPruner available_layer_pruners "
@@ -74,6 +75,9 @@ if TYPE_CHECKING:
         FastvMergePruner,
         FastvPruner,
         FewerFramesPruner,
+        FlashVidPruner,
+        FlashVidReleasePruner,
+        FlashVidSelectPruner,
         FrameFusionPruner,
         HolitomMergePruner,
         HolitomPruner,

@@ -13,6 +13,8 @@ from tango.methods.fastv import FastvPruner
 from tango.methods.fastv_merge import FastvMergePruner
 from tango.methods.fastvid import FastVidPruner
 from tango.methods.fewer_frames import FewerFramesPruner
+from tango.methods.flashvid import FlashVidPruner, FlashVidReleasePruner
+from tango.methods.flashvid_select import FlashVidSelectPruner
 from tango.methods.framefusion import FrameFusionPruner
 from tango.methods.holitom import HolitomPruner
 from tango.methods.holitom_merge import HolitomMergePruner
@@ -53,6 +55,9 @@ __all__ = [
     "FastvMergePruner",
     "FastvPruner",
     "FewerFramesPruner",
+    "FlashVidPruner",
+    "FlashVidReleasePruner",
+    "FlashVidSelectPruner",
     "FrameFusionPruner",
     "HolitomMergePruner",
     "HolitomPruner",

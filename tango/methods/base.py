@@ -32,6 +32,7 @@ def check_ratio(name: str, value: float) -> None:
 
 Limits = dict[str, tuple[float, float]]  # option -> its least and its largest value
 ByRatio = Mapping[str, Callable[[float], float]]  # option -> its value at a retention ratio
+Presets = Mapping[str, Mapping[str, object]]  # model family, such as "llava-onevision" -> settings by name
 Hint = Any  # what an annotation may be: a class, a union, Literal[...] or tuple[...]
 _TRUTH = {**dict.fromkeys(("true", "on", "yes", "1"), True), **dict.fromkeys(("false", "off", "no", "0"), False)}
 
@@ -151,6 +152,9 @@ class Method:
     name: ClassVar[str]  # set by @register
     limits: ClassVar[Limits] = {}  # of options, both ends included
     budget_rule: ClassVar[str] = ""  # tokens kept, in words
+    # What the authors use on a model family: options, and what stands beside them (`positions`, `layer_pruner` and its
+    # options as `layer_<name>`, ...), as in `Plan.parse`. A run names one; explicit settings win over it.
+    presets: ClassVar[Presets] = {}
     paper: ClassVar[Paper] = UNPUBLISHED
 
     def __post_init__(self) -> None:

@@ -20,6 +20,14 @@ def ceil_count(num_tokens: int, retention_ratio: float) -> int:
     return min(num_tokens, max(1, math.ceil(num_tokens * retention_ratio))) if num_tokens else 0
 
 
+def ceil_product(num_tokens: int, ratio: float) -> int:
+    """ceil(ratio * num_tokens), where a product just above a whole number counts as that number.
+
+    A ratio that was solved from a mean is off by a rounding error, which a plain ceil would make a whole token.
+    """
+    return math.ceil(ratio * num_tokens - ROUNDING_ERROR)
+
+
 def floor_count(num_tokens: int, retention_ratio: float) -> int:
     """floor(retention_ratio * num_tokens), at least 1. A product just below a whole number counts as that number."""
     return max(1, math.floor(num_tokens * retention_ratio + ROUNDING_ERROR))

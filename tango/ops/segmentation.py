@@ -12,10 +12,11 @@ from operator import itemgetter
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tango.annotations import Float
+from tango.annotations import Float, Int
 from tango.ops.device import chunks
 
 
@@ -104,6 +105,13 @@ def segment_by_cuts(similarity: NDArray[np.float32], threshold: float, *, min_se
     cut[np.argsort(similarity, kind="stable")[: min_segments - 1]] = True
     bounds = np.concatenate([[0], np.flatnonzero(cut) + 1, [len(similarity) + 1]])
     return np.diff(bounds).tolist()
+
+
+def segment_numbers(similarity: Float[Tensor, "pairs"], threshold: float, *, min_segments: int = 8) -> Int[Tensor, "T"]:
+    """The number of each frame's segment, as `segment_by_cuts` cuts them, without a look at the similarities."""
+    weakest = similarity.argsort(stable=True)[: min_segments - 1]
+    cut = (similarity < threshold).index_fill(0, weakest, True)
+    return F.pad(cut.cumsum(0), (1, 0))
 
 
 def static_positions(lengths: Sequence[int], static: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:

@@ -31,6 +31,8 @@ TABLE: list[tuple[str, dict[str, Any], tuple[Count, Count, Count]]] = [
     ("tango", {}, (640, 960, 1280)),
     ("holitom", {}, (640, 960, 1280)),
     ("earlytom", {}, (640, 960, 1280)),
+    ("flashvid", {}, ((640, 672), (960, 992), (1280, 1312))),  # up to one more in every frame
+    ("flashvid", {"exact_budget": True}, EXACT),
     ("visionzip", {}, (640, 960, 1280)),
     ("visionzip", {"rounding": "down"}, (576, 896, 1216)),  # 9 contextual tokens beside 9, 19 and 29
     ("fastvid", {}, (608, 928, 1248)),  # a segment of every frame

@@ -111,13 +111,13 @@ def test_says_where_it_comes_from(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_layers_rise_from_the_first(name):
-    for pruner in (build_layer_pruner(name), build_layer_pruner(name).for_mean(0.7, 28)):
+    for pruner in (build_layer_pruner(name), build_layer_pruner(name).for_mean(0.75, 28)):
         assert pruner.layers[0] == pruner.layer
         assert list(pruner.layers) == sorted(set(pruner.layers))
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("mean", [0.65, 0.7, 1.0])
+@pytest.mark.parametrize("mean", [0.72, 0.75, 1.0])  # the latest layer, 20 of 28, alone makes 0.714
 def test_the_mean_share_is_what_was_asked_for(name, mean):
     pruner = build_layer_pruner(name).for_mean(mean, 28)
     assert build_layer_pruner(name, **pruner.config()) == pruner

@@ -14,6 +14,7 @@ CASES = {
     "pyramiddrop": {7: 0, 14: 0, 21: 0},
     "sparsevlm": {3: 0, 7: 0, 16: 0},
     "prunevid-select": {11: 1},
+    "flashvid-select": {20: 0},
     "framefusion": {1: 1, 2: 0, 3: 0},
 }
 
@@ -44,7 +45,7 @@ def test_only_the_order_of_a_set_is_made_on_the_host(
     assert spy.reads == spy.uploads == []
 
 
-@pytest.mark.parametrize("name", ["pyramiddrop", "sparsevlm"])
+@pytest.mark.parametrize("name", ["pyramiddrop", "sparsevlm", "flashvid-select"])
 @pytest.mark.usefixtures("unchecked_annotations")
 def test_counts_are_known_without_values(name: str) -> None:
     """Tensors without contents: whatever would read one fails."""

@@ -10,6 +10,7 @@ from tango.errors import BudgetError
 from tango.ops.budget import (
     apportion,
     ceil_count,
+    ceil_product,
     exact_count,
     exact_segment_budgets,
     floor_count,
@@ -48,6 +49,14 @@ def test_ceil_count(num_tokens: int, ratio: float, expected: int) -> None:
 def test_ceil_count_rounds_the_float_product_as_the_release_does() -> None:
     assert 100 * 0.07 > 7
     assert ceil_count(100, 0.07) == 8
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "ratio", "expected"),
+    [(100, 0.07, 7), (196, 0.2 / (22.4 / 28), 49), (196, 0.125, 25), (5, 1e-9, 0), (5, 1.0, 5), (0, 0.5, 0)],
+)
+def test_ceil_product_is_not_raised_by_a_rounding_error(num_tokens: int, ratio: float, expected: int) -> None:
+    assert ceil_product(num_tokens, ratio) == expected
 
 
 class TestApportion:

@@ -16,6 +16,7 @@ from tango.ops.segmentation import (
     segment_by_cuts,
     segment_by_labels,
     segment_by_static_tokens,
+    segment_numbers,
 )
 
 THRESHOLD = 0.8
@@ -235,6 +236,13 @@ class TestSegmentByCuts:
         assert min(sizes) >= 1
         num_below = sum(s < 0.45 for s in similarity)
         assert len(sizes) == max(min(min_segments, T), num_below + 1)
+
+    @given(st.lists(st.sampled_from([0.1, 0.4, 0.5, 0.8]), max_size=12), st.integers(1, 15), st.floats(-1, 1))
+    def test_on_the_device_it_is_the_same(self, similarity: list[float], min_segments: int, threshold: float) -> None:
+        values = np.array(similarity, np.float32)
+        numbers = segment_numbers(torch.from_numpy(values.copy()), threshold, min_segments=min_segments)
+        sizes = segment_by_cuts(values, threshold, min_segments=min_segments)
+        assert numbers.tolist() == [i for i, size in enumerate(sizes) for _ in range(size)]
 
     def test_leaves_its_input_alone(self) -> None:
         similarity = np.array(self.SIMILARITY, np.float32)

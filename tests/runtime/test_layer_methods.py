@@ -15,8 +15,16 @@ METHODS = {
     "sparsevlm": ({"layer": 1, "second_layer": 2, "third_layer": 3}, None, 0.5),  # three stages need four layers
     "framefusion": ({}, {}, 0.6),
     "prunevid-select": ({"layer": 2}, {"layer": 1}, 0.6),
+    "flashvid-select": ({"layer": 2}, {"layer": 1}, 0.6),
 }
-LAYERS = {"pyramiddrop": (1, 2, 3), "sparsevlm": (1, 2, 3), "framefusion": (1, 2, 3), "prunevid-select": (2,)}
+SELECTING = ("prunevid-select", "flashvid-select")  # at one layer
+LAYERS = {
+    "pyramiddrop": (1, 2, 3),
+    "sparsevlm": (1, 2, 3),
+    "framefusion": (1, 2, 3),
+    "prunevid-select": (2,),
+    "flashvid-select": (2,),
+}
 DECODING = {"static": {"cache_implementation": "static"}, "no cache": {"use_cache": False}}
 ROWS = [("Look: ", tiny_qwen.WIDE, " What?"), ("And in this one here: ", tiny_qwen.TALL, " Tell me more.")]
 
@@ -78,7 +86,7 @@ def test_three_row_positions(qwen, name, decoding):
         return
     batch = tiny_qwen.inputs("qwen2_5_vl", *ROWS)
     rows, pruning = generate(qwen, batch, name, options)
-    check_stats(name, pruning, (1,) if name == "prunevid-select" else (1, 2), prompts=2, frames=5)
+    check_stats(name, pruning, (1,) if name in SELECTING else (1, 2), prompts=2, frames=5)
     alone = [tiny_qwen.one_row("qwen2_5_vl", batch, ROWS, row) for row in range(len(ROWS))]
     assert rows == [generate(qwen, single, name, options)[0][0] for single in alone]
     assert rows == generate(qwen, batch, name, options, **decoding)[0]

@@ -85,6 +85,17 @@ def test_tango_waits_once_from_pixels_to_the_prefill(name: str, method: str) -> 
 
 
 @pytest.mark.parametrize("name", ["llava_onevision", *QWEN])
+@pytest.mark.parametrize("method", ["flashvid", "flashvid-release"])
+@pytest.mark.parametrize("min_segments", [1, 8])
+def test_flashvid_waits_once(name: str, method: str, min_segments: int) -> None:
+    """For the links between frames, which say how many trees there are."""
+    before, after = waits(name, method, min_segments=min_segments)
+    assert before == []
+    assert len(after) == 1
+    assert "methods/flashvid.py" in after[0]
+
+
+@pytest.mark.parametrize("name", ["llava_onevision", *QWEN])
 @pytest.mark.parametrize("method", ["uniform", "none", "downsample", "fewer-frames", "divprune", "vidcom2"])
 def test_others_do_not_wait_for_what_is_around_them(name: str, method: str) -> None:
     before, after = waits(name, method)
