@@ -26,6 +26,8 @@ _COMMANDS = (
     ("answer", "tango.commands.answer", "ask a question about a video"),
     ("inspect", "tango.commands.inspect", "show which tokens of a video would be kept"),
     ("compare", "tango.commands.compare", "show what several methods keep of one video"),
+    ("signals", "tango.commands.signals", "measure attention, sinks, clusters and coverage on any videos"),
+    ("calibrate", "tango.commands.calibrate", "suggest sinks, thresholds and budget for a model, from a few videos"),
     ("profile", "tango.commands.profile", "time a model end to end, stage by stage, with several methods"),
     ("methods", "tango.commands.methods", "list the pruning methods"),
     ("flops", "tango.commands.flops", "count what pruning saves in the language model"),

@@ -38,6 +38,7 @@ TEXTS: dict[str, tuple[str, ...]] = {
     "base_time": ("1e4", "10000", "2.5E3"),
     "rope": ("none", "frames"),
     "rope_sections": ("1196:1194:1194", "2:3:4", *NULLS),
+    "sinks": ("28:27", "28", "[]", *NULLS),
     "kernels": ("off", "false", "0", "on", "1"),
     "saliency": ("attn", "p-attn"),
     "positions": ("kept", "stock", *NULLS),
@@ -117,6 +118,10 @@ class TestDoors:
             ("kernels", "off", False),
             ("rope_sections", "1196:1194:1194", (1196, 1194, 1194)),
             ("rope_sections", "2:3:4", (2, 3, 4)),  # YAML 1.1 would read 7384
+            ("sinks", "28,27,41", (28, 27, 41)),
+            ("sinks", "28", (28,)),
+            ("sinks", "[]", ()),
+            ("sinks", "null", None),
             ("segment_threshold", "None", None),
             ("segment_threshold", "null", None),
             ("rope", "none", "none"),
@@ -136,6 +141,7 @@ class TestDoors:
             ({"kernels": "2"}, "kernels must be true or false, got '2'"),
             ({"num_neighbors": "7.5"}, "num_neighbors must be a whole number, got '7.5'"),
             ({"rope_sections": "1:2"}, "rope_sections must be 3 numbers or null (None), got '1:2'"),
+            ({"sinks": "28,corner"}, "sinks must be numbers or null (None), got '28,corner'"),
             ({"segmentation": "holitem"}, "segmentation must be 'holitom' or 'fastvid', got 'holitem'"),
             ({"mean_retention_ratio": "few"}, "mean_retention_ratio must be a number or null (None), got 'few'"),
             ({"positions": "here"}, "positions must be 'contiguous' or 'kept' or 'correct' or 'stock' or null (None), "

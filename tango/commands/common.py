@@ -27,16 +27,24 @@ _MOST_FRAMES = 100_000
 
 
 def add_model_arguments(
-    parser: argparse.ArgumentParser, *, default: str | None = None, saliency: str | None = None
+    parser: argparse.ArgumentParser,
+    *,
+    default: str | None = None,
+    positional: bool = False,
+    saliency: str | None = None,
 ) -> None:
     """Add the options that say which model, where it runs, and how saliency is computed.
 
     Args:
         default: the model, if the user names none; None: the user must name one.
+        positional: name the model without `--model`.
         saliency: the source of saliency for all methods, if the user names none; None: each method's own.
     """
     known = "hub id or local folder of a checkpoint, or tango-mini" + (f" ({default})" if default else "")
-    parser.add_argument("--model", required=default is None, default=default, help=known)
+    if positional:
+        parser.add_argument("model", metavar="MODEL", help=known)
+    else:
+        parser.add_argument("--model", required=default is None, default=default, help=known)
     parser.add_argument("--siglip", help="hub id or folder of the SigLIP that has the pooling head (see README)")
     usual = "each method's own" if saliency is None else f"{saliency} for all methods"
     parser.add_argument(

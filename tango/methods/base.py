@@ -79,6 +79,9 @@ def read_option(name: str, value: object, hint: Hint) -> Any:
 def _read(value: Any, kind: Hint) -> object:
     if typing.get_origin(kind) is tuple:
         parts = re.split("[:,]", value.strip(" []()")) if isinstance(value, str) else value
+        own, *rest = typing.get_args(kind)
+        if rest == [...]:  # any number; none at all is written []
+            return () if value in ("[]", "()") else tuple(_read(part, own) for part in parts)
         return tuple(_read(part, own) for part, own in zip(parts, typing.get_args(kind), strict=True))
     if isinstance(value, str) and kind is not str:
         text = value.strip()
@@ -118,6 +121,8 @@ def _fits(value: object, kind: Hint) -> bool:
         return isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if typing.get_origin(kind) is tuple:
         parts = typing.get_args(kind)
+        if parts[1:] == (...,):
+            return isinstance(value, (tuple, list)) and all(_fits(part, parts[0]) for part in value)
         return isinstance(value, (tuple, list)) and len(value) == len(parts) and all(map(_fits, value, parts))
     return isinstance(value, kind)
 
@@ -126,7 +131,7 @@ def _describe(kind: Hint) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(map(repr, typing.get_args(kind)))
     if typing.get_origin(kind) is tuple:
-        return f"{len(typing.get_args(kind))} numbers"
+        return "numbers" if ... in typing.get_args(kind) else f"{len(typing.get_args(kind))} numbers"
     words = {type(None): "null (None)", float: "a number", int: "a whole number", bool: "true or false", str: "text"}
     return words.get(kind, str(kind))
 

@@ -68,6 +68,7 @@ class TangoPruner(Pruner):
     rope_sections: tuple[int, int, int] | None = None  # None: even, nearly equal: 1196, 1194, 1194 of 3584
     merge_weight: float = 0.6  # least weight of an anchor in its cluster (release); 0: average pooling (paper)
     anchor_order: Literal["aligned", "release"] = "aligned"  # release: merged rows are placed by density
+    sinks: tuple[int, ...] | None = None  # positions that are never selected; None: the model's own (appendix B.3)
     kernels: bool = True  # average and rotate by Triton kernels on GPUs that run them; False: by PyTorch
     engine: Literal["auto", "plain", "batched"] = "auto"  # plain: the code of this file; batched: all segments at once
 
@@ -88,8 +89,9 @@ class TangoPruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rope_sections is not None:
-            object.__setattr__(self, "rope_sections", tuple(self.rope_sections))
+        for name in ("rope_sections", "sinks"):  # lists, as JSON has them
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(value))
         if self.engine == "batched" and (own := self._overridden()):
             raise OptionError(
                 f"engine 'batched' does not call {own[0]} of {type(self).__name__}; expected auto or plain"
@@ -103,7 +105,7 @@ class TangoPruner(Pruner):
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
         assert tokens.saliency is not None  # the caller checked `needs`
         x, (T, N, _) = tokens.features, tokens.features.shape
-        saliency = mask_sinks(tokens.saliency.float(), tokens.sink_positions)
+        saliency = mask_sinks(tokens.saliency.float(), self._sinks(tokens))
         with record_function("tango::similarity"):
             similarity, inverse_norms = adjacent_similarity(_at_least_two(x.detach()))
         lengths, static = self._segment(tokens, similarity)
@@ -199,6 +201,13 @@ class TangoPruner(Pruner):
         sections = check_sections(self.rope_sections, unit.shape[-1])
         bases = {"base_time": self.base_time, "base_space": self.base_space}
         return unit if times is None else strope(unit, times, tokens.grid, sections=sections, **bases)
+
+    def _sinks(self, tokens: VisualTokens) -> tuple[int, ...]:
+        """The positions that attract attention whatever a video shows."""
+        N, sinks = tokens.features.shape[1], tokens.sink_positions if self.sinks is None else self.sinks
+        if any(not 0 <= position < N for position in sinks):
+            raise OptionError(f"sinks must lie in [0, {N}), the positions of a {tokens.grid} grid; got {sinks}")
+        return sinks
 
     def _times(self, tokens: VisualTokens) -> Tensor | None:
         """The time of each frame on ST-RoPE's time axis; None: no ST-RoPE."""

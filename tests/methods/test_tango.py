@@ -73,6 +73,7 @@ class TestPresets:
             "rope_sections": None,
             "merge_weight": 0.6,
             "anchor_order": "aligned",
+            "sinks": None,
             "kernels": True,
             "engine": "auto",
         }

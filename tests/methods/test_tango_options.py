@@ -62,6 +62,21 @@ class TestSaliency:
         unmarked = pruner(dataclasses.replace(tokens, sink_positions=()))
         assert set(self.SINKS) <= set((unmarked.indices % 36).tolist())
 
+    @pytest.mark.parametrize("engine", ["plain", "batched"])
+    def test_given_sinks_take_the_place_of_the_models(self, engine: str) -> None:
+        tokens = video_tokens(sinks=self.SINKS)
+        bare = dataclasses.replace(tokens, sink_positions=())
+        given = TangoPruner(retention_ratio=0.2, sinks=self.SINKS, engine=engine)
+        own = TangoPruner(retention_ratio=0.2, engine=engine)
+        assert torch.equal(given(bare).indices, own(tokens).indices)
+        none = dataclasses.replace(own, sinks=())
+        assert torch.equal(none(tokens).indices, own(bare).indices)
+        assert not torch.equal(none(tokens).indices, own(tokens).indices)
+
+    def test_sinks_of_another_grid_are_refused(self) -> None:
+        with pytest.raises(OptionError, match=r"sinks must lie in \[0, 36\), the positions of a \(6, 6\) grid"):
+            TangoPruner(sinks=(36,))(video_tokens())
+
     def test_only_the_position_of_a_sink_matters_not_its_saliency(self) -> None:
         tokens = video_tokens(sinks=self.SINKS)
         assert tokens.saliency is not None
@@ -275,6 +290,8 @@ class TestErrors:
             ("exact_budget", 1),
             ("rope_sections", (8, 8)),
             ("rope_sections", 48),
+            ("sinks", 28),
+            ("sinks", (28, 2.5)),
         ],
     )
     def test_options_out_of_range_are_refused_when_built(self, option: str, value: Any) -> None:
@@ -293,3 +310,8 @@ class TestErrors:
         pruner = build_pruner("tango", rope_sections=[16, 16, 16])
         assert pruner == TangoPruner(rope_sections=(16, 16, 16))
         assert hash(pruner) == hash(TangoPruner(rope_sections=(16, 16, 16)))
+
+    def test_sinks_from_a_file_are_a_tuple(self) -> None:
+        pruner = build_pruner("tango", sinks=[28, 27])
+        assert pruner == TangoPruner(sinks=(28, 27))
+        assert hash(pruner) == hash(TangoPruner(sinks=(28, 27)))
