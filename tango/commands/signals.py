@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import tango
 from tango.commands.common import add_model_arguments, frame_count, load_model, quiet
+from tango.containers import Signal
 from tango.errors import OptionError, TangoError, UnknownNameError
 from tango.evaluation.records import environment
 from tango.files import make_folder, write_json
@@ -159,6 +160,9 @@ def servable(source: Source, pruners: Sequence[Pruner], excluded: dict[str, str]
     """Bind the methods whose signals the source supplies to its model; the others join `excluded`."""
     served = []
     for pruner in pruners:
+        if Signal.TEXT in pruner.wants:
+            excluded[pruner.name] = f"what {pruner.name} keeps depends on the question, and none is asked here"
+            continue
         try:
             source.check(pruner.needs, pruner.name)
             served.append(pruner.bind(source.model))
