@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tango.containers import Video
+from tango.containers import Signal, Video
 from tango.errors import TangoError
 from tango.fingerprints import of_content
 from tango.mini.benchmark import benchmark_clip, clip_file
@@ -93,7 +93,7 @@ def evaluate(
             video.frames.fill_(127)
         pruning = pruning_of(model)
         shown: Video | EncodedVideo = video
-        if pruning is not None and pruning.layer_pruner is None:
+        if pruning is not None and pruning.layer_pruner is None and Signal.TEXT not in pruning.pruner.wants:
             shown = encode(model, processor, video, prefix_cache=False)  # answers stay the same, bit for bit
         about = {"benchmark": "TangoMini" if control == "none" else f"TangoMini-{control}", "clip": index}
         about |= {"video_id": f"clip_{index:04d}", "file": of_content(file)}

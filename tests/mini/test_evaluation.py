@@ -14,8 +14,8 @@ from tango.cli import main
 from tango.errors import TangoError
 from tango.lab.similarity import similarity, static_share
 from tango.lab.training.train import write_checkpoint
-from tango.mini.benchmark import benchmark_clip
-from tango.mini.evaluation import Results, clustered, evaluate, summarise
+from tango.mini.benchmark import benchmark_clip, clip_file
+from tango.mini.evaluation import Results, ask_model, clustered, evaluate, summarise
 from tango.mini.model import make_model
 from tango.report.records import read_records, run_file
 
@@ -42,6 +42,24 @@ def test_every_question_of_a_clip_is_asked_and_judged(checkpoint, tmp_path):
         assert said["choice"] in asked.options
         assert said["choice_correct"] == (said["choice"] == asked.answer)
         assert said["correct"] == (said["text"] == asked.answer)
+
+
+@pytest.mark.parametrize(("method", "times"), [("uniform", "once"), ("cdpruner", "often"), ("fastv", "often")])
+def test_a_video_is_pruned_once_if_its_questions_do_not_matter(tmp_path, method, times):
+    write_checkpoint(make_model(0, **{**SIZES, "layers": 3}), tmp_path / "model")
+    model, processor = tango.load(tmp_path / "model")
+    runs, questions = [], benchmark_clip(2)[1]
+    with tango.prune(model, method, retention_ratio=0.8):
+        expected = [
+            ask_model(model, processor, tango.read_video(clip_file(tmp_path, 2), num_frames=4), question)
+            for question in questions
+        ]
+        blocks = model.model.vision_tower.encoder.layers
+        hook = blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
+        (records,) = evaluate(model, processor, tmp_path, [2], num_frames=4)
+        hook.remove()
+    assert len(runs) == (1 if times == "once" else len(questions))
+    assert [{name: said[name] for name in asked} for said, asked in zip(records, expected, strict=True)] == expected
 
 
 def test_inside_the_llm_tokens_are_counted_in_the_mean_over_its_layers(tmp_path):
