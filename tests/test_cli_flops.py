@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tango.cli import main
-from tango.ops.llm_shapes import PRESETS
+from tango.ops.llm_shapes import PUBLISHED_SHAPES
 from tango.toy import write_checkpoint
 from tests import tiny
 
@@ -18,7 +18,7 @@ def flops(capsys, *arguments: str) -> dict:
 
 
 def test_the_papers_model(capsys):
-    record = flops(capsys, "--preset", "llava-onevision-7b", "--frames", "32", "--retention-ratio", "0.1")
+    record = flops(capsys, "--shape", "llava-onevision-7b", "--frames", "32", "--retention-ratio", "0.1")
     assert record["all"]["visual_tokens"] == 6272
     assert record["all"]["newline_tokens"] == record["pruned"]["newline_tokens"] == 1
     assert record["pruned"]["visual_tokens"] == 627
@@ -28,7 +28,7 @@ def test_the_papers_model(capsys):
 
 
 def test_pruning_at_a_layer(capsys):
-    options = ["--preset", "llava-onevision-7b", "--layer", "18", "--layer-retention-ratio", "0.5"]
+    options = ["--shape", "llava-onevision-7b", "--layer", "18", "--layer-retention-ratio", "0.5"]
     record = flops(capsys, *options, "--mean-retention-ratio", "0.1")
     assert record["retention_ratio"] == pytest.approx(0.121739, abs=1e-6)
     assert record["mean_retention_ratio"] == pytest.approx(0.1)
@@ -36,15 +36,15 @@ def test_pruning_at_a_layer(capsys):
     assert record["pruned"]["last_layer_tokens"] == 120 + round((visual + 1) / 2)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_keeping_all_saves_nothing(capsys, preset):
-    record = flops(capsys, "--preset", preset, "--retention-ratio", "1")
+@pytest.mark.parametrize("shape", PUBLISHED_SHAPES)
+def test_keeping_all_saves_nothing(capsys, shape):
+    record = flops(capsys, "--shape", shape, "--retention-ratio", "1")
     assert record["all"] == record["pruned"]
     assert record["flops_ratio"] == 1
 
 
 def test_newlines_of_rows_without_tokens_go(capsys):
-    record = flops(capsys, "--preset", "llava-video-7b", "--retention-ratio", "0.1")
+    record = flops(capsys, "--shape", "llava-video-7b", "--retention-ratio", "0.1")
     assert record["all"]["prompt_tokens"] == 64 * 13 * 14 + 120
     assert record["pruned"]["newline_tokens"] == pytest.approx(9.9 * 64, rel=0.01)  # random places touch 9.9 of 13 rows
 
@@ -61,11 +61,11 @@ def test_a_checkpoint_and_its_table(capsys, tmp_path):
 
 
 MISTAKES = {
-    "layer": (["--preset", "llava-onevision-7b", "--layer", "28"], "1..27"),
-    "ratio": (["--preset", "llava-onevision-7b", "--retention-ratio", "0"], "must lie in (0, 1]"),
-    "layer ratio alone": (["--preset", "llava-onevision-7b", "--layer-retention-ratio", "0.5"], "needs --layer"),
-    "mean": (["--preset", "llava-onevision-7b", "--layer", "1", "--mean-retention-ratio", "0.9"], "out of reach"),
-    "frames": (["--preset", "llava-onevision-7b", "--frames", "0"], "at least 1"),
+    "layer": (["--shape", "llava-onevision-7b", "--layer", "28"], "1..27"),
+    "ratio": (["--shape", "llava-onevision-7b", "--retention-ratio", "0"], "must lie in (0, 1]"),
+    "layer ratio alone": (["--shape", "llava-onevision-7b", "--layer-retention-ratio", "0.5"], "needs --layer"),
+    "mean": (["--shape", "llava-onevision-7b", "--layer", "1", "--mean-retention-ratio", "0.9"], "out of reach"),
+    "frames": (["--shape", "llava-onevision-7b", "--frames", "0"], "at least 1"),
     "model": (["--model", "nowhere"], "no checkpoint at 'nowhere'"),
 }
 

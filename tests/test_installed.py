@@ -20,7 +20,7 @@ COMMANDS = {
     "table": ["table", "4", "--results", "runs", "--model", "LLaVA-OneVision-7B"],
     "runs": ["runs", "--results", "runs"],
     "methods": ["methods"],
-    "flops": ["flops", "--preset", "llava-onevision-7b"],
+    "flops": ["flops", "--shape", "llava-onevision-7b"],
     "answer": ["answer", "clip.mp4", "which color is first", "--model", "tango-mini", "--config", "tango-paper"],
 }
 

@@ -9,7 +9,7 @@ import math
 from tango.errors import OptionError
 from tango.ops.budget import exact_count
 from tango.ops.flops import check_layer, kv_cache_bytes, layer_flops, mean_retention_ratio, solve_retention_ratio
-from tango.ops.llm_shapes import PRESETS, Shape, llm_widths
+from tango.ops.llm_shapes import PUBLISHED_SHAPES, Shape, llm_widths
 from tango.report.results import Json
 
 _MOST = 10**9  # frames or tokens; more is a typing mistake
@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `tango flops`."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="hub id or local folder of a checkpoint; only its config.json is read")
-    source.add_argument("--preset", choices=PRESETS, metavar="NAME", help=f"a known shape: {', '.join(PRESETS)}")
+    known = ", ".join(PUBLISHED_SHAPES)
+    source.add_argument("--shape", choices=PUBLISHED_SHAPES, metavar="NAME", help=f"a published shape: {known}")
     parser.add_argument("--frames", type=int, help="frames of the video (the model's usual number)")
     parser.add_argument("--text-tokens", type=int, default=120, help="tokens of the prompt that are no video (120)")
     ratio = parser.add_mutually_exclusive_group()
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Count with all tokens and with those that are kept, and compare."""
-    shape = PRESETS[args.preset] if args.preset else _shape_of(args.model, args.offline)
+    shape = PUBLISHED_SHAPES[args.shape] if args.shape else _shape_of(args.model, args.offline)
     frames = shape.default_frames if args.frames is None else args.frames
     if frames < 1 or args.text_tokens < 0:
         raise OptionError(f"--frames must be at least 1 and --text-tokens at least 0, got {frames}, {args.text_tokens}")
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     full = count(shape, frames, args.text_tokens, 1.0)
     pruned = count(shape, frames, args.text_tokens, ratio, args.layer, layer_ratio)
     record = {
-        "model": args.preset or args.model,
+        "model": args.shape or args.model,
         "frames": frames,
         "text_tokens": args.text_tokens,
         "retention_ratio": ratio,

@@ -45,7 +45,7 @@ _QWEN25 = {
     "72b": _QWEN2["72b"],
 }
 _VIDEO = {"7b": _QWEN2["7b"], "72b": _QWEN2["72b"]}
-PRESETS = {
+PUBLISHED_SHAPES = {
     **{f"llava-onevision-{size}": llm(tokens_per_step=196, newlines="video") for size, llm in _QWEN2.items()},
     **{
         f"llava-video-{size}": llm(tokens_per_step=169, newlines="row", default_frames=64)

@@ -16,7 +16,7 @@ import torch
 from tango.errors import OptionError, UnknownNameError
 from tango.models import adapter_class
 from tango.models.pooling_head import PoolingHead
-from tango.ops.llm_shapes import PRESETS
+from tango.ops.llm_shapes import PUBLISHED_SHAPES
 from tango.toy import tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ _TINY: dict[str, Any] = {
     "width": 256, "mlp_width": 512, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64
 }  # fmt: skip
 SHAPES = {
-    **PRESETS,
+    **PUBLISHED_SHAPES,
     **{
-        f"{family}-tiny": replace(PRESETS[f"{family}-7b"], **_TINY)
+        f"{family}-tiny": replace(PUBLISHED_SHAPES[f"{family}-7b"], **_TINY)
         for family in ("llava-onevision", "llava-video", "qwen2.5-vl")
     },
 }

@@ -8,7 +8,7 @@ import torch
 from tango.errors import OptionError, UnknownNameError
 from tango.lab.bench import random_model
 from tango.models import adapter_class
-from tango.ops.llm_shapes import PRESETS, llm_widths
+from tango.ops.llm_shapes import PUBLISHED_SHAPES, llm_widths
 from tango.toy import tiny_tokenizer
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -31,9 +31,9 @@ def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
     assert tuple(found) == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", PUBLISHED_SHAPES)
 def test_shapes_agree_with_those_that_flops_are_counted_of(name: str) -> None:
-    shape = PRESETS[name]
+    shape = PUBLISHED_SHAPES[name]
     config = random_model.make_config(name, tiny_tokenizer())
     assert llm_widths(config) == {key: getattr(shape, key) for key in llm_widths(config)}
     assert config.get_text_config().num_hidden_layers == shape.num_layers
