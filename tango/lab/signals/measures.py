@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tango.annotations import Int
 from tango.containers import VisualTokens
