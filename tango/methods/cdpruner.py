@@ -42,7 +42,8 @@ class CdPruner(Pruner):
         72
     """
 
-    scope: Literal["frame", "video"] = "frame"  # pick from every frame alone, or from all tokens of the video at once
+    # Pick from every frame alone, or from all tokens of the video at once, which takes T cubed times as long.
+    scope: Literal["frame", "video"] = "frame"
     sign: Literal["positive", "negative"] = "positive"  # of the cosine with the text (release: negative, for CLIP)
     relevance_weight: float | None = None  # None: relevance q as it is (release); w: exp(w q / (2 (1 - w)))
 
