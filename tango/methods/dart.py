@@ -30,7 +30,8 @@ class DartPruner(LayerPruner):
 
     What one pivot keeps is gone for the next, so their order matters. The release's is that in which Python iterates
     over a set of their positions in the prompt. It is arbitrary, but the same everywhere, as it hangs on the positions
-    alone, so it is the default here; for it the host waits once for the device. `pivot_order="norm"` does not wait.
+    alone, so it is the default here; for it the host waits once a prompt for the device. `pivot_order="norm"` does not
+    wait.
 
     Source: arXiv:2502.11494; numbers of pivots as in appendix A.3 of arXiv:2604.09547; layer of DART's release.
     Deviation: if the text has fewer tokens than `num_text_pivots`, all of them are pivots; the release fails.

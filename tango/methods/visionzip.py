@@ -96,14 +96,19 @@ class VisionZipPruner(Pruner):
         """The number of tokens that a frame keeps, unless the budget is exact."""
         if self.rounding == "up":
             return ceil_count(N, self.retention_ratio)
-        context = self.context_ratio * (1 if self.context_base == "tokens" else self.retention_ratio)
-        context = min(context, self.retention_ratio / 2)
+        context = min(self._context_share, self.retention_ratio / 2)
         return max(1, _floor(context * N) + _floor((self.retention_ratio - context) * N))
+
+    @property
+    def _context_share(self) -> float:
+        """Contextual tokens as a share of a frame's."""
+        return self.context_ratio * (1 if self.context_base == "tokens" else self.retention_ratio)
 
     def _num_context(self, budget: int, N: int) -> int:
         """The number of contextual tokens of a frame."""
-        count = self.context_ratio * (N if self.context_base == "tokens" else budget)
-        return min(round(count) if self.rounding == "up" else _floor(count), budget // 2)
+        if self.rounding == "down":
+            return min(_floor(self._context_share * N), budget // 2)
+        return min(round(self.context_ratio * (N if self.context_base == "tokens" else budget)), budget // 2)
 
     def _reduce(
         self, x: Float[Tensor, "B N D"], choice: _Choice, assignment: Int[Tensor, "B N"], *, first: int

@@ -34,9 +34,10 @@ def questions(
     """The ids of the question about each video, in the order of the placeholders; all tensors are on the host.
 
     It is the text after the video's last placeholder, up to the token that ends the turn; in templates without one, up
-    to the end of the prompt, so that the cue for the answer belongs to it. If nothing stands there, it is the text
-    before the video in the same turn, with the name of the role. Other turns do not count, so follow-up questions
-    change nothing. Nor do the times between the frames of a video; that of its first frame is text before it.
+    to the end of the prompt, so that the cue for the answer and later turns belong to it. If nothing stands there, it
+    is the text before the video in the same turn, with the name of the role. Otherwise other turns do not count, so
+    that follow-up questions change nothing. Nor do the times between the frames of a video; that of its first frame is
+    text before it.
 
     Args:
         readable: the columns that may be looked at: neither padding nor the answer that a model is trained to give.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -72,6 +72,8 @@ class Qwen3VlAdapter(QwenVlAdapter):
             if images is not None:
                 rows = rows.masked_scatter(is_image[..., None], images.extras[i].to(rows))
             layers.append(rows)
+        if not layers:  # `deepstack_visual_indexes` may be empty
+            return nullcontext()
         return hand_over_deepstack(self.model.model.language_model, layers, call)
 
 

@@ -131,6 +131,11 @@ class TestCounts:
         pruned = VisionZipPruner(retention_ratio=ratio, rounding="down")(tokens)
         assert_equals(pruned, by_loops(tokens, [dominant + context] * 3, [context] * 3))
 
+    def test_of_the_budget_both_parts_are_rounded_down_by_themselves(self) -> None:
+        """Of 63 tokens 7.56 and 5.04 are 7 and 5; 0.4 of the 12 that are kept would be 4."""
+        pruner = VisionZipPruner(retention_ratio=0.2, context_ratio=0.4, context_base="budget", rounding="down")
+        assert (pruner._budget(63), pruner._num_context(12, 63)) == (12, 5)
+
     @pytest.mark.parametrize("budget", range(1, 25))
     def test_context_takes_at_most_half(self, budget: int) -> None:
         assert VisionZipPruner()._num_context(budget, 196) == min(10, budget // 2)

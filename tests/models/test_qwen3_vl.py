@@ -100,6 +100,16 @@ def test_beams_get_the_features_of_their_own_row(model):
         assert torch.equal(repeated, layer.repeat_interleave(3, dim=0))
 
 
+def test_a_model_may_have_no_deepstack_features():
+    from transformers import Qwen3VLForConditionalGeneration
+
+    plain = Qwen3VLForConditionalGeneration(tiny_qwen.config("qwen3_vl", deepstack_visual_indexes=[])).eval()
+    inputs = tiny_qwen.inputs("qwen3_vl", ("Hi", WIDE, "?"))
+    expected = plain.generate(**tiny_qwen.stock(inputs), **GREEDY)
+    with tango.prune(plain, "uniform", retention_ratio=1.0):
+        assert torch.equal(plain.generate(**inputs, **GREEDY), expected)
+
+
 def test_deepstack_features_matter(model):
     """Else the tests against the stock model would prove nothing about them."""
     inputs = tiny_qwen.inputs("qwen3_vl", ("Hi", WIDE, "?"))
