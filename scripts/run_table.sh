@@ -60,7 +60,8 @@ if [ -n "${MODEL:-}" ] && [ -z "${CONFIG:-}" ]; then
     fi
     exit 2
 fi
-config=$(file_of "${CONFIG:=tango-mini}")
+CONFIG=${CONFIG:-tango-mini}
+config=$(file_of "$CONFIG")
 if [ ! -f "VLMEvalKit/$config" ]; then
     echo "no VLMEvalKit/$config for CONFIG=$CONFIG; there are:" >&2
     known
