@@ -265,3 +265,8 @@ class TestNewlines:
         assert config.to_dict()["keep_newlines"] is True
         assert config.label == f"{method}-r0.1-keep_newlines"
         assert "keep_newlines" not in MethodConfig(method=method).to_dict()
+
+    def test_a_model_without_newlines_of_rows_refuses_them(self) -> None:
+        for model in (tiny.llava_onevision(), tiny_qwen.model("qwen2_5_vl")):
+            with pytest.raises(OptionError, match=r"a newline after every row; (LLaVA-OneVision|Qwen2\.5-VL) has"):
+                tango.prune(model, "vidcom2", preset="llava-video")

@@ -35,14 +35,15 @@ class CdPruner(Pruner):
     Deviation: relevance is measured between features and the LLM's input embeddings of the question, as these models
     have no CLIP text tower (a subclass may override `relevance`), and near tokens are the relevant ones: in CLIP the
     cosine of patch and text is inverted, and the release negates it. No token is picked twice; once no candidate adds
-    anything, the most relevant follow. A constant relevance counts as 1 everywhere. Cosines are rounded to multiples
-    of 2**-18.
+    anything, the most relevant follow. A constant relevance counts as 1 everywhere. Cosines are computed in float32
+    whatever the model's dtype, and rounded to multiples of 2**-18.
     Example:
         >>> len(tango.CdPruner(retention_ratio=0.25)(tokens).indices)
         72
     """
 
-    scope: Literal["frame", "video"] = "frame"  # pick from every frame alone, or from all tokens of the video at once
+    # Pick from every frame alone, or from all tokens of the video at once, which takes T cubed times as long.
+    scope: Literal["frame", "video"] = "frame"
     sign: Literal["positive", "negative"] = "positive"  # of the cosine with the text (release: negative, for CLIP)
     relevance_weight: float | None = None  # None: relevance q as it is (release); w: exp(w q / (2 (1 - w)))
 
@@ -74,7 +75,7 @@ class CdPruner(Pruner):
         return text_relevance(tokens.features, tokens.text, sign=-1 if self.sign == "negative" else 1)
 
     def _weighted(self, relevance: Float[Tensor, "T N"]) -> Float[Tensor, "T N"]:
-        """Relevance as it enters the kernel. A common factor changes no pick; 1 as the largest cannot overflow."""
+        """Relevance as it enters the kernel; its exponential is at most 1, so that nothing overflows."""
         if self.relevance_weight is None:
             return relevance
         strength = self.relevance_weight / (2 * (1 - self.relevance_weight))
@@ -107,6 +108,8 @@ def diverse_picks(unit: Float[Tensor, "B M D"], relevance: Float[Tensor, "B M"],
     computed when they are needed, so that memory grows with k alone. The host never waits for the device.
     """
     B, M, _ = unit.shape
+    # A common factor of a set changes no pick; with 1 as the largest, gains can be held against rounding errors.
+    relevance = relevance / relevance.amax(dim=1, keepdim=True).clamp_min(torch.finfo(relevance.dtype).tiny)
     gain = relevance.square()  # what each candidate adds to the determinant: its kernel entry, less what picks explain
     taken = torch.zeros(B, M, dtype=torch.bool, device=unit.device)
     explained = unit.new_zeros(B, k, M)  # rows of the kernel's Cholesky factor

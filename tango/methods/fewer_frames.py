@@ -22,7 +22,8 @@ class FewerFramesPruner(Pruner):
 
     Sampling fewer frames (`--num-frames`) is something else: here all frames have passed through the vision tower, so
     its cost stays, and what is kept has the timestamps and positions of the dense sampling. A family that encodes
-    frames in pairs (Qwen) keeps and drops pairs.
+    frames in pairs (Qwen) keeps and drops pairs. Where the prompt tells the time of every frame (Qwen3-VL), it goes on
+    telling those of dropped ones.
 
     Example:
         >>> pruned = tango.FewerFramesPruner(retention_ratio=0.25)(tokens)

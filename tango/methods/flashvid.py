@@ -51,8 +51,8 @@ class FlashVidPruner(Pruner):
     A frame's diverse tokens are picked one by one, each the farthest from those before it, where distance counts in
     proportion to saliency and to how well a token fits the mean of its segment. Every other token is linked to the most
     similar one of the frame before, wherever that is, and each tree of links becomes its mean. If more trees are left
-    than the segment has room for, those that begin in one frame are averaged in clusters; with `exact_budget` a frame
-    may have room for none, and drops them.
+    than the segment has room for, those that begin in one frame are averaged in clusters. A frame with room for none
+    drops them: where diverse tokens fill the budget, and some frames with `exact_budget`.
 
     What enters the LLM is meant to be cut again there: `mean_retention_ratio` with `layer_pruner="flashvid-select"`.
     The host waits for the device once.

@@ -211,7 +211,8 @@ def _refuse_clashes(
 ) -> None:
     if method == "none" and (options or any(value is not None for value in (mean, *beside))):
         raise OptionError(
-            "method 'none' keeps all tokens; leave out ratio, options, positions, reuse and tower, or name a method"
+            "method 'none' keeps all tokens; leave out ratio, options, positions, reuse, keep_newlines and tower, or "
+            "name a method"
         )
     if mean is not None and "retention_ratio" in options:
         raise BudgetError("give retention_ratio (pre-LLM) or mean_retention_ratio (over the LLM's layers), not both")

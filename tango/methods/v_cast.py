@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from tango.annotations import Float
 from tango.containers import Paper, PrunedTokens, VisualTokens
-from tango.errors import BudgetError, OptionError
+from tango.errors import OptionError
 from tango.methods.base import Limits, Pruner
 from tango.methods.registry import register
 from tango.ops.budget import ROUNDING_ERROR, exact_count
@@ -98,13 +97,12 @@ def allot(weights: Sequence[float], total: int, *, least: int, most: int, leftov
     counts = [least + min(share, most - least) for share in whole]
     by_fraction = sorted(range(len(weights)), key=lambda t: whole[t] - shares[t])  # ties: the earlier frame
     rest = total - sum(counts)
-    for t in cycle(by_fraction):
-        if not rest:
-            return counts
-        extra = min(most - counts[t], rest if leftover == "release" else 1)
-        counts[t] += extra
-        rest -= extra
-    raise BudgetError("there are no frames to keep tokens of")
+    while rest:  # more than one round, if frames are full or by "spread"
+        for t in by_fraction:
+            extra = min(most - counts[t], rest if leftover == "release" else min(rest, 1))
+            counts[t] += extra
+            rest -= extra
+    return counts
 
 
 def _curvature(means: Float[Tensor, "T D"]) -> Float[Tensor, "T"]:

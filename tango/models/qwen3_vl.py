@@ -27,7 +27,8 @@ class Qwen3VlAdapter(QwenVlAdapter):
     """Stock `Qwen3VLForConditionalGeneration`.
 
     The first decoder layers add features of earlier tower blocks to the visual tokens ("deepstack"). A kept token
-    brings its own features there, also where the token itself was merged with others.
+    brings its own features there, also where the token itself was merged with others. A frame without kept tokens keeps
+    its time and its marks in the prompt.
     """
 
     title: ClassVar[str] = "Qwen3-VL"

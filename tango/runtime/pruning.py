@@ -435,6 +435,8 @@ def _pruned(adapter: Adapter, plan: Plan) -> Pruning:
     adapter.check(pruner.needs, pruner.name)
     if pruning_of(adapter.model) is not None:
         raise TangoError("this model is pruned already; remove() the first pruning before adding another")
+    if plan.keep_newlines and adapter.newlines != "row":
+        raise OptionError(f"keep_newlines is for models with a newline after every row; {adapter.title} has none")
     if plan.tower is not None:
         adapter.check_merger(plan.tower)
     adapter.reuse, adapter.keep_newlines, adapter.tower_merger = plan.reuse, plan.keep_newlines, plan.tower

@@ -206,6 +206,17 @@ def test_beyond_the_rank_the_most_relevant_follow(rank: int) -> None:
         assert own[rank:] == rest[: 20 - rank]
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.03, 1e-4])
+def test_a_frame_that_is_far_from_the_question_is_picked_from_in_the_same_way(factor: float) -> None:
+    """Its relevance is low beside that of other frames, and its tokens are much alike."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 24, generator=generator, dtype=torch.float64) + 10
+    relevance = torch.rand(40, generator=generator, dtype=torch.float64) + 0.2
+    expected = picks_oracle(x.numpy(), relevance.numpy(), 10)
+    unit = (x / x.norm(dim=-1, keepdim=True)).float()
+    assert diverse_picks(unit[None], factor * relevance.float()[None], 10).tolist() == [expected]
+
+
 @pytest.mark.parametrize("value", [0.0, 2.5])
 def test_equal_tokens_are_kept_in_order(value: float) -> None:
     tokens = tokens_of(torch.full((2, 10, 8), value), torch.randn(3, 8, generator=torch.Generator().manual_seed(0)))

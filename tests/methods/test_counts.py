@@ -25,12 +25,17 @@ TABLE: list[tuple[str, dict[str, Any], tuple[Count, Count, Count]]] = [
     ("downsample", {}, EXACT),
     ("fewer-frames", {}, (588, 980, 1176)),  # 3, 5 and 6 whole frames
     ("fewer-frames", {"exact_budget": True}, EXACT),
+    ("evs", {}, (627, 940, 1254)),  # rounded down
+    ("evs", {"exact_budget": True}, EXACT),
+    ("v-cast", {}, EXACT),
     ("divprune", {}, EXACT),
     ("dycoke", {}, EXACT),
     ("prunevid", {}, EXACT),
     ("tango", {}, (640, 960, 1280)),
     ("holitom", {}, (640, 960, 1280)),
     ("earlytom", {}, (640, 960, 1280)),
+    ("cdpruner", {}, (640, 928, 1248)),  # 20, 29 and 39 of every frame
+    ("cdpruner", {"exact_budget": True}, EXACT),
     ("flashvid", {}, ((640, 672), (960, 992), (1280, 1312))),  # up to one more in every frame
     ("flashvid", {"exact_budget": True}, EXACT),
     ("visionzip", {}, (640, 960, 1280)),
@@ -54,6 +59,7 @@ def video() -> VisualTokens:
         saliency=draw(T, N).exp(),
         frame_embeds=draw(T, DIM),
         keys=draw(T, N, 8),
+        text=draw(5, DIM),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -474,6 +475,18 @@ def test_half_precision_chooses_as_float32_does(kind: type[FlashVidPruner], dtyp
     found, expected = pruner(half), pruner(full)
     assert torch.equal(found.indices, expected.indices)
     torch.testing.assert_close(found.features.float(), expected.features, rtol=1e-2, atol=1e-2)
+
+
+@BOTH
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_blocks_change_nothing(kind: type[FlashVidPruner], cut_into_blocks: Callable[[int], None], size: int) -> None:
+    """Links and weights across the border of two blocks are those within one."""
+    tokens, pruner = video_tokens(6, frames=11, grid=(4, 5), dim=16), kind(retention_ratio=0.3, min_segments=2)
+    whole = pruner(tokens)
+    cut_into_blocks(size)
+    cut = pruner(tokens)
+    assert torch.equal(cut.indices, whole.indices)
+    torch.testing.assert_close(cut.features, whole.features)
 
 
 class TestConfiguration:
