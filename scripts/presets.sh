@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compares the presets of Tango with each other, and both ways to number positions after pruning.
+# Compares variants of Tango with each other, and both ways to number positions after pruning.
 set -euo pipefail
 
 usage() {

@@ -24,7 +24,7 @@ read the same one. TABLE=NAME bash scripts/run_table.sh runs any other that conf
   DATASETS    VLMEvalKit's data sets to run; those of CONFIG by default (table 4: Video-MME and MLVU_MCQ)
   BENCHMARKS  the table's columns, if not the paper's; TangoMini for tango-mini
   AGAINST     a row's name: compare every row with it, question by question (all tokens)
-  EXACT       1: the same rows with exact budgets, each method keeping its ratio of the tokens; the files are <table>-exact
+  EXACT       1: the same rows, each pre-LLM method keeping exactly its ratio of the tokens; the files are <table>-exact
   SALIENCY    the same rows, all methods that read saliency reading this one; the files are <table>-<SALIENCY>
   RUN         0: only write the table from what is in OUTPUT
   PYTHON      python
@@ -60,7 +60,8 @@ if [ -n "${MODEL:-}" ] && [ -z "${CONFIG:-}" ]; then
     fi
     exit 2
 fi
-config=$(file_of "${CONFIG:=tango-mini}")
+CONFIG=${CONFIG:-tango-mini}
+config=$(file_of "$CONFIG")
 if [ ! -f "VLMEvalKit/$config" ]; then
     echo "no VLMEvalKit/$config for CONFIG=$CONFIG; there are:" >&2
     known

@@ -390,6 +390,14 @@ class TestScripts:
         assert (tmp_path / "out" / "table1.csv").read_text().startswith("table,")
         assert (tmp_path / "out" / "table1.tex").read_text().startswith("% Table 1")
 
+    def test_the_small_model_runs_without_any_setting(self, python, tmp_path):
+        done = self.run(python, "table3.sh", ROWS="full", OUTPUT="out")
+        assert done.returncode == 0, done.stderr
+        (flags,) = (tmp_path / "log").read_text().splitlines()
+        assert flags.startswith("--config run_config/tango_mini.json ")
+        assert "--datasets TangoMini" in flags
+        assert "; run with tango-mini**" in done.stdout
+
     def test_options_of_a_row_and_the_benchmarks_of_table_4(self, python, tmp_path):
         done = self.run(python, "table4.sh", CONFIG="llava-onevision-7b", OUTPUT="out", ROWS="1e4/1e2")
         assert done.returncode == 0, done.stderr

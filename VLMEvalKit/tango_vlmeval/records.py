@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tango import TangoError
+from tango.evaluation.config import label_of
 from tango.report import Benchmark, benchmark, with_subtitles, without_records, write_records
 from tango_vlmeval.settings import STORED
 
@@ -63,7 +64,7 @@ def write(folder: Path) -> None:
                 records += _of_questions(title, known, table, found, answered)
         environment = summary.get("environment", {})
         run = {
-            "model": name.rpartition(f"-{settings['method']['method']}")[0] or name,
+            "model": _model(name, settings["method"]),
             "method": settings["method"],
             "limit": settings.get("limit"),
             "date": environment.get("date", ""),
@@ -76,6 +77,12 @@ def write(folder: Path) -> None:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise TangoError(f"cannot make records of {folder}: {type(error).__name__} {error}") from error
+
+
+def _model(name: str, method: Mapping[str, Any]) -> str:
+    """What stands before the label of the run, or before the method: other releases have other labels."""
+    ends = (f"-{label_of(method)}", f"-{method['method']}")
+    return next((model for end in ends if (model := name.rpartition(end)[0])), name)
 
 
 def _of_benchmark(entry: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,9 +42,8 @@ def add_experiments_arguments(parser: argparse.ArgumentParser) -> None:
     folder = configs_folder() / "experiments"
     add = parser.add_argument
     add("--experiments", type=Path, default=folder, metavar="DIR", help="folder of table<n>.yaml and other tables")
-    add(
-        "--exact-budget", action="store_true", help="the same rows, each method keeping exactly the ratio of its tokens"
-    )
+    exact = "the same rows, each pre-LLM method keeping exactly its ratio of the tokens"
+    add("--exact-budget", action="store_true", help=exact)
     add("--saliency", metavar="NAME", help="the same rows, all methods that read saliency reading this one")
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 
 from tango.errors import TangoError
+from tango.report.curves import measured_share
 from tango.report.intervals import accuracies
 from tango.report.leaderboard import (
     ELSEWHERE,
@@ -124,6 +125,5 @@ def _kept(run: Run) -> float | None:
     """The share of tokens that was left as it was counted; the ratio that was asked for never stands for it."""
     if run.method["method"] == "none":
         return 1.0
-    if not run.tokens_before or run.tokens_after is None:
-        return None
-    return round(run.tokens_after / run.tokens_before, 6)
+    share = measured_share(run)
+    return None if share is None else round(share, 6)

@@ -339,6 +339,10 @@ class TestEntryOfRun:
         entry = self.make(tmp_path, lines)
         assert (entry["kept_share"], entry["nominal_ratio"], entry["num_clips"]) == (None, 0.1, None)
 
+    def test_where_every_question_failed_nothing_was_kept_or_dropped(self, tmp_path):
+        entry = self.make(tmp_path, [{**line, "failed": True, "tokens_after": 0} for line in LINES])
+        assert (entry["num_failed"], entry["kept_share"]) == (8, None)
+
     def test_without_a_method_all_is_kept(self, tmp_path):
         lines = [{name: value for name, value in line.items() if "tokens" not in name} for line in LINES]
         entry = self.make(tmp_path, lines, {"method": "none"})

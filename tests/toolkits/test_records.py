@@ -87,6 +87,22 @@ class TestVlmevalkit:
         assert right == {"short": verdicts("110"), "long": verdicts("0111")}
         assert {question.group for run in runs.values() for question in run.questions} >= {"needle", "short"}
 
+    @pytest.mark.parametrize("layer_pruner", [None, "holitom-merge"])
+    def test_the_model_is_what_stands_before_the_whole_label(
+        self,
+        layer_pruner: str | None,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Such as "mine-holitom-v2" in "mine-holitom-v2-holitom-m0.1-holitom-merge18"."""
+        settings = {"method": "holitom"}
+        settings |= {"retention_ratio": 0.1, **({"layer_pruner": layer_pruner} if layer_pruner else {})}
+        write_vlmevalkit(tmp_path, settings, {"MVBench": verdicts("01")}, model="mine-holitom-v2", limit=2)
+        made_by("tango_vlmeval", tmp_path, capsys, monkeypatch)
+        (run,) = read_results([tmp_path]).runs
+        assert run.model == "mine-holitom-v2"
+
     def test_questions_with_subtitles_are_another_set(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
