@@ -70,7 +70,10 @@ def solve_layer_ratio(mean: float, *, num_layers: int, layer: int) -> float:
 def check_layer(layer: int, num_layers: int) -> None:
     """Raise BudgetError unless the LLM has a layer `layer` with one before it."""
     if not 1 <= layer < num_layers:
-        raise BudgetError(f"layer must lie in 1..{num_layers - 1} for an LLM of {num_layers} layers, got {layer}")
+        raise BudgetError(
+            f"layer must lie in 1..{num_layers - 1} for an LLM of {num_layers} layers, got {layer}; name another one "
+            "(`layer` of the method, `pruned_layer` beside a layer pruner)"
+        )
 
 
 def layer_flops(

@@ -158,7 +158,7 @@ class TestExperiments:
         assert [run_line(row) for row in chosen] == ["none -", "tango 0.1", "tango 0.2"]
         with pytest.raises(UnknownNameError, match="unknown row of Table 1 'tongo'"):
             experiment.only(names=["tongo"])
-        with pytest.raises(OptionError, match=r"no rows at ratio 0.3; its ratios are \[0.1, 0.15, 0.2\]"):
+        with pytest.raises(OptionError, match=r"no rows at ratio 0.3; its ratios are \[0.05, 0.1, 0.15, 0.2\]"):
             experiment.only(ratios=[0.3])
 
     def test_flags_of_a_row(self) -> None:
