@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tango.models.splice import ShortPrompt
 
-_DROPS_FULL_MASKS = Version(version("transformers")) >= Version("5.24")
+_DROPS_FULL_MASKS = Version(version("transformers")) >= Version("5.20")  # 5.17 does not
 
 
 def prepare_special_tokens(

@@ -27,7 +27,7 @@ def alike(tokens: VisualTokens, cosine: float) -> VisualTokens:
     own, common = torch.cat([unit, torch.zeros(*unit.shape[:2], 1)], dim=-1), torch.zeros(49)
     common[-1] = 1.0
     features = own * (1 - cosine) ** 0.5 + common * cosine**0.5
-    return dataclasses.replace(tokens, features=features)
+    return dataclasses.replace(tokens, features=features, text=None)  # it has the width of the features
 
 
 @pytest.mark.parametrize("name", VIDEOS)

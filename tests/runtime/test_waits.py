@@ -23,7 +23,7 @@ from tests.pretend_gpu import OnDevice, PretendGpu, pretend_gpu
 pytestmark = pytest.mark.usefixtures("unchecked_annotations")  # the checks read values
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 BY_SHAPE = ("uniform", "none", "downsample", "fewer-frames")  # they read no value
-DROPS_FULL_MASKS = Version(transformers.__version__) >= Version("5.24")
+DROPS_FULL_MASKS = Version(transformers.__version__) >= Version("5.20")
 Inputs = dict[str, Any]
 
 
