@@ -190,7 +190,7 @@ class TestMemory:
         assert bounded[1][0] <= 1.02 * 4 * bounded[0][0]
 
     def test_does_not_grow_with_the_depth_of_the_tower(self, name: str) -> None:
-        """Nobody collects the hidden states of all blocks. On Python 3.10 a caller holds the first beside the last, which
-        shows from the third block on."""
+        """Nobody collects the hidden states of all blocks. On Python 3.10 a caller holds the first beside the last,
+        which shows from the third block on."""
         shallow, deep = (memory(name, 8, depth=depth)[1] for depth in (3, 8))
         assert deep <= 1.02 * shallow
