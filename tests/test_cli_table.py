@@ -148,7 +148,7 @@ class TestTable:
             in out
         )
         assert main(["runs", "--results", str(outputs)]) == 0
-        assert "| fastvid-positionsNone | 0.1 |" in capsys.readouterr().out
+        assert "| fastvid-model-positions | 0.1 |" in capsys.readouterr().out
         del run["method"]["positions"]  # as of another program, which says nothing
         path.write_text(json.dumps(run))
         assert main(["table", "1", "--results", str(outputs)]) == 0

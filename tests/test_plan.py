@@ -264,7 +264,7 @@ class TestDefaults:
         assert MethodConfig(method="fastvid").to_dict()["positions"] == "kept"
         assert MethodConfig(method="fastvid", positions="contiguous").label == "fastvid-r0.1-contiguous"
         before = {**MethodConfig(method="fastvid").to_dict(), "positions": None}  # as recorded before it had its own
-        assert label_of(before) == "fastvid-r0.1-positionsNone"
+        assert label_of(before) == "fastvid-r0.1-model-positions"
 
 
 class TestBuiltOnce:

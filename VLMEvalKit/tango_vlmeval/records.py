@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tango import TangoError
-from tango.evaluation.config import label_of
+from tango.evaluation import label_of
 from tango.report import Benchmark, benchmark, with_subtitles, without_records, write_records
 from tango_vlmeval.settings import STORED
 

@@ -22,7 +22,7 @@ __all__, __getattr__, __dir__ = lazily(
     __name__,
     {
         "tango.evaluation.answerer": "Answerer",
-        "tango.evaluation.config": "MethodConfig",
+        "tango.evaluation.config": "MethodConfig label_of",
         "tango.evaluation.efficiency": "Efficiency",
         "tango.evaluation.journal": "Journal check_journal",
         "tango.evaluation.questions": "Answer Question frames_as_video",
@@ -37,7 +37,7 @@ __all__, __getattr__, __dir__ = lazily(
 
 if TYPE_CHECKING:
     from tango.evaluation.answerer import Answerer
-    from tango.evaluation.config import MethodConfig
+    from tango.evaluation.config import MethodConfig, label_of
     from tango.evaluation.efficiency import Efficiency
     from tango.evaluation.journal import Journal, check_journal
     from tango.evaluation.questions import Answer, Question, frames_as_video

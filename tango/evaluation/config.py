@@ -173,6 +173,8 @@ def label_of(method: Mapping[str, Any], *, ratio: bool = True) -> str:
 
     If the method is not registered here, its defaults are unknown, and the label holds all options.
 
+        label_of(json.loads(Path("run.json").read_text())["method"])  # "tango-r0.1"
+
     Args:
         ratio: whether the label holds the retention ratio, or the mean over layers.
     """
@@ -191,7 +193,7 @@ def label_of(method: Mapping[str, Any], *, ratio: bool = True) -> str:
     if method.get("saliency") not in (None, usual.default_saliency):
         parts.append(str(method["saliency"]))
     if (positions := method.get("positions")) != usual.default_positions:
-        parts.append(str(positions or "positionsNone"))
+        parts.append(str(positions or "model-positions"))
     if method.get("tower") is not None:
         parts.append(str(method["tower"]))
         parts += _differences(str(method["tower"]), method.get("tower_options") or {}, "", weights)
