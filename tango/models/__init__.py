@@ -1,6 +1,6 @@
 """Model families. Importing this package registers their adapters."""
 
-from tango.models import llava_next_video, llava_onevision, llava_video, qwen2_5_vl, qwen3_vl
+from tango.models import llava_next_video, llava_onevision, llava_video, qwen2_5_vl, qwen3_vl, video_llama_3
 from tango.models.base import (
     Adapter,
     EncodedImages,
@@ -29,4 +29,5 @@ __all__ = [
     "qwen3_vl",
     "register_adapter",
     "supported_model_types",
+    "video_llama_3",
 ]

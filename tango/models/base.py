@@ -104,6 +104,8 @@ class Adapter(ABC):
     video_input: ClassVar[str] = "pixel_values_videos"
     pooling_query: ClassVar[PoolingQuery] = "mean"  # what "p-attn" saliency means for this family's tower
     newlines: ClassVar[Newlines] = "none"  # which placeholders are newlines
+    # Whether stock `generate` counts placeholders and wants grids for them; it then gets pads in their place.
+    stock_counts_placeholders: ClassVar[bool] = False
     stock_is_right: ClassVar[bool] = True  # False: stock code lays out videos otherwise than the model was trained
 
     merges_in_tower: ClassVar[bool] = False  # whether a tower method can merge frames between its blocks

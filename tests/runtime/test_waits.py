@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
@@ -17,11 +18,13 @@ import tango
 from tango.models import adapter_class
 from tango.runtime.answering import generate_ids
 from tests import tiny, tiny_qwen
+from tests.families import Video
 from tests.models import test_llava_video
 from tests.pretend_gpu import OnDevice, PretendGpu, pretend_gpu
 
 pytestmark = pytest.mark.usefixtures("unchecked_annotations")  # the checks read values
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("video_llama_3",)  # towers whose blocks Tango changes
 BY_SHAPE = ("uniform", "none", "downsample", "fewer-frames")  # they read no value
 DROPS_FULL_MASKS = Version(transformers.__version__) >= Version("5.20")
 Inputs = dict[str, Any]
@@ -42,6 +45,9 @@ def made(name: str) -> tuple[Any, Inputs]:
         return model, {**inputs, "pixel_values_videos": pixels[:, repeated], "video_first_equal": [repeated]}
     if name in QWEN:
         return qwen(name)
+    if name in FAMILIES:
+        family = import_module(f"tests.families.{name}").FAMILY
+        return family.model(), family.inputs(("Look: ", Video(4, seed=1), " What?"))
     model = getattr(tiny, name)()
     return model, tiny.one_video() if name == "llava_onevision" else test_llava_video.one_video(model)
 
@@ -75,7 +81,7 @@ def waits(name: str, method: str, *, on_device: bool = False, **options: Any) ->
     return gpu.waits[: gpu.marks["tower"]], gpu.waits[gpu.marks["tower"] : gpu.marks["launched"]]
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", *QWEN])
+@pytest.mark.parametrize("name", ["llava_onevision", *QWEN, *FAMILIES])
 @pytest.mark.parametrize("method", ["tango", "tango-paper"])
 def test_tango_waits_once_from_pixels_to_the_prefill(name: str, method: str) -> None:
     """For the similarities that cut the video into segments."""

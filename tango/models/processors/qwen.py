@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -60,6 +60,7 @@ class Patches:
     std: tuple[float, ...] = CLIP_STD
     min_pixels: int = 128 * 28 * 28  # per frame; the families' own lower bound for videos
     max_pixels: int = MAX_PIXELS
+    shared_pixels: int | None = None  # in place of `max_pixels`: what the frames of a video share equally
 
     def frame_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width to resize a frame to: multiples of a merge unit, with about the frame's aspect ratio.
@@ -81,7 +82,8 @@ class Patches:
 
     def grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """The grid of patches of a video of this size: temporal steps, rows, columns."""
-        h, w = self.frame_size(height, width)
+        own = self if self.shared_pixels is None else replace(self, max_pixels=self.shared_pixels // num_frames)
+        h, w = own.frame_size(height, width)
         return math.ceil(num_frames / self.temporal), h // self.size, w // self.size
 
     def cut(
