@@ -1,6 +1,14 @@
 """Model families. Importing this package registers their adapters."""
 
-from tango.models import llava_next_video, llava_onevision, llava_video, qwen2_5_vl, qwen3_vl, video_llama_3
+from tango.models import (
+    llava_next_video,
+    llava_onevision,
+    llava_video,
+    qwen2_5_omni,
+    qwen2_5_vl,
+    qwen3_vl,
+    video_llama_3,
+)
 from tango.models.base import (
     Adapter,
     EncodedImages,
@@ -25,6 +33,7 @@ __all__ = [
     "llava_onevision",
     "llava_video",
     "load",
+    "qwen2_5_omni",
     "qwen2_5_vl",
     "qwen3_vl",
     "register_adapter",

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # Text models, by `model_type`, with plainly causal masks, and with layers whose `self_attn` has `q_proj`, `k_proj` and
 # half-split rotations: methods with `reads = "own"` count on them.
-DECODERS = ("llama", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
+DECODERS = ("llama", "qwen2", "qwen2_5_omni_text", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
 
 # Fields of `VisualTokens` that come from the tower, frame by frame.
 TOKEN_FIELDS = ("features", *(ALL_SIGNALS & ~(Signal.TIMESTAMPS | Signal.TEXT)).fields)
@@ -189,13 +189,18 @@ class Adapter(ABC):
         return nullcontext()
 
     @property
+    def text_model(self) -> object:
+        """The LLM without its head; None if it is not where most families have it."""
+        return getattr(getattr(self.model, "model", None), "language_model", None)
+
+    @property
     def decoder(self) -> PreTrainedModel:
         """The text model, for pruning at the input of one of its layers.
 
         Raises:
             UnsupportedModelError: Tango cannot follow the attention of this text model.
         """
-        decoder = getattr(getattr(self.model, "model", None), "language_model", None)
+        decoder = self.text_model
         config = getattr(decoder, "config", None)
         found = getattr(config, "model_type", type(decoder).__name__)
         if not isinstance(decoder, nn.Module) or found not in DECODERS or not hasattr(decoder, "norm"):
@@ -391,7 +396,8 @@ def family(config: PretrainedConfig | None) -> str | None:
     name = getattr(config, "model_type", None)
     if name == "llava_onevision" and getattr(config, "mm_newline_position", None) == "grid":
         return "llava_video"
-    return name
+    # The whole model is the thinker and the parts that speak: its checkpoint is the thinker's, too.
+    return "qwen2_5_omni_thinker" if name == "qwen2_5_omni" else name
 
 
 def find_adapter(name: str | None) -> type[Adapter] | None:
