@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tango.errors import OptionError
+from tango.models.about import About
 from tango.models.base import EncodedVideos, register_adapter
 from tango.models.calls import Inputs
 from tango.models.mrope import seconds_per_step
@@ -28,8 +29,8 @@ class Qwen2_5OmniAdapter(Qwen2_5VlAdapter):
     """Stock `Qwen2_5OmniThinkerForConditionalGeneration`, also where it is a part of the whole model.
 
     Sound is never pruned. It stays where it is in the prompt, also between the frames of a video, and stock code
-    encodes it. With beams, stock code mixes up the sounds of a prompt with several, and transformers 5.17 the frames of
-    a video; Tango's pruned videos are right on both.
+    encodes it. With beams, stock code mixes up the sounds of a prompt with several, which is refused here; that of
+    transformers 5.17 also mixes up the frames of videos, but not of pruned ones.
 
     Spoken answers need the whole prompt: the part that speaks looks up the video's places in the thinker's states. Ask
     the thinker, or the whole model with `generation_mode="text"`.
@@ -37,6 +38,11 @@ class Qwen2_5OmniAdapter(Qwen2_5VlAdapter):
 
     title: ClassVar[str] = "Qwen2.5-Omni"
     model_class: ClassVar[str] = "Qwen2_5OmniThinkerForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("Qwen/Qwen2.5-Omni-*",),
+        tokens="at most 16 x 16 for two",
+        notes="answers in text; sound beside the video is kept whole, and comes from transformers' processor",
+    )
     form: ClassVar[QwenForm] = FORM
     stock_is_right: ClassVar[bool] = True
     consumed: ClassVar[frozenset[str]] = Qwen2_5VlAdapter.consumed | {
@@ -79,7 +85,20 @@ class Qwen2_5OmniAdapter(Qwen2_5VlAdapter):
                     f"a pruned Qwen2.5-Omni answers in text alone, got {name}={inputs[name]!r}: the part that speaks "
                     f"needs the whole prompt. Leave out {name}, or remove() the pruning for spoken answers"
                 )
+        self._check_sounds(inputs)
         return super().encode_videos(_as_qwen(inputs), wants, timer)
+
+    def _check_sounds(self, inputs: Inputs) -> None:
+        """Refuse beams or several answers for a prompt with several sounds: stock code repeats them one by one."""
+        config = inputs.get("generation_config") or self.model.generation_config
+        names = ("num_beams", "num_return_sequences")
+        copies = max(inputs.get(name) or getattr(config, name, None) or 1 for name in names)
+        begin = inputs["input_ids"] == self.model.config.audio_start_token_id
+        if copies > 1 and inputs.get("input_features") is not None and int(begin.sum(1).max()) > 1:
+            raise OptionError(
+                f"a prompt has {int(begin.sum(1).max())} sounds, and {copies} beams or answers would hear the wrong "
+                f"ones, as stock code repeats them; leave out {' and '.join(names)}, or give one sound a prompt"
+            )
 
     def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor:
         """Those of stock code, which are right for this family."""

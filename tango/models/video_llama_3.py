@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import vision_utils
 
 from tango.errors import OptionError, PromptError, UnsupportedModelError
+from tango.models.about import About
 from tango.models.base import EncodedImages, EncodedVideos, register_adapter
 from tango.models.calls import Inputs
 from tango.models.processors.video_llama_3 import FORM, FRAMES, MERGE, SHARED_PIXELS, VideoLlama3Processor
@@ -39,6 +40,12 @@ class VideoLlama3Adapter(QwenVlAdapter):
 
     title: ClassVar[str] = "VideoLLaMA 3"
     model_class: ClassVar[str] = "VideoLlama3ForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("lkhl/VideoLLaMA3-*-Image-HF",),
+        tokens="9 x 9 of 180 frames; frames share 16384",
+        notes="its own pruning of repeated patches is off in Tango's prompts, and refused in others",
+    )
+    position_rules: ClassVar[tuple[str, ...]] = ("contiguous", "kept")
     consumed: ClassVar[frozenset[str]] = QwenVlAdapter.consumed | {
         "video_merge_sizes", "image_merge_sizes", "video_compression_mask",
     }  # fmt: skip

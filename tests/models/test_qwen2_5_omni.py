@@ -153,6 +153,20 @@ def test_spoken_answers_are_refused_by_name(model: Any) -> None:
             assert torch.equal(model.generate(**given, **GREEDY, **option), expected)
 
 
+def test_beams_with_several_sounds_are_refused(model: Any) -> None:
+    """Stock code would give the first beam the first sound twice."""
+    rows = (("A ", Video(4, 1), " B ", Video(4, 2), " why?"),)
+    given, one = inputs(*rows, heard=True), inputs(*HEARD, heard=True)
+    with tango.prune(model, "uniform", retention_ratio=0.5):
+        model.generate(**given, **GREEDY)
+        for option in ({"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}):
+            with pytest.raises(tango.OptionError, match=r"2 sounds, and \d beams or answers would hear the wrong"):
+                model.generate(**given, **GREEDY, **option)
+        alone = [inputs(row, heard=True) for row in HEARD]
+        found = new_tokens(model, one, model.generate(**one, **GREEDY, num_beams=3))
+        assert found == [new_tokens(model, x, model.generate(**x, **GREEDY, num_beams=3))[0] for x in alone]
+
+
 def whole_model(thinker: Any) -> Any:
     """The model that published checkpoints hold, without the parts that speak."""
     import transformers

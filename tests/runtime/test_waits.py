@@ -24,7 +24,7 @@ from tests.pretend_gpu import OnDevice, PretendGpu, pretend_gpu
 
 pytestmark = pytest.mark.usefixtures("unchecked_annotations")  # the checks read values
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-FAMILIES = ("video_llama_3",)  # towers whose blocks Tango changes
+FAMILIES = ("qwen2_5_omni", "video_llama_3")  # towers whose blocks Tango changes
 BY_SHAPE = ("uniform", "none", "downsample", "fewer-frames")  # they read no value
 DROPS_FULL_MASKS = Version(transformers.__version__) >= Version("5.20")
 Inputs = dict[str, Any]
@@ -57,7 +57,7 @@ def run(model: Any, gpu: PretendGpu, call: Callable[[], Tensor]) -> Tensor:
     first = adapter_class(model.config).tower_blocks(model)[0]
     hooks = [
         first.register_forward_pre_hook(lambda *_: gpu.mark("tower")),
-        model.model.language_model.register_forward_hook(lambda *_: gpu.mark("launched")),
+        adapter_class(model.config)(model).decoder.register_forward_hook(lambda *_: gpu.mark("launched")),
     ]
     gpu.waits.clear()  # those of `prune`
     with torch.no_grad(), mock.patch.object(torch, "inference_mode", torch.no_grad):

@@ -60,6 +60,7 @@ class QwenOmniProcessor(QwenProcessor):
 
     def _image_piece(self, stock: ProcessorMixin, inputs: dict[str, Any], number: int) -> str:
         """As `ChatProcessor`'s; the stock processor of transformers 5.17 cannot."""
+        del stock
         return self.image_token * (int(inputs["image_grid_thw"][number].prod()) // self.patches.merge**2)
 
     def __call__(
