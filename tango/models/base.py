@@ -212,6 +212,11 @@ class Adapter(ABC):
     def video_token_id(self) -> int:
         """Id of the placeholder that stands for one visual token in the prompt."""
 
+    @property
+    def guarded_token_id(self) -> int:
+        """Id of a token that stands in prompts with videos alone: the LLM must not read it as if it were a word."""
+        return self.video_token_id
+
     def check(self, needs: Signal, method: str) -> None:
         """Refuse a method that needs a signal this model cannot supply, before any work.
 
