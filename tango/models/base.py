@@ -34,9 +34,12 @@ from tango.video.repeats import FIRST_EQUAL
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Text models, by `model_type`, with plainly causal masks, and with layers whose `self_attn` has `q_proj`, `k_proj` and
-# half-split rotations: methods with `reads = "own"` count on them.
-DECODERS = ("llama", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
+# Text models, by `model_type`, with plainly causal masks, and with layers whose `self_attn` follows `input_layernorm`
+# and calls transformers' attention function. How they rotate does not matter.
+DECODERS = (
+    *("glm4v_moe_text", "glm4v_text", "llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3"),
+    *("qwen3_moe", "qwen3_vl_text"),
+)
 
 # Fields of `VisualTokens` that come from the tower, frame by frame.
 TOKEN_FIELDS = ("features", *(ALL_SIGNALS & ~(Signal.TIMESTAMPS | Signal.TEXT)).fields)
@@ -198,7 +201,8 @@ class Adapter(ABC):
         found = getattr(config, "model_type", type(decoder).__name__)
         if not isinstance(decoder, nn.Module) or found not in DECODERS or not hasattr(decoder, "norm"):
             raise UnsupportedModelError(f"pruning at a layer works with decoders {', '.join(DECODERS)}, not {found}")
-        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        kinds = getattr(config, "layer_types", None)
+        if "sliding_attention" in (kinds or ()) or (not kinds and getattr(config, "sliding_window", None)):
             raise UnsupportedModelError("pruning at a layer does not work with sliding-window attention")
         return decoder
 

@@ -114,7 +114,6 @@ def family(name: str) -> Family:
         tokens_per_frame=6,
         frames_per_step=2,
         stock_wrong={"beams": ">5.17"},  # stock raises: it looks for placeholders of its `video_token_id`
-        layer_pruners=False,
         pictures=False,  # stock code counts the placeholders of both as those of each, and raises
     )
 
