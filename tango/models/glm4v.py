@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tango.containers import Signal
 from tango.errors import CheckpointError
+from tango.models.about import About
 from tango.models.base import EncodedImages, register_adapter
 from tango.models.calls import Inputs
 from tango.models.mrope import vision_positions
@@ -23,6 +24,8 @@ from tango.models.qwen2_5_vl import IMAGE, VIDEO, QwenVlAdapter
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+TOKENS = "at most 16 x 16 for two"
+NOTES = "times are written as the checkpoint's processor writes them; stock code takes no image beside a video"
 Changed = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a module
 
 
@@ -124,6 +127,11 @@ class Glm4vAdapter(GlmVAdapter):
 
     title: ClassVar[str] = "GLM-4.1V"
     model_class: ClassVar[str] = "Glm4vForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("zai-org/GLM-4.1V-9B-*", "zai-org/GLM-4.6V-Flash"),
+        tokens=TOKENS,
+        notes=NOTES,
+    )
     form: ClassVar[GlmForm] = FORMS["Glm4vProcessor"]
 
 
@@ -133,6 +141,11 @@ class Glm4vMoeAdapter(GlmVAdapter):
 
     title: ClassVar[str] = "GLM-4.5V"
     model_class: ClassVar[str] = "Glm4vMoeForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("zai-org/GLM-4.5V", "zai-org/GLM-4.6V"),
+        tokens=TOKENS,
+        notes=NOTES,
+    )
     form: ClassVar[GlmForm] = FORMS["Glm4vProcessor"]
 
 
@@ -142,4 +155,9 @@ class Glm46vAdapter(GlmVAdapter):
 
     title: ClassVar[str] = "GLM-4.6V"
     model_class: ClassVar[str] = "Glm46VForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("*",),
+        tokens=TOKENS,
+        notes=f"published GLM-4.6V models are of the other two types; {NOTES}",
+    )
     form: ClassVar[GlmForm] = FORMS["Glm46VProcessor"]
