@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from tango.models.about import About
 from tango.models.base import Newlines, register_adapter
 from tango.models.checkpoint import load_tokenizer
 from tango.models.fixed_grid import FixedGridAdapter
@@ -28,6 +29,11 @@ class LlavaOnevisionAdapter(FixedGridAdapter):
 
     title: ClassVar[str] = "LLaVA-OneVision"
     model_class: ClassVar[str] = "LlavaOnevisionForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("llava-hf/llava-onevision-*", "lmms-lab/llava-onevision-qwen2-*-ov*"),
+        tokens="14 x 14",
+        tested="tango-mini, trained; random weights of the 7B's shape on an H200",
+    )
     consumed: ClassVar[frozenset[str]] = frozenset(
         {
             "pixel_values", "pixel_values_videos", "image_sizes", "image_sizes_videos", "batch_num_images",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from tango.models.about import About
 from tango.models.base import register_adapter
 from tango.models.mixed_media import MixedMediaAdapter
 from tango.models.processors.smolvlm import SmolVlmProcessor
@@ -27,6 +28,11 @@ class SmolVlmAdapter(MixedMediaAdapter):
 
     title: ClassVar[str] = "SmolVLM2"
     model_class: ClassVar[str] = "SmolVLMForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("HuggingFaceTB/SmolVLM2-*-Instruct",),
+        tokens="9 x 9 (2.2B) or 8 x 8",
+        notes="every frame has its time beside it, as about a dozen tokens of text, which all stay",
+    )
     consumed: ClassVar[frozenset[str]] = frozenset({"pixel_values", "pixel_attention_mask"})
     default_num_frames: ClassVar[int] = 64
     pooling_query: ClassVar[PoolingQuery] = "head"
@@ -38,10 +44,6 @@ class SmolVlmAdapter(MixedMediaAdapter):
     @classmethod
     def tower(cls, model: PreTrainedModel) -> PreTrainedModel:
         return model.model.vision_model
-
-    @property
-    def text_model(self) -> object:
-        return self.model.model.text_model
 
     @classmethod
     def make_processor(
