@@ -1,6 +1,6 @@
 """Model families. Importing this package registers their adapters."""
 
-from tango.models import glm4v, llava_next_video, llava_onevision, llava_video, qwen2_5_vl, qwen3_vl
+from tango.models import glm4v, llava_next_video, llava_onevision, llava_video, qwen2_5_vl, qwen3_vl, smolvlm
 from tango.models.base import (
     Adapter,
     EncodedImages,
@@ -29,5 +29,6 @@ __all__ = [
     "qwen2_5_vl",
     "qwen3_vl",
     "register_adapter",
+    "smolvlm",
     "supported_model_types",
 ]

@@ -193,13 +193,19 @@ class Adapter(ABC):
         return nullcontext()
 
     @property
+    def text_model(self) -> object:
+        """The LLM without its head; None: it is not where the known families have it."""
+        inner = getattr(self.model, "model", None)
+        return getattr(inner, "language_model", None) or getattr(inner, "text_model", None)
+
+    @property
     def decoder(self) -> PreTrainedModel:
         """The text model, for pruning at the input of one of its layers.
 
         Raises:
             UnsupportedModelError: Tango cannot follow the attention of this text model.
         """
-        decoder = getattr(getattr(self.model, "model", None), "language_model", None)
+        decoder = self.text_model
         config = getattr(decoder, "config", None)
         found = getattr(config, "model_type", type(decoder).__name__)
         if not isinstance(decoder, nn.Module) or found not in DECODERS or not hasattr(decoder, "norm"):
@@ -214,10 +220,15 @@ class Adapter(ABC):
         """Whether `positions` gives positions that stock code cannot count by itself."""
         return True
 
+    @classmethod
+    def placeholder_id(cls, config: PretrainedConfig) -> int:
+        """Id of the placeholder that stands for one visual token of a video in the prompt."""
+        return config.video_token_id
+
     @property
-    @abstractmethod
     def video_token_id(self) -> int:
-        """Id of the placeholder that stands for one visual token in the prompt."""
+        """The `placeholder_id` of this model."""
+        return self.placeholder_id(self.model.config)
 
     @property
     def guarded_token_id(self) -> int:
@@ -278,10 +289,16 @@ class Adapter(ABC):
         video, _ = self.placeholders(ids, inputs, None)
         check_count("video", int(video.sum()), sum(placeholders))
         ends, beside = ends_of_turn(self.model), {*ids_beside_text(self.model), self.video_token_id}
+        beside |= self.marks(ids, video)
         found = questions(ids, readable, video, placeholders, ends=ends, beside_text=beside)
         with torch.no_grad():  # ids without a batch: pruning does not look for placeholders among them
             embeds = self.model.get_input_embeddings()(to_device(torch.cat(found), self.model.device))
         return embeds.split([len(question) for question in found])
+
+    def marks(self, input_ids: Tensor, video: Tensor) -> set[int]:
+        """Ids of marks beside frames that the model's config does not name, given the mask (B, L) of placeholders."""
+        del input_ids, video
+        return set()
 
     def check_merger(self, merger: Merger) -> None:
         """Refuse a tower method that this model's tower cannot run.

@@ -92,10 +92,6 @@ class QwenVlAdapter(Adapter):
         }
 
     @property
-    def video_token_id(self) -> int:
-        return self.model.config.video_token_id
-
-    @property
     def image_token_id(self) -> int:
         """Id of the placeholder that stands for one token of an image."""
         return self.model.config.image_token_id

@@ -151,7 +151,7 @@ class ChatProcessor(ChatProtocol):
                 f"the text must be a prompt or a list of prompts, got {type(text).__name__}; "
                 "name the arguments: processor(text=..., videos=..., images=...)"
             )
-        given = [] if videos is None else list(videos) if _are_several(videos) else [videos]
+        given = several(videos)
         self._count(texts, self.video_token, len(given), "videos")
         read = [load_video(video, num_frames=num_frames, usual=self.default_num_frames) for video in given]
         frames = [video.frames if isinstance(video, Video) else video for video in read]
@@ -165,7 +165,7 @@ class ChatProcessor(ChatProtocol):
             PromptError: the numbers of placeholders and of images differ.
             MissingPartError: there is no stock processor; see `stock`.
         """
-        flat = [] if images is None else list(_flat(images))
+        flat = [] if images is None else list(flat_images(images))
         self._count(texts, self.image_token, len(flat), "images")
         if not flat:
             return [], {}
@@ -200,6 +200,11 @@ class ChatProcessor(ChatProtocol):
             raise PromptError(f"the prompt has {count} {token}, but {given} {what} are given; each needs the other")
 
 
+def several(videos: Videos) -> list[Any]:
+    """The videos as a list; None is none, and anything but a list of videos is one."""
+    return [] if videos is None else list(videos) if _are_several(videos) else [videos]
+
+
 def _are_several(videos: Videos) -> bool:
     """Whether this is a list of videos; a list of images or of single frames is one video."""
     if not isinstance(videos, (list, tuple)):
@@ -211,12 +216,13 @@ def _is_frame(item: object) -> bool:
     return hasattr(item, "convert") or len(getattr(item, "shape", ())) == 3
 
 
-def _flat(images: Images) -> Iterator[object]:
+def flat_images(images: Images) -> Iterator[object]:
+    """All images, in order."""
     if not isinstance(images, (list, tuple)):
         yield images
         return
     for image in images:
-        yield from _flat(image)
+        yield from flat_images(image)
 
 
 class Processor(ChatProcessor):
