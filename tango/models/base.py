@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 # Text models, by `model_type`, with plainly causal masks, and with layers whose `self_attn` follows `input_layernorm`
 # and calls transformers' attention function. How they rotate does not matter.
 DECODERS = (
-    *("glm4v_moe_text", "glm4v_text", "llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3"),
-    *("qwen3_moe", "qwen3_vl_text"),
+    *("glm4v_moe_text", "glm4v_text", "llama", "mistral", "qwen2", "qwen2_5_omni_text", "qwen2_5_vl_text"),
+    *("qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_text"),
 )
 
 # Fields of `VisualTokens` that come from the tower, frame by frame.
@@ -110,6 +110,8 @@ class Adapter(ABC):
     video_input: ClassVar[str] = "pixel_values_videos"
     pooling_query: ClassVar[PoolingQuery] = "mean"  # what "p-attn" saliency means for this family's tower
     newlines: ClassVar[Newlines] = "none"  # which placeholders are newlines
+    # Whether stock `generate` counts placeholders and wants grids for them; it then gets pads in their place.
+    stock_counts_placeholders: ClassVar[bool] = False
     stock_is_right: ClassVar[bool] = True  # False: stock code lays out videos otherwise than the model was trained
 
     merges_in_tower: ClassVar[bool] = False  # whether a tower method can merge frames between its blocks
@@ -418,7 +420,8 @@ def family(config: PretrainedConfig | None) -> str | None:
     name = getattr(config, "model_type", None)
     if name == "llava_onevision" and getattr(config, "mm_newline_position", None) == "grid":
         return "llava_video"
-    return name
+    # The whole model is the thinker and the parts that speak: its checkpoint is the thinker's, too.
+    return "qwen2_5_omni_thinker" if name == "qwen2_5_omni" else name
 
 
 def find_adapter(name: str | None) -> type[Adapter] | None:

@@ -172,7 +172,11 @@ class ChatProcessor(ChatProtocol):
         stock, remaining = self.stock(), iter([read_image(image) for image in flat])
         rows = [list(islice(remaining, text.count(self.image_token))) for text in texts]
         inputs = stock.image_processor([row for row in rows if row], return_tensors="pt")
-        return [stock.replace_image_token(inputs, i) for i in range(len(flat))], dict(inputs)
+        return [self._image_piece(stock, inputs, i) for i in range(len(flat))], dict(inputs)
+
+    def _image_piece(self, stock: ProcessorMixin, inputs: dict[str, Any], number: int) -> str:
+        """The text that replaces an image's placeholder."""
+        return stock.replace_image_token(inputs, number)
 
     def tokenize(self, texts: list[str], pieces: dict[str, list[str]], options: dict[str, Any]) -> BatchFeature:
         """Replace the token of every video and image by its piece of text, and tokenize.
@@ -316,7 +320,7 @@ def check_options(options: dict[str, Any]) -> None:
         OptionError: the options ask for sound, or for tensors of another kind.
     """
     if options.pop("audio", None) is not None:
-        raise OptionError("these models hear nothing; leave out audio")
+        raise OptionError("no sound here; leave out audio, or make the inputs with AutoProcessor if the model hears")
     kind = options.pop("return_tensors", "pt")
     if kind not in ("pt", None):
         raise OptionError(f"return_tensors must be 'pt', got {kind!r}")
