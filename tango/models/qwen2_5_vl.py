@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention
 
 PositionRule = Literal["correct", "kept", "stock"]
+IMAGE, VIDEO = 1, 2  # kinds of placeholders
 
 
 class QwenVlAdapter(Adapter):
@@ -99,10 +100,6 @@ class QwenVlAdapter(Adapter):
             "position_ids": vision_utils.get_vision_position_ids(grid_thw, self.merge),
             "cu_seqlens": vision_utils.get_vision_cu_seqlens(grid_thw),
         }
-
-    @property
-    def video_token_id(self) -> int:
-        return self.model.config.video_token_id
 
     @property
     def image_token_id(self) -> int:
@@ -229,11 +226,15 @@ class QwenVlAdapter(Adapter):
     def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor | None:
         if self.position_rule == "stock":
             return self._stock_positions(input_ids, attention_mask, inputs)
-        vision = {self.video_token_id: self.video_positions(inputs)}
+        vision = {VIDEO: self.video_positions(inputs)}
         if inputs.get("pixel_values") is not None:
-            images = self.token_grids(inputs, "image_grid_thw")
-            vision[self.image_token_id] = [vision_positions(grid) for grid in images]
-        return mrope_positions(input_ids, attention_mask, vision)
+            vision[IMAGE] = [vision_positions(grid) for grid in self.token_grids(inputs, "image_grid_thw")]
+        return mrope_positions(self.kinds(input_ids, inputs), attention_mask, vision)
+
+    def kinds(self, input_ids: Tensor, inputs: Inputs) -> Tensor:
+        """IMAGE and VIDEO at their placeholders, 0 at text, (B, L), as in `mm_token_type_ids`."""
+        del inputs
+        return IMAGE * (input_ids == self.image_token_id).int() + VIDEO * (input_ids == self.video_token_id).int()
 
     def video_positions(self, inputs: Inputs) -> list[Tensor]:
         """Positions of every run of video placeholders, from 0, in the order of the prompt."""
@@ -241,10 +242,9 @@ class QwenVlAdapter(Adapter):
 
     def _stock_positions(self, ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor:
         options = {k: inputs[k] for k in ("image_grid_thw", "second_per_grid_ts") if inputs.get(k) is not None}
-        kinds = (ids == self.image_token_id).int() + 2 * (ids == self.video_token_id).int()
         positions, _ = self.model.model.get_rope_index(
             ids,
-            mm_token_type_ids=kinds,
+            mm_token_type_ids=self.kinds(ids, inputs),
             video_grid_thw=inputs["video_grid_thw"],
             attention_mask=attention_mask,
             **options,

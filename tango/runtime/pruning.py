@@ -154,7 +154,7 @@ class Pruning:
         for name, call in calls.items():
             self._stack.callback(replace_method(model, name, call))
         self._stack.enter_context(self.adapter.tower_scope())
-        guard = PlaceholderGuard(self.adapter.video_token_id, self._may_read_placeholders)
+        guard = PlaceholderGuard(self.adapter.guarded_token_id, self._may_read_placeholders)
         self._stack.callback(model.get_input_embeddings().register_forward_pre_hook(guard).remove)
         self._stack.callback(separate_cache_length(model))
         vars(model)[_MARK] = self
