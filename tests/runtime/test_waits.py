@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("unchecked_annotations")  # the checks read
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 ROWS: dict[str, Row] = {  # prompts of other families
     "glm4v": ("Look: ", Video(6, 1), Picture(2), " What?"),
-    "qwen2_5_omni_thinker": ("Look: ", Video(4, 1), " What?"),
+    "qwen2_5_omni_thinker": ("Look: ", Video(6, 1), " What?"),
     "smolvlm": ("Look: ", Picture(2), Video(6, 1), " What?"),
     "video_llama_3": ("Look: ", Video(4, 1), " What?"),
 }
