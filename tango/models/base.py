@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 # Text models, by `model_type`, with plainly causal masks, and with layers whose `self_attn` has `q_proj`, `k_proj` and
 # half-split rotations: methods with `reads = "own"` count on them.
-DECODERS = ("llama", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
+DECODERS = ("llama", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_text")
 
 # Fields of `VisualTokens` that come from the tower, frame by frame.
 TOKEN_FIELDS = ("features", *(ALL_SIGNALS & ~(Signal.TIMESTAMPS | Signal.TEXT)).fields)
