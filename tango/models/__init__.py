@@ -1,6 +1,6 @@
 """Model families. Importing this package registers their adapters."""
 
-from tango.models import llava_next_video, llava_onevision, llava_video, qwen2_5_vl, qwen3_vl
+from tango.models import llava_next_video, llava_onevision, llava_video, qwen2_5_vl, qwen3_5, qwen3_vl
 from tango.models.base import (
     Adapter,
     EncodedImages,
@@ -26,6 +26,7 @@ __all__ = [
     "llava_video",
     "load",
     "qwen2_5_vl",
+    "qwen3_5",
     "qwen3_vl",
     "register_adapter",
     "supported_model_types",

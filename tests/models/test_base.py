@@ -14,13 +14,13 @@ MODELS: dict[str, Callable[[], Any]] = {
     "llava_next_video": tiny.llava_next_video,
     "llava_onevision": tiny.llava_onevision,
     "llava_video": tiny.llava_video,
-    **{family: lambda family=family: tiny_qwen.model(family) for family in tiny_qwen.FAMILIES},
+    **{family: lambda family=family: tiny_qwen.model(family) for family in tiny_qwen.ALL},
 }
 
 
 def inputs_of(name: str) -> dict[str, Any]:
     """One prompt with one video, for any family."""
-    if name in tiny_qwen.FAMILIES:
+    if name in tiny_qwen.ALL:
         return tiny_qwen.inputs(name, ("Look: ", tiny_qwen.TALL, " What?"))
     config, adapter = MODELS[name]().config, adapter_class(name)
     before, after = (tiny.tokenizer()(text)["input_ids"] for text in ("Look: ", " What?"))
