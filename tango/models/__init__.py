@@ -1,6 +1,15 @@
 """Model families. Importing this package registers their adapters."""
 
-from tango.models import internvl, llava_next_video, llava_onevision, llava_video, qwen2_5_vl, qwen3_vl, smolvlm
+from tango.models import (
+    internvl,
+    llava_next_video,
+    llava_onevision,
+    llava_video,
+    qwen2_5_vl,
+    qwen3_5,
+    qwen3_vl,
+    smolvlm,
+)
 from tango.models.base import (
     Adapter,
     EncodedImages,
@@ -27,6 +36,7 @@ __all__ = [
     "llava_video",
     "load",
     "qwen2_5_vl",
+    "qwen3_5",
     "qwen3_vl",
     "register_adapter",
     "smolvlm",

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 # Text models, by `model_type`, with plainly causal masks, and with layers whose `self_attn` has `q_proj`, `k_proj` and
 # half-split rotations: methods with `reads = "own"` count on them.
-DECODERS = ("llama", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_text")
+DECODERS = (
+    "llama", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_moe_text", "qwen3_vl_text",
+)  # fmt: skip
 
 # Fields of `VisualTokens` that come from the tower, frame by frame.
 TOKEN_FIELDS = ("features", *(ALL_SIGNALS & ~(Signal.TIMESTAMPS | Signal.TEXT)).fields)
@@ -205,9 +207,15 @@ class Adapter(ABC):
         decoder = self.text_model
         config = getattr(decoder, "config", None)
         found = getattr(config, "model_type", type(decoder).__name__)
+        kinds = getattr(config, "layer_types", None) or ()
+        if "linear_attention" in kinds:
+            raise UnsupportedModelError(
+                f"pruning at a layer does not work with linear attention, which {kinds.count('linear_attention')} of "
+                f"{len(kinds)} layers of {found} use: its state cannot forget a token; prune pre-LLM"
+            )
         if not isinstance(decoder, nn.Module) or found not in DECODERS or not hasattr(decoder, "norm"):
             raise UnsupportedModelError(f"pruning at a layer works with decoders {', '.join(DECODERS)}, not {found}")
-        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        if "sliding_attention" in kinds:
             raise UnsupportedModelError("pruning at a layer does not work with sliding-window attention")
         return decoder
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @register_adapter("qwen3_vl")
 class Qwen3VlAdapter(QwenVlAdapter):
-    """Stock `Qwen3VLForConditionalGeneration`.
+    """Stock `Qwen3VLForConditionalGeneration`, and the base of the families with its tower and its prompts.
 
     The first decoder layers add features of earlier tower blocks to the visual tokens ("deepstack"). A kept token
     brings its own features there, also where the token itself was merged with others. A frame without kept tokens keeps

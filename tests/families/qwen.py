@@ -49,7 +49,9 @@ def family(name: str) -> Family:
         tokens_per_frame=6,
         frames_per_step=2,
         options={"positions": "stock"},
+        layer_pruners="qwen3_5" not in name,
+        stock_wrong={"lookup": ">=0"} if "qwen3_5" in name else {},  # stock cannot take back what a state has seen
     )
 
 
-FAMILIES = tuple(family(name) for name in tiny_qwen.FAMILIES)
+FAMILIES = tuple(family(name) for name in tiny_qwen.ALL)
