@@ -181,6 +181,22 @@ _QWEN35 = {
     ),
 }  # fmt: skip
 _VIDEO = {"7b": _QWEN2["7b"], "72b": _QWEN2["72b"]}
+# The models' names count the tower, too; InternVL3's 9B and InternVL3.5's 20B have decoders of other families.
+_INTERNVL3 = {
+    "1b": _QWEN2["0.5b"],
+    "2b": partial(Shape, width=1536, mlp_width=8960, num_layers=28, num_heads=12, num_kv_heads=2),
+    "8b": _QWEN2["7b"],
+    "14b": partial(Shape, width=5120, mlp_width=13824, num_layers=48, num_heads=40, num_kv_heads=8),
+    "38b": _QWEN25["32b"],
+    "78b": _QWEN2["72b"],
+}
+_INTERNVL35 = {
+    "1b": partial(Shape, width=1024, mlp_width=3072, num_layers=28, num_heads=16, num_kv_heads=8),
+    **{size: _QWEN3[size] for size in ("2b", "4b", "8b", "30b-a3b")},
+    "14b": partial(Shape, width=5120, mlp_width=17408, num_layers=40, num_heads=40, num_kv_heads=8),
+    "38b": _QWEN3["32b"],
+    "241b-a28b": _QWEN3["235b-a22b"],
+}
 PUBLISHED_SHAPES = {
     **{f"llava-onevision-{size}": llm(tokens_per_step=196, newlines="video") for size, llm in _QWEN2.items()},
     **{
@@ -191,6 +207,8 @@ PUBLISHED_SHAPES = {
     **{f"qwen2.5-vl-{size}": llm(tokens_per_step=256, frames_per_step=2) for size, llm in _QWEN25.items()},
     **{f"qwen3-vl-{size}": llm(tokens_per_step=196, frames_per_step=2) for size, llm in _QWEN3.items()},
     **{f"qwen3.5-{size}": llm(tokens_per_step=196, frames_per_step=2) for size, llm in _QWEN35.items()},
+    **{f"internvl3-{size}": llm(tokens_per_step=256) for size, llm in _INTERNVL3.items()},
+    **{f"internvl3.5-{size}": llm(tokens_per_step=256) for size, llm in _INTERNVL35.items()},
 }
 
 

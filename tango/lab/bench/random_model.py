@@ -39,12 +39,14 @@ SHAPES = {
     },
     "qwen3-vl-tiny": replace(PUBLISHED_SHAPES["qwen3-vl-8b"], **_TINY),
     "qwen3.5-tiny": replace(PUBLISHED_SHAPES["qwen3.5-35b-a3b"], **_TINY_HYBRID),
+    "internvl3-tiny": replace(PUBLISHED_SHAPES["internvl3-8b"], **_TINY),
 }
-_FAMILIES = ("llava-onevision", "llava-video", "qwen2.5-vl", "qwen3-vl", "qwen3.5")
+_FAMILIES = ("llava-onevision", "llava-video", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "internvl3", "internvl3.5")
 # Rows of the vocabulary: by size in config.json of Qwen/Qwen2-* and Qwen/Qwen2.5-*, by family since. The small ones
 # reuse them as head.
 _VOCABULARIES = {
-    "0.5b": 151936, "3b": 151936, "7b": 152064, "32b": 152064, "72b": 152064, "qwen3-vl": 151936, "qwen3.5": 248320
+    "0.5b": 151936, "3b": 151936, "7b": 152064, "32b": 152064, "72b": 152064, "qwen3-vl": 151936, "qwen3.5": 248320,
+    "internvl3": 151674, "internvl3.5": 151936,
 }  # fmt: skip
 _TIED = ("0.5b", "3b", "qwen3-vl-2b", "qwen3-vl-4b", "tiny")
 # vision_config of google/siglip-so400m-patch14-384, without its last block and head, as LLaVA's checkpoints have it.
@@ -67,6 +69,14 @@ _QWEN3_TOWER: dict[str, Any] = {
 }  # fmt: skip
 _SMALL_QWEN3_TOWER = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096}  # of the 2B and 4B
 _DEEPSTACK = {27: (8, 16, 24), 24: (5, 11, 17), 2: (0,)}  # by depth: blocks with features for the LLM's first layers
+# vision_config of OpenGVLab/InternVL3-8B-hf, which is the class's default but for the biases, and of InternVL3-38B-hf.
+_INTERN_VIT: dict[str, Any] = {"attention_bias": True}
+_LARGE_INTERN_VIT: dict[str, Any] = {
+    "hidden_size": 3200, "intermediate_size": 12800, "num_hidden_layers": 45, "num_attention_heads": 25,
+    "use_qk_norm": True, "norm_type": "rms_norm",
+}  # fmt: skip
+_TINY_INTERN_VIT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+_INTERNVL_TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>"]
 _QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 
 
@@ -136,6 +146,16 @@ def make_config(
             image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
             vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
         )  # fmt: skip
+    if family.startswith("internvl"):
+        tokenizer.add_special_tokens({"additional_special_tokens": _INTERNVL_TOKENS})
+        text |= _qwen3_text(llm) if family == "internvl3.5" else {"model_type": "qwen2"}
+        large = _LARGE_INTERN_VIT if size in ("38b", "78b", "241b-a28b") else _INTERN_VIT
+        tower = _TINY_INTERN_VIT if size == "tiny" else large
+        depth = _fewer("tower layers", tower_layers, tower.get("num_hidden_layers", 24))
+        return transformers.InternVLConfig(
+            vision_config={**tower, "num_hidden_layers": depth}, text_config={**text, "tie_word_embeddings": False},
+            image_token_id=ids("<IMG_CONTEXT>"), tie_word_embeddings=False,
+        )  # fmt: skip
     tower = {**_SIGLIP, **(_TINY_SIGLIP if size == "tiny" else {})}
     tower["num_hidden_layers"] = _fewer("tower layers", tower_layers, tower["num_hidden_layers"])
     config = transformers.LlavaOnevisionConfig(
@@ -193,6 +213,16 @@ def _qwen3(
         "linear_conv_kernel_dim": net.kernel,
     }  # fmt: skip
     return (transformers.Qwen3_5Config if experts is None else transformers.Qwen3_5MoeConfig), tower
+
+
+def _qwen3_text(llm: Shape) -> dict[str, Any]:
+    """What a Qwen3's config has beside the numbers of a Qwen2's."""
+    if (experts := llm.experts) is None:
+        return {"model_type": "qwen3", "head_dim": llm.head_dim}
+    return {
+        "model_type": "qwen3_moe", "head_dim": llm.head_dim, "num_experts": experts.count,
+        "num_experts_per_tok": experts.active, "moe_intermediate_size": experts.width,
+    }  # fmt: skip
 
 
 def _fewer(what: str, asked: int | None, published: int) -> int:

@@ -33,11 +33,28 @@ PUBLISHED = {
 }
 
 
+# Billions of parameters, as the hub and the models' cards round them.
+ROUNDED = {
+    "internvl3-1b": "0.938", "internvl3-2b": "2.09", "internvl3-8b": "7.94", "internvl3-14b": "15.1",
+    "internvl3-38b": "38.4", "internvl3-78b": "78.4",
+    "internvl3.5-1b": "1.1", "internvl3.5-2b": "2.3", "internvl3.5-4b": "4.7", "internvl3.5-8b": "8.5",
+    "internvl3.5-14b": "15.1", "internvl3.5-38b": "38.4", "internvl3.5-30b-a3b": "30.8",
+    "internvl3.5-241b-a28b": "240.7",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
     model, _ = random_model.build(name, device=META, dtype=torch.bfloat16)
     found = [sum(p.numel() for p in part.parameters()) for part in (model, model.model.language_model)]
     assert tuple(found) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_shapes_have_about_the_published_number_of_parameters(name: str) -> None:
+    model, _ = random_model.build(name, device=META, dtype=torch.bfloat16)
+    _, decimals = ROUNDED[name].split(".")
+    assert f"{sum(p.numel() for p in model.parameters()) / 1e9:.{len(decimals)}f}" == ROUNDED[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED_SHAPES)
@@ -77,7 +94,7 @@ def test_weights_follow_from_the_seed_and_leave_the_global_generator_alone() -> 
         assert not torch.equal(same, other)
 
 
-@pytest.mark.parametrize("name", ["llava-onevision-7b", "qwen2.5-vl-7b", "qwen3-vl-30b-a3b"])
+@pytest.mark.parametrize("name", ["llava-onevision-7b", "qwen2.5-vl-7b", "qwen3-vl-30b-a3b", "internvl3-38b"])
 def test_fewer_layers_keep_the_widths(name: str) -> None:
     config = random_model.make_config(name, tiny_tokenizer(), layers=3, tower_layers=9)
     full = random_model.make_config(name, tiny_tokenizer())
