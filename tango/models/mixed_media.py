@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from tango.containers import Signal
 from tango.errors import PromptError, UnsupportedModelError
 from tango.models.base import EncodedImages
 from tango.models.calls import Inputs
 from tango.models.fixed_grid import FixedGridAdapter
+from tango.models.frame_batches import frame_batches
 from tango.models.media import MEDIA, Media, media_of
 from tango.models.splice import check_count
-from tango.ops.device import to_device
+from tango.profiling import StageTimer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -92,17 +94,15 @@ class MixedMediaAdapter(FixedGridAdapter):
     def videos(self, inputs: Inputs) -> list[Tensor]:
         return self._pixels(inputs, "video")
 
-    def image_features(self, pixels: Tensor) -> Tensor:
-        """What stock code makes of all images' tiles (tiles, 3, h, w): their features (placeholders, D)."""
-        output = self.model.model.get_image_features(pixels, return_dict=True).pooler_output
-        return torch.cat(list(output))
-
     def encode_images(self, inputs: Inputs) -> EncodedImages | None:
-        tiles = self._pixels(inputs, "image")
+        """Encode tiles as frames are: the stock function reads from the device which rows are filled up."""
+        tiles = [tile for own in self._pixels(inputs, "image") for tile in own]
         if not tiles:
             return None
-        pixels = to_device(torch.cat(tiles), self.model.device).to(self.model.dtype)
-        return EncodedImages(token_id=self.video_token_id, features=self.image_features(pixels))
+        width, timer = self.model.config.vision_config.hidden_size, StageTimer(self.model.device)
+        cuts = list(frame_batches([self.patches**2] * len(tiles), width, self.model.dtype, self.model.device))
+        parts = [self._encode_frames(tiles[cut], cuts[0].stop, Signal.NONE, timer)["features"] for cut in cuts]
+        return EncodedImages(token_id=self.video_token_id, features=torch.cat(parts).flatten(0, 1))
 
     def placeholders(self, input_ids: Tensor, inputs: Inputs, images: EncodedImages | None) -> tuple[Tensor, Tensor]:
         del images

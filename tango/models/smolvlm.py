@@ -22,8 +22,8 @@ class SmolVlmAdapter(MixedMediaAdapter):
     """Stock `SmolVLMForConditionalGeneration`.
 
     The prompt's text around each frame, its time among it, stays where a frame keeps no token. Patches have the
-    positions that the tower was trained with, also in 16 bits on transformers 5.17, where stock code mixes up those of
-    27 x 27 grids (SmolVLM2-2.2B).
+    positions of training also where stock code mixes up those of 27 x 27 grids (2.2B): in bfloat16, on transformers
+    5.17 to 5.20 at least. Stock 5.20 refuses most videos of the 2.2B; pruned or with all tokens kept, Tango runs them.
     """
 
     title: ClassVar[str] = "SmolVLM2"
@@ -51,9 +51,6 @@ class SmolVlmAdapter(MixedMediaAdapter):
     ) -> SmolVlmProcessor:
         sizes = {"tokens_per_frame": cls.tokens_per_step(config), "default_num_frames": cls.usual_num_frames(config)}
         return SmolVlmProcessor.from_folder(folder, config, tokenizer, **sizes)
-
-    def image_features(self, pixels: Tensor) -> Tensor:
-        return super().image_features(pixels[None])  # stock code wants an axis of prompts
 
     def project(self, hidden: Tensor) -> Tensor:
         return self.model.model.connector(self.tower(self.model).post_layernorm(hidden))

@@ -285,8 +285,8 @@ class TestInputs:
         shifted = torch.ones(1, 4, SIDE, SIDE)
         shifted[0, 2, 50:] = 0
         for change, error, words in (
-            ({"pixel_values": given["pixel_values"][:, :3]}, tango.PromptError, "begin with .*4, 3, 56, 56"),
-            ({"pixel_values": given["pixel_values"][..., :49]}, tango.PromptError, "begin with .*4, 3, 56, 56"),
+            ({"pixel_values": given["pixel_values"][:, :3]}, tango.PromptError, "begin with .*4, 3, 64, 64"),
+            ({"pixel_values": given["pixel_values"][..., :49]}, tango.PromptError, "begin with .*4, 3, 64, 64"),
             ({MEDIA: [[("film", 4)]]}, tango.PromptError, "media must say which"),
             ({MEDIA: [[("video", 4)]] * 2}, tango.PromptError, "must have rows"),
             ({"pixel_attention_mask": shifted}, tango.UnsupportedModelError, "pixel_attention_mask hides some"),

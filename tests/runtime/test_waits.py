@@ -17,6 +17,7 @@ import tango
 from tango.models import adapter_class
 from tango.runtime.answering import generate_ids
 from tests import tiny, tiny_qwen
+from tests.families import Picture, Video, smolvlm
 from tests.models import test_llava_video
 from tests.pretend_gpu import OnDevice, PretendGpu, pretend_gpu
 
@@ -42,6 +43,8 @@ def made(name: str) -> tuple[Any, Inputs]:
         return model, {**inputs, "pixel_values_videos": pixels[:, repeated], "video_first_equal": [repeated]}
     if name in QWEN:
         return qwen(name)
+    if name == "smolvlm":
+        return smolvlm.model(), smolvlm.inputs(("Look: ", Picture(2), Video(6, 1), " What?"))
     model = getattr(tiny, name)()
     return model, tiny.one_video() if name == "llava_onevision" else test_llava_video.one_video(model)
 
@@ -51,7 +54,7 @@ def run(model: Any, gpu: PretendGpu, call: Callable[[], Tensor]) -> Tensor:
     first = adapter_class(model.config).tower_blocks(model)[0]
     hooks = [
         first.register_forward_pre_hook(lambda *_: gpu.mark("tower")),
-        model.model.language_model.register_forward_hook(lambda *_: gpu.mark("launched")),
+        model.get_decoder().register_forward_hook(lambda *_: gpu.mark("launched")),
     ]
     gpu.waits.clear()  # those of `prune`
     with torch.no_grad(), mock.patch.object(torch, "inference_mode", torch.no_grad):
@@ -75,7 +78,7 @@ def waits(name: str, method: str, *, on_device: bool = False, **options: Any) ->
     return gpu.waits[: gpu.marks["tower"]], gpu.waits[gpu.marks["tower"] : gpu.marks["launched"]]
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", *QWEN])
+@pytest.mark.parametrize("name", ["llava_onevision", "smolvlm", *QWEN])
 @pytest.mark.parametrize("method", ["tango", "tango-paper"])
 def test_tango_waits_once_from_pixels_to_the_prefill(name: str, method: str) -> None:
     """For the similarities that cut the video into segments."""

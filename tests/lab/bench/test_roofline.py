@@ -14,8 +14,10 @@ from tango.lab.bench.roofline import Ceilings, Work
 from tango.models import adapter_class
 from tango.ops.llm_shapes import llm_of
 from tests import tiny, tiny_qwen
+from tests.families import Picture, Video, internvl, smolvlm
 
-FAMILIES = ("llava_onevision", "llava_video", "llava_next_video", *tiny_qwen.ALL)
+MIXED = {"smolvlm": smolvlm, "internvl": internvl}  # modules
+FAMILIES = ("llava_onevision", "llava_video", "llava_next_video", *MIXED, *tiny_qwen.ALL)
 ODD = (2, 6, 14)  # temporal steps, rows and columns of patches: windows of 4 x 4 do not fill it
 
 
@@ -23,6 +25,8 @@ def eager(name: str) -> tuple[Any, dict[str, Any], int]:
     """A model whose attention the counter sees, its inputs, and the number of visual tokens."""
     if name in tiny_qwen.ALL:
         model, inputs = tiny_qwen.model(name), tiny_qwen.inputs(name, ("Look: ", ODD, " What?"))
+    elif name in MIXED:
+        model, inputs = MIXED[name].model(), MIXED[name].inputs(("Look: ", Video(6, 1), Picture(2), " What?"))
     else:
         model = getattr(tiny, name)()
         inputs = {**tiny.one_video()}
