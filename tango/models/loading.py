@@ -66,7 +66,7 @@ def load(
     folder = resolve_folder(path_or_id, local_files_only=local_files_only, revision=revision)
     config, adapter = read_config(folder)
     device = choose_device(device)
-    chosen = _DTYPES[name] or config.dtype or torch.float32
+    chosen = _DTYPES[name] or config.dtype or config.get_text_config().dtype or torch.float32
     if name == "auto" and device.type == "cpu" and chosen == torch.float16:
         chosen = torch.float32
     if (attention := available_attention(attn_implementation, device)) is not None:

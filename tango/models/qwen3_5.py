@@ -1,4 +1,4 @@
-"""Qwen3-VL with experts, and Qwen3.5: the tower and the prompts of Qwen3-VL with other language models."""
+"""Qwen3.5: the tower and the prompts of Qwen3-VL, and a language model that is mostly linear attention."""
 
 from __future__ import annotations
 
@@ -6,19 +6,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from tango.models.about import About
 from tango.models.base import register_adapter
 from tango.models.qwen3_vl import Qwen3VlAdapter
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-
-@register_adapter("qwen3_vl_moe")
-class Qwen3VlMoeAdapter(Qwen3VlAdapter):
-    """Stock `Qwen3VLMoeForConditionalGeneration`: Qwen3-VL with a mixture of experts in its decoder."""
-
-    title: ClassVar[str] = "Qwen3-VL-MoE"
-    model_class: ClassVar[str] = "Qwen3VLMoeForConditionalGeneration"
 
 
 @register_adapter("qwen3_5")
@@ -31,6 +24,12 @@ class Qwen3_5Adapter(Qwen3VlAdapter):
 
     title: ClassVar[str] = "Qwen3.5"
     model_class: ClassVar[str] = "Qwen3_5ForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("Qwen/Qwen3.5-*",),
+        tokens="at most 14 x 14 for two",
+        layer_pruning=False,
+        notes="three of four layers are linear attention; a frame without tokens keeps its time",
+    )
 
     def deeper_features(self, output: BaseModelOutputWithPooling) -> list[Tensor]:
         """None, so that `prefill_scope` hands nothing over: stock would pass it on to the kernels of linear layers."""
@@ -44,3 +43,9 @@ class Qwen3_5MoeAdapter(Qwen3_5Adapter):
 
     title: ClassVar[str] = "Qwen3.5-MoE"
     model_class: ClassVar[str] = "Qwen3_5MoeForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("Qwen/Qwen3.5-*-A*B",),
+        tokens="at most 14 x 14 for two",
+        layer_pruning=False,
+        notes="as Qwen3.5, with experts",
+    )

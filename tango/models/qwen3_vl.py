@@ -83,6 +83,19 @@ class Qwen3VlAdapter(QwenVlAdapter):
         return hand_over_deepstack(self.model.model.language_model, layers, call)
 
 
+@register_adapter("qwen3_vl_moe")
+class Qwen3VlMoeAdapter(Qwen3VlAdapter):
+    """Stock `Qwen3VLMoeForConditionalGeneration`: Qwen3-VL with a mixture of experts in its decoder."""
+
+    title: ClassVar[str] = "Qwen3-VL-MoE"
+    model_class: ClassVar[str] = "Qwen3VLMoeForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("Qwen/Qwen3-VL-*-A*B-Instruct",),
+        tokens="at most 14 x 14 for two",
+        notes="as Qwen3-VL, with experts",
+    )
+
+
 def _flat(layer: Tensor | Iterable[Tensor]) -> Tensor:
     """One tensor for a layer's features: transformers 5.17 returns one per layer, 5.23 one per layer and video."""
     return layer if isinstance(layer, Tensor) else torch.cat(list(layer))

@@ -82,7 +82,7 @@ def text_of(family: str, inputs: Any) -> list[str]:
     model = MODELS[family]()
     table = model.get_input_embeddings().weight
     videos = adapter_class(family)(model).encode_videos(inputs, Signal.TEXT, StageTimer()).videos
-    tokenizer = tiny_qwen.tokenizer() if family in tiny_qwen.FAMILIES else tiny.tokenizer()
+    tokenizer = tiny_qwen.tokenizer() if family in tiny_qwen.ALL else tiny.tokenizer()
     texts = []
     for one in videos:
         assert one.text is not None

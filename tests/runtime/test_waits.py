@@ -22,7 +22,7 @@ from tests.models import test_llava_video
 from tests.pretend_gpu import OnDevice, PretendGpu, pretend_gpu
 
 pytestmark = pytest.mark.usefixtures("unchecked_annotations")  # the checks read values
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+QWEN = tiny_qwen.ALL
 BY_SHAPE = ("uniform", "none", "downsample", "fewer-frames")  # they read no value
 DROPS_FULL_MASKS = Version(transformers.__version__) >= Version("5.20")
 Inputs = dict[str, Any]
@@ -88,7 +88,7 @@ def test_tango_waits_once_from_pixels_to_the_prefill(name: str, method: str) -> 
     assert "methods/tango.py" in after[0]
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", *QWEN])
+@pytest.mark.parametrize("name", ["llava_onevision", *tiny_qwen.FAMILIES])
 @pytest.mark.parametrize("method", ["flashvid", "flashvid-release"])
 @pytest.mark.parametrize("min_segments", [1, 8])
 def test_flashvid_waits_once(name: str, method: str, min_segments: int) -> None:
