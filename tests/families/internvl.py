@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from tango.models.processors.internvl import InternVlProcessor
 from tango.toy import tiny_tokenizer
 from tests import tiny
 from tests.families import Family, Inputs, Picture, Row, Video, for_stock
@@ -61,6 +62,10 @@ def model(seed: int = 0, *, text: dict[str, Any] | None = None, **vision: Any) -
         llm["eos_token_id"], llm["pad_token_id"],
     )  # fmt: skip
     return built
+
+
+def processor() -> InternVlProcessor:
+    return InternVlProcessor(tokenizer(), image_size=SIZE, tokens_per_tile=N, default_num_frames=8)
 
 
 def pixels(medium: Video | Picture) -> Tensor:

@@ -16,12 +16,11 @@ import tango
 from tango.containers import ALL_SIGNALS, VisualTokens
 from tango.methods import KeepAllPruner, available_layer_pruners, build_layer_pruner
 from tango.models import adapter_class, load
-from tango.models.processors.internvl import InternVlProcessor
 from tango.profiling import StageTimer
 from tango.runtime.answering import generate_ids
 from tests import tiny
 from tests.families import Picture, Video
-from tests.families.internvl import SIZE, TILES, N, inputs, stock, tokenizer
+from tests.families.internvl import SIZE, TILES, N, inputs, processor, stock, tokenizer
 from tests.families.internvl import model as build
 from tests.pretend_gpu import pretend_gpu
 from tests.runtime.test_waits import run
@@ -190,10 +189,6 @@ def frames(count: int, seed: int = 0, size: tuple[int, int] = (90, 120)) -> np.n
     return np.random.default_rng(seed).integers(0, 255, (count, *size, 3), dtype=np.uint8)
 
 
-def own_processor() -> InternVlProcessor:
-    return InternVlProcessor(tokenizer(), image_size=SIZE, tokens_per_tile=N, default_num_frames=8)
-
-
 def turns(*parts: str) -> str:
     return f"<|im_start|>user\n{''.join(parts)}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -204,7 +199,7 @@ def test_the_processor_gives_what_the_stock_one_gives() -> None:
     pytest.importorskip("torchvision")
     from PIL import Image
 
-    own = own_processor()
+    own = processor()
     theirs = own.stock()
     picture = Image.fromarray(frames(1, 5, (60, 200))[0])
     text = turns("<IMG_CONTEXT>\n", "<video>\n", "And <video>\n", "what?")
@@ -221,7 +216,7 @@ def test_the_processor_gives_what_the_stock_one_gives() -> None:
 
 
 def test_videos_of_unequal_length_in_one_call_are_as_alone() -> None:
-    own = own_processor()
+    own = processor()
     videos = [torch.from_numpy(frames(count, count)) for count in (3, 5, 2)]
     texts = [turns("<video>\n", "<video>\n", "What is it?"), turns("<video>\n", "Tell me.")]
     batch = own(text=texts, videos=videos)
@@ -247,8 +242,8 @@ def checkpoint(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_checkpoint_answers(checkpoint: Path) -> None:
-    model, processor = load(checkpoint, dtype="float32", device="cpu")
-    given = tango.prepare(processor, frames(8), "What?", num_frames=4, fps=2.0)
+    model, loaded = load(checkpoint, dtype="float32", device="cpu")
+    given = tango.prepare(loaded, frames(8), "What?", num_frames=4, fps=2.0)
     assert given["pixel_values"].shape == (4, 3, SIZE, SIZE)
     numbered = "\n".join(f"Frame{i + 1}: <img>{'<IMG_CONTEXT>' * N}</img>" for i in range(4))
     assert tokenizer().decode(given["input_ids"][0]) == turns(numbered, "\nWhat?")
@@ -256,19 +251,19 @@ def test_a_checkpoint_answers(checkpoint: Path) -> None:
     [times] = given["video_timestamps_s"]
     assert len(times) == 4
     assert (times.diff() > 0).all()
-    grey = tango.prepare(processor, np.full((2, 90, 120, 3), 51, np.uint8), "What?")["pixel_values"]
+    grey = tango.prepare(loaded, np.full((2, 90, 120, 3), 51, np.uint8), "What?")["pixel_values"]
     expected = (0.2 - torch.tensor([0.5, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.25])
     torch.testing.assert_close(grey, expected.view(3, 1, 1).expand(2, 3, SIZE, SIZE), rtol=1e-4, atol=1e-4)
     options: dict[str, Any] = {"num_frames": 4, "fps": 2.0, "max_new_tokens": 4}
-    plain = tango.answer(model, processor, frames(8), "What?", **options)
+    plain = tango.answer(model, loaded, frames(8), "What?", **options)
     with tango.prune(model, KeepAllPruner()):
-        assert tango.answer(model, processor, frames(8), "What?", **options) == plain
+        assert tango.answer(model, loaded, frames(8), "What?", **options) == plain
     with tango.prune(model, "tango", retention_ratio=0.25) as pruning:
-        text = tango.answer(model, processor, frames(8), "What?", **options)
+        text = tango.answer(model, loaded, frames(8), "What?", **options)
         assert pruning.stats is not None
         assert pruning.stats.tokens_before == 4 * N
-        video = tango.encode(model, processor, frames(8), num_frames=4, fps=2.0)
-        assert tango.answer(model, processor, video, "What?", max_new_tokens=4) == text
+        video = tango.encode(model, loaded, frames(8), num_frames=4, fps=2.0)
+        assert tango.answer(model, loaded, video, "What?", max_new_tokens=4) == text
 
 
 def test_the_checkpoint_of_another_tokenizer_is_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tango.models.processors.qwen import Patches, QwenProcessor
 from tango.runtime.answering import generate_output, prepare_chat
 from tango.video.repeats import FIRST_EQUAL
 from tests import tiny, tiny_qwen
-from tests.families import smolvlm
+from tests.families import internvl, smolvlm
 from tests.models.test_base import MODELS
 
 GREEDY = {"max_new_tokens": 4}
@@ -72,8 +72,8 @@ def processor_of(family: str, model: Any) -> Any:
         return QwenProcessor(tiny_qwen.tokenizer(), form=adapter_class(family).form, patches=patches)
     if family == "llava_next_video":
         return next_video_processor()
-    if family == "smolvlm":
-        return smolvlm.processor()
+    if family in ("internvl", "smolvlm"):
+        return (internvl if family == "internvl" else smolvlm).processor()
     return adapter_class(family).make_processor(Path("nowhere"), model.config, tiny.tokenizer())
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Grid = tuple[int, int, int]  # temporal steps, rows and columns of patches
 _SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied
 _COPIED = {"cpu": 128 << 20, "cuda": 1 << 30}  # bytes
-_POOLED_FIRST = ("llava_next_video",)  # families whose projector follows the pooling
+_POOLED_FIRST = ("internvl", "llava_next_video")  # families whose projector follows the pooling
 _RUNS = 7  # of which the median counts, after one that warms up
 
 
@@ -171,9 +171,11 @@ def patch_grids(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[Grid]
     """Steps, rows and columns of patches of every video in a model's inputs."""
     if inputs.get("video_grid_thw") is not None:
         return [(t, h, w) for t, h, w in torch.as_tensor(inputs["video_grid_thw"]).tolist()]
-    size, adapter = model.config.vision_config.patch_size, adapter_class(model.config)(model)
-    videos = adapter.videos(inputs) if isinstance(adapter, FixedGridAdapter) else inputs[adapter.video_input]
-    shapes = [video.shape for video in videos]  # (T, C, h, w) of each
+    adapter = adapter_class(model.config)(model)
+    if isinstance(adapter, FixedGridAdapter):
+        return [(len(video), adapter.patches, adapter.patches) for video in adapter.videos(inputs)]
+    size = model.config.vision_config.patch_size
+    shapes = [video.shape for video in inputs[adapter.video_input]]  # (T, C, h, w) of each
     return [(T, h // size, w // size) for T, _, h, w in shapes]
 
 
