@@ -35,11 +35,12 @@ from tango.video.repeats import FIRST_EQUAL
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Text models, by `model_type`, with plainly causal masks, and with layers whose `self_attn` has `q_proj`, `k_proj` and
-# half-split rotations: methods with `reads = "own"` count on them.
+# Text models, by `model_type`, with plainly causal masks, and with layers whose `self_attn` follows `input_layernorm`
+# and calls transformers' attention function. How they rotate does not matter.
 DECODERS = (
-    "llama", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_moe_text", "qwen3_vl_text",
-)  # fmt: skip
+    *("glm4v_moe_text", "glm4v_text", "llama", "mistral", "qwen2", "qwen2_5_omni_text", "qwen2_5_vl_text"),
+    *("qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_moe_text", "qwen3_vl_text"),
+)
 
 # Fields of `VisualTokens` that come from the tower, frame by frame.
 TOKEN_FIELDS = ("features", *(ALL_SIGNALS & ~(Signal.TIMESTAMPS | Signal.TEXT)).fields)
@@ -109,6 +110,8 @@ class Adapter(ABC):
     video_input: ClassVar[str] = "pixel_values_videos"
     pooling_query: ClassVar[PoolingQuery] = "mean"  # what "p-attn" saliency means for this family's tower
     newlines: ClassVar[Newlines] = "none"  # which placeholders are newlines
+    # Whether stock `generate` counts placeholders and wants grids for them; it then gets pads in their place.
+    stock_counts_placeholders: ClassVar[bool] = False
     stock_is_right: ClassVar[bool] = True  # False: stock code lays out videos otherwise than the model was trained
 
     merges_in_tower: ClassVar[bool] = False  # whether a tower method can merge frames between its blocks
@@ -215,7 +218,7 @@ class Adapter(ABC):
             )
         if not isinstance(decoder, nn.Module) or found not in DECODERS or not hasattr(decoder, "norm"):
             raise UnsupportedModelError(f"pruning at a layer works with decoders {', '.join(DECODERS)}, not {found}")
-        if "sliding_attention" in kinds:
+        if "sliding_attention" in kinds or (not kinds and getattr(config, "sliding_window", None)):
             raise UnsupportedModelError("pruning at a layer does not work with sliding-window attention")
         return decoder
 
@@ -233,6 +236,11 @@ class Adapter(ABC):
     def video_token_id(self) -> int:
         """The `placeholder_id` of this model."""
         return self.placeholder_id(self.model.config)
+
+    @property
+    def guarded_token_id(self) -> int:
+        """Id of a token that stands in prompts with videos alone: the LLM must not read it as if it were a word."""
+        return self.video_token_id
 
     def check(self, needs: Signal, method: str) -> None:
         """Refuse a method that needs a signal this model cannot supply, before any work.
@@ -417,7 +425,8 @@ def family(config: PretrainedConfig | None) -> str | None:
     name = getattr(config, "model_type", None)
     if name == "llava_onevision" and getattr(config, "mm_newline_position", None) == "grid":
         return "llava_video"
-    return name
+    # The whole model is the thinker and the parts that speak: its checkpoint is the thinker's, too.
+    return "qwen2_5_omni_thinker" if name == "qwen2_5_omni" else name
 
 
 def find_adapter(name: str | None) -> type[Adapter] | None:

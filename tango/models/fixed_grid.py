@@ -25,6 +25,7 @@ from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead, siglip_of
 from tango.models.processors.timestamps import video_timestamps
 from tango.models.reuse import reuse_of
 from tango.models.siglip import TowerStates, attention_of, embed, project, run_blocks, run_tower
+from tango.models.splice import attended_positions
 from tango.ops.device import to_device
 from tango.ops.saliency import TowerBlock, block_signals
 from tango.profiling import StageTimer
@@ -308,7 +309,4 @@ class FixedGridAdapter(Adapter):
 
     def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor | None:
         del inputs
-        if self.position_rule == "contiguous":
-            return None
-        attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-        return attended.cumsum(dim=1) - 1  # along L; positions of padding are never used
+        return attended_positions(input_ids, attention_mask) if self.positions_are_kept else None

@@ -113,10 +113,19 @@ def read_config(folder: Path) -> tuple[PretrainedConfig, type[Adapter]]:
     else:
         find_adapter(str(fields.get("model_type")))  # loads packages that tell transformers of their families
         with reading(folder / "config.json"):
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            config = _part_that_sees(AutoConfig.from_pretrained(folder, trust_remote_code=False))
         adapter_class(config)  # refused first: configs of unknown families may lack fields that are checked next
         check_config(folder / "config.json", config)
     return config, adapter_class(config)
+
+
+def _part_that_sees(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of an Omni model's thinker; other models see as a whole."""
+    thinker = getattr(config, "thinker_config", None)
+    if thinker is None:
+        return config
+    thinker.dtype = thinker.dtype or config.dtype
+    return thinker
 
 
 def _make_processor(

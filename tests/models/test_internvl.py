@@ -10,20 +10,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import BatchFeature
 
 import tango
 from tango.containers import ALL_SIGNALS, VisualTokens
 from tango.methods import KeepAllPruner, available_layer_pruners, build_layer_pruner
 from tango.models import adapter_class, load
 from tango.profiling import StageTimer
-from tango.runtime.answering import generate_ids
 from tests import tiny
 from tests.families import Picture, Video
 from tests.families.internvl import SIZE, TILES, N, inputs, processor, stock, tokenizer
 from tests.families.internvl import model as build
-from tests.pretend_gpu import pretend_gpu
-from tests.runtime.test_waits import run
 
 GREEDY = {"do_sample": False, "max_new_tokens": 4}
 ROWS = (("Look: ", Video(6, 1), "What?"), ("And ", Video(3, 2), "in this one? ", Video(4, 3), "Tell me."))
@@ -130,21 +126,6 @@ def test_pictures_beside_videos_are_kept_whole(model: Any) -> None:
     features = model.model.get_image_features(pictures, return_dict=True).pooler_output.flatten(0, 1)
     tiles = (short.input_ids == model.config.image_token_id) & ~short.is_video & short.attention_mask.bool()
     torch.testing.assert_close(short.inputs_embeds[tiles], features, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.usefixtures("unchecked_annotations")  # the checks read values
-@pytest.mark.parametrize(("method", "count"), [("uniform", 0), ("tango", 1)])
-def test_the_host_does_not_wait_to_tell_media_apart(method: str, count: int) -> None:
-    """Tango itself waits once, for the similarities that cut the video into segments."""
-    model = build()
-    given = BatchFeature(inputs(WITH_PICTURE[0]))
-    with tango.prune(model, method, retention_ratio=0.5):
-        expected = generate_ids(model, given, max_new_tokens=2)
-    with pretend_gpu(model) as gpu, tango.prune(model, method, retention_ratio=0.5):
-        found = run(model, gpu, lambda: generate_ids(model, given, max_new_tokens=2)).cpu()
-    assert torch.equal(found, expected)
-    assert gpu.waits[: gpu.marks["tower"]] == []
-    assert len(gpu.waits[gpu.marks["tower"] : gpu.marks["launched"]]) == count
 
 
 @torch.no_grad()
