@@ -24,7 +24,7 @@ from tango.models.merging import MergedFrames, Merger, concatenated, merged_stat
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead, siglip_of
 from tango.models.processors.timestamps import video_timestamps
 from tango.models.reuse import reuse_of
-from tango.models.siglip import TowerStates, embed, project, run_blocks, run_tower
+from tango.models.siglip import TowerStates, attention_of, embed, project, run_blocks, run_tower
 from tango.models.splice import attended_positions
 from tango.ops.device import to_device
 from tango.ops.saliency import TowerBlock, block_signals
@@ -32,7 +32,6 @@ from tango.profiling import StageTimer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-    from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 PositionRule = Literal["contiguous", "kept"]
 _COMPILED = "compiled_tower"  # attribute of a model that stands in for `run_tower`
@@ -77,13 +76,20 @@ class FixedGridAdapter(Adapter):
                 f"the {config.model_type} adapter handles one vision_feature_layer of {depth} with strategy "
                 f"{wanted!r}, got {layer!r} with {strategy!r}"
             )
-        self.patches = config.vision_config.image_size // config.vision_config.patch_size  # per side
+        self.patches = self.patches_per_side(config)
         self.grid = (self.side(config),) * 2  # (H, W) of a frame's tokens
+
+    @classmethod
+    def patches_per_side(cls, config: PretrainedConfig) -> int:
+        """Patches per side of a frame, which is square; some configs say so by height and width."""
+        vision = config.vision_config
+        size, patch = (x if isinstance(x, int) else x[0] for x in (vision.image_size, vision.patch_size))
+        return size // patch
 
     @classmethod
     def side(cls, config: PretrainedConfig) -> int:
         """Tokens per side of a frame."""
-        return config.vision_config.image_size // config.vision_config.patch_size // 2
+        return cls.patches_per_side(config) // 2
 
     @classmethod
     def tokens_per_step(cls, config: PretrainedConfig) -> int:
@@ -235,12 +241,12 @@ class FixedGridAdapter(Adapter):
         prefix = states.hidden.shape[1] - self.patches**2
         hidden = states.hidden[:, prefix:]
         with timer.stage("prune"):
-            last: SiglipEncoderLayer = self.tower_blocks(self.model)[self._depth - 1]
+            last = self.tower_blocks(self.model)[self._depth - 1]
             block = TowerBlock(
                 grid=self.grid,
                 hidden=hidden,
                 project=partial(project, last, states.entering),
-                scale=last.self_attn.scale,
+                scale=attention_of(last).scale,
                 pool=self.pool,
                 pooling_query=self.pooling_query,
                 head=self.head(),

@@ -1,4 +1,4 @@
-"""Runs a SigLIP or CLIP vision tower up to the block whose output is used."""
+"""Runs a SigLIP, CLIP or InternViT vision tower up to the block whose output is used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from tango.annotations import Float
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
+    from transformers.models.internvl.modeling_internvl import InternVLVisionAttention, InternVLVisionLayer
+    from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer
 
 
 class TowerStates(NamedTuple):
@@ -43,13 +44,26 @@ def embed(tower: PreTrainedModel, pixels: Float[Tensor, "T 3 h w"]) -> Float[Ten
 
 def run_blocks(tower: PreTrainedModel, hidden: Float[Tensor, "T p P"], first: int, end: int) -> Float[Tensor, "T p P"]:
     """Run blocks `first` to `end` - 1."""
-    for block in tower.encoder.layers[first:end]:
-        hidden = block(hidden, None)
+    # InternViT's encoder has other names, and its blocks take no mask.
+    encoder = tower.encoder
+    blocks, no_mask = (encoder.layer, ()) if hasattr(encoder, "layer") else (encoder.layers, (None,))
+    for block in blocks[first:end]:
+        hidden = block(hidden, *no_mask)
     return hidden
 
 
-def project(block: SiglipEncoderLayer, entering: Float[Tensor, "T p P"], name: str) -> Float[Tensor, "T heads p d"]:
+def attention_of(block: SiglipEncoderLayer | InternVLVisionLayer) -> SiglipAttention | InternVLVisionAttention:
+    """The attention module of one encoder block."""
+    return block.self_attn if hasattr(block, "self_attn") else block.attention
+
+
+def project(
+    block: SiglipEncoderLayer | InternVLVisionLayer, entering: Float[Tensor, "T p P"], name: str
+) -> Float[Tensor, "T heads p d"]:
     """Queries ("q") or keys ("k") of one encoder block, from its input."""
-    attention = block.self_attn
-    projected = getattr(attention, f"{name}_proj")(block.layer_norm1(entering))
+    attention = attention_of(block)
+    norm = block.layer_norm1 if hasattr(block, "layer_norm1") else block.layernorm_before
+    projected = getattr(attention, f"{name}_proj")(norm(entering))
+    if hasattr(attention, f"{name}_norm"):  # InternViT normalises across all heads, before they are split
+        projected = getattr(attention, f"{name}_norm")(projected)
     return projected.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
