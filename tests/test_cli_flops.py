@@ -78,6 +78,7 @@ MISTAKES = {
     "layer": (["--shape", "llava-onevision-7b", "--layer", "28"], "1..27"),
     "ratio": (["--shape", "llava-onevision-7b", "--retention-ratio", "0"], "must lie in (0, 1]"),
     "layer ratio alone": (["--shape", "llava-onevision-7b", "--layer-retention-ratio", "0.5"], "needs --layer"),
+    "linear attention": (["--shape", "qwen3.5-9b", "--layer", "8"], "--layer is for models without linear attention"),
     "mean": (["--shape", "llava-onevision-7b", "--layer", "1", "--mean-retention-ratio", "0.9"], "out of reach"),
     "frames": (["--shape", "llava-onevision-7b", "--frames", "0"], "at least 1"),
     "model": (["--model", "nowhere"], "no checkpoint at 'nowhere'"),

@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(f"--frames and --text-tokens must be at most {_MOST}")
     if args.layer is None and args.layer_retention_ratio is not None:
         raise OptionError("--layer-retention-ratio needs --layer")
+    if args.layer is not None and shape.delta_layers:
+        raise OptionError("--layer is for models without linear attention, whose state cannot forget a token")
     layer_ratio = 1.0
     if args.layer is not None:
         layer_ratio = 0.5 if args.layer_retention_ratio is None else args.layer_retention_ratio

@@ -204,6 +204,8 @@ def _qwen3(
         text["rope_parameters"] |= {"mrope_section": [6 * n, 5 * n, 5 * n], "mrope_interleaved": True}
         tower["deepstack_visual_indexes"] = [i for i in deeper if i < tower["depth"]]
         return (transformers.Qwen3VLConfig if experts is None else transformers.Qwen3VLMoeConfig), tower
+    if text["num_hidden_layers"] < 4:
+        raise OptionError("the fourth layer is the first with keys and values; ask for at least 4 layers")
     pairs = llm.head_dim // 8  # a quarter of a head's channels is rotated
     third = (pairs + 2) // 3
     text["rope_parameters"] |= {"mrope_section": [third, third, pairs - 2 * third], "partial_rotary_factor": 0.25}

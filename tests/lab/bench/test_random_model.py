@@ -119,6 +119,11 @@ def test_more_layers_than_published_are_refused(options: dict[str, int]) -> None
         random_model.build("llava-onevision-7b", device=META, dtype=torch.float32, **options)
 
 
+def test_a_hybrid_needs_a_layer_with_attention() -> None:
+    with pytest.raises(OptionError, match="ask for at least 4 layers"):
+        random_model.build("qwen3.5-9b", device=META, dtype=torch.float32, layers=3)
+
+
 def test_unknown_shapes_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'llava-video-7b'"):
         random_model.build("llava-video-8b", device=META, dtype=torch.float32)
