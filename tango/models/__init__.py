@@ -1,6 +1,13 @@
 """Model families. Importing this package registers their adapters."""
 
-from tango.models import llava_next_video, llava_onevision, llava_video, qwen2_5_vl, qwen3_vl
+from tango.models import (
+    gemma4,
+    llava_next_video,
+    llava_onevision,
+    llava_video,
+    qwen2_5_vl,
+    qwen3_vl,
+)
 from tango.models.base import (
     Adapter,
     EncodedImages,
@@ -21,6 +28,7 @@ __all__ = [
     "default_num_frames",
     "families_that_merge",
     "families_with",
+    "gemma4",
     "llava_next_video",
     "llava_onevision",
     "llava_video",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from tango.errors import UnsupportedModelError
+
 Newlines = Literal["none", "video", "row"]  # one at the end of each video, or of each row of a frame
 
 
@@ -57,8 +59,16 @@ PUBLISHED_SHAPES = {
 
 
 def llm_widths(config: Any) -> dict[str, int]:
-    """The arguments of `layer_flops` for the language model of a transformers config."""
+    """The arguments of `layer_flops` for the language model of a transformers config.
+
+    Raises:
+        UnsupportedModelError: its layers differ in their sizes.
+    """
     text = config.get_text_config()
+    if vars(text).get("hidden_size_per_layer_input") is not None:
+        raise UnsupportedModelError(
+            f"FLOPs are counted for layers that are alike, which those of {text.model_type} are not"
+        )
     return {
         "width": text.hidden_size,
         "mlp_width": text.intermediate_size,
