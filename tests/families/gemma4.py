@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tango.models.processors.gemma4 import patch_positions, videos_lie_flat
+from tango.models.processors.gemma4 import Frames, Gemma4Processor, patch_positions, videos_lie_flat
 from tango.toy import tiny_tokenizer
 from tests import tiny
 from tests.families import Family, Row, Video
@@ -129,12 +129,18 @@ def inputs(*rows: Row, flat: bool | None = None) -> dict[str, Any]:
     return given
 
 
+def processor(_model: Any) -> Gemma4Processor:
+    return Gemma4Processor(tokenizer(), frames=Frames(size=PATCH, kernel=KERNEL, max_tokens=8), chat_template=TEMPLATE)
+
+
 FAMILY = Family(
     name="gemma4",
     model=model,
     inputs=inputs,
     tokens_per_frame=6,
     layer_pruners=False,
+    processor=processor,
+    keeps_prefix=False,  # sliding windows
     unequal=videos_lie_flat(),  # transformers 5.17 stacks videos
     stock_wrong={"several beams": "<5.20"},  # it repeats videos, not prompts, so beams of several videos see others
 )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import tango
 from tango.containers import ALL_SIGNALS, Video, VisualTokens
@@ -293,7 +294,9 @@ def test_times_reach_the_prompt() -> None:
         inputs = make(text=gemma4.VIDEO, videos=video(2, 20, 40).frames)
     assert make.decode(inputs["input_ids"][0]) == f"00:00 {frame} 00:01 {frame}"
     assert "video_timestamps_s" not in inputs
-    assert "pixel_values_videos" not in make(text=gemma4.VIDEO, videos=video(2, 20, 40), video_pixels=False)
+    blank = make(text=gemma4.VIDEO, videos=video(2, 20, 40), video_pixels=False)
+    assert "pixel_values_videos" not in blank
+    assert torch.equal(blank["video_position_ids"], inputs["video_position_ids"])
 
 
 def test_videos_of_unequal_length_lie_flat() -> None:
@@ -332,6 +335,20 @@ def test_a_loaded_checkpoint_answers_pruned_and_encoded_once(tmp_path: Path) -> 
         assert pruning.stats is not None
         assert pruning.stats.tokens_after == pytest.approx(pruning.stats.tokens_before / 4, abs=4)
         assert tango.answer(model, make, tango.encode(model, make, clip), "What?", max_new_tokens=5) == answer
+
+
+def test_weights_of_layers_that_take_others_keys_are_left_aside(tmp_path: Path) -> None:
+    """Checkpoints may have them, and no model uses them."""
+    file = save(tmp_path) / "model.safetensors"
+    weights = load_file(file)
+    first = "model.language_model.layers.0.self_attn.k_"
+    extra = {key.replace(".0.", ".4."): x.clone() for key, x in weights.items() if key.startswith(first)}
+    assert len(extra.keys() - weights.keys()) == 2
+    save_file(weights | extra, file, metadata={"format": "pt"})
+    model, _ = tango.load(tmp_path, dtype="float32", device="cpu")
+    given = gemma4.inputs(ROWS[0])
+    expected = gemma4.model().generate(**families.for_stock(given), **GREEDY)
+    assert torch.equal(model.generate(**families.for_stock(given), **GREEDY), expected)
 
 
 def test_tokens_of_a_frame_are_never_those_of_an_image(tmp_path: Path) -> None:

@@ -66,20 +66,27 @@ class Frames:
         H, W = self.grid(height, width)
         return H * self.kernel * self.size, W * self.kernel * self.size
 
+    def patches(self, height: int, width: int) -> tuple[int, int, int]:
+        """Rows and columns of patches of such a frame, and how many more patches pad it to the most that one has."""
+        rows, columns = (x // self.size for x in self.frame_size(height, width))
+        return rows, columns, self.max_tokens * self.kernel**2 - rows * columns
+
     def cut(
         self, frames: UInt8[Tensor, "T h w 3"], first: Sequence[int] | None = None
-    ) -> tuple[Float[Tensor, "T patches values"], Int[Tensor, "T patches 2"]]:
-        """Resize frames and cut them into patches, row by row, padded to the most that a frame can have.
+    ) -> Float[Tensor, "T patches values"]:
+        """Resize frames and cut them into patches, row by row, padded; `first` is as in `resize_frames`.
 
-        Pixels are from 0 to 1: the model itself shifts them. Beside them stand the patches' positions, -1 for padding.
-        `first` is as in `resize_frames`.
+        Pixels are from 0 to 1: the model itself shifts them.
         """
-        rows, columns = (x // self.size for x in self.frame_size(*frames.shape[1:3]))
+        rows, columns, padding = self.patches(*frames.shape[1:3])
         pixels = resize_frames(frames, (rows * self.size, columns * self.size), first).div_(255)
         patches = pixels.view(-1, 3, rows, self.size, columns, self.size).permute(0, 2, 4, 3, 5, 1)
-        padding = (0, 0, 0, self.max_tokens * self.kernel**2 - rows * columns)
-        positions = F.pad(patch_positions(rows, columns), padding, value=-1)
-        return F.pad(patches.flatten(3).flatten(1, 2), padding), positions.expand(len(frames), -1, -1)
+        return F.pad(patches.flatten(3).flatten(1, 2), (0, 0, 0, padding))
+
+    def positions(self, num_frames: int, height: int, width: int) -> Int[Tensor, "T patches 2"]:
+        """Column and row of the patches of such frames, -1 for padding."""
+        rows, columns, padding = self.patches(height, width)
+        return F.pad(patch_positions(rows, columns), (0, 0, 0, padding), value=-1).expand(num_frames, -1, -1)
 
 
 def patch_positions(rows: int, columns: int) -> Int[Tensor, "patches 2"]:
@@ -198,7 +205,7 @@ class Gemma4Processor(ChatProcessor):
         that `tango.read_video` takes; images stand in the prompts as the tokenizer's `image_token`.
 
         Args:
-            video_pixels: False: no pixels and nothing about them; the rest, from the videos' sizes and times alone.
+            video_pixels: False: everything but `pixel_values_videos`, from the videos' sizes and times alone.
         Raises:
             PromptError: the numbers of `<|video|>` and of videos, or of image tokens and of images, differ.
             VideoReadError: a video or an image cannot be read.
@@ -215,8 +222,8 @@ class Gemma4Processor(ChatProcessor):
         image, video = (self.tokenizer.convert_tokens_to_ids(token) for token in (self.image_token, VIDEO))
         inputs["mm_token_type_ids"] = (ids == image).int() + 2 * (ids == video).int()
         inputs.update(extra)
-        if frames and video_pixels:
-            inputs.update(self._pixels(frames, times is not None and video_timestamps))
+        if frames:
+            inputs.update(self._videos(frames, pixels=video_pixels, repeats=times is not None and video_timestamps))
         if times is not None and video_timestamps:
             inputs["video_timestamps_s"] = times
         return inputs
@@ -227,15 +234,17 @@ class Gemma4Processor(ChatProcessor):
         frame = f"{self.tokenizer.boi_token}{placeholders}{self.tokenizer.eoi_token}"
         return " ".join(f"{int(s // 60):02d}:{int(s % 60):02d} {frame}" for s in seconds.tolist())
 
-    def _pixels(self, frames: list[Tensor], with_repeats: bool) -> dict[str, Any]:
-        first = [first_equal(f) for f in frames]
-        cut = [self.frames.cut(f, own) for f, own in zip(frames, first, strict=True)]
+    def _videos(self, frames: list[Tensor], *, pixels: bool, repeats: bool) -> dict[str, Any]:
+        """What the tower needs of the videos, in the form of the installed stock model where it takes such videos."""
         counts = [len(f) for f in frames]
         flat = videos_lie_flat() or len(set(counts)) > 1
-        pixels, positions = (torch.cat(x) if flat else torch.stack(x) for x in zip(*cut, strict=True))
-        return {
-            "pixel_values_videos": pixels,
-            "video_position_ids": positions,
-            **({"num_frames_per_video": torch.tensor(counts)} if flat else {}),
-            **({FIRST_EQUAL: first} if with_repeats else {}),
-        }
+        join = torch.cat if flat else torch.stack
+        inputs: dict[str, Any] = {"video_position_ids": join([self.frames.positions(*f.shape[:3]) for f in frames])}
+        if flat:
+            inputs["num_frames_per_video"] = torch.tensor(counts)
+        if pixels:
+            first = [first_equal(f) for f in frames]
+            inputs["pixel_values_videos"] = join([self.frames.cut(*own) for own in zip(frames, first, strict=True)])
+            if repeats:
+                inputs[FIRST_EQUAL] = first
+        return inputs
