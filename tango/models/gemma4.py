@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from tango.annotations import Int
 from tango.containers import PrunedTokens, Signal, VisualTokens
-from tango.errors import UnsupportedModelError
+from tango.errors import OptionError, UnsupportedModelError
+from tango.models.about import About
 from tango.models.attention_tap import AttentionTap
 from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideos, register_adapter
 from tango.models.calls import Inputs
+from tango.models.fixed_grid import PositionRule
 from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.processors.gemma4 import Frames, Gemma4Processor, patch_positions
 from tango.models.processors.timestamps import video_timestamps
@@ -39,10 +41,10 @@ class Gemma4Adapter(Adapter):
     """Stock `Gemma4ForConditionalGeneration` with a vision tower.
 
     The model makes two things of ids that embeddings cannot tell: embeddings for each layer (E2B, E4B), and which
-    frames' tokens see each other in both directions (the larger models). Both follow the short prompt. Positions are
-    contiguous. A frame without kept tokens keeps its time and its marks. The tower sees frames without padding; that
-    changes features by rounding alone. It has neither a pooling head nor a CLS token, so "p-attn" saliency is the
-    attention of the mean query, as for Qwen-VL; no paper has measured it on this family.
+    frames' tokens see each other in both directions (the larger models). Both follow the short prompt. A frame without
+    kept tokens keeps its time and its marks. The tower sees frames without padding; that changes features by rounding
+    alone. It has neither a pooling head nor a CLS token, so "p-attn" saliency is the attention of the mean query, as
+    for Qwen-VL; no paper has measured it on this family.
 
     Layer pruning is refused: most layers look at a window of the prompt, whose keys the last layers take over.
     Both input forms of videos are read: frames of all videos in one row (transformers 5.20), and stacked videos (5.17).
@@ -50,6 +52,12 @@ class Gemma4Adapter(Adapter):
 
     title: ClassVar[str] = "Gemma 4"
     model_class: ClassVar[str] = "Gemma4ForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("google/gemma-4-*-it",),
+        tokens="at most 70, with the frame's aspect ratio",
+        layer_pruning=False,
+        notes="every frame follows its time (mm:ss); videos without sound; gemma4_unified has no tower and is refused",
+    )
     signals: ClassVar[Signal] = Signal.SALIENCY | Signal.TIMESTAMPS | Signal.KEYS | Signal.TEXT
     consumed: ClassVar[frozenset[str]] = frozenset(
         {
@@ -59,8 +67,13 @@ class Gemma4Adapter(Adapter):
     )  # fmt: skip
     default_num_frames: ClassVar[int] = 32
 
-    def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn"):
+    position_rules: ClassVar[tuple[str, ...]] = ("contiguous", "kept")
+
+    def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn", positions: PositionRule = "contiguous"):
         super().__init__(model, saliency=saliency)
+        if positions not in self.position_rules:
+            raise OptionError(f"positions of {self.title} must be 'contiguous' or 'kept', got {positions!r}")
+        self.position_rule = positions
         self.vision = self.tower(model).config
 
     @classmethod
@@ -92,7 +105,14 @@ class Gemma4Adapter(Adapter):
 
     @property
     def positions_are_kept(self) -> bool:
-        return False
+        return self.position_rule == "kept"
+
+    def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor | None:
+        del inputs
+        if not self.positions_are_kept:
+            return None
+        attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        return attended.cumsum(dim=1) - 1  # along L; positions of padding are never used
 
     @property
     def video_token_id(self) -> int:

@@ -66,10 +66,11 @@ def test_a_prefill_in_chunks_is_the_prefill_in_one(model: Any) -> None:
 
 
 @torch.no_grad()
-def test_the_pruned_prefill_is_what_its_embeddings_and_ids_give(model: Any) -> None:
+@pytest.mark.parametrize("positions", ["contiguous", "kept"])
+def test_the_pruned_prefill_is_what_its_embeddings_and_ids_give(model: Any, positions: str) -> None:
     """Without generate: plain decoding of each short prompt by stock calls, token by token, without a cache."""
     given, config = gemma4.inputs(*ROWS), model.config
-    with tango.prune(model, "tango", retention_ratio=0.25) as pruning:
+    with tango.prune(model, "tango", retention_ratio=0.25, positions=positions) as pruning:
         generated = model.generate(**given, **GREEDY)[:, given["input_ids"].shape[1] :]
         short = pruning.encode(given["input_ids"], given["attention_mask"], given).short
     assert 0 < int(short.is_video.sum()) < 48
@@ -77,16 +78,24 @@ def test_the_pruned_prefill_is_what_its_embeddings_and_ids_give(model: Any) -> N
         real = short.attention_mask[row].bool()
         ids, embeds = short.input_ids[row : row + 1, real], short.inputs_embeds[row : row + 1, real]
         media = (ids == config.image_token_id) | short.is_video[row : row + 1, real]
+        places = short.position_ids[row : row + 1, real]
+        assert torch.equal(places[0], torch.arange(len(places[0]))) == (positions == "contiguous")
         for token in generated[row]:
-            options: dict[str, Any] = {"mm_token_type_ids": media.long()}
+            options = {
+                "mm_token_type_ids": media.long(),
+                "position_ids": places,
+                "attention_mask": torch.ones_like(ids),
+            }
             if config.text_config.hidden_size_per_layer_input:
                 text = torch.where(media, config.text_config.pad_token_id, ids)
                 options["per_layer_inputs"] = model.model.language_model.get_per_layer_inputs(text, None)
             logits = model(inputs_embeds=embeds, **options).logits[0, -1]
-            assert int(logits[: config.text_config.eos_token_id].argmax()) == int(token)  # eos is suppressed
+            logits[config.text_config.eos_token_id] = -torch.inf  # as `min_new_tokens` does
+            assert int(logits.argmax()) == int(token)
             ids = torch.cat([ids, token[None, None]], dim=1)
             embeds = torch.cat([embeds, model.get_input_embeddings()(token[None, None])], dim=1)
             media = torch.nn.functional.pad(media, (0, 1))
+            places = torch.cat([places, places[:, -1:] + 1], dim=1)
 
 
 @torch.no_grad()
