@@ -5,6 +5,7 @@ from tango.models import (
     llava_next_video,
     llava_onevision,
     llava_video,
+    perception_lm,
     qwen2_5_vl,
     qwen3_vl,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "llava_onevision",
     "llava_video",
     "load",
+    "perception_lm",
     "qwen2_5_vl",
     "qwen3_vl",
     "register_adapter",

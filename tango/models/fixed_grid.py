@@ -97,6 +97,11 @@ class FixedGridAdapter(Adapter):
         return [(model, _COMPILED, run_tower)]
 
     @property
+    def tower_width(self) -> int:
+        """P, channels of the tower's hidden states."""
+        return self.model.config.vision_config.hidden_size
+
+    @property
     def video_token_id(self) -> int:
         return self.model.config.video_token_id
 
@@ -131,7 +136,7 @@ class FixedGridAdapter(Adapter):
         distinct = self.distinct_frames(inputs, lengths)
         reuse = reuse_of(distinct, frames)
         frames = [frames[t] for t in distinct.frames]
-        device, dtype, width = self.model.device, self.model.dtype, self.model.config.vision_config.hidden_size
+        device, dtype, width = self.model.device, self.model.dtype, self.tower_width
         batches = list(frame_batches([self.patches**2] * len(frames), width, dtype, device))
         rows = FrameRows(len(frames), distinct.flat_rows)
         for batch in batches:
@@ -168,7 +173,7 @@ class FixedGridAdapter(Adapter):
         if _COMPILED in vars(self.model):
             raise UnsupportedModelError(f"{merger.name} works between blocks of the tower; remove() its compilation")
         encoded, merged, device = [], [], self.model.device
-        width, tower = self.model.config.vision_config.hidden_size, self.tower(self.model)
+        width, tower = self.tower_width, self.tower(self.model)
 
         def batches(count: int) -> Iterator[slice]:
             return frame_batches([self.patches**2] * count, width, self.model.dtype, device)
