@@ -8,6 +8,7 @@ from tango.models import (
     perception_lm,
     qwen2_5_vl,
     qwen3_vl,
+    video_llava,
 )
 from tango.models.base import (
     Adapter,
@@ -39,4 +40,5 @@ __all__ = [
     "qwen3_vl",
     "register_adapter",
     "supported_model_types",
+    "video_llava",
 ]
