@@ -66,7 +66,6 @@ class Gemma4Adapter(Adapter):
         }
     )  # fmt: skip
     default_num_frames: ClassVar[int] = 32
-
     position_rules: ClassVar[tuple[str, ...]] = ("contiguous", "kept")
 
     def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn", positions: PositionRule = "contiguous"):

@@ -129,7 +129,7 @@ class Gemma4Processor(ChatProcessor):
         default_num_frames: int = 32,
         image_settings: dict[str, Any] | None = None,
     ):
-        tokenizer.add_tokens([VIDEO], special_tokens=True)  # published tokenizers know it as plain text
+        tokenizer.add_tokens([VIDEO], special_tokens=True)  # as stock code does: tokenizers may know it as plain text
         super().__init__(
             tokenizer,
             video_token=VIDEO,
