@@ -48,6 +48,8 @@ class Gemma4Adapter(Adapter):
 
     Layer pruning is refused: most layers look at a window of the prompt, whose keys the last layers take over.
     Both input forms of videos are read: frames of all videos in one row (transformers 5.20), and stacked videos (5.17).
+    Unpruned, 5.17 gives beams of several videos each other's frames, and direct calls of 5.20 refuse videos; here both
+    are right.
     """
 
     title: ClassVar[str] = "Gemma 4"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 from typing import Any
 
@@ -129,6 +130,14 @@ def inputs(*rows: Row, flat: bool | None = None) -> dict[str, Any]:
     return given
 
 
+def direct_calls_take_videos() -> bool:
+    """Not in transformers 5.20, whose `forward` does not hand `num_frames_per_video` on; `generate` does."""
+    from transformers import Gemma4Model
+
+    handed_on = "num_frames_per_video=num_frames_per_video" in inspect.getsource(Gemma4Model.forward)
+    return handed_on or not videos_lie_flat()
+
+
 def processor(_model: Any) -> Gemma4Processor:
     return Gemma4Processor(tokenizer(), frames=Frames(size=PATCH, kernel=KERNEL, max_tokens=8), chat_template=TEMPLATE)
 
@@ -138,6 +147,7 @@ FAMILY = Family(
     model=model,
     inputs=inputs,
     tokens_per_frame=6,
+    stock_is_right=direct_calls_take_videos(),
     layer_pruners=False,
     processor=processor,
     keeps_prefix=False,  # sliding windows
