@@ -2,12 +2,16 @@
 
 from tango.models import (
     gemma4,
+    glm4v,
     llava_next_video,
     llava_onevision,
     llava_video,
     perception_lm,
+    qwen2_5_omni,
     qwen2_5_vl,
     qwen3_vl,
+    smolvlm,
+    video_llama_3,
     video_llava,
 )
 from tango.models.base import (
@@ -31,14 +35,18 @@ __all__ = [
     "families_that_merge",
     "families_with",
     "gemma4",
+    "glm4v",
     "llava_next_video",
     "llava_onevision",
     "llava_video",
     "load",
     "perception_lm",
+    "qwen2_5_omni",
     "qwen2_5_vl",
     "qwen3_vl",
     "register_adapter",
+    "smolvlm",
     "supported_model_types",
+    "video_llama_3",
     "video_llava",
 ]

@@ -23,7 +23,7 @@ from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.processors.gemma4 import Frames, Gemma4Processor, patch_positions
 from tango.models.processors.timestamps import video_timestamps
 from tango.models.reuse import reuse_of
-from tango.models.splice import ShortPrompt
+from tango.models.splice import ShortPrompt, attended_positions
 from tango.ops.device import to_device
 from tango.ops.saliency import TowerBlock, block_signals
 from tango.profiling import StageTimer
@@ -110,10 +110,7 @@ class Gemma4Adapter(Adapter):
 
     def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor | None:
         del inputs
-        if not self.positions_are_kept:
-            return None
-        attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-        return attended.cumsum(dim=1) - 1  # along L; positions of padding are never used
+        return attended_positions(input_ids, attention_mask) if self.positions_are_kept else None
 
     @property
     def video_token_id(self) -> int:
