@@ -107,6 +107,11 @@ class FixedGridAdapter(Adapter):
     def compilable(cls, model: PreTrainedModel) -> list[tuple[nn.Module, str, Callable[..., object]]]:
         return [(model, _COMPILED, run_tower)]
 
+    @property
+    def tower_width(self) -> int:
+        """P, channels of the tower's hidden states."""
+        return self.model.config.vision_config.hidden_size
+
     def check(self, needs: Signal, method: str) -> None:
         super().check(needs, method)
         if self.pooling_query != "head":
@@ -167,7 +172,7 @@ class FixedGridAdapter(Adapter):
         distinct = self.distinct_frames(inputs, lengths)
         reuse = reuse_of(distinct, frames)
         frames = [frames[t] for t in distinct.frames]
-        device, dtype, width = self.model.device, self.model.dtype, self.model.config.vision_config.hidden_size
+        device, dtype, width = self.model.device, self.model.dtype, self.tower_width
         batches = list(frame_batches([self.patches**2] * len(frames), width, dtype, device))
         rows = FrameRows(len(frames), distinct.flat_rows)
         for batch in batches:
@@ -204,7 +209,7 @@ class FixedGridAdapter(Adapter):
         if _COMPILED in vars(self.model):
             raise UnsupportedModelError(f"{merger.name} works between blocks of the tower; remove() its compilation")
         encoded, merged, device = [], [], self.model.device
-        width, tower = self.model.config.vision_config.hidden_size, self.tower(self.model)
+        width, tower = self.tower_width, self.tower(self.model)
 
         def batches(count: int) -> Iterator[slice]:
             return frame_batches([self.patches**2] * count, width, self.model.dtype, device)

@@ -221,6 +221,10 @@ def llm_of(config: Any) -> Llm:
         UnsupportedModelError: the layers are of a kind that Tango cannot count.
     """
     text = config.get_text_config()
+    if vars(text).get("hidden_size_per_layer_input") is not None:
+        raise UnsupportedModelError(
+            f"FLOPs are counted for layers that are alike, which those of {text.model_type} are not"
+        )
     layers = range(text.num_hidden_layers)
     kinds = list(getattr(text, "layer_types", None) or ["full_attention"] * len(layers))
     linear = tuple(i for i in layers if kinds[i] == "linear_attention")

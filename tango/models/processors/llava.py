@@ -187,7 +187,7 @@ class ChatProcessor(ChatProtocol):
         for token, values in pieces.items():
             remaining = iter(values)
             texts = ["".join(self._filled(text, token, remaining)) for text in texts] if values else texts
-        options = {"padding": True, **options, "return_tensors": "pt"}
+        options = {"padding": True, **self.begun(texts), **options, "return_tensors": "pt"}
         return BatchFeature(dict(self.tokenizer(texts, **options)))
 
     @staticmethod

@@ -26,16 +26,14 @@ def image_settings(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _NO_SETTINGS}
 
 
-def video_settings(folder: Path) -> dict[str, Any]:
-    """Read how a checkpoint prepares videos; where no file says it, how it prepares images."""
+def video_settings(folder: Path, *, or_images: bool = True) -> dict[str, Any]:
+    """Read how a checkpoint prepares videos; where no file says it, how it prepares images, unless `or_images` is
+    False."""
     nested = _read(folder / "processor_config.json")
-    return (
-        _read(folder / "video_preprocessor_config.json")
-        or nested.get("video_processor")
-        or _read(folder / "preprocessor_config.json")
-        or nested.get("image_processor")
-        or {}
-    )
+    settings = _read(folder / "video_preprocessor_config.json") or nested.get("video_processor")
+    if not settings and or_images:
+        settings = _read(folder / "preprocessor_config.json") or nested.get("image_processor")
+    return settings or {}
 
 
 def processor_name(folder: Path) -> str | None:
