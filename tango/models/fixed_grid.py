@@ -1,4 +1,5 @@
-"""The base of LLaVA-like families: a CLIP or SigLIP tower encodes frames of one size one by one, as grids of patches.
+"""The base of LLaVA-like families: a SigLIP, CLIP or DINOv2 tower encodes frames of one size one by one, as grids of
+patches.
 
 A family says how patches become tokens (`project`, `pool`, `side`) and which newlines stand between them in the prompt
 (`newlines`); the rest is here. `llava_next_video.py` is the example.
@@ -22,14 +23,13 @@ from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.merging import MergedFrames, Merger, concatenated, merged_states
 from tango.models.processors.timestamps import video_timestamps
 from tango.models.reuse import reuse_of
-from tango.models.siglip import TowerStates, embed, project, run_blocks, run_tower
+from tango.models.siglip import TowerStates, blocks_of, embed, project, run_blocks, run_tower, scale_of
 from tango.ops.device import to_device
-from tango.ops.saliency import AttentionPool, TowerBlock, block_signals
+from tango.ops.saliency import AttentionPool, PoolingQuery, TowerBlock, block_signals
 from tango.profiling import StageTimer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-    from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 PositionRule = Literal["contiguous", "kept"]
 _COMPILED = "compiled_tower"  # attribute of a model that stands in for `run_tower`
@@ -63,9 +63,10 @@ class FixedGridAdapter(Adapter):
         if positions not in ("contiguous", "kept"):
             raise OptionError(f"positions of {self.title} must be 'contiguous' or 'kept', got {positions!r}")
         self.position_rule = positions
-        config, cls = model.config, self.pooling_query == "cls"
+        config = model.config
+        self.query: PoolingQuery = self.pooling_query_of(config)
         layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
-        depth, wanted = config.vision_config.num_hidden_layers, "default" if cls else "full"
+        depth, wanted = config.vision_config.num_hidden_layers, "default" if self.query == "cls" else "full"
         if type(layer) is not int or strategy != wanted or not (-depth <= layer < 0 or 0 < layer <= depth):
             raise UnsupportedModelError(
                 f"the {config.model_type} adapter handles one vision_feature_layer of {depth} with strategy "
@@ -89,7 +90,7 @@ class FixedGridAdapter(Adapter):
 
     @classmethod
     def tower_blocks(cls, model: PreTrainedModel) -> nn.ModuleList:
-        return cls.tower(model).encoder.layers
+        return blocks_of(cls.tower(model))
 
     @classmethod
     def compilable(cls, model: PreTrainedModel) -> list[tuple[nn.Module, str, Callable[..., object]]]:
@@ -144,7 +145,8 @@ class FixedGridAdapter(Adapter):
 
     @property
     def _sinks(self) -> tuple[int, ...]:
-        return self.sink_positions if self.grid == self.sink_grid else ()
+        known = self.grid == self.sink_grid and self.query == self.pooling_query  # in the family's usual tower alone
+        return self.sink_positions if known else ()
 
     def check_merger(self, merger: Merger) -> None:
         super().check_merger(merger)
@@ -204,14 +206,14 @@ class FixedGridAdapter(Adapter):
         prefix = states.hidden.shape[1] - self.patches**2
         hidden = states.hidden[:, prefix:]
         with timer.stage("prune"):
-            last: SiglipEncoderLayer = self.tower_blocks(self.model)[self._depth - 1]
+            last = self.tower_blocks(self.model)[self._depth - 1]
             block = TowerBlock(
                 grid=self.grid,
                 hidden=hidden,
                 project=partial(project, last, states.entering),
-                scale=last.self_attn.scale,
+                scale=scale_of(last),
                 pool=self.pool,
-                pooling_query=self.pooling_query,
+                pooling_query=self.query,
                 head=self.head(),
                 cls=states.hidden[:, 0] if prefix else None,
             )
