@@ -29,6 +29,7 @@ from tango.ops.device import to_device
 from tango.ops.llm_shapes import Newlines
 from tango.ops.saliency import PoolingQuery, saliency_function
 from tango.profiling import StageTimer
+from tango.video.repeats import FIRST_EQUAL
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -98,6 +99,7 @@ class Adapter(ABC):
     model_class: ClassVar[str]  # the stock class that generates; a model must be an instance of it
     signals: ClassVar[Signal] = Signal.NONE  # what models of this family can supply; a single model may lack some
     consumed: ClassVar[frozenset[str]]  # inputs that this adapter uses up before the LLM runs
+    own_inputs: ClassVar[frozenset[str]] = frozenset({"video_timestamps_s", FIRST_EQUAL})  # stock code never gets them
     default_num_frames: ClassVar[int]  # frames that the model usually sees
     video_input: ClassVar[str] = "pixel_values_videos"
     pooling_query: ClassVar[PoolingQuery] = "mean"  # what "p-attn" saliency means for this family's tower
@@ -229,6 +231,13 @@ class Adapter(ABC):
             raise MissingSignalError(
                 f"{method} needs {words}, which the {self.title} adapter does not supply; it works with {others}"
             )
+
+    def holds_video(self, inputs: Inputs) -> bool | None:
+        """Whether a call with these inputs has a video to prune. Other calls go to stock code, without `own_inputs`.
+
+        None: the inputs do not say whether they hold videos or images; `encode_videos` refuses them.
+        """
+        return inputs.get(self.video_input) is not None
 
     @abstractmethod
     def encode_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
@@ -418,6 +427,12 @@ def stock_is_right(model: PreTrainedModel) -> bool:
     """Whether the model's own `generate` handles videos as the model was trained; unknown families count as right."""
     adapter = find_adapter(family(getattr(model, "config", None)))
     return adapter is None or adapter.stock_is_right
+
+
+def own_inputs(model: PreTrainedModel) -> frozenset[str]:
+    """Names of the inputs for a model that its stock code does not know."""
+    adapter = find_adapter(family(getattr(model, "config", None))) or Adapter
+    return adapter.own_inputs
 
 
 def pooling_head_of(model: PreTrainedModel) -> PoolingHead | None:

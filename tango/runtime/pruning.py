@@ -22,12 +22,21 @@ from tango.containers import Signal
 from tango.errors import OptionError, TangoError, UnsupportedModelError
 from tango.methods import KeepAllPruner, LayerPruner, Plan, Pruner, TowerMerger
 from tango.models.base import Adapter
-from tango.models.calls import Call, cache_argument, cache_of, check_cache, on_host, remember_prompt, remembered_prompt
+from tango.models.calls import (
+    Call,
+    cache_argument,
+    cache_of,
+    check_cache,
+    on_host,
+    remember_prompt,
+    remembered_prompt,
+    without,
+)
 from tango.models.splice import ShortPrompt, shorten
 from tango.models.unwrapping import unwrap
 from tango.ops.flops import check_layer
 from tango.profiling import StageTimer
-from tango.runtime.callers import CallersPrompt
+from tango.runtime.callers import CallersPrompt, with_long_logits
 from tango.runtime.decoding import compiling_options, separate_cache_length
 from tango.runtime.encoded_video import EncodedVideo, Origin
 from tango.runtime.generation_setup import check_positions, mask_arguments, pad_token_id, prepare_special_tokens
@@ -40,7 +49,6 @@ from tango.runtime.stats import PruningStats
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
-    from transformers.utils import ModelOutput
 
 _MARK = "tango_pruning"  # attribute of a pruned model
 _METHODS = ("generate", "forward", "_get_logits_processor", "_prepare_special_tokens")
@@ -121,6 +129,9 @@ class Pruning:
 
         @torch.compiler.disable  # hooks and threads cannot be traced
         def prune_and_forward(kwargs: dict[str, Any]) -> object:
+            outer = self._call()
+            if outer is not None and outer.is_stock and self.adapter.holds_video(kwargs) is None:
+                return stock["forward"](**kwargs)
             with self._running() as call:
                 return self._forward(stock["forward"], kwargs, call)
 
@@ -166,9 +177,10 @@ class Pruning:
             self._own.call = outer
 
     def _may_read_placeholders(self) -> bool:
-        """Whether ids pass unchecked: text, or candidates that assisted decoding takes from the prompt."""
+        """Whether ids pass unchecked: text, candidates that assisted decoding takes from the prompt, or images'."""
         call = self._call()
-        return self._removed or getattr(self._own, "shortening", False) or (call is not None and call.passed)
+        own = call is not None and (call.passed or call.is_stock)
+        return self._removed or getattr(self._own, "shortening", False) or own
 
     def _embed_short(self, ids: Tensor) -> Tensor:
         """Embed ids (B, S) without placeholders. The guard does not check them: that would wait for the device."""
@@ -244,9 +256,8 @@ class Pruning:
         return Prepared(short, places, stats, videos, scope)
 
     def _generate(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> object:
-        if kwargs.get(self.adapter.video_input) is None:
-            self._check_cache(cache_of(kwargs), None)
-            return stock(**kwargs)
+        if self.adapter.holds_video(kwargs) is False:
+            return self._run_stock(stock, kwargs, call)
         for name in ("inputs_embeds", "mm_encoder_outputs"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name} and {self.adapter.video_input} cannot both be given to a pruned model")
@@ -264,7 +275,7 @@ class Pruning:
         video = kwargs[self.adapter.video_input]
         if isinstance(video, EncodedVideo) and (cache := video.prefix_for(short, kwargs, self.model)) is not None:
             kwargs[cache_argument(self.model)] = cache
-        kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
+        kwargs = without(self.adapter.consumed | self.adapter.own_inputs, kwargs)
         kwargs.pop("position_ids", None)  # those of the long prompt
         kwargs |= self.adapter.short_inputs(short)
         if short.retains_positions:  # else generate counts them by itself
@@ -286,8 +297,16 @@ class Pruning:
             stats.timer.add("decoding", overlay.prefill_end)
         return prompt.before(output)
 
+    def _run_stock(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> object:
+        """Run a call without a video; images may stand under the same names as videos."""
+        self._check_cache(cache_of(kwargs), None)
+        call.is_stock = kwargs.get(self.adapter.video_input) is not None
+        return stock(**without(self.adapter.own_inputs, kwargs))
+
     def _forward(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> object:
         """Run a direct call, `model(pixel_values_videos=..., labels=...)`, on short embeddings."""
+        if self.adapter.holds_video(kwargs) is False:
+            return self._run_stock(stock, kwargs, call)
         if kwargs.get("input_ids") is None:
             raise TangoError(
                 f"{self.adapter.video_input} needs input_ids beside it, not embeddings; adapters that put "
@@ -299,7 +318,7 @@ class Pruning:
         if self.layer_pruner is not None:
             self._accept(prepared, call)
         self._check_cache(cache_of(kwargs), short)
-        kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
+        kwargs = without(self.adapter.consumed | self.adapter.own_inputs, kwargs)
         if kwargs.get("labels") is not None:
             kwargs["labels"] = short.gather_labels(kwargs["labels"])
         kwargs |= self.adapter.short_inputs(short) | self.adapter.beside_embeds(short.text_ids)
@@ -313,7 +332,7 @@ class Pruning:
         labelled = kwargs.get("labels") is not None
         if labelled and self.model.training and not isinstance(wanted, Tensor) and not wanted:
             return output  # a training step has its loss; logits for the pruned columns would take gigabytes
-        return _with_long_logits(output, short, wanted, labelled=labelled)
+        return with_long_logits(output, short, wanted, labelled=labelled)
 
     @property
     def method(self) -> str:
@@ -465,19 +484,3 @@ def pruning_of(model: nn.Module) -> Pruning | None:
 
 def _refuse_replicas() -> None:
     raise TangoError("DataParallel copies the model for every call; a pruned one needs DistributedDataParallel instead")
-
-
-def _with_long_logits(
-    output: ModelOutput | tuple, short: ShortPrompt, wanted: int | Tensor, *, labelled: bool
-) -> ModelOutput | tuple:
-    """Spread logits to the length of the caller's ids, so that the caller's losses and metrics fit them."""
-
-    def long(logits: Tensor) -> Tensor:
-        rows = short.spread(logits)
-        return rows[:, wanted] if isinstance(wanted, Tensor) else rows[:, -wanted:] if wanted else rows
-
-    if isinstance(output, tuple):  # return_dict=False
-        return tuple(long(x) if i == int(labelled) else x for i, x in enumerate(output))
-    if isinstance(getattr(output, "logits", None), Tensor):  # some kernels compute a loss without them
-        output.logits = long(output.logits)
-    return output
