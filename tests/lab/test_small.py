@@ -334,11 +334,9 @@ def test_training_goes_on_where_it_was(
         run(base, data, tmp_path)
 
 
-def test_a_state_of_another_recipe_and_another_projector_are_refused(
-    base: Path, data: Path, trained: Path, tmp_path: Path
-) -> None:
+def test_a_state_of_another_recipe_and_another_projector_are_refused(base: Path, data: Path, tmp_path: Path) -> None:
     training.claim(tmp_path / "work", training._Claim(base="", clips="", steps=9))
-    with pytest.raises(TangoError, match="another recipe .they differ in base, batch, clips, steps"):
+    with pytest.raises(TangoError, match=r"another recipe .they differ in base, batch, clips, steps"):
         run(base, data, tmp_path)
     other = tmp_path / "other.safetensors"
     other.write_bytes((base / "model.safetensors").read_bytes())
