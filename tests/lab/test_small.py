@@ -43,7 +43,7 @@ def write_clips(folder: Path) -> None:
     for number, name in enumerate([*CLIPS["train"], *CLIPS["test"]]):
         rng = np.random.default_rng(number)
         still = np.kron(rng.integers(0, 255, (8, 10, 3)), np.ones((8, 8, 1), int)).astype(np.uint8)
-        frames = np.stack([np.roll(still, 2 * i, axis=1) for i in range(36)])
+        frames = np.stack([np.roll(still, i, axis=1) for i in range(36)])
         frames[18:] = 255 - frames[18:]
         (folder / f"{name}.mp4").write_bytes(_encoded(frames, np.arange(36) / RATE))
 
@@ -103,7 +103,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clips_become_shots_of_one_split_each(data: Path, sources: Sources) -> None:
     for split, found in (("train", read_sources(data, "train")), ("test", sources)):
         assert [shot.clip for shot in found.shots] == [name for name in sorted(CLIPS[split]) for _ in range(2)]
-        assert {shot.seconds for shot in found.shots} == {3.0}
+        assert all(2.5 < shot.seconds <= 3 for shot in found.shots)
         assert all(shot.motion > 1 for shot in found.shots)
     assert not set(CLIPS["train"]) & set(CLIPS["test"])
     assert sources.pictures["bus"].shape == (160, 240, 3)  # smaller than the file's

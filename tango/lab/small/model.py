@@ -18,6 +18,7 @@ from torch import nn
 
 from tango.errors import CheckpointError, MissingPartError
 from tango.files import write_bytes, write_json
+from tango.models.base import adapter_class
 from tango.models.checkpoint import read_json, reading
 from tango.models.loading import load
 from tango.models.processors.llava import CHATML
@@ -47,8 +48,10 @@ def read_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not is_gguf_available():
         raise MissingPartError("reading GGUF needs the package gguf; pip install gguf, or run scripts/train_small.sh")
     with reading(file):
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False, dtype=torch.float32
+        )
     return model, tokenizer
 
 
@@ -74,7 +77,7 @@ def write_base(
     from transformers import Dinov2Model, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
     with reading(tower):
-        eyes = Dinov2Model.from_pretrained(tower, use_safetensors=True, dtype=torch.float32)
+        eyes = Dinov2Model.from_pretrained(tower, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
     patch = eyes.config.patch_size
     if image_size % (2 * patch):
         raise CheckpointError(f"frames of {image_size} pixels are no whole number of {2 * patch}-pixel tokens")
@@ -116,7 +119,7 @@ def _fill(model: LlavaOnevisionForConditionalGeneration, eyes: Any, language: An
     patches = (side // eyes.config.patch_size) ** 2
     weights = eyes.state_dict()
     positions = eyes.embeddings.interpolate_pos_encoding(torch.zeros(1, patches + 1, width), side, side)
-    model.model.vision_tower.load_state_dict({**weights, "embeddings.position_embeddings": positions})
+    adapter_class(model.config).tower(model).load_state_dict({**weights, "embeddings.position_embeddings": positions})
     for name, owner in (("embed_tokens.weight", model.model.language_model), ("lm_head.weight", model)):
         rows = language.get_input_embeddings() if name.startswith("embed") else language.get_output_embeddings()
         target = owner.get_parameter(name)
