@@ -125,8 +125,8 @@ def _fill(model: LlavaOnevisionForConditionalGeneration, eyes: Any, language: An
         target = owner.get_parameter(name)
         target[: len(rows.weight)] = rows.weight
         target[len(rows.weight) :] = rows.weight.mean(0)
-    rest = {name: x for name, x in language.model.state_dict().items() if name != "embed_tokens.weight"}
-    model.model.language_model.load_state_dict(rest, strict=False)
+    decoder = model.model.language_model
+    decoder.load_state_dict({**language.model.state_dict(), "embed_tokens.weight": decoder.embed_tokens.weight})
 
 
 def projector_of(model: PreTrainedModel) -> dict[str, nn.Parameter]:
