@@ -161,7 +161,7 @@ def two_coloured(pictures: dict[str, Any]) -> Sources:
 
 
 def test_answers_are_what_the_pixels_show(sources: Sources) -> None:
-    """What every frame shows in its corner, middle and at its sides: cuts, looks, pictures and objects in their time."""
+    """In its corner, in the middle and at its sides, every frame shows what is due: cuts, looks, pictures, objects."""
     flat, looks = two_coloured(sources.pictures), set()
     for scene in scenes(flat, 60):
         video = render(scene, flat, num_frames=4 * scene.duration_s + 1, side=SIDE)
