@@ -175,7 +175,7 @@ def _train(
         nn.utils.clip_grad_norm_(list(trained.values()), 1.0)
         optimizer.step()
         step += 1
-        losses = [*losses[1 - _RECENT :], float(loss)]
+        losses = [*losses[1 - _RECENT :], loss.item()]
         bar.set_postfix(loss=f"{np.mean(losses):.3f}", refresh=False)
         if time.monotonic() - saved > every_s:
             save()
