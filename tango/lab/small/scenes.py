@@ -110,7 +110,7 @@ def _draw_part(
     return Part(
         seconds=seconds,
         shot=shot,
-        start_s=float(rng.uniform(0, shots[shot].seconds - speed * lasts)),
+        start_s=float(rng.uniform(0, max(0.0, shots[shot].seconds - speed * lasts))),  # never -1e-16
         speed=speed,
         crop=(float(rng.uniform(0.7, 1)), float(rng.random()), float(rng.random())),
         mirrored=bool(rng.integers(2)),
