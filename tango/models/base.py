@@ -35,9 +35,12 @@ from tango.video.repeats import FIRST_EQUAL
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Text models, by `model_type`, with plainly causal masks, and with layers whose `self_attn` has `q_proj`, `k_proj` and
-# half-split rotations: methods with `reads = "own"` count on them.
-DECODERS = ("llama", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
+# Text models, by `model_type`, with plainly causal masks, and with layers whose `self_attn` follows `input_layernorm`
+# and calls transformers' attention function. How they rotate does not matter.
+DECODERS = (
+    *("glm4v_moe_text", "glm4v_text", "llama", "mistral", "qwen2", "qwen2_5_omni_text", "qwen2_5_vl_text"),
+    *("qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_text"),
+)
 
 # Fields of `VisualTokens` that come from the tower, frame by frame.
 TOKEN_FIELDS = ("features", *(ALL_SIGNALS & ~(Signal.TIMESTAMPS | Signal.TEXT)).fields)
@@ -107,6 +110,8 @@ class Adapter(ABC):
     video_input: ClassVar[str] = "pixel_values_videos"
     pooling_query: ClassVar[PoolingQuery] = "mean"  # what "p-attn" saliency means for this family's tower
     newlines: ClassVar[Newlines] = "none"  # which placeholders are newlines
+    # Whether stock `generate` counts placeholders and wants grids for them; it then gets pads in their place.
+    stock_counts_placeholders: ClassVar[bool] = False
     stock_is_right: ClassVar[bool] = True  # False: stock code lays out videos otherwise than the model was trained
 
     merges_in_tower: ClassVar[bool] = False  # whether a tower method can merge frames between its blocks
@@ -196,18 +201,25 @@ class Adapter(ABC):
         return nullcontext()
 
     @property
+    def text_model(self) -> object:
+        """The LLM without its head; None: it is not where the known families have it."""
+        inner = getattr(self.model, "model", None)
+        return getattr(inner, "language_model", None) or getattr(inner, "text_model", None)
+
+    @property
     def decoder(self) -> PreTrainedModel:
         """The text model, for pruning at the input of one of its layers.
 
         Raises:
             UnsupportedModelError: Tango cannot follow the attention of this text model.
         """
-        decoder = getattr(getattr(self.model, "model", None), "language_model", None)
+        decoder = self.text_model
         config = getattr(decoder, "config", None)
         found = getattr(config, "model_type", type(decoder).__name__)
         if not isinstance(decoder, nn.Module) or found not in DECODERS or not hasattr(decoder, "norm"):
             raise UnsupportedModelError(f"pruning at a layer works with decoders {', '.join(DECODERS)}, not {found}")
-        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        kinds = getattr(config, "layer_types", None)
+        if "sliding_attention" in (kinds or ()) or (not kinds and getattr(config, "sliding_window", None)):
             raise UnsupportedModelError("pruning at a layer does not work with sliding-window attention")
         return decoder
 
@@ -216,10 +228,20 @@ class Adapter(ABC):
         """Whether `positions` gives positions that stock code cannot count by itself."""
         return True
 
+    @classmethod
+    def placeholder_id(cls, config: PretrainedConfig) -> int:
+        """Id of the placeholder that stands for one visual token of a video in the prompt."""
+        return config.video_token_id
+
     @property
-    @abstractmethod
     def video_token_id(self) -> int:
-        """Id of the placeholder that stands for one visual token in the prompt."""
+        """The `placeholder_id` of this model."""
+        return self.placeholder_id(self.model.config)
+
+    @property
+    def guarded_token_id(self) -> int:
+        """Id of a token that stands in prompts with videos alone: the LLM must not read it as if it were a word."""
+        return self.video_token_id
 
     def check(self, needs: Signal, method: str) -> None:
         """Refuse a method that needs a signal this model cannot supply, before any work.
@@ -275,10 +297,16 @@ class Adapter(ABC):
         video, _ = self.placeholders(ids, inputs, None)
         check_count("video", int(video.sum()), sum(placeholders))
         ends, beside = ends_of_turn(self.model), {*ids_beside_text(self.model), self.video_token_id}
+        beside |= self.marks(ids, video)
         found = questions(ids, readable, video, placeholders, ends=ends, beside_text=beside)
         with torch.no_grad():  # ids without a batch: pruning does not look for placeholders among them
             embeds = self.model.get_input_embeddings()(to_device(torch.cat(found), self.model.device))
         return embeds.split([len(question) for question in found])
+
+    def marks(self, input_ids: Tensor, video: Tensor) -> set[int]:
+        """Ids of marks beside frames that the model's config does not name, given the mask (B, L) of placeholders."""
+        del input_ids, video
+        return set()
 
     def check_merger(self, merger: Merger) -> None:
         """Refuse a tower method that this model's tower cannot run.
@@ -398,7 +426,8 @@ def family(config: PretrainedConfig | None) -> str | None:
     name = getattr(config, "model_type", None)
     if name == "llava_onevision" and getattr(config, "mm_newline_position", None) == "grid":
         return "llava_video"
-    return name
+    # The whole model is the thinker and the parts that speak: its checkpoint is the thinker's, too.
+    return "qwen2_5_omni_thinker" if name == "qwen2_5_omni" else name
 
 
 def find_adapter(name: str | None) -> type[Adapter] | None:

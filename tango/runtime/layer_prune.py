@@ -3,8 +3,8 @@
 The stock decoder stays as it is. While one `generate` or `forward` call runs, hooks do the work:
 
 * The layer before hands its queries and keys to transformers' attention function, rotated as the family does it, and
-  they are taken from there. If a method reads the pruned layer's own, they are computed at its input. Either way no
-  attention matrix is formed, and any attention implementation will do.
+  they are taken from there. If a method reads the pruned layer's own, that layer's attention is called ahead, at the
+  layer's input, and stops there. Either way no attention matrix is formed, and any attention implementation will do.
 * At a pruned layer the kept rows are gathered. The rotations and masks of this layer and of all later ones are gathered
   in the same way, so tokens keep their positions. Each layer's cache holds what the layer has seen.
 * After the final norm, the states are spread to the prompt's full length, so logits and labels keep their shapes.
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
 _Arguments = dict[str, Any]  # keyword arguments of a module
+
+
+class _Stop(Exception):
+    """Ends a call of an attention module that has handed over its queries and keys."""
 
 
 @dataclass(kw_only=True)
@@ -182,9 +186,7 @@ class _Run:
         self.prompt_call = False
         self.rows = self.length = 0
         self.taps: dict[int, AttentionTap] = {}  # by pruned layer, on the layer before it; while the prompt passes
-        self.captured: dict[
-            str, Any
-        ] = {}  # queries, keys and scale of the layer before, or what the layer's own are made of
+        self.captured: dict[str, Any] = {}  # queries, keys and scale of the layer before, or of the layer itself
         self.left: list[_Prompt] = []  # the prompts, with the visual tokens that are still kept
         self.kept: dict[int, Kept] = {}  # by pruned layer, what it and the layers after it keep
         self.changes: dict[str, object] = {}  # arguments of the layers that see a short prompt, in the running pass
@@ -250,8 +252,7 @@ class _Run:
         self.changes = {}
         if self.prompt_call:
             if self.pruner.reads == "own":
-                self.captured["normed"] = module.input_layernorm(args[0].detach())
-                self.captured["rotation"] = self._rotation(kwargs)
+                self._read_own(module, args[0], kwargs)
             args = (self._select(K, args[0]), *args[1:])
             self.changes["position_embeddings"] = self._rotation(kwargs)
             self.changes["position_ids"] = None  # only read to recognise packed sequences, and gaps look like them
@@ -259,6 +260,23 @@ class _Run:
             kwargs, self.kept[K], self.rows, self.length, self.prompt_call, flash=self.flash
         )
         return self._after_layer(module, args, kwargs)
+
+    def _read_own(self, layer: PreTrainedModel, hidden: Tensor, kwargs: _Arguments) -> None:
+        """Capture the queries and keys of a layer that has not run yet."""
+
+        def note(queries: Tensor, keys: Tensor, scale: float) -> None:
+            self._capture(queries, keys, scale)
+            raise _Stop
+
+        tap = AttentionTap(layer.self_attn, self._guard(note))
+        normed, rotation = layer.input_layernorm(hidden.detach()), self._rotation(kwargs)
+        try:
+            with torch.no_grad():  # without a cache, so that nothing is written
+                layer.self_attn(hidden_states=normed, position_embeddings=rotation, attention_mask=None)
+        except _Stop:
+            pass
+        finally:
+            tap.remove()
 
     def _after_layer(self, _module: nn.Module, args: tuple, kwargs: _Arguments) -> tuple[tuple, _Arguments]:
         return args, {**kwargs, **self.changes}
@@ -308,38 +326,26 @@ class _Run:
         """What the pruner sees of prompt `b`, whose kept tokens are at these `rows` of its first sequence."""
         row = b * (self.rows // len(self.prompts))
         visual, text = (torch.searchsorted(columns, x) for x in (prompt.visual, prompt.text))
-        if self.pruner.reads == "before":
-            if "q" not in self.captured:
-                raise UnsupportedModelError(
-                    f"pruning at layer {K} reads queries and keys where layer {K - 1} calls transformers' attention "
-                    "function, which it did not; leave out torch.compile for the decoder, and attention code of its own"
-                )
-            queries, keys = (self.captured[name][row].transpose(0, 1).float() for name in ("q", "k"))
-            queries, keys, scale = queries[rows[text]], keys[rows], self.captured["scale"]
-        else:
-            queries, keys, scale = self._own_queries_and_keys(self.decoder.layers[K].self_attn, row, rows, text)
+        if "q" not in self.captured:
+            read = K - 1 if self.pruner.reads == "before" else K
+            raise UnsupportedModelError(
+                f"pruning at layer {K} reads queries and keys where layer {read} calls transformers' attention "
+                "function, which it did not; leave out torch.compile for the decoder, and attention code of its own"
+            )
+        queries, keys = (self.captured[name][row].transpose(0, 1).float() for name in ("q", "k"))
         return LayerTokens(
             layer=K,
             hidden=hidden[row, rows],
             visual=visual,
             text=text,
-            queries=queries,
-            keys=keys,
-            scale=scale,
+            queries=queries[rows[text]],
+            keys=keys[rows],
+            scale=self.captured["scale"],
             norm_weight=self.decoder.norm.weight.detach(),
             frames=prompt.frames,
             cells=prompt.cells,
             counts=self.record.counts(b, K),
         )
-
-    def _own_queries_and_keys(
-        self, attention: PreTrainedModel, row: int, rows: Tensor, text: Tensor
-    ) -> tuple[Tensor, Tensor, float]:
-        """Compute the rotated queries and keys of a layer that has not run yet; and the scale of their products."""
-        normed = self.captured["normed"][row, rows]
-        cos, sin = (x.expand(self.rows, -1, -1)[row, rows, None].float() for x in self.captured["rotation"])
-        queries, keys = (_project(attention, name, x).float() for name, x in (("q", normed[text]), ("k", normed)))
-        return _rotate(queries, cos[text], sin[text]), _rotate(keys, cos, sin), attention.scaling
 
     def _spread(self, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
         """Spread the states to the full length: a dropped token gets the state of the last kept token before it, from
@@ -354,16 +360,3 @@ class _Run:
         last = keep.cumsum(1)  # 1 + the index, among the kept, of the last kept token up to each column
         index = (last - last[:, -1:] + output.shape[1] - 1).clamp_min(0)  # counted from the end: padding is on the left
         return output.gather(1, index[..., None].expand(-1, -1, output.shape[-1]))
-
-
-def _project(attention: PreTrainedModel, name: str, normed: Tensor) -> Tensor:
-    """Queries or keys (..., heads, d) before rotation; `name` is "q" or "k"."""
-    projected = getattr(attention, f"{name}_proj")(normed).detach().unflatten(-1, (-1, attention.head_dim))
-    norm = getattr(attention, f"{name}_norm", None)
-    return projected if norm is None else norm(projected)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first half of the channels against the second."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin

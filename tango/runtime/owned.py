@@ -52,15 +52,15 @@ class PlaceholderGuard:
     itself. Single tokens are not checked, so decoding does not wait for the device.
     """
 
-    def __init__(self, video_token_id: int, allowed: Callable[[], bool]):
-        self._video_token_id, self._allowed = video_token_id, allowed
+    def __init__(self, token_id: int, allowed: Callable[[], bool]):
+        self._token_id, self._allowed = token_id, allowed
 
     def __call__(self, _embeddings: nn.Module, args: tuple[Tensor, ...]) -> None:
         if args and args[0].dim() > 1 and args[0].shape[1] > 1:
             self._check(args[0])
 
     def _check(self, ids: Tensor) -> None:
-        if not self._allowed() and bool((ids == self._video_token_id).any()):
+        if not self._allowed() and bool((ids == self._token_id).any()):
             raise TangoError(
                 "the model is pruned, but placeholders of a video reached its LLM without the pruned video: call "
                 "generate or forward of the very model that was pruned, with the video beside the prompt; what was "

@@ -154,7 +154,7 @@ class Pruning:
         for name, call in calls.items():
             self._stack.callback(replace_method(model, name, call))
         self._stack.enter_context(self.adapter.tower_scope())
-        guard = PlaceholderGuard(self.adapter.video_token_id, self._may_read_placeholders)
+        guard = PlaceholderGuard(self.adapter.guarded_token_id, self._may_read_placeholders)
         self._stack.callback(model.get_input_embeddings().register_forward_pre_hook(guard).remove)
         self._stack.callback(separate_cache_length(model))
         vars(model)[_MARK] = self
@@ -289,7 +289,8 @@ class Pruning:
         accept = partial(self._accept, prepared, call)
         overlay = Overlay(self.model, short, stats.timer, call, self.adapter, accept)
         with prepared.scope, self._in_decoder(prepared, call), overlay:
-            output = stock(input_ids=short.input_ids, **{**mask_arguments(self.model, short), **kwargs})
+            ids = short.text_ids if self.adapter.stock_counts_placeholders else short.input_ids
+            output = stock(input_ids=ids, **{**mask_arguments(self.model, short), **kwargs})
         accept()
         if not call.passed:
             raise TangoError("generate did not run the model that was pruned, so the video was not seen")

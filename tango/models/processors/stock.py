@@ -54,6 +54,13 @@ def pixel_statistics(folder: Path) -> tuple[list[float], list[float]]:
     return found[0], found[1]  # type: ignore[return-value]
 
 
+def processor_name(folder: Path) -> str | None:
+    """The class of a checkpoint's stock processor, from the first file that names one, as for `AutoProcessor`."""
+    files = ("processor", "preprocessor", "video_preprocessor", "tokenizer")
+    names = (_read(folder / f"{file}_config.json").get("processor_class") for file in files)
+    return next((name for name in names if name), None)
+
+
 def llava_onevision(
     tokenizer: PreTrainedTokenizerBase,
     *,
