@@ -174,6 +174,12 @@ class Adapter(ABC):
         return steps * N + {"none": 0, "video": 1, "row": rows}[cls.newlines]
 
     @classmethod
+    def pooling_query_of(cls, config: PretrainedConfig) -> PoolingQuery:
+        """What "p-attn" saliency means for the tower of one model, where towers within the family differ."""
+        del config
+        return cls.pooling_query
+
+    @classmethod
     @abstractmethod
     def tower(cls, model: PreTrainedModel) -> PreTrainedModel:
         """The vision tower of a model: the module whose config says how it attends."""

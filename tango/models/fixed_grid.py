@@ -1,4 +1,5 @@
-"""The base of LLaVA-like families: a CLIP or SigLIP tower encodes frames of one size one by one, as grids of patches.
+"""The base of LLaVA-like families: a SigLIP, CLIP or DINOv2 tower encodes frames of one size one by one, as grids of
+patches.
 
 A family says how patches become tokens (`project`, `pool`, `side`) and which newlines stand between them in the prompt
 (`newlines`); the rest is here. `llava_next_video.py` is the example; `smolvlm.py` is that of a family where images and
@@ -24,10 +25,10 @@ from tango.models.merging import MergedFrames, Merger, concatenated, merged_stat
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead, siglip_of
 from tango.models.processors.timestamps import video_timestamps
 from tango.models.reuse import reuse_of
-from tango.models.siglip import TowerStates, attention_of, embed, project, run_blocks, run_tower
+from tango.models.siglip import TowerStates, blocks_of, embed, project, run_blocks, run_tower, scale_of
 from tango.models.splice import attended_positions
 from tango.ops.device import to_device
-from tango.ops.saliency import TowerBlock, block_signals
+from tango.ops.saliency import PoolingQuery, TowerBlock, block_signals
 from tango.profiling import StageTimer
 
 if TYPE_CHECKING:
@@ -67,8 +68,9 @@ class FixedGridAdapter(Adapter):
         if positions not in ("contiguous", "kept"):
             raise OptionError(f"positions of {self.title} must be 'contiguous' or 'kept', got {positions!r}")
         self.position_rule = positions
-        config, cls = model.config, self.pooling_query == "cls"
-        depth, wanted = config.vision_config.num_hidden_layers, "default" if cls else "full"
+        config = model.config
+        self.query: PoolingQuery = self.pooling_query_of(config)
+        depth, wanted = config.vision_config.num_hidden_layers, "default" if self.query == "cls" else "full"
         layer = getattr(config, "vision_feature_layer", -1)  # families without a choice use the last
         strategy = getattr(config, "vision_feature_select_strategy", wanted)
         if type(layer) is not int or strategy != wanted or not (-depth <= layer < 0 or 0 < layer <= depth):
@@ -101,7 +103,7 @@ class FixedGridAdapter(Adapter):
 
     @classmethod
     def tower_blocks(cls, model: PreTrainedModel) -> nn.ModuleList:
-        return cls.tower(model).encoder.layers
+        return blocks_of(cls.tower(model))
 
     @classmethod
     def compilable(cls, model: PreTrainedModel) -> list[tuple[nn.Module, str, Callable[..., object]]]:
@@ -114,7 +116,7 @@ class FixedGridAdapter(Adapter):
 
     def check(self, needs: Signal, method: str) -> None:
         super().check(needs, method)
-        if self.pooling_query != "head":
+        if self.query != "head":
             return
         width, head = self.model.config.vision_config.hidden_size, self.head()
         if head is not None and head.width != width:
@@ -134,7 +136,7 @@ class FixedGridAdapter(Adapter):
 
     def head(self) -> PoolingHead | None:
         """SigLIP's attention-pooling head, for families whose "p-attn" is that head's; None: there is none."""
-        head, device = pooling_head_of(self.model) if self.pooling_query == "head" else None, self.model.device
+        head, device = pooling_head_of(self.model) if self.query == "head" else None, self.model.device
         if head is None or head.device == device:
             return head
         if self._moved is None or self._moved.device != device or self._moved.digest != head.digest:
@@ -186,7 +188,8 @@ class FixedGridAdapter(Adapter):
 
     @property
     def _sinks(self) -> tuple[int, ...]:
-        return self.sink_positions if self.grid == self.sink_grid else ()
+        known = self.grid == self.sink_grid and self.query == self.pooling_query  # in the family's usual tower alone
+        return self.sink_positions if known else ()
 
     def check_merger(self, merger: Merger) -> None:
         super().check_merger(merger)
@@ -251,9 +254,9 @@ class FixedGridAdapter(Adapter):
                 grid=self.grid,
                 hidden=hidden,
                 project=partial(project, last, states.entering),
-                scale=attention_of(last).scale,
+                scale=scale_of(last),
                 pool=self.pool,
-                pooling_query=self.pooling_query,
+                pooling_query=self.query,
                 head=self.head(),
                 cls=states.hidden[:, 0] if prefix else None,
             )

@@ -84,9 +84,17 @@ class Family:
         return [-(-video.frames // self.frames_per_step) * self.tokens_per_frame for video in videos]
 
 
+def _modules() -> list[Any]:
+    return [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+
+
+def variants() -> dict[str, Family]:
+    """Models of these families that are built otherwise, such as with another tower; by names of their own."""
+    return {family.name: family for module in _modules() for family in getattr(module, "VARIANTS", ())}
+
+
 def _found() -> dict[str, Family]:
-    modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    each = [module.FAMILIES if hasattr(module, "FAMILIES") else (module.FAMILY,) for module in modules]
+    each = [module.FAMILIES if hasattr(module, "FAMILIES") else (module.FAMILY,) for module in _modules()]
     return {family.name: family for families in each for family in families}
 
 

@@ -112,7 +112,7 @@ def _vision_work(model: PreTrainedModel, grids: Sequence[Grid], visual: int) -> 
     blocks = list(adapter.tower_blocks(model))
     layer = getattr(model.config, "vision_feature_layer", -1)
     blocks = blocks[: len(blocks) + 1 + layer if layer < 0 else layer]
-    prefix = int(adapter.pooling_query == "cls")  # the CLS token
+    prefix = int(adapter.pooling_query_of(model.config) == "cls")  # the CLS token
     frames = [rows * columns + prefix for steps, rows, columns in grids for _ in range(steps)]
     patches = sum(frames)
     kernels = [m.weight.numel() for m in tower.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))]
