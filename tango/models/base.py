@@ -105,10 +105,12 @@ class Adapter(ABC):
     stock_is_right: ClassVar[bool] = True  # False: stock code lays out videos otherwise than the model was trained
 
     merges_in_tower: ClassVar[bool] = False  # whether a tower method can merge frames between its blocks
+    prunes_images: ClassVar[bool] = False  # whether an image is laid out as a video of one frame, and so can be pruned
 
     reuse: bool = False  # whether frames with the same pixels are encoded once
     keep_newlines: bool = False  # whether the newline of a row stays where no token of the row does
     tower_merger: Merger | None = None  # the tower method
+    images: bool = False  # whether images are pruned, too
 
     def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn"):
         saliency_function(saliency)
@@ -210,6 +212,21 @@ class Adapter(ABC):
     def video_token_id(self) -> int:
         """Id of the placeholder that stands for one visual token in the prompt."""
 
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder that stands for one token of an image."""
+        return self.model.config.image_token_id
+
+    @property
+    def pruned_inputs(self) -> tuple[str, ...]:
+        """Names of the inputs whose tokens are pruned."""
+        return (self.video_input, "pixel_values") if self.images else (self.video_input,)
+
+    @property
+    def pruned_token_ids(self) -> tuple[int, ...]:
+        """Ids of the placeholders of what is pruned."""
+        return (self.video_token_id, self.image_token_id) if self.images else (self.video_token_id,)
+
     def check(self, needs: Signal, method: str) -> None:
         """Refuse a method that needs a signal this model cannot supply, before any work.
 
@@ -235,7 +252,9 @@ class Adapter(ABC):
                 (B, L) or None.
         """
 
-    def texts(self, inputs: Inputs, wants: Signal, placeholders: Sequence[int]) -> Sequence[Tensor | None]:
+    def texts(
+        self, inputs: Inputs, wants: Signal, placeholders: Sequence[int], *, images: bool = False
+    ) -> Sequence[Tensor | None]:
         """Input embeddings (Q, D) of the question about each video, if `wants` has TEXT.
 
         What counts as the question: `tango.models.questions.questions`. Labelled columns are what the model is trained
@@ -243,6 +262,7 @@ class Adapter(ABC):
 
         Args:
             placeholders: how many each video has.
+            images: ask about the images instead.
         Raises:
             PromptError: a prompt has no text beside its video.
         """
@@ -254,8 +274,8 @@ class Adapter(ABC):
             readable &= host["attention_mask"].bool()
         if host["labels"] is not None:
             readable &= host["labels"] == -100
-        video, _ = self.placeholders(ids, inputs, None)
-        check_count("video", int(video.sum()), sum(placeholders))
+        video = ids == self.image_token_id if images else self.placeholders(ids, inputs, None)[0]
+        check_count("image" if images else "video", int(video.sum()), sum(placeholders))
         ends, beside = ends_of_turn(self.model), {*ids_beside_text(self.model), self.video_token_id}
         found = questions(ids, readable, video, placeholders, ends=ends, beside_text=beside)
         with torch.no_grad():  # ids without a batch: pruning does not look for placeholders among them
@@ -275,6 +295,18 @@ class Adapter(ABC):
                 f"it works with {', '.join(families_that_merge())}"
             )
 
+    def check_images(self) -> None:
+        """Refuse to prune images where that is not exact.
+
+        Raises:
+            UnsupportedModelError: the family lays out images in another way than videos.
+        """
+        if not self.prunes_images:
+            raise UnsupportedModelError(
+                f"images=True prunes images that are laid out as videos of one frame, which the {self.title} adapter "
+                f"does not know; it works with {', '.join(families_that_prune_images())}"
+            )
+
     def distinct_frames(self, inputs: Inputs, lengths: Sequence[int]) -> Distinct:
         """The frames to encode, given each video's number of frames, or of temporal steps.
 
@@ -285,7 +317,11 @@ class Adapter(ABC):
 
     @abstractmethod
     def encode_images(self, inputs: Inputs) -> EncodedImages | None:
-        """Encode all images, which are never pruned; None if there are none."""
+        """Encode all images, which are kept whole; None if there are none."""
+
+    def encode_images_as_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
+        """As `encode_videos`, for the images: videos of one frame, at time 0. Families with `prunes_images` have it."""
+        raise NotImplementedError
 
     def placeholders(self, input_ids: Tensor, inputs: Inputs, images: EncodedImages | None) -> tuple[Tensor, Tensor]:
         """Two masks (B, L): the placeholders of videos, and those of images.
@@ -368,6 +404,11 @@ def supported_model_types() -> list[str]:
 def families_with(signals: Signal) -> list[str]:
     """Families whose adapters supply all of these signals, sorted."""
     return [name for name in supported_model_types() if signals in _ADAPTERS[name].signals]
+
+
+def families_that_prune_images() -> list[str]:
+    """Families whose images can be pruned, sorted."""
+    return [name for name in supported_model_types() if _ADAPTERS[name].prunes_images]
 
 
 def families_that_merge() -> list[str]:

@@ -23,7 +23,7 @@ from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_st
 from tango.models.packed_attention import packed_attention
 from tango.models.processors.qwen import MAX_PIXELS, QwenForm, QwenProcessor
 from tango.models.qwen_tower import queries_or_keys, tap_attention, window_order
-from tango.models.reuse import reuse_of
+from tango.models.reuse import Distinct, distinct_frames, reuse_of
 from tango.ops.device import to_device
 from tango.ops.saliency import TowerBlock, block_signals
 from tango.profiling import StageTimer
@@ -92,11 +92,6 @@ class QwenVlAdapter(Adapter):
     def video_token_id(self) -> int:
         return self.model.config.video_token_id
 
-    @property
-    def image_token_id(self) -> int:
-        """Id of the placeholder that stands for one token of an image."""
-        return self.model.config.image_token_id
-
     def token_grids(self, inputs: Inputs, name: str) -> list[Grid]:
         """Grids after merging, (T, H, W) per image or video.
 
@@ -107,18 +102,43 @@ class QwenVlAdapter(Adapter):
             raise ValueError(f"{name} is missing from the inputs; the processor returns it beside the pixels")
         return [(t, h // self.merge, w // self.merge) for t, h, w in torch.as_tensor(inputs[name]).tolist()]
 
+    def _pixels(self, inputs: Inputs, name: str, grid_name: str) -> tuple[Tensor, list[Grid]]:
+        """Patches of all videos, or of all images, and their grids after merging."""
+        pixels, grids = torch.as_tensor(inputs[name]), self.token_grids(inputs, grid_name)
+        if len(pixels) != self.merge**2 * sum(math.prod(grid) for grid in grids):
+            given = torch.as_tensor(inputs[grid_name]).tolist()
+            raise ValueError(f"{grid_name} {given} does not fit {len(pixels)} patches of pixels")
+        return pixels, grids
+
     def encode_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
-        """Encode temporal steps in batches. The tower never mixes steps, so batches may cut a video between any two."""
-        grids = self.token_grids(inputs, "video_grid_thw")
+        pixels, grids = self._pixels(inputs, self.video_input, "video_grid_thw")
         warn = self.positions_need_time or Signal.TIMESTAMPS in wants
         times = grid_times(inputs, [t for t, _, _ in grids], self.vision.temporal_patch_size, warn=warn)
-        pixels, unit = torch.as_tensor(inputs[self.video_input]), self.merge**2
-        if len(pixels) != unit * sum(math.prod(grid) for grid in grids):
-            given = torch.as_tensor(inputs["video_grid_thw"]).tolist()
-            raise ValueError(f"video_grid_thw {given} does not fit {len(pixels)} patches of pixels")
         texts = self.texts(inputs, wants, [math.prod(grid) for grid in grids])
+        distinct = self.distinct_frames(inputs, [T for T, _, _ in grids])
+        return self._encode(pixels, grids, times, texts, distinct, wants, timer)
+
+    def encode_images_as_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
+        pixels, grids = self._pixels(inputs, "pixel_values", "image_grid_thw")
+        times = [torch.zeros(T, dtype=torch.float64) for T, _, _ in grids]
+        texts = self.texts(inputs, wants, [math.prod(grid) for grid in grids], images=True)
+        distinct = distinct_frames({}, [T for T, _, _ in grids])
+        return self._encode(pixels, grids, times, texts, distinct, wants, timer)
+
+    def _encode(
+        self,
+        pixels: Tensor,
+        grids: list[Grid],
+        times: Sequence[Tensor],
+        texts: Sequence[Tensor | None],
+        distinct: Distinct,
+        wants: Signal,
+        timer: StageTimer,
+    ) -> EncodedVideos:
+        """Encode temporal steps in batches. The tower never mixes steps, so batches may cut a video between any two."""
+        unit = self.merge**2
         patches = [unit * H * W for T, H, W in grids for _ in range(T)]
-        distinct, each = self.distinct_frames(inputs, [T for T, _, _ in grids]), pixels.split(patches)
+        each = pixels.split(patches)
         if (reuse := reuse_of(distinct, each)) is not None:
             pixels, patches = torch.cat([each[t] for t in distinct.frames]), [patches[t] for t in distinct.frames]
         owners = [video for video, count in enumerate(distinct.counts) for _ in range(count)]
@@ -215,7 +235,9 @@ class QwenVlAdapter(Adapter):
     def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor:
         if self.position_rule == "stock":
             return self._stock_positions(input_ids, attention_mask, inputs)
-        vision = {self.video_token_id: self.video_positions(inputs)}
+        vision = {}
+        if inputs.get(self.video_input) is not None:
+            vision[self.video_token_id] = self.video_positions(inputs)
         if inputs.get("pixel_values") is not None:
             images = self.token_grids(inputs, "image_grid_thw")
             vision[self.image_token_id] = [vision_positions(grid) for grid in images]
@@ -226,12 +248,12 @@ class QwenVlAdapter(Adapter):
         return [vision_positions(grid) for grid in self.token_grids(inputs, "video_grid_thw")]
 
     def _stock_positions(self, ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor:
-        options = {k: inputs[k] for k in ("image_grid_thw", "second_per_grid_ts") if inputs.get(k) is not None}
+        names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        options = {name: inputs[name] for name in names if inputs.get(name) is not None}
         kinds = (ids == self.image_token_id).int() + 2 * (ids == self.video_token_id).int()
         positions, _ = self.model.model.get_rope_index(
             ids,
             mm_token_type_ids=kinds,
-            video_grid_thw=inputs["video_grid_thw"],
             attention_mask=attention_mask,
             **options,
         )
@@ -259,6 +281,7 @@ class Qwen2VlAdapter(QwenVlAdapter):
     """Stock `Qwen2VLForConditionalGeneration`. Temporal positions count grid steps, whatever time they take."""
 
     title: ClassVar[str] = "Qwen2-VL"
+    prunes_images: ClassVar[bool] = True
     model_class: ClassVar[str] = "Qwen2VLForConditionalGeneration"
     form: ClassVar[QwenForm] = QwenForm(processor="Qwen2VLProcessor")
     stock_is_right: ClassVar[bool] = False  # stock positions are wrong, see `tango.models.mrope`
@@ -269,6 +292,7 @@ class Qwen2_5VlAdapter(QwenVlAdapter):
     """Stock `Qwen2_5_VLForConditionalGeneration`. Most blocks of the tower attend within windows; the last must not."""
 
     title: ClassVar[str] = "Qwen2.5-VL"
+    prunes_images: ClassVar[bool] = True
     model_class: ClassVar[str] = "Qwen2_5_VLForConditionalGeneration"
     form: ClassVar[QwenForm] = QwenForm(processor="Qwen2_5_VLProcessor", seconds_per_step=True)
     stock_is_right: ClassVar[bool] = False  # stock positions are wrong, see `tango.models.mrope`

@@ -32,6 +32,7 @@ class Qwen3VlAdapter(QwenVlAdapter):
     """
 
     title: ClassVar[str] = "Qwen3-VL"
+    prunes_images: ClassVar[bool] = True
     model_class: ClassVar[str] = "Qwen3VLForConditionalGeneration"
     form: ClassVar[QwenForm] = QwenForm(
         processor="Qwen3VLProcessor",

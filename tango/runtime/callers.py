@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from tango.models.calls import Call
+from tango.models.splice import ShortPrompt
 from tango.ops.device import to_device
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria
     from transformers.generation.streamers import BaseStreamer
     from transformers.generation.utils import GenerateOutput
+    from transformers.utils import ModelOutput
 
 _LENGTHS = {
     "max_length": "max_new_tokens",
@@ -153,3 +155,19 @@ def _sees_scores_alone(processor: LogitsProcessor) -> bool:
     """Whether no ids need be prepared for it: transformers' temperature, top-k and the like do not read them."""
     kind = type(processor)
     return kind.__module__.startswith(_TRANSFORMERS) and kind.__name__.endswith("LogitsWarper")
+
+
+def with_long_logits(
+    output: ModelOutput | tuple, short: ShortPrompt, wanted: int | Tensor, *, labelled: bool
+) -> ModelOutput | tuple:
+    """Spread logits to the length of the caller's ids, so that the caller's losses and metrics fit them."""
+
+    def long(logits: Tensor) -> Tensor:
+        rows = short.spread(logits)
+        return rows[:, wanted] if isinstance(wanted, Tensor) else rows[:, -wanted:] if wanted else rows
+
+    if isinstance(output, tuple):  # return_dict=False
+        return tuple(long(x) if i == int(labelled) else x for i, x in enumerate(output))
+    if isinstance(getattr(output, "logits", None), Tensor):  # some kernels compute a loss without them
+        output.logits = long(output.logits)
+    return output

@@ -61,7 +61,8 @@ class Overlay:
     def _before(
         self, model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, object]] | None:
-        if not self._call.own or kwargs.get("input_ids") is None or kwargs.get(self._adapter.video_input) is not None:
+        given = any(kwargs.get(name) is not None for name in self._adapter.pruned_inputs)
+        if not self._call.own or kwargs.get("input_ids") is None or given:
             return None  # a pass with a video of its own belongs to another call
         ids, cache, prompt = kwargs["input_ids"], cache_of(kwargs), self._short.inputs_embeds
         past = 0 if cache is None else int(cache.get_seq_length())

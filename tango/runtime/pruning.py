@@ -27,20 +27,19 @@ from tango.models.splice import ShortPrompt, shorten
 from tango.models.unwrapping import unwrap
 from tango.ops.flops import check_layer
 from tango.profiling import StageTimer
-from tango.runtime.callers import CallersPrompt
+from tango.runtime.callers import CallersPrompt, with_long_logits
 from tango.runtime.decoding import compiling_options, separate_cache_length
 from tango.runtime.encoded_video import EncodedVideo, Origin
 from tango.runtime.generation_setup import check_positions, mask_arguments, pad_token_id, prepare_special_tokens
 from tango.runtime.layer_prune import last_prompt_columns, layer_pruning
 from tango.runtime.overlay import Overlay
 from tango.runtime.owned import PlaceholderGuard, replace_method
-from tango.runtime.pruned_videos import PrunedVideos, places_of, prune_videos
+from tango.runtime.pruned_videos import PrunedVideos, in_order, places_of, prune_images, prune_videos
 from tango.runtime.stats import PruningStats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
-    from transformers.utils import ModelOutput
 
 _MARK = "tango_pruning"  # attribute of a pruned model
 _METHODS = ("generate", "forward", "_get_logits_processor", "_prepare_special_tokens")
@@ -113,7 +112,7 @@ class Pruning:
 
         def forward(*args: Any, **kwargs: Any) -> object:
             kwargs.update(zip(forward_names, args, strict=False))
-            if self._removed or kwargs.get(self.adapter.video_input) is None:
+            if self._removed or not self._has_media(kwargs):
                 if kwargs.get("position_ids") is None and not self._removed:  # stock `generate` always gives them
                     self._check_step(kwargs)
                 return stock["forward"](**kwargs)
@@ -143,11 +142,15 @@ class Pruning:
         for name, call in calls.items():
             self._stack.callback(replace_method(model, name, call))
         self._stack.enter_context(self.adapter.tower_scope())
-        guard = PlaceholderGuard(self.adapter.video_token_id, self._may_read_placeholders)
+        guard = PlaceholderGuard(self.adapter.pruned_token_ids, self._may_read_placeholders)
         self._stack.callback(model.get_input_embeddings().register_forward_pre_hook(guard).remove)
         self._stack.callback(separate_cache_length(model))
         vars(model)[_MARK] = self
         self._stack.callback(vars(model).pop, _MARK, None)
+
+    def _has_media(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether a call has a video, or an image, to prune."""
+        return any(inputs.get(name) is not None for name in self.adapter.pruned_inputs)
 
     def _call(self) -> Call | None:
         """This thread's call, if what runs now belongs to it."""
@@ -207,15 +210,14 @@ class Pruning:
         adapter, timer = self.adapter, StageTimer(self.model.device)
         inputs = on_host({**inputs, "input_ids": input_ids, "attention_mask": attention_mask})
         input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
-        given = inputs.get(adapter.video_input)
-        if isinstance(given, EncodedVideo):
-            given.origin.check(Origin(adapter, self.pruner, self.layer_pruner))
-            videos = given.pruned
-        else:
-            videos = prune_videos(adapter, self.pruner, inputs, timer)
+        parts = list(self._prune(inputs, timer))
         with timer.stage("splice"):
-            images = adapter.encode_images(inputs)
+            images = None if adapter.images else adapter.encode_images(inputs)
             video, image = adapter.placeholders(input_ids, inputs, images)
+            videos = parts[0]
+            if adapter.images:
+                image = input_ids == adapter.image_token_id
+                videos, video = in_order(parts, {"video": video, "image": image}), video | image
             short = shorten(
                 input_ids,
                 attention_mask,
@@ -232,7 +234,8 @@ class Pruning:
         stats = PruningStats(
             method=self.method,
             retention_ratio=self.pruner.retention_ratio,
-            videos=videos.sizes,
+            videos=videos.sizes_of("video"),
+            images=videos.sizes_of("image"),
             entering_before=sum(map(len, videos.keep_masks)),
             entering_after=len(videos.features),
             prompt_before=tuple(rows.bool().sum(1).tolist()),
@@ -243,8 +246,20 @@ class Pruning:
         scope = adapter.prefill_scope(videos.deeper, images, short, call)
         return Prepared(short, places, stats, videos, scope)
 
+    def _prune(self, inputs: Mapping[str, Any], timer: StageTimer) -> Iterator[PrunedVideos]:
+        """Encode and prune the videos of a batch and, if they are pruned, its images."""
+        given = inputs.get(self.adapter.video_input)
+        has_images = self.adapter.images and inputs.get("pixel_values") is not None
+        if isinstance(given, EncodedVideo):
+            given.origin.check(Origin(self.adapter, self.pruner, self.layer_pruner))
+            yield given.pruned
+        elif given is not None or not has_images:
+            yield prune_videos(self.adapter, self.pruner, inputs, timer)
+        if has_images:
+            yield prune_images(self.adapter, self.pruner, inputs, timer)
+
     def _generate(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> object:
-        if kwargs.get(self.adapter.video_input) is None:
+        if not self._has_media(kwargs):
             self._check_cache(cache_of(kwargs), None)
             return stock(**kwargs)
         for name in ("inputs_embeds", "mm_encoder_outputs"):
@@ -261,7 +276,7 @@ class Pruning:
         if self.layer_pruner is not None:
             self._accept(prepared, call)  # it reads from the device in any case
         self._check_cache(cache_of(kwargs), short)
-        video = kwargs[self.adapter.video_input]
+        video = kwargs.get(self.adapter.video_input)
         if isinstance(video, EncodedVideo) and (cache := video.prefix_for(short, kwargs, self.model)) is not None:
             kwargs[cache_argument(self.model)] = cache
         kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
@@ -313,7 +328,7 @@ class Pruning:
         labelled = kwargs.get("labels") is not None
         if labelled and self.model.training and not isinstance(wanted, Tensor) and not wanted:
             return output  # a training step has its loss; logits for the pruned columns would take gigabytes
-        return _with_long_logits(output, short, wanted, labelled=labelled)
+        return with_long_logits(output, short, wanted, labelled=labelled)
 
     @property
     def method(self) -> str:
@@ -340,12 +355,12 @@ class Pruning:
 
     def _check_cache(self, cache: Cache | None, short: ShortPrompt | None) -> None:
         ids, question_aware = None if short is None else short.input_ids, Signal.TEXT in self.pruner.wants
-        check_cache(cache, ids, self.adapter.video_token_id, question_aware=question_aware)
+        check_cache(cache, ids, self.adapter.pruned_token_ids, question_aware=question_aware)
 
     def _check_step(self, kwargs: dict[str, Any]) -> None:
         """Refuse a step after a direct call with video whose positions stock code would count wrongly."""
         cache = cache_of(kwargs)
-        held = None if cache is None else remembered_prompt(cache, self.adapter.video_token_id)
+        held = None if cache is None else remembered_prompt(cache, self.adapter.pruned_token_ids)
         if held is None:
             return
         mask, new = kwargs.get("attention_mask"), kwargs.get("input_ids")
@@ -369,13 +384,14 @@ def prune(
     reuse: bool | None = None,
     tower: TowerMerger | str | None = None,
     keep_newlines: bool | None = None,
+    images: bool | None = None,
     preset: str | None = None,
     **options: Any,
 ) -> Pruning:
     """Prune the visual tokens of every video that `model` is given from now on.
 
-    Use it as a context manager, or call `remove()` on the result. Text and images are not pruned. The model's weights
-    and class are not touched, and `remove()` leaves no hook or attribute behind.
+    Use it as a context manager, or call `remove()` on the result. Text is not pruned, nor are images unless `images`
+    says so. The model's weights and class are not touched, and `remove()` leaves no hook or attribute behind.
 
     Logits processors, stopping criteria and streamers see the prompt that the caller gave. Logits of direct calls have
     that prompt's length; in training mode with labels they have the short prompt's, since the loss is computed already
@@ -401,6 +417,8 @@ def prune(
         reuse: encode equal frames of a video once; features are then equal up to rounding (see `tango.models.reuse`).
         tower: merge frames in the tower: a merger, or a name from `available_tower_mergers()`. Ratios mean all frames.
         keep_newlines: for LLaVA-Video, keep the newlines of rows without kept tokens, too.
+        images: prune images, too, each as a video of one frame: for Qwen-VL, where they are laid out as such, and for
+            methods that need no time. An intra-LLM method then counts them among the visual tokens.
         preset: settings of the method's authors for a model family, by a name that `tango methods` lists; others win.
         **options: fields of the method, such as `retention_ratio=0.1`.
     Raises:
@@ -415,7 +433,7 @@ def prune(
     """
     others: dict[str, Any] = {"layer_pruner": layer_pruner, "saliency": saliency, "positions": positions}
     others |= {"mean_retention_ratio": mean_retention_ratio, "reuse": reuse, "tower": tower}
-    others |= {"keep_newlines": keep_newlines, "preset": preset}
+    others |= {"keep_newlines": keep_newlines, "images": images, "preset": preset}
     plan = _plan(method, options, others)
     return _pruned(_adapted(model, plan), plan)
 
@@ -439,7 +457,10 @@ def _pruned(adapter: Adapter, plan: Plan) -> Pruning:
         raise OptionError(f"keep_newlines is for models with a newline after every row; {adapter.title} has none")
     if plan.tower is not None:
         adapter.check_merger(plan.tower)
+    if plan.images:
+        adapter.check_images()
     adapter.reuse, adapter.keep_newlines, adapter.tower_merger = plan.reuse, plan.keep_newlines, plan.tower
+    adapter.images = plan.images
     bound = None if inside is None else inside.bind(adapter.model)
     return Pruning(adapter.model, pruner.bind(adapter.model), adapter, bound)
 
@@ -465,19 +486,3 @@ def pruning_of(model: nn.Module) -> Pruning | None:
 
 def _refuse_replicas() -> None:
     raise TangoError("DataParallel copies the model for every call; a pruned one needs DistributedDataParallel instead")
-
-
-def _with_long_logits(
-    output: ModelOutput | tuple, short: ShortPrompt, wanted: int | Tensor, *, labelled: bool
-) -> ModelOutput | tuple:
-    """Spread logits to the length of the caller's ids, so that the caller's losses and metrics fit them."""
-
-    def long(logits: Tensor) -> Tensor:
-        rows = short.spread(logits)
-        return rows[:, wanted] if isinstance(wanted, Tensor) else rows[:, -wanted:] if wanted else rows
-
-    if isinstance(output, tuple):  # return_dict=False
-        return tuple(long(x) if i == int(labelled) else x for i, x in enumerate(output))
-    if isinstance(getattr(output, "logits", None), Tensor):  # some kernels compute a loss without them
-        output.logits = long(output.logits)
-    return output
