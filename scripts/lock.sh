@@ -10,6 +10,7 @@
 #
 # What is pinned stays as it is where it can. --upgrade takes the newest of everything, --upgrade-package NAME of one;
 # all arguments go to `uv pip compile`. PYTHON is the interpreter that uv is installed with (python3).
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$(mktemp -d)

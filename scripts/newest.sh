@@ -6,6 +6,7 @@
 #   TOOLKITS=1 scripts/newest.sh               with both toolkits, and the tests that launch them
 #
 # PYTHON is the interpreter to build it with (python3), VENV where it lives, TEST_PROCESSES how many tests run at once (2).
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 set -euo pipefail
 cd "$(dirname "$0")/.."
 TOOLKITS=${TOOLKITS:-}

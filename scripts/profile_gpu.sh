@@ -28,6 +28,7 @@
 #   DEVICE=cpu SIZE=tiny FRAMES=2 ALSO=static RESULTS=outputs/tried bash scripts/profile_gpu.sh --repeats 1
 #
 # Not yet run on a GPU in this form.
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python} results=${RESULTS:-results} device=${DEVICE:-cuda} size=${SIZE:-7b} limit_s=${LIMIT_S:-350}

@@ -82,3 +82,37 @@ def test_what_stock_code_is_told_of_the_short_prompt(monkeypatch: pytest.MonkeyP
     assert torch.equal(seen[1]["ids"], seen[0]["ids"])
     assert [step["ids"].shape[1] for step in seen[2:] if "ids" in step] == ([] if cached else [S + 1, S + 2, S + 3])
     assert len(seen) == 5
+
+
+@torch.no_grad()
+def test_inputs_may_say_otherwise_whether_they_hold_a_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels of images under the same name go to stock code, also on their way through `generate`, where the adapter's
+    own input does not get; inputs that do not say what they hold get to the adapter, to be refused."""
+    model, inputs = tiny.llava_onevision(), tiny.one_video()
+    stock = {name: value for name, value in inputs.items() if name != "video_timestamps_s"}
+    ways: list[dict[str, Any]] = [GREEDY, {**GREEDY, "num_beams": 2}]
+    expected, logits = [model.generate(**stock, **way) for way in ways], model(**stock).logits
+    kept: dict[str | None, bool | None] = {"video": True, "image": False, None: None}
+
+    def holds_video(_self: Any, inputs: dict[str, Any]) -> bool | None:
+        return inputs.get("pixel_values_videos") is not None and kept[inputs.get("kind")]
+
+    def encode_videos(self: Any, inputs: dict[str, Any], *args: Any) -> Any:
+        if inputs.get("kind") is None:
+            raise ValueError("kind must say what pixels show")
+        return LlavaOnevisionAdapter.encode_videos(self, inputs, *args)
+
+    own = LlavaOnevisionAdapter.own_inputs | {"kind"}
+    use(monkeypatch, holds_video=holds_video, encode_videos=encode_videos, own_inputs=own)
+    with tango.prune(model, "uniform", retention_ratio=0.5) as pruning:
+        for wanted, way in zip(expected, ways, strict=True):
+            assert torch.equal(model.generate(**inputs, kind="image", **way), wanted)
+        assert torch.equal(model(**inputs, kind="image").logits, logits)
+        for call, options in ((model.generate, GREEDY), (model, {})):
+            assert pruning.stats is None
+            call(**inputs, kind="video", **options)
+            assert pruning.stats is not None
+            pruning._own.stats = None
+            with pytest.raises(ValueError, match="what pixels show"):
+                call(**inputs, **options)
+    assert base.own_inputs(model) == own

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# Sourced by others; and one that hands its flags to a command in the environment that it makes.
+NO_HELP = {"environment.sh", "help.sh", "imports.sh", "index.sh", "quickstart.sh"}
 SCRIPTS = ("mini_tables.sh", "tower_merging.sh")
 
 
@@ -25,6 +27,17 @@ def test_help_and_mistakes(script: str) -> None:
     wrong = run(script, "--nope")
     assert wrong.returncode == 2
     assert "unknown argument --nope" in wrong.stderr
+
+
+@pytest.mark.parametrize("script", sorted({file.name for file in (ROOT / "scripts").glob("*.sh")} - NO_HELP))
+def test_help_does_nothing_else(tmp_path: Path, script: str) -> None:
+    """Every script that people start prints what it is for, wherever it is started."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    command = ["bash", str(ROOT / "scripts" / script), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) >= 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_are_run_once_and_rendered(tmp_path: Path) -> None:

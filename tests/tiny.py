@@ -17,9 +17,9 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-def llava_onevision(seed: int = 0, **options):
+def llava_onevision(seed: int = 0, *, layers: int = 2, **options):
     """A LLaVA-OneVision with random weights and a pooling head beside it, as `tango.load` would return it."""
-    model = tiny_model(tokenizer(), image_size=IMAGE_SIZE, width=32, layers=2, seed=seed, **options)
+    model = tiny_model(tokenizer(), image_size=IMAGE_SIZE, width=32, layers=layers, seed=seed, **options)
     siglip = tiny_siglip(model)
     model.__dict__["pooling_head"] = PoolingHead.from_tensors(dict(siglip.state_dict()), num_heads=4, eps=1e-6)
     return model
@@ -78,9 +78,9 @@ def new_tokens(model, inputs: dict, output: torch.Tensor) -> list[list[int]]:
     return [[t for i, t in enumerate(row) if t != pad and eos not in row[:i]] for row in rows]
 
 
-def llava_video(seed: int = 0, *, image_size: int = IMAGE_SIZE):
+def llava_video(seed: int = 0, *, layers: int = 2, image_size: int = IMAGE_SIZE):
     """A LLaVA-Video with random weights and a pooling head beside it, as `tango.load` would return it."""
-    model = tiny_model(tokenizer(), image_size=image_size, width=32, layers=2, seed=seed)
+    model = tiny_model(tokenizer(), image_size=image_size, width=32, layers=layers, seed=seed)
     model.config.mm_newline_position, model.config.mm_spatial_pool_mode = "grid", "average"
     siglip = tiny_siglip(model)
     model.__dict__["pooling_head"] = PoolingHead.from_tensors(dict(siglip.state_dict()), num_heads=4, eps=1e-6)

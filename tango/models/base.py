@@ -18,6 +18,7 @@ from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.extensions import load_group
 from tango.models.calls import Call, Inputs, on_host
 from tango.models.merging import MergedFrames, Merger
+from tango.models.placement import device_of
 from tango.models.pooling_head import PoolingHead
 from tango.models.processors import stock
 from tango.models.processors.protocol import ChatProtocol
@@ -29,6 +30,7 @@ from tango.ops.device import to_device
 from tango.ops.llm_shapes import Newlines
 from tango.ops.saliency import PoolingQuery, saliency_function
 from tango.profiling import StageTimer
+from tango.video.repeats import FIRST_EQUAL
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -98,6 +100,7 @@ class Adapter(ABC):
     model_class: ClassVar[str]  # the stock class that generates; a model must be an instance of it
     signals: ClassVar[Signal] = Signal.NONE  # what models of this family can supply; a single model may lack some
     consumed: ClassVar[frozenset[str]]  # inputs that this adapter uses up before the LLM runs
+    own_inputs: ClassVar[frozenset[str]] = frozenset({"video_timestamps_s", FIRST_EQUAL})  # stock code never gets them
     default_num_frames: ClassVar[int]  # frames that the model usually sees
     video_input: ClassVar[str] = "pixel_values_videos"
     pooling_query: ClassVar[PoolingQuery] = "mean"  # what "p-attn" saliency means for this family's tower
@@ -187,6 +190,11 @@ class Adapter(ABC):
         return nullcontext()
 
     @property
+    def device(self) -> torch.device:
+        """The device on which the tower takes pixels."""
+        return device_of(self.tower(self.model))
+
+    @property
     def decoder(self) -> PreTrainedModel:
         """The text model, for pruning at the input of one of its layers.
 
@@ -241,6 +249,14 @@ class Adapter(ABC):
                 f"{method} needs {words}, which the {self.title} adapter does not supply; it works with {others}"
             )
 
+    def holds_video(self, inputs: Inputs) -> bool | None:
+        """Whether a call with these inputs has a video to prune, or an image that is pruned, too. Other calls go to
+        stock code, without `own_inputs`.
+
+        None: the inputs do not say whether they hold videos or images; `encode_videos` refuses them.
+        """
+        return any(inputs.get(name) is not None for name in self.pruned_inputs)
+
     @abstractmethod
     def encode_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
         """Run tower, projector and pooling; return the tokens of every video, in the order of their placeholders.
@@ -279,7 +295,8 @@ class Adapter(ABC):
         ends, beside = ends_of_turn(self.model), {*ids_beside_text(self.model), self.video_token_id}
         found = questions(ids, readable, video, placeholders, ends=ends, beside_text=beside)
         with torch.no_grad():  # ids without a batch: pruning does not look for placeholders among them
-            embeds = self.model.get_input_embeddings()(to_device(torch.cat(found), self.model.device))
+            embed = self.model.get_input_embeddings()
+            embeds = embed(to_device(torch.cat(found), device_of(embed)))
         return embeds.split([len(question) for question in found])
 
     def check_merger(self, merger: Merger) -> None:
@@ -453,6 +470,12 @@ def stock_is_right(model: PreTrainedModel) -> bool:
     """Whether the model's own `generate` handles videos as the model was trained; unknown families count as right."""
     adapter = find_adapter(family(getattr(model, "config", None)))
     return adapter is None or adapter.stock_is_right
+
+
+def own_inputs(model: PreTrainedModel) -> frozenset[str]:
+    """Names of the inputs for a model that its stock code does not know."""
+    adapter = find_adapter(family(getattr(model, "config", None))) or Adapter
+    return adapter.own_inputs
 
 
 def pooling_head_of(model: PreTrainedModel) -> PoolingHead | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,11 @@ def on_host(inputs: Inputs) -> dict[str, Any]:
     return {name: value if "pixel" in name else _to_host(value) for name, value in inputs.items()}
 
 
+def without(names: Collection[str], inputs: Inputs) -> dict[str, Any]:
+    """The inputs but those of these names."""
+    return {name: value for name, value in inputs.items() if name not in names}
+
+
 def _to_host(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_to_host(item) for item in value]
@@ -48,6 +53,7 @@ class Call:
         self.make_processors: Callable[[Callable[..., object], dict[str, object]], object] | None = None
         self.accepted = False  # the pruned features were found finite
         self.passed = False  # the pruned embeddings have reached the model, at least in part
+        self.is_stock = False  # stock code runs on images that stand under a video's names
         self._thread = threading.get_ident()
         self._aside = 0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tango.containers import Signal
 from tango.errors import MissingSignalError
@@ -87,7 +87,7 @@ class LlavaOnevisionAdapter(FixedGridAdapter):
             raise MissingSignalError(f"{method} needs frame embeddings, which need SigLIP's attention-pooling head")
 
     def head(self) -> PoolingHead | None:
-        head, device = pooling_head_of(self.model), self.model.device
+        head, device = pooling_head_of(self.model), self.device
         if head is None or head.device == device:
             return head
         if self._moved is None or self._moved.device != device or self._moved.digest != head.digest:
@@ -98,10 +98,13 @@ class LlavaOnevisionAdapter(FixedGridAdapter):
         """Project and pool, (T, patches^2, P) -> (T, N, D).
 
         The projector's last layer and pooling are both linear, and the weights of pooling sum to 1. Pooling before that
-        layer gives the same result up to rounding, for about half of the work.
+        layer gives the same result up to rounding, for about half of the work. A layer with quantised weights may
+        round its input, too, token by token, so that it comes first, as in the model.
         """
         projector = self.model.model.multi_modal_projector
-        return projector.linear_2(self.pool(projector.act(projector.linear_1(hidden))))
+        hidden, last = projector.act(projector.linear_1(hidden)), projector.linear_2
+        is_linear = type(last) is nn.Linear and type(last.weight) is nn.Parameter and last.weight.is_floating_point()
+        return last(self.pool(hidden)) if is_linear else self.pool(last(hidden))
 
     def pool(self, x: Tensor) -> Tensor:
         """Shrink the patch grid of every frame, (T, patches^2, C) -> (T, N, C), as the model does."""

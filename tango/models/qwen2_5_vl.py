@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import groupby
@@ -144,7 +144,7 @@ class QwenVlAdapter(Adapter):
         owners = [video for video, count in enumerate(distinct.counts) for _ in range(count)]
         width = getattr(self.vision, "embed_dim", self.vision.hidden_size)
         rows, first = [FrameRows(*own) for own in zip(distinct.counts, distinct.rows, strict=True)], 0
-        for batch in frame_batches(patches, width, self.model.dtype, self.model.device):
+        for batch in frame_batches(patches, width, self.model.dtype, self.device):
             steps = [(video, len(list(same))) for video, same in groupby(owners[batch])]
             shapes, count = [(n, *grids[video][1:]) for video, n in steps], sum(patches[batch])
             encoded = self._encode_steps(pixels[first : first + count], shapes, wants, timer)
@@ -166,9 +166,7 @@ class QwenVlAdapter(Adapter):
         tap = tap_attention(attention) if needed else nullcontext(dict[str, Tensor]())
         with timer.stage("tower"), tap as record:
             grid_thw = torch.tensor([(T, H * self.merge, W * self.merge) for T, H, W in grids])  # stays on the host
-            output = self.model.model.get_video_features(
-                to_device(pixels, self.model.device), grid_thw, return_dict=True
-            )
+            output = self.model.model.get_video_features(to_device(pixels, self.device), grid_thw, return_dict=True)
             if record:
                 record["hidden"] = output.last_hidden_state
         lengths, first, parts = [math.prod(grid) for grid in grids], 0, []
@@ -222,7 +220,7 @@ class QwenVlAdapter(Adapter):
         if inputs.get("pixel_values") is None:
             return None
         pixels, grid_thw = inputs["pixel_values"], torch.as_tensor(inputs["image_grid_thw"]).cpu()
-        output = self.model.model.get_image_features(to_device(pixels, self.model.device), grid_thw, return_dict=True)
+        output = self.model.model.get_image_features(to_device(pixels, self.device), grid_thw, return_dict=True)
         features = torch.cat(list(output.pooler_output))
         return EncodedImages(token_id=self.image_token_id, features=features, extras=self.deeper_features(output))
 

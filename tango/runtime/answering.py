@@ -12,13 +12,12 @@ from torch import Tensor
 
 from tango.errors import OptionError
 from tango.methods import KeepAllPruner
-from tango.models.base import stock_is_right
+from tango.models.base import own_inputs, stock_is_right
 from tango.models.processors.messages import TimeInstruction
 from tango.models.processors.protocol import ChatProtocol, Reading, WrappedProcessor
 from tango.models.processors.qwen import VisionMarks, check_marks
 from tango.runtime.encoded_video import EncodedVideo
 from tango.runtime.pruning import prune, pruning_of
-from tango.video.repeats import FIRST_EQUAL
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
@@ -209,7 +208,7 @@ def generate_output(model: PreTrainedModel, inputs: BatchFeature, **generate_opt
     encoded = any(isinstance(value, EncodedVideo) for value in inputs.values())
     if pruning_of(model) is None and stock_is_right(model) and not encoded:
         inputs = inputs.to(model.device)
-        for name in ("video_timestamps_s", FIRST_EQUAL):  # stock generate refuses inputs it does not know
+        for name in own_inputs(model):  # stock generate refuses inputs it does not know
             inputs.pop(name, None)
     elif pruning_of(model) is None:
         scope = prune(model, KeepAllPruner())

@@ -29,6 +29,7 @@ from tango.errors import UnsupportedModelError
 from tango.methods import LayerPruner
 from tango.models.attention_tap import AttentionTap
 from tango.models.calls import Call, cache_of
+from tango.models.placement import weight_of
 from tango.ops.flops import check_layer
 from tango.runtime.layer_masks import Kept, noncausal_mask, short_mask
 from tango.runtime.stats import LayerStats
@@ -142,6 +143,10 @@ class _Prompt:
         visual, frames, cells = (x[chosen] for x in (self.visual, self.frames, self.cells))
         return replace(self, visual=visual, frames=frames, cells=cells)
 
+    def to(self, device: torch.device) -> _Prompt:
+        """The same on another device: that of the layer which is pruned."""
+        return _Prompt(**{name: columns.to(device) for name, columns in vars(self).items()})
+
 
 def _prompts(
     is_visual: Tensor, attended: Tensor, places: tuple[Tensor, Tensor] | None, queries: Tensor | None
@@ -239,15 +244,19 @@ class _Run:
     def _before_attention(self, _module: nn.Module, args: tuple, kwargs: _Arguments) -> tuple[tuple, _Arguments] | None:
         if not self.prompt_call:
             return None
-        return args, {**kwargs, **noncausal_mask(kwargs, self.attended, self.rows, self.length, flash=self.flash)}
+        attended = self.attended.to((args[0] if args else kwargs["hidden_states"]).device)
+        return args, {**kwargs, **noncausal_mask(kwargs, attended, self.rows, self.length, flash=self.flash)}
 
     def _capture(self, queries: Tensor, keys: Tensor, scale: float) -> None:
         if self.prompt_call:
             self.captured.update(q=queries, k=keys, scale=scale)
 
     def _at_layer(self, K: int, module: PreTrainedModel, args: tuple, kwargs: _Arguments) -> tuple[tuple, _Arguments]:
-        """At the input of pruned layer K: select and merge, then do as for the layers after it."""
-        self.changes = {}
+        """At the input of pruned layer K: select and merge, then do as for the layers after it.
+
+        All is done where the layer's input is; other inputs may come from the device of the LLM's first layer.
+        """
+        self.changes, kwargs = {}, _beside(args[0], kwargs)
         if self.prompt_call:
             if self.pruner.reads == "own":
                 self.captured["normed"] = module.input_layernorm(args[0].detach())
@@ -267,8 +276,8 @@ class _Run:
         """Cosines and sines of the tokens that are still kept."""
         if not self.kept:
             return kwargs["position_embeddings"]
-        columns = self._latest().extended(self.length)[..., None]
-        full = (x.expand(self.rows, -1, -1) for x in kwargs["position_embeddings"])
+        full = [x.expand(self.rows, -1, -1) for x in kwargs["position_embeddings"]]
+        columns = self._latest().extended(self.length)[..., None].to(full[0].device)
         return tuple(x.gather(1, columns.expand(-1, -1, x.shape[-1])) for x in full)
 
     def _latest(self) -> Kept:
@@ -281,7 +290,7 @@ class _Run:
         repeats = self.rows // len(self.prompts)  # beams and samples agree on the prompt, so the first decides
         width = self._latest().columns.shape[1] if self.kept else self.attended.shape[1]
         hidden, left, kept_rows = hidden.clone(), [], []
-        for b, prompt in enumerate(self.left):
+        for b, prompt in enumerate(prompt.to(hidden.device) for prompt in self.left):
             columns = prompt.columns
             rows = columns  # where they are in `hidden`, along its axis 1
             if self.kept:
@@ -326,7 +335,7 @@ class _Run:
             queries=queries,
             keys=keys,
             scale=scale,
-            norm_weight=self.decoder.norm.weight.detach(),
+            norm_weight=weight_of(self.decoder.norm, "weight").detach().to(hidden.device),
             frames=prompt.frames,
             cells=prompt.cells,
             counts=self.record.counts(b, K),
@@ -348,12 +357,21 @@ class _Run:
             return None
         keep = torch.zeros_like(self.attended)
         for row, prompt in zip(keep, self.left, strict=True):
-            row[prompt.columns] = True
+            row[prompt.columns.to(keep.device)] = True
         keep = keep.repeat_interleave(self.rows // len(keep), dim=0)
         keep = F.pad(keep, (0, self.length - keep.shape[1]), value=True)
         last = keep.cumsum(1)  # 1 + the index, among the kept, of the last kept token up to each column
         index = (last - last[:, -1:] + output.shape[1] - 1).clamp_min(0)  # counted from the end: padding is on the left
-        return output.gather(1, index[..., None].expand(-1, -1, output.shape[-1]))
+        return output.gather(1, index.to(output.device)[..., None].expand(-1, -1, output.shape[-1]))
+
+
+def _beside(hidden: Tensor, kwargs: _Arguments) -> _Arguments:
+    """The arguments of a layer with its mask and rotations on the device of its input."""
+    mask, rotations = kwargs.get("attention_mask"), kwargs["position_embeddings"]
+    moved: _Arguments = {"position_embeddings": tuple(x.to(hidden.device) for x in rotations)}
+    if isinstance(mask, Tensor):
+        moved["attention_mask"] = mask.to(hidden.device)
+    return {**kwargs, **moved}
 
 
 def _project(attention: PreTrainedModel, name: str, normed: Tensor) -> Tensor:

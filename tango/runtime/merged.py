@@ -23,9 +23,17 @@ def prune_encoded(encoded: EncodedVideos, pruner: Pruner) -> tuple[EncodedVideos
     the result, which no token of theirs enters.
     """
     if encoded.merged is None:
-        return encoded, [pruner(video) for video in encoded.videos]
+        videos = [_on_one_device(video) for video in encoded.videos]
+        return replace(encoded, videos=videos), [pruner(video) for video in videos]
     pairs = [_prune(*own, pruner) for own in zip(encoded.videos, encoded.merged, strict=True)]
     return replace(encoded, videos=[video for video, _ in pairs]), [pruned for _, pruned in pairs]
+
+
+def _on_one_device(video: VisualTokens) -> VisualTokens:
+    """The video with the question's embeddings beside its features; the LLM may begin on another device."""
+    if video.text is None or video.text.device == video.features.device:
+        return video
+    return replace(video, text=video.text.to(video.features.device))
 
 
 def _prune(video: VisualTokens, merged: MergedFrames, pruner: Pruner) -> tuple[VisualTokens, PrunedTokens]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain, pairwise
 from typing import Any, Literal, TypeVar
 
@@ -48,6 +48,13 @@ class PrunedVideos:
         for i, (kind, flag) in enumerate(zip(self.kinds, flags, strict=True)):
             refuse_unless(flag, f"features of {kind} {self.kinds[:i].count(kind)}")
 
+    def to(self, device: torch.device) -> PrunedVideos:
+        """The same on another device; itself if it is there already."""
+        if self.features.device == device:
+            return self
+        moved = {"features": self.features.to(device), "keep_masks": [mask.to(device) for mask in self.keep_masks]}
+        return replace(self, **moved, deeper=[[layer.to(device) for layer in own] for own in self.deeper])
+
     def sizes_of(self, kind: Kind) -> tuple[VideoStats, ...]:
         """The numbers of all videos, or of all images."""
         return tuple(size for own, size in zip(self.kinds, self.sizes, strict=True) if own == kind)
@@ -58,9 +65,18 @@ def prune_videos(adapter: Adapter, pruner: Pruner, inputs: Mapping[str, Any], ti
     return _prune(adapter, pruner, adapter.encode_videos(inputs, pruner.wants, timer), timer, "video")
 
 
-def prune_images(adapter: Adapter, pruner: Pruner, inputs: Mapping[str, Any], timer: StageTimer) -> PrunedVideos:
-    """The same for all images of a batch."""
-    return _prune(adapter, pruner, adapter.encode_images_as_videos(inputs, pruner.wants, timer), timer, "image")
+def prune_media(
+    adapter: Adapter, pruner: Pruner, inputs: Mapping[str, Any], timer: StageTimer, known: PrunedVideos | None
+) -> list[PrunedVideos]:
+    """The videos of a batch and, if they are pruned, its images; `known` are videos that were pruned before."""
+    parts = [] if known is None else [known]
+    has_images = adapter.images and inputs.get("pixel_values") is not None
+    if known is None and (inputs.get(adapter.video_input) is not None or not has_images):
+        parts.append(prune_videos(adapter, pruner, inputs, timer))
+    if has_images:
+        encoded = adapter.encode_images_as_videos(inputs, pruner.wants, timer)
+        parts.append(_prune(adapter, pruner, encoded, timer, "image"))
+    return parts
 
 
 def _prune(adapter: Adapter, pruner: Pruner, encoded: EncodedVideos, timer: StageTimer, kind: Kind) -> PrunedVideos:

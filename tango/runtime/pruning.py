@@ -22,7 +22,17 @@ from tango.containers import Signal
 from tango.errors import OptionError, TangoError, UnsupportedModelError
 from tango.methods import KeepAllPruner, LayerPruner, Plan, Pruner, TowerMerger
 from tango.models.base import Adapter
-from tango.models.calls import Call, cache_argument, cache_of, check_cache, on_host, remember_prompt, remembered_prompt
+from tango.models.calls import (
+    Call,
+    cache_argument,
+    cache_of,
+    check_cache,
+    on_host,
+    remember_prompt,
+    remembered_prompt,
+    without,
+)
+from tango.models.placement import device_of
 from tango.models.splice import ShortPrompt, shorten
 from tango.models.unwrapping import unwrap
 from tango.ops.flops import check_layer
@@ -34,7 +44,7 @@ from tango.runtime.generation_setup import check_positions, mask_arguments, pad_
 from tango.runtime.layer_prune import last_prompt_columns, layer_pruning
 from tango.runtime.overlay import Overlay
 from tango.runtime.owned import PlaceholderGuard, replace_method
-from tango.runtime.pruned_videos import PrunedVideos, in_order, places_of, prune_images, prune_videos
+from tango.runtime.pruned_videos import PrunedVideos, in_order, places_of, prune_media
 from tango.runtime.stats import PruningStats
 
 if TYPE_CHECKING:
@@ -112,7 +122,7 @@ class Pruning:
 
         def forward(*args: Any, **kwargs: Any) -> object:
             kwargs.update(zip(forward_names, args, strict=False))
-            if self._removed or not self._has_media(kwargs):
+            if self._removed or all(kwargs.get(name) is None for name in self.adapter.pruned_inputs):
                 if kwargs.get("position_ids") is None and not self._removed:  # stock `generate` always gives them
                     self._check_step(kwargs)
                 return stock["forward"](**kwargs)
@@ -120,6 +130,9 @@ class Pruning:
 
         @torch.compiler.disable  # hooks and threads cannot be traced
         def prune_and_forward(kwargs: dict[str, Any]) -> object:
+            outer = self._call()
+            if outer is not None and outer.is_stock and self.adapter.holds_video(kwargs) is None:
+                return stock["forward"](**kwargs)
             with self._running() as call:
                 return self._forward(stock["forward"], kwargs, call)
 
@@ -148,10 +161,6 @@ class Pruning:
         vars(model)[_MARK] = self
         self._stack.callback(vars(model).pop, _MARK, None)
 
-    def _has_media(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether a call has a video, or an image, to prune."""
-        return any(inputs.get(name) is not None for name in self.adapter.pruned_inputs)
-
     def _call(self) -> Call | None:
         """This thread's call, if what runs now belongs to it."""
         call = getattr(self._own, "call", None)
@@ -169,9 +178,10 @@ class Pruning:
             self._own.call = outer
 
     def _may_read_placeholders(self) -> bool:
-        """Whether ids pass unchecked: text, or candidates that assisted decoding takes from the prompt."""
+        """Whether ids pass unchecked: text, candidates that assisted decoding takes from the prompt, or images'."""
         call = self._call()
-        return self._removed or getattr(self._own, "shortening", False) or (call is not None and call.passed)
+        own = call is not None and (call.passed or call.is_stock)
+        return self._removed or getattr(self._own, "shortening", False) or own
 
     def _embed_short(self, ids: Tensor) -> Tensor:
         """Embed ids (B, S) without placeholders. The guard does not check them: that would wait for the device."""
@@ -207,10 +217,14 @@ class Pruning:
         self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any], call: Call
     ) -> Prepared:
         """Encode, prune and shorten without waiting for the device, but for what the pruner itself reads."""
-        adapter, timer = self.adapter, StageTimer(self.model.device)
+        adapter, timer = self.adapter, StageTimer(self.adapter.device)
         inputs = on_host({**inputs, "input_ids": input_ids, "attention_mask": attention_mask})
         input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
-        parts = list(self._prune(inputs, timer))
+        given, known = inputs.get(adapter.video_input), None
+        if isinstance(given, EncodedVideo):
+            given.origin.check(Origin(adapter, self.pruner, self.layer_pruner))
+            known = given.pruned
+        parts = prune_media(adapter, self.pruner, inputs, timer, known)
         with timer.stage("splice"):
             images = None if adapter.images else adapter.encode_images(inputs)
             video, image = adapter.placeholders(input_ids, inputs, images)
@@ -218,6 +232,7 @@ class Pruning:
             if adapter.images:
                 image = input_ids == adapter.image_token_id
                 videos, video = in_order(parts, {"video": video, "image": image}), video | image
+            videos = videos.to(device_of(self.model.get_input_embeddings()))
             short = shorten(
                 input_ids,
                 attention_mask,
@@ -246,22 +261,9 @@ class Pruning:
         scope = adapter.prefill_scope(videos.deeper, images, short, call)
         return Prepared(short, places, stats, videos, scope)
 
-    def _prune(self, inputs: Mapping[str, Any], timer: StageTimer) -> Iterator[PrunedVideos]:
-        """Encode and prune the videos of a batch and, if they are pruned, its images."""
-        given = inputs.get(self.adapter.video_input)
-        has_images = self.adapter.images and inputs.get("pixel_values") is not None
-        if isinstance(given, EncodedVideo):
-            given.origin.check(Origin(self.adapter, self.pruner, self.layer_pruner))
-            yield given.pruned
-        elif given is not None or not has_images:
-            yield prune_videos(self.adapter, self.pruner, inputs, timer)
-        if has_images:
-            yield prune_images(self.adapter, self.pruner, inputs, timer)
-
     def _generate(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> object:
-        if not self._has_media(kwargs):
-            self._check_cache(cache_of(kwargs), None)
-            return stock(**kwargs)
+        if self.adapter.holds_video(kwargs) is False:
+            return self._run_stock(stock, kwargs, call)
         for name in ("inputs_embeds", "mm_encoder_outputs"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name} and {self.adapter.video_input} cannot both be given to a pruned model")
@@ -279,7 +281,7 @@ class Pruning:
         video = kwargs.get(self.adapter.video_input)
         if isinstance(video, EncodedVideo) and (cache := video.prefix_for(short, kwargs, self.model)) is not None:
             kwargs[cache_argument(self.model)] = cache
-        kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
+        kwargs = without(self.adapter.consumed | self.adapter.own_inputs, kwargs)
         kwargs.pop("position_ids", None)  # those of the long prompt
         kwargs |= self.adapter.short_inputs(short)
         if short.retains_positions:  # else generate counts them by itself
@@ -301,8 +303,16 @@ class Pruning:
             stats.timer.add("decoding", overlay.prefill_end)
         return prompt.before(output)
 
+    def _run_stock(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> object:
+        """Run a call without a video; images may stand under the same names as videos."""
+        self._check_cache(cache_of(kwargs), None)
+        call.is_stock = kwargs.get(self.adapter.video_input) is not None
+        return stock(**without(self.adapter.own_inputs, kwargs))
+
     def _forward(self, stock: Callable[..., Any], kwargs: dict[str, Any], call: Call) -> object:
         """Run a direct call, `model(pixel_values_videos=..., labels=...)`, on short embeddings."""
+        if self.adapter.holds_video(kwargs) is False:
+            return self._run_stock(stock, kwargs, call)
         if kwargs.get("input_ids") is None:
             raise TangoError(
                 f"{self.adapter.video_input} needs input_ids beside it, not embeddings; adapters that put "
@@ -314,7 +324,7 @@ class Pruning:
         if self.layer_pruner is not None:
             self._accept(prepared, call)
         self._check_cache(cache_of(kwargs), short)
-        kwargs = {name: value for name, value in kwargs.items() if name not in self.adapter.consumed}
+        kwargs = without(self.adapter.consumed | self.adapter.own_inputs, kwargs)
         if kwargs.get("labels") is not None:
             kwargs["labels"] = short.gather_labels(kwargs["labels"])
         kwargs |= self.adapter.short_inputs(short) | self.adapter.beside_embeds(short.text_ids)
@@ -397,8 +407,7 @@ def prune(
     that prompt's length; in training mode with labels they have the short prompt's, since the loss is computed already
     and long logits would take gigabytes. The cache that a pruned call returns holds the short prompt: `generate`
     continues it if the same video is given again, and refuses it otherwise. Where kept tokens retain their positions
-    (Qwen-VL, and `positions="kept"`), steps after a direct call need `position_ids`. Placeholders that get there
-    in another way are refused.
+    (Qwen-VL, and `positions="kept"`), steps after a direct call need `position_ids`. Stray placeholders are refused.
 
     Args:
         model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`. It may be wrapped by
@@ -417,8 +426,7 @@ def prune(
         reuse: encode equal frames of a video once; features are then equal up to rounding (see `tango.models.reuse`).
         tower: merge frames in the tower: a merger, or a name from `available_tower_mergers()`. Ratios mean all frames.
         keep_newlines: for LLaVA-Video, keep the newlines of rows without kept tokens, too.
-        images: prune images, too, each as a video of one frame: for Qwen-VL, where they are laid out as such, and for
-            methods that need no time. An intra-LLM method then counts them among the visual tokens.
+        images: prune images, too, each as a video of one frame: for Qwen-VL, and by methods that need no time.
         preset: settings of the method's authors for a model family, by a name that `tango methods` lists; others win.
         **options: fields of the method, such as `retention_ratio=0.1`.
     Raises:
@@ -432,9 +440,8 @@ def prune(
         'cyan'
     """
     others: dict[str, Any] = {"layer_pruner": layer_pruner, "saliency": saliency, "positions": positions}
-    others |= {"mean_retention_ratio": mean_retention_ratio, "reuse": reuse, "tower": tower}
-    others |= {"keep_newlines": keep_newlines, "images": images, "preset": preset}
-    plan = _plan(method, options, others)
+    others |= {"mean_retention_ratio": mean_retention_ratio, "reuse": reuse, "tower": tower, "preset": preset}
+    plan = _plan(method, options, others | {"keep_newlines": keep_newlines, "images": images})
     return _pruned(_adapted(model, plan), plan)
 
 

@@ -7,29 +7,15 @@ from typing import Any
 
 import pytest
 
-from tango.models import adapter_class, supported_model_types
-from tests import tiny, tiny_qwen
+from tango.models import adapter_class
+from tests.families import Video, all_families
 
-MODELS: dict[str, Callable[[], Any]] = {
-    "llava_next_video": tiny.llava_next_video,
-    "llava_onevision": tiny.llava_onevision,
-    "llava_video": tiny.llava_video,
-    **{family: lambda family=family: tiny_qwen.model(family) for family in tiny_qwen.FAMILIES},
-}
+MODELS: dict[str, Callable[[], Any]] = {name: family.model for name, family in all_families().items()}
 
 
 def inputs_of(name: str) -> dict[str, Any]:
     """One prompt with one video, for any family."""
-    if name in tiny_qwen.FAMILIES:
-        return tiny_qwen.inputs(name, ("Look: ", tiny_qwen.TALL, " What?"))
-    config, adapter = MODELS[name]().config, adapter_class(name)
-    before, after = (tiny.tokenizer()(text)["input_ids"] for text in ("Look: ", " What?"))
-    row = [*before, *[config.video_token_id] * adapter.num_video_tokens(config, 6), *after]
-    return {**tiny.batch(row), "pixel_values_videos": tiny.clip(1)[None], "video_timestamps_s": tiny.TIMES}
-
-
-def test_no_family_is_forgotten() -> None:
-    assert sorted(MODELS) == supported_model_types()
+    return all_families()[name].inputs(("Look: ", Video(6, 1), " What?"))
 
 
 @pytest.mark.parametrize("name", MODELS)

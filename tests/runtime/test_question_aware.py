@@ -6,36 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import tango
 from tango.models import adapter_class
 from tango.models.calls import cache_argument
 from tango.profiling import StageTimer
-from tests import tiny, tiny_qwen
-from tests.models.test_base import MODELS, inputs_of
+from tests import tiny
+from tests.families import Video, all_families
+from tests.models.test_base import MODELS
 
 GREEDY = {"do_sample": False, "max_new_tokens": 4}
 QUESTIONS = (" What color is the second one?", " Why?")
 METHOD = {"method": "cdpruner", "retention_ratio": 0.3, "saliency": "attn"}
-ONE_VIDEO = ("pixel_values_videos", "video_grid_thw", "video_timestamps_s", "second_per_grid_ts")
 
 
 def inputs_for(family: str, *questions: str) -> dict[str, Any]:
     """One video, asked about once in every row of a padded batch."""
-    one = inputs_of(family)
-    if family in tiny_qwen.FAMILIES:
-        batch = tiny_qwen.inputs(family, *(("Look: ", tiny_qwen.TALL, question) for question in questions))
-    else:
-        config, tokenizer = MODELS[family]().config, tiny.tokenizer()
-        shown = [config.video_token_id] * adapter_class(family).num_video_tokens(config, 6)
-        rows = [[*tokenizer("Look: ")["input_ids"], *shown, *tokenizer(q)["input_ids"]] for q in questions]
-        batch = tiny.batch(*rows)
-    for name in ONE_VIDEO:
-        if name in one:
-            same, B = one[name], len(questions)
-            batch[name] = torch.cat([same] * B) if isinstance(same, Tensor) else same * B
-    return batch
+    return all_families()[family].inputs(*(("Look: ", Video(6, 1), question) for question in questions))
 
 
 def kept(pruning: Any, inputs: dict[str, Any]) -> list[list[int]]:

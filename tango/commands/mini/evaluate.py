@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -95,6 +96,6 @@ def _table(setting: Json, summary: Json) -> str:
     for name in ("all", *KINDS):
         if name in summary:
             row = summary[name]
-            margin = f"+-{row['margin']:.1f}"
+            margin = "-" if math.isnan(row["margin"]) else f"+-{row['margin']:.1f}"  # one clip has no spread
             lines.append(f"{name:<10}{row['questions']:>7}{row['accuracy']:>10.1f}{margin:>9}{row['exact']:>15.1f}")
     return "\n".join(lines)

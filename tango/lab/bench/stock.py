@@ -12,7 +12,6 @@ from torch import Tensor
 from tango.models import adapter_class
 from tango.profiling import StageTimer
 from tango.runtime.stats import PruningStats, VideoStats
-from tango.video.repeats import FIRST_EQUAL
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedModel
@@ -28,7 +27,7 @@ def generate(model: PreTrainedModel, inputs: BatchFeature, **options: Any) -> tu
         ValueError: stock code refuses these inputs; LLaVA-Video's, whose newlines it does not know.
     """
     adapter, timer = adapter_class(model.config)(model), StageTimer(model.device)
-    given = {name: value for name, value in inputs.items() if name not in ("video_timestamps_s", FIRST_EQUAL)}
+    given = {name: value for name, value in inputs.items() if name not in adapter.own_inputs}
     ids = given["input_ids"]
     with torch.inference_mode(), _stages(model, timer):
         new = model.generate(**given, do_sample=False, **options)[:, ids.shape[1] :]
