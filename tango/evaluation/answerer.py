@@ -114,6 +114,7 @@ class Answerer:
                 video_input=self.pruning.adapter.video_input,
                 dtype=self.model.dtype,
                 static_cache=static_cache,
+                images=self.method.plan.images,
             )
             self.config: dict[str, object] = {
                 "pretrained": str(pretrained),

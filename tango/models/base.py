@@ -18,7 +18,7 @@ from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.extensions import load_group
 from tango.models.calls import Call, Inputs, on_host
 from tango.models.merging import MergedFrames, Merger
-from tango.models.placement import device_of
+from tango.models.placement import device_of, is_sharded
 from tango.models.pooling_head import PoolingHead
 from tango.models.processors import stock
 from tango.models.processors.protocol import ChatProtocol
@@ -208,6 +208,11 @@ class Adapter(ABC):
             raise UnsupportedModelError(f"pruning at a layer works with decoders {', '.join(DECODERS)}, not {found}")
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
             raise UnsupportedModelError("pruning at a layer does not work with sliding-window attention")
+        if is_sharded(decoder.get_submodule("layers")):
+            raise UnsupportedModelError(
+                "pruning at a layer reads the attention of all heads, but here the heads are spread over processes "
+                "(tensor parallelism), which would keep different tokens; take a pre-LLM method alone"
+            )
         return decoder
 
     @property

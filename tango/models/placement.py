@@ -35,6 +35,11 @@ def device_of(module: nn.Module) -> torch.device:
     return next((torch.device(device) for device in found if device is not None), first)
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether weights are spread over processes, as tensor parallelism does."""
+    return any(hasattr(parameter, "device_mesh") for parameter in module.parameters())
+
+
 def weight_of(module: nn.Module, name: str) -> Tensor:
     """A parameter of the module's own, wherever it lies.
 

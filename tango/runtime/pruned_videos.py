@@ -52,8 +52,12 @@ class PrunedVideos:
         """The same on another device; itself if it is there already."""
         if self.features.device == device:
             return self
-        moved = {"features": self.features.to(device), "keep_masks": [mask.to(device) for mask in self.keep_masks]}
-        return replace(self, **moved, deeper=[[layer.to(device) for layer in own] for own in self.deeper])
+        return replace(
+            self,
+            features=self.features.to(device),
+            keep_masks=[keep_mask.to(device) for keep_mask in self.keep_masks],
+            deeper=[[layer.to(device) for layer in own] for own in self.deeper],
+        )
 
     def sizes_of(self, kind: Kind) -> tuple[VideoStats, ...]:
         """The numbers of all videos, or of all images."""
