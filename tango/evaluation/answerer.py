@@ -124,9 +124,8 @@ class Answerer:
             }
             self._journal: Journal | None = None
             if journal is not None:
-                head = pooling_head_of(self.model)
                 behind = identity(str(pretrained), self.method, video_backend=video_backend, local_files_only=True)
-                behind["content"]["pooling_head"] = None if head is None else head.digest
+                behind["content"]["pooling_head"] = getattr(pooling_head_of(self.model), "digest", None)
                 self._journal = Journal(journal, {**self.config, **behind}, rank=rank)
                 stack.callback(self._journal.close)
             self._stack = stack.pop_all()
