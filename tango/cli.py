@@ -30,6 +30,7 @@ _COMMANDS = (
     ("calibrate", "tango.commands.calibrate", "suggest sinks, thresholds and budget for a model, from a few videos"),
     ("profile", "tango.commands.profile", "time a model end to end, stage by stage, with several methods"),
     ("methods", "tango.commands.methods", "list the pruning methods"),
+    ("models", "tango.commands.models", "list the model families"),
     ("flops", "tango.commands.flops", "count what pruning saves in the language model"),
     ("experiments", "tango.commands.experiments", "list the rows of the paper's tables, and how to run them"),
     ("table", "tango.commands.table", "fill the paper's tables with recorded results"),

@@ -176,10 +176,12 @@ def label_of(method: Mapping[str, Any], *, ratio: bool = True) -> str:
 
     If the method is not registered here, its defaults are unknown, and the label holds all options.
 
-        label_of(json.loads(Path("run.json").read_text())["method"])  # "tango-r0.1"
-
     Args:
         ratio: whether the label holds the retention ratio, or the mean over layers.
+
+    Example:
+        >>> tango.evaluation.label_of({"method": "tango", "options": {"retention_ratio": 0.1}})
+        'tango-r0.1'
     """
     name, options, layers = method["method"], method.get("options") or {}, method.get("layer_options") or {}
     weights, pruner, parts = method.get("weights") or {}, method.get("layer_pruner"), [str(name)]

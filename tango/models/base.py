@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tango.containers import ALL_SIGNALS, PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.extensions import load_group
+from tango.models.about import About
 from tango.models.calls import Call, Inputs, on_host
 from tango.models.merging import MergedFrames, Merger
 from tango.models.placement import device_of, is_sharded
@@ -98,6 +99,8 @@ class Adapter(ABC):
 
     title: ClassVar[str]  # the family's name as people write it
     model_class: ClassVar[str]  # the stock class that generates; a model must be an instance of it
+    about: ClassVar[About] = About()
+    position_rules: ClassVar[tuple[str, ...]] = ("contiguous",)  # names that `positions=` takes, the usual one first
     signals: ClassVar[Signal] = Signal.NONE  # what models of this family can supply; a single model may lack some
     consumed: ClassVar[frozenset[str]]  # inputs that this adapter uses up before the LLM runs
     own_inputs: ClassVar[frozenset[str]] = frozenset({"video_timestamps_s", FIRST_EQUAL})  # stock code never gets them

@@ -54,6 +54,7 @@ class FixedGridAdapter(Adapter):
     """
 
     signals: ClassVar[Signal] = Signal.SALIENCY | Signal.FRAME_EMBEDS | Signal.TIMESTAMPS | Signal.KEYS | Signal.TEXT
+    position_rules: ClassVar[tuple[str, ...]] = ("contiguous", "kept")
     image_options: ClassVar[tuple[str, ...]] = ()  # inputs that `get_image_features` takes beside pixels and sizes
     # Positions that attract attention whatever the image shows; they hold for a grid of this size alone.
     sink_positions: ClassVar[tuple[int, ...]] = ()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from tango.errors import UnsupportedModelError
+from tango.models.about import About
 from tango.models.base import register_adapter
 from tango.models.fixed_grid import FixedGridAdapter, PositionRule
 from tango.ops.saliency import PoolingQuery
@@ -26,6 +27,11 @@ class LlavaNextVideoAdapter(FixedGridAdapter):
 
     title: ClassVar[str] = "LLaVA-NeXT-Video"
     model_class: ClassVar[str] = "LlavaNextVideoForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("llava-hf/LLaVA-NeXT-Video-*-hf",),
+        tokens="12 x 12",
+        notes="its processor is transformers' own and needs torchvision",
+    )
     consumed: ClassVar[frozenset[str]] = frozenset(
         {
             "pixel_values", "pixel_values_videos", "image_sizes", "vision_feature_layer",

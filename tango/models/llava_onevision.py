@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tango.containers import Signal
 from tango.errors import MissingSignalError
+from tango.models.about import About
 from tango.models.base import Newlines, pooling_head_of, register_adapter
 from tango.models.checkpoint import load_tokenizer
 from tango.models.fixed_grid import FixedGridAdapter
@@ -31,6 +32,11 @@ class LlavaOnevisionAdapter(FixedGridAdapter):
 
     title: ClassVar[str] = "LLaVA-OneVision"
     model_class: ClassVar[str] = "LlavaOnevisionForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("llava-hf/llava-onevision-*", "lmms-lab/llava-onevision-qwen2-*-ov*"),
+        tokens="14 x 14",
+        tested="tango-mini, trained; random weights of the 7B's shape on an H200",
+    )
     consumed: ClassVar[frozenset[str]] = frozenset(
         {
             "pixel_values", "pixel_values_videos", "image_sizes", "image_sizes_videos", "batch_num_images",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from tango.errors import UnsupportedModelError
+from tango.models.about import About
 from tango.models.base import Newlines, register_adapter
 from tango.models.fixed_grid import FixedGridAdapter, PositionRule
 from tango.models.llava_onevision import LlavaOnevisionAdapter
@@ -33,6 +34,11 @@ class LlavaVideoAdapter(LlavaOnevisionAdapter):
     """
 
     title: ClassVar[str] = "LLaVA-Video"
+    about: ClassVar[About] = About(
+        checkpoints=("lmms-lab/LLaVA-Video-*-Qwen2",),
+        tokens="13 x 13, and 13 newlines",
+        notes="a row keeps its newline while one of its tokens is kept; stock code does not know these newlines",
+    )
     default_num_frames: ClassVar[int] = 64
     sink_positions: ClassVar[tuple[int, ...]] = (26, 157, 11)  # as released
     sink_grid: ClassVar[tuple[int, int] | None] = (13, 13)

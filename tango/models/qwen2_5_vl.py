@@ -16,6 +16,7 @@ from transformers import vision_utils
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
 from tango.errors import OptionError, UnsupportedModelError
+from tango.models.about import About
 from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideos, register_adapter
 from tango.models.calls import Inputs
 from tango.models.frame_batches import FrameRows, frame_batches
@@ -54,6 +55,7 @@ class QwenVlAdapter(Adapter):
             "mm_token_type_ids", "rope_deltas", "video_timestamps_s", FIRST_EQUAL, "video_metadata",
         }
     )  # fmt: skip
+    position_rules: ClassVar[tuple[str, ...]] = ("correct", "stock")
     default_num_frames: ClassVar[int] = 32
     positions_need_time: ClassVar[bool] = False
     form: ClassVar[QwenForm]
@@ -281,6 +283,11 @@ class Qwen2VlAdapter(QwenVlAdapter):
     title: ClassVar[str] = "Qwen2-VL"
     prunes_images: ClassVar[bool] = True
     model_class: ClassVar[str] = "Qwen2VLForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("Qwen/Qwen2-VL-*-Instruct",),
+        tokens="at most 16 x 16 for two",
+        notes="kept tokens retain their M-RoPE positions; stock positions are wrong after a video",
+    )
     form: ClassVar[QwenForm] = QwenForm(processor="Qwen2VLProcessor")
     stock_is_right: ClassVar[bool] = False  # stock positions are wrong, see `tango.models.mrope`
 
@@ -292,6 +299,12 @@ class Qwen2_5VlAdapter(QwenVlAdapter):
     title: ClassVar[str] = "Qwen2.5-VL"
     prunes_images: ClassVar[bool] = True
     model_class: ClassVar[str] = "Qwen2_5_VLForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("Qwen/Qwen2.5-VL-*-Instruct",),
+        tokens="at most 16 x 16 for two",
+        tested="random weights of the 7B's shape on an H200",
+        notes="kept tokens retain their M-RoPE positions; stock positions are wrong after a video",
+    )
     form: ClassVar[QwenForm] = QwenForm(processor="Qwen2_5_VLProcessor", seconds_per_step=True)
     stock_is_right: ClassVar[bool] = False  # stock positions are wrong, see `tango.models.mrope`
     positions_need_time: ClassVar[bool] = True

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import vision_utils
 
+from tango.models.about import About
 from tango.models.base import EncodedImages, register_adapter
 from tango.models.calls import Call, Inputs, cache_of
 from tango.models.mrope import vision_positions
@@ -34,6 +35,11 @@ class Qwen3VlAdapter(QwenVlAdapter):
     title: ClassVar[str] = "Qwen3-VL"
     prunes_images: ClassVar[bool] = True
     model_class: ClassVar[str] = "Qwen3VLForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("Qwen/Qwen3-VL-*-Instruct",),
+        tokens="at most 14 x 14 for two",
+        notes="deepstack features are pruned along; a frame without tokens keeps its time",
+    )
     form: ClassVar[QwenForm] = QwenForm(
         processor="Qwen3VLProcessor",
         video_processor="Qwen3VLVideoProcessor",
