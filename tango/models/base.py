@@ -276,9 +276,7 @@ class Adapter(ABC):
                 (B, L) or None.
         """
 
-    def texts(
-        self, inputs: Inputs, wants: Signal, placeholders: Sequence[int], *, images: bool = False
-    ) -> Sequence[Tensor | None]:
+    def texts(self, inputs: Inputs, wants: Signal, placeholders: Sequence[int]) -> Sequence[Tensor | None]:
         """Input embeddings (Q, D) of the question about each video, if `wants` has TEXT.
 
         What counts as the question: `tango.models.questions.questions`. Labelled columns are what the model is trained
@@ -286,10 +284,16 @@ class Adapter(ABC):
 
         Args:
             placeholders: how many each video has.
-            images: ask about the images instead.
         Raises:
             PromptError: a prompt has no text beside its video.
         """
+        return self._texts("video", inputs, wants, placeholders)
+
+    def image_texts(self, inputs: Inputs, wants: Signal, placeholders: Sequence[int]) -> Sequence[Tensor | None]:
+        """As `texts`, about each image."""
+        return self._texts("image", inputs, wants, placeholders)
+
+    def _texts(self, kind: str, inputs: Inputs, wants: Signal, placeholders: Sequence[int]) -> Sequence[Tensor | None]:
         if Signal.TEXT not in wants:
             return [None] * len(placeholders)
         host = on_host({name: inputs.get(name) for name in ("input_ids", "attention_mask", "labels")})
@@ -298,10 +302,10 @@ class Adapter(ABC):
             readable &= host["attention_mask"].bool()
         if host["labels"] is not None:
             readable &= host["labels"] == -100
-        video = ids == self.image_token_id if images else self.placeholders(ids, inputs, None)[0]
-        check_count("image" if images else "video", int(video.sum()), sum(placeholders))
+        where = ids == self.image_token_id if kind == "image" else self.placeholders(ids, inputs, None)[0]
+        check_count(kind, int(where.sum()), sum(placeholders))
         ends, beside = ends_of_turn(self.model), {*ids_beside_text(self.model), self.video_token_id}
-        found = questions(ids, readable, video, placeholders, ends=ends, beside_text=beside)
+        found = questions(ids, readable, where, placeholders, ends=ends, beside_text=beside)
         with torch.no_grad():  # ids without a batch: pruning does not look for placeholders among them
             embed = self.model.get_input_embeddings()
             embeds = embed(to_device(torch.cat(found), device_of(embed)))

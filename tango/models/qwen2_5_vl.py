@@ -123,7 +123,7 @@ class QwenVlAdapter(Adapter):
     def encode_images_as_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
         pixels, grids = self._pixels(inputs, "pixel_values", "image_grid_thw")
         times = [torch.zeros(T, dtype=torch.float64) for T, _, _ in grids]
-        texts = self.texts(inputs, wants, [math.prod(grid) for grid in grids], images=True)
+        texts = self.image_texts(inputs, wants, [math.prod(grid) for grid in grids])
         distinct = distinct_frames({}, [T for T, _, _ in grids])
         return self._encode(pixels, grids, times, texts, distinct, wants, timer)
 

@@ -12,6 +12,7 @@ from tango.methods import Plan, build_pruner, ready_pruners
 from tango.models.base import families_that_prune_images
 from tango.models.calls import cache_argument, cache_of
 from tests import tiny, tiny_qwen
+from tests.families import Picture, Video, all_families
 from tests.tiny import new_tokens
 from tests.tiny_qwen import STILL, TALL
 
@@ -250,9 +251,22 @@ def test_families_that_lay_out_images_otherwise_are_refused(build):
         tango.prune(build(), "uniform", images=True)
 
 
-def test_which_families_prune_images():
-    """A family that inherits the ability is tested above, or refuses."""
-    assert set(families_that_prune_images()) == set(tiny_qwen.FAMILIES)
+@pytest.mark.parametrize("name", families_that_prune_images())
+def test_every_family_that_can(name):
+    """One that inherits it must be exact, too."""
+    own = all_families()[name]
+    model = own.model()
+    rows = (("A ", Picture(1), " B ", Picture(2), " why?"), ("See ", Video(4, 3), Picture(4), " Tell me."))
+    for given in (own.inputs(rows[0]), own.inputs(*rows)):
+        stock = model.generate(**own.stock(given), **GREEDY)
+        with tango.prune(model, "uniform", retention_ratio=1.0, images=True, **own.options) as pruning:
+            assert torch.equal(model.generate(**given, **GREEDY), stock)
+        assert len(pruning.stats.images) == (2 if len(given["input_ids"]) == 1 else 3)
+    for method in ("uniform", "divprune", "visionzip"):
+        with tango.prune(model, method, retention_ratio=0.25, images=True, **own.options) as pruning:
+            together = generated(model, own.inputs(*rows))
+            assert all(image.tokens_after < image.tokens_before for image in pruning.stats.images)
+            assert together == [generated(model, own.inputs(row))[0] for row in rows]
 
 
 def test_labels_and_settings():
