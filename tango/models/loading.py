@@ -49,7 +49,7 @@ def load(
             checkpoint, else the tower itself if it kept its head, else google/siglip-so400m-patch14-384 if it is that.
         revision: branch, tag or commit of the checkpoint on the hub.
         local_files_only: never ask the hub.
-        **options: passed on to `from_pretrained` (e.g. `device_map`).
+        **options: passed on to `from_pretrained`, such as `device_map`, `quantization_config` or `distributed_config`.
     Returns:
         The model in evaluation mode, with the head as its plain attribute `pooling_head`, and its processor.
     Raises:

@@ -91,10 +91,14 @@ def test_a_checkpoint_is_loaded_and_asked(tmp_path: Path) -> None:
     for options in ({}, {"device_map": {"": "disk"}, "offload_folder": tmp_path / "disk"}):
         model, processor = tango.load(tmp_path / "model", device="cpu", **options)
         assert model.pooling_head.device == torch.device("cpu")
+        if not options:
+            stock = tango.answer(model, processor, frames, "What?", fps=1.0, max_new_tokens=6)
         with tango.prune(model, "tango", retention_ratio=0.3):
             said.append(tango.answer(model, processor, frames, "What?", fps=1.0, max_new_tokens=6))
             video = tango.encode(model, processor, frames, fps=1.0)
             assert tango.answer(model, processor, video, "What?", max_new_tokens=6) == said[0]
+        with tango.prune(model, tango.KeepAllPruner()):
+            assert tango.answer(model, processor, frames, "What?", fps=1.0, max_new_tokens=6) == stock
     assert said[0] == said[1]
 
 
@@ -102,21 +106,23 @@ def test_a_checkpoint_is_loaded_and_asked(tmp_path: Path) -> None:
 def spread(model: nn.Module, on_gpu: list[str]) -> Iterator[None]:
     """While entered, these parts lie on the pretended device. As accelerate's hooks do, each brings its inputs there,
     and the model its output to where its input was. Mixing both sides in one operator fails, as it would."""
-    for name in on_gpu:
-        for module in model.get_submodule(name).modules():
-            for store in (module._parameters, module._buffers):
-                for key, value in store.items():
-                    if value is not None and not isinstance(value, OnDevice):
-                        moved = OnDevice(value.detach())
-                        store[key] = nn.Parameter(moved, requires_grad=False) if store is module._parameters else moved
     with PretendGpu():
+        for name in on_gpu:
+            for module in model.get_submodule(name).modules():
+                for store in (module._parameters, module._buffers):
+                    for key, value in store.items():
+                        if value is not None and not isinstance(value, OnDevice):
+                            moved = OnDevice(value.detach())
+                            is_weight = store is module._parameters
+                            store[key] = nn.Parameter(moved, requires_grad=False) if is_weight else moved
         for name, module in model.named_modules():
             if name in on_gpu:
-                add_hook_to_module(module, AlignDevicesHook(torch.device("meta")))
-            elif not any(part.startswith(f"{name}.") for part in on_gpu) and not any(
-                name.startswith(f"{part}.") for part in on_gpu
-            ):
-                add_hook_to_module(module, AlignDevicesHook(torch.device("cpu")))
+                hook = AlignDevicesHook(torch.device("meta"))
+            elif any(part.startswith(f"{name}.") or f"{name}.".startswith(f"{part}.") for part in on_gpu):
+                continue  # it holds parts of both sides, or belongs to one of the other side
+            else:
+                hook = AlignDevicesHook(torch.device("cpu"))
+            add_hook_to_module(module, hook)
         add_hook_to_module(model, AlignDevicesHook(io_same_device=True))
         with torch.no_grad(), mock.patch.object(torch, "inference_mode", torch.no_grad):
             yield

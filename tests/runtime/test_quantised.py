@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, TorchA
 
 import tango
 from tango.toy import write_checkpoint
-from tests import tiny, tiny_qwen
+from tests import tiny
+from tests.families import Family, Video, all_families
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of those packages
 GREEDY = {"do_sample": False, "max_new_tokens": 5}
@@ -36,45 +37,38 @@ def settings(weights: str) -> Any:
 
 
 @pytest.fixture(scope="module", params=["llava_onevision", "llava_next_video", "qwen2_5_vl", "qwen3_vl"])
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
+def family(request: pytest.FixtureRequest) -> Family:
+    return all_families()[request.param]
 
 
 @pytest.fixture(scope="module")
-def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp(family)
-    model = tiny_qwen.model(family) if family in tiny_qwen.FAMILIES else getattr(tiny, family)()
-    model.save_pretrained(path)
+def folder(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp(family.name)
+    family.model().save_pretrained(path)
     return path
 
 
-def inputs_for(family: str) -> dict[str, Any]:
-    if family in tiny_qwen.FAMILIES:
-        return tiny_qwen.inputs(family, ("Look: ", tiny_qwen.TALL, " What?"), ("A ", tiny_qwen.TALL, "!"))
-    return tiny.one_video()
-
-
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_keeping_all_equals_the_quantised_stock_model(family: str, folder: Path, weights: str) -> None:
+def test_keeping_all_equals_the_quantised_stock_model(family: Family, folder: Path, weights: str) -> None:
     """The projector must see its input as in stock code: 8-bit layers round theirs, so no sum may move past them."""
     model = AutoModelForImageTextToText.from_pretrained(
         folder, quantization_config=settings(weights), dtype=torch.float32
     ).eval()
     assert {type(p).__name__ for p in model.model.language_model.layers.parameters()} > {"Parameter"}
-    inputs = inputs_for(family)
-    stock = tiny_qwen.stock(inputs)
+    inputs = family.inputs(("Look: ", Video(6, 1), " What?"))
+    stock = family.stock(inputs)
     seen = inputs["attention_mask"].bool()
     with torch.no_grad():
         expected = model.generate(**stock, **GREEDY), model(**stock).logits[seen]
-        with tango.prune(model, "uniform", retention_ratio=1.0):
+        with tango.prune(model, "uniform", retention_ratio=1.0, **family.options):
             assert torch.equal(model.generate(**inputs, **GREEDY), expected[0])
             ours = model(**{name: x for name, x in inputs.items() if name != "mm_token_type_ids"}).logits[seen]
         torch.testing.assert_close(ours, expected[1], rtol=1e-3, atol=1e-3)
         for method, options in (("tango", {}), ("visionzip", {}), ("fastv", {"layer": 2, "retention_ratio": 0.8})):
             with tango.prune(model, method, saliency="attn", **{"retention_ratio": 0.25, **options}) as pruning:
                 model.generate(**inputs, **GREEDY)
-            kept = pruning.stats.layer.tokens if pruning.stats.layer else (96, pruning.stats.tokens_after)
-            assert 0 < kept[-1] < kept[0]
+            left = pruning.stats.layer.tokens[-1] if pruning.stats.layer else pruning.stats.tokens_after
+            assert 0 < left < pruning.stats.tokens_before
         assert torch.equal(model.generate(**stock, **GREEDY), expected[0])
 
 
