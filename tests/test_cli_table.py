@@ -1,4 +1,4 @@
-"""`tango table`, `tango experiments`, `tango figure` and scripts/table*.sh as a user meets them."""
+"""`tango table`, `tango experiments` and scripts/table*.sh as a user meets them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ import yaml
 
 from tango.cli import main
 from tango.report.paper import published
-from tests.report.folders import MINIATURE, everything, write_lines, write_run
+from tests.report.folders import FULL, MINIATURE, PRUNED, everything, five_runs, write_lines, write_run
 
 ROOT = Path(__file__).parent.parent
-FULL = "111111101101;11111100;111010;1111011"
-PRUNED = "111110101100;11110000;101010;1111000"
 
 
 @pytest.fixture(autouse=True)
@@ -28,18 +26,7 @@ def miniature(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
-    folder = tmp_path / "outputs"
-    write_run(folder, {"method": "none"}, everything(FULL), tokens=(6272.0, 6272.0))
-    write_run(folder, {"method": "tango", "retention_ratio": 0.1}, everything(PRUNED), tokens=(6272.0, 640.0))
-    write_run(folder, {"method": "tango", "retention_ratio": 0.2}, everything(FULL), tokens=(6272.0, 1280.0))
-    write_run(folder, {"method": "fastv", "retention_ratio": 0.1}, everything(PRUNED), tokens=(6272.0, 627.2))
-    write_run(
-        folder,
-        {"method": "tango", "retention_ratio": 0.1, "pruned_layer": 18},
-        everything(FULL),
-        tokens=(6272.0, 640.0),
-    )
-    return folder
+    return five_runs(tmp_path / "outputs")
 
 
 class TestTable:
@@ -252,70 +239,6 @@ class TestExperiments:
         (tmp_path / "table1.yaml").write_text(yaml.safe_dump(described))
         assert main(["experiments", "1", "--runs", "--experiments", str(tmp_path)]) == 2
         assert "retention_rate" in capsys.readouterr().err
-
-
-class TestFigure:
-    def rows(self, path: Path) -> dict[tuple[str, str], dict[str, str]]:
-        return {(row["method"], row["tokens_percent"]): row for row in csv.DictReader(path.read_text().splitlines())}
-
-    def test_numbers_and_picture(self, outputs, tmp_path):
-        path = tmp_path / "new" / "accuracy.svg"
-        assert main(["figure", "accuracy", "--results", str(outputs), "--output", str(path)]) == 0
-        rows = self.rows(path.with_suffix(".csv"))
-        assert set(rows) == {
-            ("none", "100.0"),
-            ("tango", "10.204082"),
-            ("tango", "20.408163"),
-            ("fastv", "10.0"),
-            ("tango-fastv-merge18", "10.204082"),
-        }
-        expected = (100 * 8 / 12 + 50 + 50 + 40) / 4
-        assert float(rows["tango", "10.204082"]["accuracy"]) == pytest.approx(expected)
-        assert rows["none", "100.0"]["num_questions"] == "33"
-        assert path.read_text().startswith("<?xml")
-
-    def test_tokens_are_as_configured_where_they_were_not_recorded(self, outputs, tmp_path):
-        for path in outputs.rglob("run.json"):
-            path.write_text(path.read_text().replace("mean_tokens_after", "some_other_name"))
-        path = tmp_path / "accuracy.svg"
-        assert main(["figure", "accuracy", "--results", str(outputs), "--output", str(path)]) == 0
-        assert {tokens for _, tokens in self.rows(path.with_suffix(".csv"))} == {"100.0", "10.0", "20.0"}
-
-    @pytest.mark.parametrize("form", ["png", "svg", "pdf"])
-    def test_the_same_results_give_the_same_bytes(self, outputs, tmp_path, form):
-        for name in ("a", "b"):
-            command = ["figure", "accuracy", "--results", str(outputs), "--output", str(tmp_path / f"{name}.{form}")]
-            assert main(command) == 0
-        assert (tmp_path / f"a.{form}").read_bytes() == (tmp_path / f"b.{form}").read_bytes()
-
-    def test_some_benchmarks_and_who_is_left_out(self, outputs, tmp_path, capsys):
-        write_run(outputs, {"method": "uniform"}, {"MVBench": [True] * 8})
-        path = tmp_path / "a.png"
-        command = ["figure", "accuracy", "--results", str(outputs), "--output", str(path)]
-        assert main(command) == 0
-        assert "uniform is left out: it was not run on LongVideoBench, MLVU, Video-MME" in capsys.readouterr().err
-        assert main([*command, "--benchmarks", "MVBench"]) == 0
-        assert self.rows(path.with_suffix(".csv"))["uniform", "10.204082"]["accuracy"] == "100.0"
-
-    def test_without_matplotlib_there_are_the_numbers(self, outputs, tmp_path, capsys, monkeypatch):
-        monkeypatch.setitem(sys.modules, "matplotlib", None)
-        path = tmp_path / "a.png"
-        assert main(["figure", "accuracy", "--results", str(outputs), "--output", str(path)]) == 2
-        assert 'pip install "matplotlib>=3.8"' in capsys.readouterr().err
-        assert len(self.rows(path.with_suffix(".csv"))) == 5
-        assert not path.exists()
-
-    def test_mistakes_exit_with_2(self, outputs, tmp_path, capsys):
-        command = ["figure", "accuracy", "--results", str(outputs), "--output"]
-        assert main([*command, str(tmp_path / "a.jpg")]) == 2
-        assert "must end in .png, .svg or .pdf" in capsys.readouterr().err
-        assert main([*command, str(tmp_path / "a.png"), "--model", "other"]) == 2
-        assert "no results of other; there are those of LLaVA-OneVision-7B" in capsys.readouterr().err
-        assert main([*command, str(tmp_path / "a.png"), "--benchmarks", "EgoSchema"]) == 2
-        assert "no method was run on all of EgoSchema" in capsys.readouterr().err
-        write_run(outputs, {"method": "none"}, everything(FULL), model="Qwen2.5-VL-7B")
-        assert main([*command, str(tmp_path / "a.png")]) == 2
-        assert "choose one with --model: LLaVA-OneVision-7B, Qwen2.5-VL-7B" in capsys.readouterr().err
 
 
 class TestScripts:

@@ -1,6 +1,6 @@
 """Model families. Importing this package registers their adapters."""
 
-from tango.models import llava_next_video, llava_onevision, llava_video, qwen2_5_vl, qwen3_vl
+from tango.models import glm4v, llava_next_video, llava_onevision, llava_video, qwen2_5_vl, qwen3_vl
 from tango.models.base import (
     Adapter,
     EncodedImages,
@@ -21,6 +21,7 @@ __all__ = [
     "default_num_frames",
     "families_that_merge",
     "families_with",
+    "glm4v",
     "llava_next_video",
     "llava_onevision",
     "llava_video",

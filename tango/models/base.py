@@ -19,7 +19,7 @@ from tango.extensions import load_group
 from tango.models.about import About
 from tango.models.calls import Call, Inputs, on_host
 from tango.models.merging import MergedFrames, Merger
-from tango.models.placement import device_of, is_sharded
+from tango.models.placement import device_of
 from tango.models.pooling_head import PoolingHead
 from tango.models.processors import stock
 from tango.models.processors.protocol import ChatProtocol
@@ -36,9 +36,12 @@ from tango.video.repeats import FIRST_EQUAL
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# Text models, by `model_type`, with plainly causal masks, and with layers whose `self_attn` has `q_proj`, `k_proj` and
-# half-split rotations: methods with `reads = "own"` count on them.
-DECODERS = ("llama", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text")
+# Text models, by `model_type`, with plainly causal masks, and with layers whose `self_attn` follows `input_layernorm`
+# and calls transformers' attention function. How they rotate does not matter.
+DECODERS = (
+    *("glm4v_moe_text", "glm4v_text", "llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3"),
+    *("qwen3_moe", "qwen3_vl_text"),
+)
 
 # Fields of `VisualTokens` that come from the tower, frame by frame.
 TOKEN_FIELDS = ("features", *(ALL_SIGNALS & ~(Signal.TIMESTAMPS | Signal.TEXT)).fields)
@@ -209,13 +212,9 @@ class Adapter(ABC):
         found = getattr(config, "model_type", type(decoder).__name__)
         if not isinstance(decoder, nn.Module) or found not in DECODERS or not hasattr(decoder, "norm"):
             raise UnsupportedModelError(f"pruning at a layer works with decoders {', '.join(DECODERS)}, not {found}")
-        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        kinds = getattr(config, "layer_types", None)
+        if "sliding_attention" in (kinds or ()) or (not kinds and getattr(config, "sliding_window", None)):
             raise UnsupportedModelError("pruning at a layer does not work with sliding-window attention")
-        if is_sharded(decoder.get_submodule("layers")):
-            raise UnsupportedModelError(
-                "pruning at a layer reads the attention of all heads, but here the heads are spread over processes "
-                "(tensor parallelism), which would keep different tokens; take a pre-LLM method alone"
-            )
         return decoder
 
     @property
@@ -242,6 +241,11 @@ class Adapter(ABC):
     def pruned_token_ids(self) -> tuple[int, ...]:
         """Ids of the placeholders of what is pruned."""
         return (self.video_token_id, self.image_token_id) if self.images else (self.video_token_id,)
+
+    @property
+    def guarded_token_id(self) -> int:
+        """Id of a token that stands in prompts with videos alone: the LLM must not read it as if it were a word."""
+        return self.video_token_id
 
     def check(self, needs: Signal, method: str) -> None:
         """Refuse a method that needs a signal this model cannot supply, before any work.
@@ -322,18 +326,6 @@ class Adapter(ABC):
             raise UnsupportedModelError(
                 f"{merger.name} merges frames in the tower, which the {self.title} adapter cannot; "
                 f"it works with {', '.join(families_that_merge())}"
-            )
-
-    def check_images(self) -> None:
-        """Refuse to prune images where that is not exact.
-
-        Raises:
-            UnsupportedModelError: the family lays out images in another way than videos.
-        """
-        if not self.prunes_images:
-            raise UnsupportedModelError(
-                f"images=True prunes images that are laid out as videos of one frame, which the {self.title} adapter "
-                f"does not know; it works with {', '.join(families_that_prune_images())}"
             )
 
     def distinct_frames(self, inputs: Inputs, lengths: Sequence[int]) -> Distinct:

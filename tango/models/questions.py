@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _BESIDE_TEXT = (
     *("bos_token_id", "image_token_id", "image_token_index", "video_token_id", "video_token_index"),
     *("vision_start_token_id", "vision_end_token_id"),
+    *("image_start_token_id", "image_end_token_id", "video_start_token_id", "video_end_token_id"),
 )
 
 

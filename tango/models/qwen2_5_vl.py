@@ -23,7 +23,7 @@ from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_step, vision_positions
 from tango.models.packed_attention import packed_attention
 from tango.models.processors.qwen import MAX_PIXELS, QwenForm, QwenProcessor
-from tango.models.qwen_tower import queries_or_keys, tap_attention, window_order
+from tango.models.qwen_tower import queries_or_keys, tap_block, window_order
 from tango.models.reuse import Distinct, distinct_frames, reuse_of
 from tango.ops.device import to_device
 from tango.ops.saliency import TowerBlock, block_signals
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention
 
 PositionRule = Literal["correct", "kept", "stock"]
+IMAGE, VIDEO = 1, 2  # kinds of placeholders
 
 
 class QwenVlAdapter(Adapter):
@@ -164,13 +165,11 @@ class QwenVlAdapter(Adapter):
         self, pixels: Tensor, grids: list[Grid], wants: Signal, timer: StageTimer
     ) -> list[dict[str, Tensor]]:
         """Features and wanted signals of a batch of temporal steps, which may belong to several videos."""
-        attention, needed = self.tower_blocks(self.model)[-1].attn, wants & (Signal.SALIENCY | Signal.KEYS)
-        tap = tap_attention(attention) if needed else nullcontext(dict[str, Tensor]())
+        block, needed = self.tower_blocks(self.model)[-1], wants & (Signal.SALIENCY | Signal.KEYS)
+        tap = tap_block(block, block.attn) if needed else nullcontext(dict[str, Tensor]())
         with timer.stage("tower"), tap as record:
             grid_thw = torch.tensor([(T, H * self.merge, W * self.merge) for T, H, W in grids])  # stays on the host
             output = self.model.model.get_video_features(to_device(pixels, self.device), grid_thw, return_dict=True)
-            if record:
-                record["hidden"] = output.last_hidden_state
         lengths, first, parts = [math.prod(grid) for grid in grids], 0, []
         deeper = {f"deeper_{i}": x.split(lengths) for i, x in enumerate(self.deeper_features(output))}
         with timer.stage("prune"):
@@ -237,11 +236,15 @@ class QwenVlAdapter(Adapter):
             return self._stock_positions(input_ids, attention_mask, inputs)
         vision = {}
         if inputs.get(self.video_input) is not None:
-            vision[self.video_token_id] = self.video_positions(inputs)
+            vision[VIDEO] = self.video_positions(inputs)
         if inputs.get("pixel_values") is not None:
-            images = self.token_grids(inputs, "image_grid_thw")
-            vision[self.image_token_id] = [vision_positions(grid) for grid in images]
-        return mrope_positions(input_ids, attention_mask, vision)
+            vision[IMAGE] = [vision_positions(grid) for grid in self.token_grids(inputs, "image_grid_thw")]
+        return mrope_positions(self.kinds(input_ids, inputs), attention_mask, vision)
+
+    def kinds(self, input_ids: Tensor, inputs: Inputs) -> Tensor:
+        """IMAGE and VIDEO at their placeholders, 0 at text, (B, L), as in `mm_token_type_ids`."""
+        del inputs
+        return IMAGE * (input_ids == self.image_token_id).int() + VIDEO * (input_ids == self.video_token_id).int()
 
     def video_positions(self, inputs: Inputs) -> list[Tensor]:
         """Positions of every run of video placeholders, from 0, in the order of the prompt."""
@@ -250,10 +253,9 @@ class QwenVlAdapter(Adapter):
     def _stock_positions(self, ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor:
         names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
         options = {name: inputs[name] for name in names if inputs.get(name) is not None}
-        kinds = (ids == self.image_token_id).int() + 2 * (ids == self.video_token_id).int()
         positions, _ = self.model.model.get_rope_index(
             ids,
-            mm_token_type_ids=kinds,
+            mm_token_type_ids=self.kinds(ids, inputs),
             attention_mask=attention_mask,
             **options,
         )

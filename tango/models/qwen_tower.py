@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def tap_attention(attention: Qwen2_5_VLVisionAttention) -> Iterator[dict[str, Tensor]]:
-    """While entered, record "qkv", "cos" and "sin" that one attention module computes.
+def tap_block(block: nn.Module, attention: Qwen2_5_VLVisionAttention) -> Iterator[dict[str, Tensor]]:
+    """While entered, record "qkv", "cos" and "sin" that a block's attention computes, and the block's output, "hidden".
 
     The tower keeps its attention implementation. Only calls from the current thread are recorded.
     """
@@ -29,13 +29,17 @@ def tap_attention(attention: Qwen2_5_VLVisionAttention) -> Iterator[dict[str, Te
         if threading.get_ident() == owner:
             record["cos"], record["sin"] = kwargs["position_embeddings"]
 
-    def note_qkv(_module: nn.Module, _args: tuple[object, ...], output: Tensor) -> None:
-        if threading.get_ident() == owner:
-            record["qkv"] = output.detach()
+    def note(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+            if threading.get_ident() == owner:
+                record[name] = output.detach()
+
+        return hook
 
     handles = [
         attention.register_forward_pre_hook(note_rotation, with_kwargs=True),
-        attention.qkv.register_forward_hook(note_qkv),
+        attention.qkv.register_forward_hook(note("qkv")),
+        block.register_forward_hook(note("hidden")),
     ]
     try:
         yield record
@@ -48,7 +52,7 @@ def queries_or_keys(part: dict[str, Tensor], num_heads: int, name: Literal["q", 
     """Rotated queries or keys of one video's patches, in the tower's order.
 
     Args:
-        part: the video's rows (T, p, ...) of the record of `tap_attention`.
+        part: the video's rows (T, p, ...) of the record of `tap_block`.
     """
     x = part["qkv"].unflatten(-1, (3, num_heads, -1))[..., "qk".index(name), :, :]
     return rotate(x, part["cos"], part["sin"]).transpose(1, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -98,12 +98,7 @@ def build(
     )
     notes += filled.other_sets()
     used = filled.used.values()
-    parts: dict[Path, list[str]] = {}
-    for run in used:
-        if run.partial:
-            whole = "" if run.num_expected is None else f"/{run.num_expected}"
-            parts.setdefault(run.source, []).append(f"{run.benchmark.name} {len(run.questions)}{whole}")
-    notes += [f"partial, marked *: {source}: {', '.join(names)} questions" for source, names in parts.items()]
+    notes += _partial(used)
     notes += [f"marked !: {run.failures}" for run in used if run.failures is not None]
     if unclear := sorted({run.benchmark.name for run in used if any(q.video_id is None for q in run.questions)}):
         notes.append(f"which clip a question is about is not recorded for {', '.join(unclear)}; each counts as its own")
@@ -112,6 +107,22 @@ def build(
         notes.append(f"in no row of this table: {', '.join(other)}")
     notes += sorted({note for run in unused if (note := filled.differs_in_one(run)) is not None})
     return Table(experiment, rows, against, (*experiment.notes, *results.notes, *notes, *filled.notes))
+
+
+def _partial(runs: Iterable[Run]) -> list[str]:
+    """Notes on runs that answered some of the questions, one note for all that answered as many."""
+    parts: dict[Path, list[str]] = {}
+    for run in runs:
+        if run.partial:
+            whole = "" if run.num_expected is None else f"/{run.num_expected}"
+            parts.setdefault(run.source, []).append(f"{run.benchmark.name} {len(run.questions)}{whole}")
+    alike: dict[str, list[Path]] = {}
+    for source, names in parts.items():
+        alike.setdefault(", ".join(names), []).append(source)
+    return [
+        f"partial, marked *: {sources[0] if len(sources) == 1 else f'{len(sources)} runs'}: {names} questions"
+        for names, sources in alike.items()
+    ]
 
 
 def _title(model: str, experiment: Experiment) -> str:

@@ -3,8 +3,8 @@
 The stock decoder stays as it is. While one `generate` or `forward` call runs, hooks do the work:
 
 * The layer before hands its queries and keys to transformers' attention function, rotated as the family does it, and
-  they are taken from there. If a method reads the pruned layer's own, they are computed at its input. Either way no
-  attention matrix is formed, and any attention implementation will do.
+  they are taken from there. If a method reads the pruned layer's own, that layer's attention is called ahead, at the
+  layer's input, and stops there. Either way no attention matrix is formed, and any attention implementation will do.
 * At a pruned layer the kept rows are gathered. The rotations and masks of this layer and of all later ones are gathered
   in the same way, so tokens keep their positions. Each layer's cache holds what the layer has seen.
 * After the final norm, the states are spread to the prompt's full length, so logits and labels keep their shapes.
@@ -29,7 +29,7 @@ from tango.errors import UnsupportedModelError
 from tango.methods import LayerPruner
 from tango.models.attention_tap import AttentionTap
 from tango.models.calls import Call, cache_of
-from tango.models.placement import weight_of
+from tango.models.placement import device_of, is_sharded, weight_of
 from tango.ops.flops import check_layer
 from tango.runtime.layer_masks import Kept, noncausal_mask, short_mask
 from tango.runtime.stats import LayerStats
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
 _Arguments = dict[str, Any]  # keyword arguments of a module
+
+
+class _Stop(Exception):
+    """Ends a call of an attention module that has handed over its queries and keys."""
 
 
 @dataclass(kw_only=True)
@@ -101,10 +105,10 @@ def layer_pruning(
         call: the call whose passes are pruned; None: all passes of this thread.
     Raises:
         BudgetError: the decoder has no such layer.
-        UnsupportedModelError: on the call: chunked prefill, gradient checkpointing, or masks of an unknown form.
+        UnsupportedModelError: heads are spread over processes; on the call: chunked prefill, gradient checkpointing,
+            or masks of an unknown form.
     """
-    for layer in layer_pruner.layers:
-        check_layer(layer, len(decoder.layers))
+    check_layers(layer_pruner, decoder)
     attended = attention_mask.bool()
     prompts = _prompts(is_visual.bool(), attended, places, queries)
     run = _Run(decoder, layer_pruner, attended, prompts, call or Call())
@@ -112,6 +116,22 @@ def layer_pruning(
         for handle in run.hook():
             stack.callback(handle.remove)
         yield run.record
+
+
+def check_layers(layer_pruner: LayerPruner, decoder: PreTrainedModel) -> None:
+    """Refuse a layer pruner that cannot work in a decoder.
+
+    Raises:
+        BudgetError: the decoder has no such layer.
+        UnsupportedModelError: its heads are spread over processes.
+    """
+    for layer in layer_pruner.layers:
+        check_layer(layer, len(decoder.layers))
+    if is_sharded(decoder.get_submodule("layers")):
+        raise UnsupportedModelError(
+            f"{layer_pruner.name} reads the attention of all heads, but here the heads are spread over processes "
+            "(tensor parallelism), which would keep different tokens; take a pre-LLM method alone"
+        )
 
 
 def last_prompt_columns(is_visual: Tensor, labels: Tensor) -> Tensor:
@@ -187,9 +207,7 @@ class _Run:
         self.prompt_call = False
         self.rows = self.length = 0
         self.taps: dict[int, AttentionTap] = {}  # by pruned layer, on the layer before it; while the prompt passes
-        self.captured: dict[
-            str, Any
-        ] = {}  # queries, keys and scale of the layer before, or what the layer's own are made of
+        self.captured: dict[str, Any] = {}  # queries, keys and scale of the layer before, or of the layer itself
         self.left: list[_Prompt] = []  # the prompts, with the visual tokens that are still kept
         self.kept: dict[int, Kept] = {}  # by pruned layer, what it and the layers after it keep
         self.changes: dict[str, object] = {}  # arguments of the layers that see a short prompt, in the running pass
@@ -254,13 +272,13 @@ class _Run:
     def _at_layer(self, K: int, module: PreTrainedModel, args: tuple, kwargs: _Arguments) -> tuple[tuple, _Arguments]:
         """At the input of pruned layer K: select and merge, then do as for the layers after it.
 
-        All is done where the layer's input is; other inputs may come from the device of the LLM's first layer.
+        All is done on the layer's device; its inputs may come from another layer's.
         """
-        self.changes, kwargs = {}, _beside(args[0], kwargs)
+        args, kwargs = _at(device_of(module), args, kwargs)
+        self.changes = {}
         if self.prompt_call:
             if self.pruner.reads == "own":
-                self.captured["normed"] = module.input_layernorm(args[0].detach())
-                self.captured["rotation"] = self._rotation(kwargs)
+                self._read_own(module, args[0], kwargs)
             args = (self._select(K, args[0]), *args[1:])
             self.changes["position_embeddings"] = self._rotation(kwargs)
             self.changes["position_ids"] = None  # only read to recognise packed sequences, and gaps look like them
@@ -268,6 +286,23 @@ class _Run:
             kwargs, self.kept[K], self.rows, self.length, self.prompt_call, flash=self.flash
         )
         return self._after_layer(module, args, kwargs)
+
+    def _read_own(self, layer: PreTrainedModel, hidden: Tensor, kwargs: _Arguments) -> None:
+        """Capture the queries and keys of a layer that has not run yet."""
+
+        def note(queries: Tensor, keys: Tensor, scale: float) -> None:
+            self._capture(queries, keys, scale)
+            raise _Stop
+
+        tap = AttentionTap(layer.self_attn, self._guard(note))
+        normed, rotation = layer.input_layernorm(hidden.detach()), self._rotation(kwargs)
+        try:
+            with torch.no_grad():  # without a cache, so that nothing is written
+                layer.self_attn(hidden_states=normed, position_embeddings=rotation, attention_mask=None)
+        except _Stop:
+            pass
+        finally:
+            tap.remove()
 
     def _after_layer(self, _module: nn.Module, args: tuple, kwargs: _Arguments) -> tuple[tuple, _Arguments]:
         return args, {**kwargs, **self.changes}
@@ -317,38 +352,27 @@ class _Run:
         """What the pruner sees of prompt `b`, whose kept tokens are at these `rows` of its first sequence."""
         row = b * (self.rows // len(self.prompts))
         visual, text = (torch.searchsorted(columns, x) for x in (prompt.visual, prompt.text))
-        if self.pruner.reads == "before":
-            if "q" not in self.captured:
-                raise UnsupportedModelError(
-                    f"pruning at layer {K} reads queries and keys where layer {K - 1} calls transformers' attention "
-                    "function, which it did not; leave out torch.compile for the decoder, and attention code of its own"
-                )
-            queries, keys = (self.captured[name][row].transpose(0, 1).float() for name in ("q", "k"))
-            queries, keys, scale = queries[rows[text]], keys[rows], self.captured["scale"]
-        else:
-            queries, keys, scale = self._own_queries_and_keys(self.decoder.layers[K].self_attn, row, rows, text)
+        if "q" not in self.captured:
+            read = K - 1 if self.pruner.reads == "before" else K
+            raise UnsupportedModelError(
+                f"pruning at layer {K} reads queries and keys where layer {read} calls transformers' attention "
+                "function, which it did not; leave out torch.compile for the decoder, and attention code of its own"
+            )
+        captured = (self.captured[name][row].to(hidden.device) for name in ("q", "k"))
+        queries, keys = (x.transpose(0, 1).float() for x in captured)
         return LayerTokens(
             layer=K,
             hidden=hidden[row, rows],
             visual=visual,
             text=text,
-            queries=queries,
-            keys=keys,
-            scale=scale,
+            queries=queries[rows[text]],
+            keys=keys[rows],
+            scale=self.captured["scale"],
             norm_weight=weight_of(self.decoder.norm, "weight").detach().to(hidden.device),
             frames=prompt.frames,
             cells=prompt.cells,
             counts=self.record.counts(b, K),
         )
-
-    def _own_queries_and_keys(
-        self, attention: PreTrainedModel, row: int, rows: Tensor, text: Tensor
-    ) -> tuple[Tensor, Tensor, float]:
-        """Compute the rotated queries and keys of a layer that has not run yet; and the scale of their products."""
-        normed = self.captured["normed"][row, rows]
-        cos, sin = (x.expand(self.rows, -1, -1)[row, rows, None].float() for x in self.captured["rotation"])
-        queries, keys = (_project(attention, name, x).float() for name, x in (("q", normed[text]), ("k", normed)))
-        return _rotate(queries, cos[text], sin[text]), _rotate(keys, cos, sin), attention.scaling
 
     def _spread(self, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor | None:
         """Spread the states to the full length: a dropped token gets the state of the last kept token before it, from
@@ -365,23 +389,10 @@ class _Run:
         return output.gather(1, index.to(output.device)[..., None].expand(-1, -1, output.shape[-1]))
 
 
-def _beside(hidden: Tensor, kwargs: _Arguments) -> _Arguments:
-    """The arguments of a layer with its mask and rotations on the device of its input."""
+def _at(device: torch.device, args: tuple, kwargs: _Arguments) -> tuple[tuple, _Arguments]:
+    """The inputs of a layer on its device: states, mask and rotations."""
     mask, rotations = kwargs.get("attention_mask"), kwargs["position_embeddings"]
-    moved: _Arguments = {"position_embeddings": tuple(x.to(hidden.device) for x in rotations)}
+    moved: _Arguments = {"position_embeddings": tuple(x.to(device) for x in rotations)}
     if isinstance(mask, Tensor):
-        moved["attention_mask"] = mask.to(hidden.device)
-    return {**kwargs, **moved}
-
-
-def _project(attention: PreTrainedModel, name: str, normed: Tensor) -> Tensor:
-    """Queries or keys (..., heads, d) before rotation; `name` is "q" or "k"."""
-    projected = getattr(attention, f"{name}_proj")(normed).detach().unflatten(-1, (-1, attention.head_dim))
-    norm = getattr(attention, f"{name}_norm", None)
-    return projected if norm is None else norm(projected)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first half of the channels against the second."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+        moved["attention_mask"] = mask.to(device)
+    return (args[0].to(device), *args[1:]), {**kwargs, **moved}

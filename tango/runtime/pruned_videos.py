@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from tango.annotations import Bool, Float
+from tango.errors import UnsupportedModelError
 from tango.methods import Pruner
-from tango.models.base import Adapter, EncodedVideos
+from tango.models.base import Adapter, EncodedVideos, families_that_prune_images
 from tango.models.reuse import refuse_unequal
 from tango.models.splice import check_count
 from tango.ops.checks import refuse_unless
@@ -62,6 +63,19 @@ class PrunedVideos:
     def sizes_of(self, kind: Kind) -> tuple[VideoStats, ...]:
         """The numbers of all videos, or of all images."""
         return tuple(size for own, size in zip(self.kinds, self.sizes, strict=True) if own == kind)
+
+
+def check_images(adapter: Adapter) -> None:
+    """Refuse to prune images where that is not exact.
+
+    Raises:
+        UnsupportedModelError: the family lays out images in another way than videos.
+    """
+    if not adapter.prunes_images:
+        raise UnsupportedModelError(
+            f"images=True prunes images that are laid out as videos of one frame, which the {adapter.title} adapter "
+            f"does not know; it works with {', '.join(families_that_prune_images())}"
+        )
 
 
 def prune_videos(adapter: Adapter, pruner: Pruner, inputs: Mapping[str, Any], timer: StageTimer) -> PrunedVideos:

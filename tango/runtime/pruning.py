@@ -35,16 +35,15 @@ from tango.models.calls import (
 from tango.models.placement import device_of
 from tango.models.splice import ShortPrompt, shorten
 from tango.models.unwrapping import unwrap
-from tango.ops.flops import check_layer
 from tango.profiling import StageTimer
 from tango.runtime.callers import CallersPrompt, with_long_logits
 from tango.runtime.decoding import compiling_options, separate_cache_length
 from tango.runtime.encoded_video import EncodedVideo, Origin
 from tango.runtime.generation_setup import check_positions, mask_arguments, pad_token_id, prepare_special_tokens
-from tango.runtime.layer_prune import last_prompt_columns, layer_pruning
+from tango.runtime.layer_prune import check_layers, last_prompt_columns, layer_pruning
 from tango.runtime.overlay import Overlay
 from tango.runtime.owned import PlaceholderGuard, replace_method
-from tango.runtime.pruned_videos import PrunedVideos, in_order, places_of, prune_media
+from tango.runtime.pruned_videos import PrunedVideos, check_images, in_order, places_of, prune_media
 from tango.runtime.stats import PruningStats
 
 if TYPE_CHECKING:
@@ -155,7 +154,8 @@ class Pruning:
         for name, call in calls.items():
             self._stack.callback(replace_method(model, name, call))
         self._stack.enter_context(self.adapter.tower_scope())
-        guard = PlaceholderGuard(self.adapter.pruned_token_ids, self._may_read_placeholders)
+        guarded = (self.adapter.guarded_token_id, *self.adapter.pruned_token_ids[1:])
+        guard = PlaceholderGuard(guarded, self._may_read_placeholders)
         self._stack.callback(model.get_input_embeddings().register_forward_pre_hook(guard).remove)
         self._stack.callback(separate_cache_length(model))
         vars(model)[_MARK] = self
@@ -455,8 +455,8 @@ def _plan(method: str | Pruner | LayerPruner | Plan, options: dict[str, Any], ot
 def _pruned(adapter: Adapter, plan: Plan) -> Pruning:
     """Check the plan against the model and begin."""
     pruner, inside = plan.pruners(1 if plan.layer_pruner is None else len(adapter.decoder.layers))
-    for layer in () if inside is None else inside.layers:
-        check_layer(layer, len(adapter.decoder.layers))
+    if inside is not None:
+        check_layers(inside, adapter.decoder)
     adapter.check(pruner.needs, pruner.name)
     if pruning_of(adapter.model) is not None:
         raise TangoError("this model is pruned already; remove() the first pruning before adding another")
@@ -465,7 +465,7 @@ def _pruned(adapter: Adapter, plan: Plan) -> Pruning:
     if plan.tower is not None:
         adapter.check_merger(plan.tower)
     if plan.images:
-        adapter.check_images()
+        check_images(adapter)
     adapter.reuse, adapter.keep_newlines, adapter.tower_merger = plan.reuse, plan.keep_newlines, plan.tower
     adapter.images = plan.images
     bound = None if inside is None else inside.bind(adapter.model)

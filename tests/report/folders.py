@@ -84,3 +84,18 @@ def unnamed_clips(task: str, right: Sequence[bool]) -> list[dict[str, Any]]:
         {"benchmark": "MVBench", "question_id": f"{task}/{i}", "video_id": None, "correct": one}
         for i, one in enumerate(right)
     ]
+
+
+FULL = "111111101101;11111100;111010;1111011"
+PRUNED = "111110101100;11110000;101010;1111000"
+
+
+def five_runs(folder: Path) -> Path:
+    """All tokens, Tango at two ratios, another method, and Tango with a layer pruner; every question has a verdict."""
+    write_run(folder, {"method": "none"}, everything(FULL), tokens=(6272.0, 6272.0))
+    write_run(folder, {"method": "tango", "retention_ratio": 0.1}, everything(PRUNED), tokens=(6272.0, 640.0))
+    write_run(folder, {"method": "tango", "retention_ratio": 0.2}, everything(FULL), tokens=(6272.0, 1280.0))
+    write_run(folder, {"method": "fastv", "retention_ratio": 0.1}, everything(PRUNED), tokens=(6272.0, 627.2))
+    inside = {"method": "tango", "retention_ratio": 0.1, "pruned_layer": 18}
+    write_run(folder, inside, everything(FULL), tokens=(6272.0, 640.0))
+    return folder

@@ -111,6 +111,14 @@ class TestCells:
         (note,) = (note for note in made.notes if note.startswith("partial, marked *"))
         assert "-limit4: Video-MME 4/12, " in note
 
+    def test_runs_of_one_part_share_a_note(self, tmp_path: Path) -> None:
+        for ratio in (0.1, 0.15):
+            write_run(tmp_path, {"method": "tango", "retention_ratio": ratio}, {"MVBench": verdicts("1100")})
+        write_run(tmp_path, {"method": "holitom", "retention_ratio": 0.1}, {"MVBench": verdicts("110")})
+        one, two = sorted(note for note in table(1, tmp_path).notes if note.startswith("partial, marked *: "))
+        assert one.endswith("holitom-r0.1: MVBench 3/8 questions")
+        assert two == "partial, marked *: 2 runs: MVBench 4/8 questions"
+
     def test_a_part_of_one_benchmark_marks_the_average(self, tmp_path: Path) -> None:
         answers = everything(TANGO) | {"MVBench": verdicts("1100")}
         write_run(tmp_path, {"method": "tango", "retention_ratio": 0.1}, answers)

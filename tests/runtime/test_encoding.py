@@ -17,11 +17,13 @@ from tango.methods import available_pruners
 from tango.mini import clip_file
 from tango.models import adapter_class
 from tango.models.calls import cache_argument
+from tango.models.processors.glm import GlmProcessor
 from tango.models.processors.protocol import ChatProtocol, WrappedProcessor
 from tango.models.processors.qwen import Patches, QwenProcessor
 from tango.runtime.answering import generate_output, prepare_chat
 from tango.video.repeats import FIRST_EQUAL
 from tests import tiny, tiny_qwen
+from tests.families import glm as tiny_glm
 from tests.models.test_base import MODELS
 
 GREEDY = {"max_new_tokens": 4}
@@ -69,6 +71,9 @@ def processor_of(family: str, model: Any) -> Any:
     if family in tiny_qwen.FAMILIES:
         patches = Patches(size=tiny_qwen.PATCH[family], min_pixels=1)
         return QwenProcessor(tiny_qwen.tokenizer(), form=adapter_class(family).form, patches=patches)
+    if family in tiny_glm.CLASSES:
+        patches = Patches(size=14, min_pixels=1)
+        return GlmProcessor(tiny_glm.tokenizer(), form=adapter_class(family).form, patches=patches)
     if family == "llava_next_video":
         return next_video_processor()
     return adapter_class(family).make_processor(Path("nowhere"), model.config, tiny.tokenizer())
@@ -118,7 +123,7 @@ def counted(module: nn.Module) -> Iterator[list[int]]:
 
 def after_the_video(model: Any, inputs: Any) -> int:
     """Tokens of a prompt that follow its video."""
-    last = (inputs["input_ids"][0] == model.config.video_token_id).nonzero()[-1]
+    last = (inputs["input_ids"][0] == adapter_class(model.config)(model).video_token_id).nonzero()[-1]
     return inputs["input_ids"].shape[1] - int(last) - 1
 
 

@@ -12,10 +12,14 @@ from transformers import (
     AttentionInterface,
     AutoModel,
     Glm4Config,
+    Glm4vMoeTextConfig,
+    Glm4vTextConfig,
     LlamaConfig,
+    MistralConfig,
     Qwen2_5_VLTextConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     Qwen3VLTextConfig,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -283,44 +287,92 @@ def test_decoders_of_other_families(family):
     assert torch.equal(states[5 : stays[5]], states[4].expand(stays[5] - 5, -1))  # dropped: the kept one before
 
 
-def one_prompt(decoder):
+SIZES = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 50, "initializer_range": 0.3, "pad_token_id": 0,
+}  # fmt: skip
+GLM_V = {"rope_type": "default", "rope_theta": 1e4}
+ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1}
+# Every decoder but those that `test_decoders_of_other_families` has.
+ROTATIONS = {
+    "halves": LlamaConfig(**SIZES),
+    "halves, windows off": MistralConfig(**SIZES, sliding_window=None),
+    "halves after norms, experts": Qwen3MoeConfig(
+        **SIZES, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32
+    ),
+    "partial and interleaved": Glm4Config(**SIZES, head_dim=16),
+    "interleaved, three sections": Glm4vTextConfig(**SIZES, rope_parameters={**GLM_V, "mrope_section": [2, 3, 3]}),
+    "partial, interleaved, three sections": Glm4vTextConfig(
+        **SIZES, rope_parameters={**GLM_V, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+    ),
+    "the same, experts": Glm4vMoeTextConfig(
+        **SIZES,
+        **ROUTED,
+        head_dim=16,
+        rope_parameters={**GLM_V, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5},
+    ),
+}
+
+
+def one_prompt(decoder, method="fastv", **options):
     """40 states, 28 of them visual, through a decoder that is pruned at layer 2; the record and the cells that stay."""
     is_visual = torch.zeros(1, 40, dtype=torch.bool)
     is_visual[:, 5:33] = True
     embeds = torch.randn(1, 40, 64, generator=torch.Generator().manual_seed(0))
-    pruner = build_layer_pruner("fastv", layer=2, retention_ratio=0.25)
+    positions = torch.arange(40)[None]
+    if hasattr(decoder.config, "rope_parameters") and "mrope_section" in decoder.config.rope_parameters:
+        positions = torch.stack([positions, positions // 3, positions % 7])
+    pruner = build_layer_pruner(method, layer=2, retention_ratio=0.25, **options)
     scope = layer_pruning(decoder, pruner, is_visual=is_visual, attention_mask=torch.ones(1, 40))
     with torch.no_grad(), scope as record:
-        decoder(inputs_embeds=embeds)
-    return embeds, record.places[0][1].tolist()
+        decoder(inputs_embeds=embeds, position_ids=positions)
+    return {"inputs_embeds": embeds, "position_ids": positions}, record.places[0][1].tolist()
 
 
 def small_decoder(config, **options):
     torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 50, "head_dim": 16, "initializer_range": 0.3, "pad_token_id": 0,
-    }  # fmt: skip
-    return AutoModel.from_config(config(**sizes), **options).eval()
+    return AutoModel.from_config(config, **options).eval()
 
 
-@pytest.mark.parametrize("config", [LlamaConfig, Glm4Config], ids=["halves", "partial and interleaved"])
-def test_any_rotation(config):
-    """What stays has the largest of the weights that eager attention returns."""
-    embeds, stayed = one_prompt(small_decoder(config))
+# Their options, and the layer whose queries and keys they read where layer 2 is pruned.
+METHODS = [("fastv", {}, 1), ("pyramiddrop", {"num_layers": 3}, 2)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["before", "own"])
+@pytest.mark.parametrize("rotation", ROTATIONS)
+def test_any_rotation(rotation, method):
+    """What stays has the largest of the weights that eager attention returns, in the layer before or in the layer."""
+    name, options, layer = method
+    inputs, stayed = one_prompt(small_decoder(ROTATIONS[rotation]), name, **options)
     with torch.no_grad():
-        eager = small_decoder(config, attn_implementation="eager")
-        weights = eager(inputs_embeds=embeds, output_attentions=True).attentions[1][0, :, -1, 5:33].mean(0)
+        eager = small_decoder(ROTATIONS[rotation], attn_implementation="eager")
+        weights = eager(**inputs, output_attentions=True).attentions[layer][0, :, -1, 5:33].mean(0)
     assert sorted(stayed) == sorted(weights.topk(7).indices.tolist())
 
 
-def test_attention_that_cannot_be_read_is_refused():
-    decoder = small_decoder(LlamaConfig)
-    decoder.layers[1].self_attn.compile(backend="eager")
+@pytest.mark.parametrize("method", METHODS, ids=["before", "own"])
+def test_attention_that_cannot_be_read_is_refused(method):
+    name, options, layer = method
+    decoder = small_decoder(ROTATIONS["halves"])
+    decoder.layers[layer].self_attn.compile(backend="eager")
     with pytest.raises(
-        tango.UnsupportedModelError, match=r"layer 1 calls .*which it did not; leave out torch\.compile"
+        tango.UnsupportedModelError, match=rf"layer {layer} calls .*which it did not; leave out torch\.compile"
     ):
-        one_prompt(decoder)
+        one_prompt(decoder, name, **options)
+
+
+def test_reading_a_layers_own_queries_and_keys_shows_in_nothing_else(model):
+    """No hook of its attention sees the call ahead, the cache gets every token once, and no tap is left."""
+    attention, calls = model.model.language_model.layers[2].self_attn, []
+    handle = attention.register_forward_hook(lambda _m, _args, output: calls.append(output[0].shape[1]))
+    inside = build_layer_pruner("pyramiddrop", layer=2, num_layers=4, retention_ratio=0.5)
+    before = vars(attention).copy()
+    with torch.no_grad(), tango.prune(model, **BEFORE, layer_pruner=inside) as pruning:
+        cache = model(**one_video(), use_cache=True).past_key_values
+    handle.remove()
+    assert vars(attention) == before
+    assert pruning.stats.layer.layers == (2, 3)
+    assert calls == [cache.layers[2].keys.shape[2]]
 
 
 @pytest.mark.parametrize("place", [None, "model.language_model.layers.1.mlp", "model.language_model.layers.3"])
@@ -385,6 +437,9 @@ def test_refusals(model):
         build_layer_pruner("fastv-merge", merge_weight=1.5)
     other = tiny.llava_onevision()
     other.model.language_model.config.layer_types = ["full_attention"] * 3 + ["sliding_attention"]
+    with pytest.raises(tango.UnsupportedModelError, match="sliding"):
+        tango.prune(other, layer_pruner=INSIDE)
+    other.model.language_model.config.layer_types, other.model.language_model.config.sliding_window = None, 4096
     with pytest.raises(tango.UnsupportedModelError, match="sliding"):
         tango.prune(other, layer_pruner=INSIDE)
     other.model.language_model.config.model_type = "gemma2"

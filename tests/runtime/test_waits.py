@@ -17,6 +17,8 @@ import tango
 from tango.models import adapter_class
 from tango.runtime.answering import generate_ids
 from tests import tiny, tiny_qwen
+from tests.families import Picture, Video
+from tests.families import glm as tiny_glm
 from tests.models import test_llava_video
 from tests.pretend_gpu import OnDevice, PretendGpu, pretend_gpu
 
@@ -42,6 +44,8 @@ def made(name: str) -> tuple[Any, Inputs]:
         return model, {**inputs, "pixel_values_videos": pixels[:, repeated], "video_first_equal": [repeated]}
     if name in QWEN:
         return qwen(name)
+    if name in tiny_glm.CLASSES:
+        return tiny_glm.model(name), tiny_glm.inputs(name, ("Look: ", Video(6, 1), Picture(2), " What?"))
     model = getattr(tiny, name)()
     return model, tiny.one_video() if name == "llava_onevision" else test_llava_video.one_video(model)
 
@@ -75,7 +79,7 @@ def waits(name: str, method: str, *, on_device: bool = False, **options: Any) ->
     return gpu.waits[: gpu.marks["tower"]], gpu.waits[gpu.marks["tower"] : gpu.marks["launched"]]
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", *QWEN])
+@pytest.mark.parametrize("name", ["llava_onevision", "glm4v", *QWEN])
 @pytest.mark.parametrize("method", ["tango", "tango-paper"])
 def test_tango_waits_once_from_pixels_to_the_prefill(name: str, method: str) -> None:
     """For the similarities that cut the video into segments."""
@@ -96,7 +100,7 @@ def test_flashvid_waits_once(name: str, method: str, min_segments: int) -> None:
     assert "methods/flashvid.py" in after[0]
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", *QWEN])
+@pytest.mark.parametrize("name", ["llava_onevision", "glm4v", *QWEN])
 @pytest.mark.parametrize("method", [*BY_SHAPE, "divprune", "vidcom2", "evs", "v-cast", "cdpruner"])
 def test_others_do_not_wait_for_what_is_around_them(name: str, method: str) -> None:
     before, after = waits(name, method)
@@ -128,7 +132,7 @@ def test_rows_with_newlines_are_counted_once() -> None:
     assert "fixed_grid.py" in after[0]
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", *QWEN])
+@pytest.mark.parametrize("name", ["llava_onevision", "glm4v", *QWEN])
 def test_inputs_on_the_device_are_read_before_the_tower_begins(name: str) -> None:
     before, after = waits(name, "tango", on_device=True)
     assert before

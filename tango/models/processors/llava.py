@@ -34,18 +34,29 @@ if TYPE_CHECKING:
 _SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
 )
-_TURNS = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+_CONTENT = (
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}{% if part['type'] == 'video' %}VIDEO"
     "{% elif part['type'] == 'image' %}IMAGE{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% endif %}"
 )
+
+
+def turns(form: str, cue: str, *, video: str, image: str) -> str:
+    """A chat template: `form` for every turn, with CONTENT for its parts, and the cue for an answer.
+
+    Args:
+        video, image: the texts where videos and images stand.
+    """
+    content = _CONTENT.replace("VIDEO", video).replace("IMAGE", image)
+    every = "{% for message in messages %}" + form.replace("CONTENT", content) + "{% endfor %}"
+    return every + "{% if add_generation_prompt %}" + cue + "{% endif %}"
 
 
 def chatml(video: str, image: str, *, system_turn: bool = True) -> str:
     """The ChatML template, with these texts where videos and images stand."""
-    return (_SYSTEM if system_turn else "") + _TURNS.replace("VIDEO", video).replace("IMAGE", image)
+    form = "<|im_start|>{{ message['role'] }}\nCONTENT<|im_end|>\n"
+    return (_SYSTEM if system_turn else "") + turns(form, "<|im_start|>assistant\n", video=video, image=image)
 
 
 CHATML = chatml("<video>\n", "<image>\n")

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -105,13 +105,15 @@ class Patches:
 
 @dataclass(frozen=True, kw_only=True)
 class QwenForm:
-    """How a family writes videos into its prompts; `processor` and `video_processor` name the stock classes."""
+    """How a family writes videos into its prompts; the first fields name the stock classes."""
 
     processor: str
     video_processor: str = "Qwen2VLVideoProcessor"
+    image_processor: str = "Qwen2VLImageProcessor"
     frames_carry_time: bool = False  # every temporal step is a run of placeholders of its own, after its time as text
     seconds_per_step: bool = False  # positions follow real time, by the input `second_per_grid_ts`
     system_turn: bool = True  # a conversation without a system turn gets one
+    min_tokens: int = 128  # of a frame, or of frames that are encoded together: the family's own bound for videos
     mean: tuple[float, ...] = CLIP_MEAN  # of pixels, like `std`: where a checkpoint does not say
     std: tuple[float, ...] = CLIP_STD
 
@@ -133,6 +135,8 @@ class QwenProcessor(ChatProcessor):
         "pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "video_timestamps_s", FIRST_EQUAL,
         "pixel_values", "image_grid_thw", "mm_token_type_ids",
     )  # fmt: skip
+    placeholders: ClassVar[tuple[str, str]] = (VIDEO, IMAGE)  # for which a template's prompts have one per medium
+    marks_vary: ClassVar[bool] = True  # where frames carry their time
 
     def __init__(
         self,
@@ -144,18 +148,22 @@ class QwenProcessor(ChatProcessor):
         chat_template: str | None = None,
         image_settings: dict[str, Any] | None = None,
     ):
-        own = chatml(START + VIDEO + END, START + IMAGE + END, system_turn=form.system_turn)
-        template = chat_template or getattr(tokenizer, "chat_template", None) or own
+        video, image = self.placeholders
         super().__init__(
             tokenizer,
-            video_token=VIDEO,
-            image_token=IMAGE,
-            chat_template=template,
+            video_token=video,
+            image_token=image,
+            chat_template=chat_template or getattr(tokenizer, "chat_template", None) or self.usual_template(form),
             default_num_frames=default_num_frames,
         )
         self.form, self.patches, self._image_settings = form, patches, image_settings or {}
-        if form.frames_carry_time:
+        if form.frames_carry_time and self.marks_vary:
             self.vision_marks: VisionMarks = "nested"
+
+    @staticmethod
+    def usual_template(form: QwenForm) -> str:
+        """The chat template for a checkpoint without one."""
+        return chatml(START + VIDEO + END, START + IMAGE + END, system_turn=form.system_turn)
 
     @classmethod
     def from_folder(
@@ -177,7 +185,7 @@ class QwenProcessor(ChatProcessor):
             merge=vision.spatial_merge_size,
             mean=tuple(settings.get("image_mean") or form.mean),
             std=tuple(settings.get("image_std") or form.std),
-            min_pixels=128 * side**2,
+            min_pixels=form.min_tokens * side**2,
         )
         return cls(
             tokenizer or load_tokenizer(folder),
@@ -195,7 +203,7 @@ class QwenProcessor(ChatProcessor):
         sizes = {"patch_size": own.size, "merge_size": own.merge, "temporal_patch_size": own.temporal}
         shared = {**sizes, "image_mean": list(own.mean), "image_std": list(own.std)}
         return getattr(transformers, self.form.processor)(
-            image_processor=transformers.Qwen2VLImageProcessor(**{**shared, **self._image_settings}),
+            image_processor=getattr(transformers, self.form.image_processor)(**{**shared, **self._image_settings}),
             tokenizer=self.tokenizer,
             video_processor=getattr(transformers, self.form.video_processor)(**shared),
         )
@@ -232,18 +240,18 @@ class QwenProcessor(ChatProcessor):
         texts, frames, times = self.match(text, videos, num_frames)
         pieces, extra = self.image_inputs(texts, images)
         grids = [self.patches.grid(*f.shape[:3]) for f in frames]
-        if self.form.frames_carry_time:
+        if hasattr(self, "vision_marks"):
             marks = self.vision_marks if vision_marks is None else vision_marks
             check_marks(marks)
             if marks == "flat":  # `_placeholders` puts marks around every frame
                 texts = [t.replace(START + VIDEO + END, VIDEO) for t in texts]
-            if frames and times is None:
-                warnings.warn("frames without times: the prompt counts them as half a second apart", stacklevel=2)
+        if self.form.frames_carry_time and frames and times is None:
+            warnings.warn("frames without times: the prompt counts them as half a second apart", stacklevel=2)
         placeholders = [
             self._placeholders(grid, None if times is None else times[i], len(frames[i]))
             for i, grid in enumerate(grids)
         ]
-        inputs = self.tokenize(texts, {IMAGE: pieces, VIDEO: placeholders}, options)
+        inputs = self.tokenize(texts, {self.image_token: pieces, self.video_token: placeholders}, options)
         inputs["mm_token_type_ids"] = self._kinds(inputs["input_ids"])
         inputs.update(extra)
         if frames and video_pixels:

@@ -38,6 +38,13 @@ def video_settings(folder: Path) -> dict[str, Any]:
     )
 
 
+def processor_name(folder: Path) -> str | None:
+    """The class of a checkpoint's stock processor, from the first file that names one, as for `AutoProcessor`."""
+    files = ("processor", "preprocessor", "video_preprocessor", "tokenizer")
+    names = (_read(folder / f"{file}_config.json").get("processor_class") for file in files)
+    return next((name for name in names if name), None)
+
+
 def llava_onevision(
     tokenizer: PreTrainedTokenizerBase, *, config: PretrainedConfig, images: Mapping[str, object]
 ) -> LlavaOnevisionProcessor:
