@@ -20,9 +20,12 @@ from tango.models.placement import device_of, weight_of
 from tango.toy import write_checkpoint
 from tests import tiny, tiny_qwen
 from tests.models import test_llava_video
-from tests.pretend_gpu import OnDevice, PretendGpu
+from tests.pretend_gpu import pretend_gpu
 
-pytestmark = pytest.mark.filterwarnings("ignore:The following device_map keys do not match any submodules")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The following device_map keys do not match any submodules"),
+    pytest.mark.filterwarnings("ignore:You are calling .generate.. with the `input_ids` being on a device type"),
+]
 Inputs = dict[str, Any]
 GREEDY = {"do_sample": False, "max_new_tokens": 4}
 FAMILIES = ("llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl")
@@ -106,15 +109,7 @@ def test_a_checkpoint_is_loaded_and_asked(tmp_path: Path) -> None:
 def spread(model: nn.Module, on_gpu: list[str]) -> Iterator[None]:
     """While entered, these parts lie on the pretended device. As accelerate's hooks do, each brings its inputs there,
     and the model its output to where its input was. Mixing both sides in one operator fails, as it would."""
-    with PretendGpu():
-        for name in on_gpu:
-            for module in model.get_submodule(name).modules():
-                for store in (module._parameters, module._buffers):
-                    for key, value in store.items():
-                        if value is not None and not isinstance(value, OnDevice):
-                            moved = OnDevice(value.detach())
-                            is_weight = store is module._parameters
-                            store[key] = nn.Parameter(moved, requires_grad=False) if is_weight else moved
+    with pretend_gpu(nn.ModuleList([model.get_submodule(name) for name in on_gpu])):
         for name, module in model.named_modules():
             if name in on_gpu:
                 hook = AlignDevicesHook(torch.device("meta"))
