@@ -51,7 +51,10 @@ def test_a_refusal_names_what_is_missing_and_who_has_it():
     adapter = adapter_class("qwen2_5_vl")(tiny_qwen.model("qwen2_5_vl"))
     expected = (
         "mine needs frame embeddings, which the Qwen2.5-VL adapter does not supply; "
-        "it works with llava_next_video, llava_onevision, llava_video"
+        f"it works with {', '.join(families_with(EVERYTHING))}"
+    )
+    assert (
+        {"llava_onevision", "smolvlm"} <= set(families_with(EVERYTHING)) <= {*supported_model_types()} - {"qwen2_5_vl"}
     )
     with pytest.raises(MissingSignalError) as caught:
         adapter.check(EVERYTHING, "mine")

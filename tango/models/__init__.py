@@ -1,6 +1,16 @@
 """Model families. Importing this package registers their adapters."""
 
-from tango.models import glm4v, llava_next_video, llava_onevision, llava_video, qwen2_5_vl, qwen3_vl
+from tango.models import (
+    glm4v,
+    llava_next_video,
+    llava_onevision,
+    llava_video,
+    qwen2_5_omni,
+    qwen2_5_vl,
+    qwen3_vl,
+    smolvlm,
+    video_llama_3,
+)
 from tango.models.base import (
     Adapter,
     EncodedImages,
@@ -26,8 +36,11 @@ __all__ = [
     "llava_onevision",
     "llava_video",
     "load",
+    "qwen2_5_omni",
     "qwen2_5_vl",
     "qwen3_vl",
     "register_adapter",
+    "smolvlm",
     "supported_model_types",
+    "video_llama_3",
 ]

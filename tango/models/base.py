@@ -17,17 +17,16 @@ from tango.containers import ALL_SIGNALS, PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.extensions import load_group
 from tango.models.about import About
-from tango.models.calls import Call, Inputs, on_host
+from tango.models.calls import Call, Inputs
 from tango.models.merging import MergedFrames, Merger
 from tango.models.placement import device_of
 from tango.models.pooling_head import PoolingHead
 from tango.models.processors import stock
 from tango.models.processors.protocol import ChatProtocol
-from tango.models.questions import ends_of_turn, ids_beside_text, questions
+from tango.models.questions import embedded_questions
 from tango.models.reuse import Distinct, Reuse, distinct_frames
-from tango.models.splice import ShortPrompt, check_count
+from tango.models.splice import ShortPrompt
 from tango.models.weights import read_model
-from tango.ops.device import to_device
 from tango.ops.llm_shapes import Newlines
 from tango.ops.saliency import PoolingQuery, saliency_function
 from tango.profiling import StageTimer
@@ -39,8 +38,8 @@ if TYPE_CHECKING:
 # Text models, by `model_type`, with plainly causal masks, and with layers whose `self_attn` follows `input_layernorm`
 # and calls transformers' attention function. How they rotate does not matter.
 DECODERS = (
-    *("glm4v_moe_text", "glm4v_text", "llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3"),
-    *("qwen3_moe", "qwen3_vl_text"),
+    *("glm4v_moe_text", "glm4v_text", "llama", "mistral", "qwen2", "qwen2_5_omni_text", "qwen2_5_vl_text"),
+    *("qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_text"),
 )
 
 # Fields of `VisualTokens` that come from the tower, frame by frame.
@@ -111,6 +110,8 @@ class Adapter(ABC):
     video_input: ClassVar[str] = "pixel_values_videos"
     pooling_query: ClassVar[PoolingQuery] = "mean"  # what "p-attn" saliency means for this family's tower
     newlines: ClassVar[Newlines] = "none"  # which placeholders are newlines
+    # Whether stock `generate` counts placeholders and wants grids for them; it then gets pads in their place.
+    stock_counts_placeholders: ClassVar[bool] = False
     stock_is_right: ClassVar[bool] = True  # False: stock code lays out videos otherwise than the model was trained
 
     merges_in_tower: ClassVar[bool] = False  # whether a tower method can merge frames between its blocks
@@ -201,13 +202,19 @@ class Adapter(ABC):
         return device_of(self.tower(self.model))
 
     @property
+    def text_model(self) -> object:
+        """The LLM without its head; None: it is not where the known families have it."""
+        inner = getattr(self.model, "model", None)
+        return getattr(inner, "language_model", None) or getattr(inner, "text_model", None)
+
+    @property
     def decoder(self) -> PreTrainedModel:
         """The text model, for pruning at the input of one of its layers.
 
         Raises:
             UnsupportedModelError: Tango cannot follow the attention of this text model.
         """
-        decoder = getattr(getattr(self.model, "model", None), "language_model", None)
+        decoder = self.text_model
         config = getattr(decoder, "config", None)
         found = getattr(config, "model_type", type(decoder).__name__)
         if not isinstance(decoder, nn.Module) or found not in DECODERS or not hasattr(decoder, "norm"):
@@ -222,10 +229,15 @@ class Adapter(ABC):
         """Whether `positions` gives positions that stock code cannot count by itself."""
         return True
 
+    @classmethod
+    def placeholder_id(cls, config: PretrainedConfig) -> int:
+        """Id of the placeholder that stands for one visual token of a video in the prompt."""
+        return config.video_token_id
+
     @property
-    @abstractmethod
     def video_token_id(self) -> int:
-        """Id of the placeholder that stands for one visual token in the prompt."""
+        """The `placeholder_id` of this model."""
+        return self.placeholder_id(self.model.config)
 
     @property
     def image_token_id(self) -> int:
@@ -291,29 +303,17 @@ class Adapter(ABC):
         Raises:
             PromptError: a prompt has no text beside its video.
         """
-        return self._texts("video", inputs, wants, placeholders)
-
-    def image_texts(self, inputs: Inputs, wants: Signal, placeholders: Sequence[int]) -> Sequence[Tensor | None]:
-        """As `texts`, about each image."""
-        return self._texts("image", inputs, wants, placeholders)
-
-    def _texts(self, kind: str, inputs: Inputs, wants: Signal, placeholders: Sequence[int]) -> Sequence[Tensor | None]:
         if Signal.TEXT not in wants:
             return [None] * len(placeholders)
-        host = on_host({name: inputs.get(name) for name in ("input_ids", "attention_mask", "labels")})
-        ids, readable = host["input_ids"], torch.ones_like(host["input_ids"], dtype=torch.bool)
-        if host["attention_mask"] is not None:
-            readable &= host["attention_mask"].bool()
-        if host["labels"] is not None:
-            readable &= host["labels"] == -100
-        where = ids == self.image_token_id if kind == "image" else self.placeholders(ids, inputs, None)[0]
-        check_count(kind, int(where.sum()), sum(placeholders))
-        ends, beside = ends_of_turn(self.model), {*ids_beside_text(self.model), self.video_token_id}
-        found = questions(ids, readable, where, placeholders, ends=ends, beside_text=beside)
-        with torch.no_grad():  # ids without a batch: pruning does not look for placeholders among them
-            embed = self.model.get_input_embeddings()
-            embeds = embed(to_device(torch.cat(found), device_of(embed)))
-        return embeds.split([len(question) for question in found])
+        ids = inputs["input_ids"].cpu()
+        video, _ = self.placeholders(ids, inputs, None)
+        beside = {self.video_token_id, *self.marks(ids, video)}
+        return embedded_questions(self.model, inputs, "video", video, placeholders, beside)
+
+    def marks(self, input_ids: Tensor, video: Tensor) -> set[int]:
+        """Ids of marks beside frames that the model's config does not name, given the mask (B, L) of placeholders."""
+        del input_ids, video
+        return set()
 
     def check_merger(self, merger: Merger) -> None:
         """Refuse a tower method that this model's tower cannot run.
@@ -442,7 +442,8 @@ def family(config: PretrainedConfig | None) -> str | None:
     name = getattr(config, "model_type", None)
     if name == "llava_onevision" and getattr(config, "mm_newline_position", None) == "grid":
         return "llava_video"
-    return name
+    # The whole model is the thinker and the parts that speak: its checkpoint is the thinker's, too.
+    return "qwen2_5_omni_thinker" if name == "qwen2_5_omni" else name
 
 
 def find_adapter(name: str | None) -> type[Adapter] | None:

@@ -23,11 +23,12 @@ _TAG = "pruned_prompt"  # attribute of a cache: ids of the short prompt that it 
 
 
 def on_host(inputs: Inputs) -> dict[str, Any]:
-    """The inputs with everything but pixels on the host, where grids, times and ids are worked with.
+    """The inputs with everything but pixels and sound on the host, where grids, times and ids are worked with.
 
     Read before the tower is launched, they are there at once; later the host would wait for the tower.
     """
-    return {name: value if "pixel" in name else _to_host(value) for name, value in inputs.items()}
+    stays = ("pixel", "input_features")
+    return {name: value if any(part in name for part in stays) else _to_host(value) for name, value in inputs.items()}
 
 
 def without(names: Collection[str], inputs: Inputs) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The base of LLaVA-like families: a CLIP or SigLIP tower encodes frames of one size one by one, as grids of patches.
 
 A family says how patches become tokens (`project`, `pool`, `side`) and which newlines stand between them in the prompt
-(`newlines`); the rest is here. `llava_next_video.py` is the example.
+(`newlines`); the rest is here. `llava_next_video.py` is the example; `smolvlm.py` is that of a family where images and
+videos share their input (`mixed_media.py`).
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tango.containers import PrunedTokens, Signal, VisualTokens
-from tango.errors import OptionError, UnsupportedModelError
-from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideos
+from tango.errors import MissingSignalError, OptionError, UnsupportedModelError
+from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideos, pooling_head_of
 from tango.models.calls import Inputs
 from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.merging import MergedFrames, Merger, concatenated, merged_states
 from tango.models.placement import weight_of
+from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead, siglip_of
 from tango.models.processors.timestamps import video_timestamps
 from tango.models.reuse import reuse_of
 from tango.models.siglip import TowerStates, embed, project, run_blocks, run_tower
+from tango.models.splice import attended_positions
 from tango.ops.device import to_device
-from tango.ops.saliency import AttentionPool, TowerBlock, block_signals
+from tango.ops.saliency import TowerBlock, block_signals
 from tango.profiling import StageTimer
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ class FixedGridAdapter(Adapter):
     # Positions that attract attention whatever the image shows; they hold for a grid of this size alone.
     sink_positions: ClassVar[tuple[int, ...]] = ()
     sink_grid: ClassVar[tuple[int, int] | None] = None
+    _moved: PoolingHead | None = None  # the head on the model's device, where it lies on another
 
     def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn", positions: PositionRule = "contiguous"):
         super().__init__(model, saliency=saliency)
@@ -66,8 +70,9 @@ class FixedGridAdapter(Adapter):
             raise OptionError(f"positions of {self.title} must be 'contiguous' or 'kept', got {positions!r}")
         self.position_rule = positions
         config, cls = model.config, self.pooling_query == "cls"
-        layer, strategy = config.vision_feature_layer, config.vision_feature_select_strategy
         depth, wanted = config.vision_config.num_hidden_layers, "default" if cls else "full"
+        layer = getattr(config, "vision_feature_layer", -1)  # families without a choice use the last
+        strategy = getattr(config, "vision_feature_select_strategy", wanted)
         if type(layer) is not int or strategy != wanted or not (-depth <= layer < 0 or 0 < layer <= depth):
             raise UnsupportedModelError(
                 f"the {config.model_type} adapter handles one vision_feature_layer of {depth} with strategy "
@@ -97,13 +102,38 @@ class FixedGridAdapter(Adapter):
     def compilable(cls, model: PreTrainedModel) -> list[tuple[nn.Module, str, Callable[..., object]]]:
         return [(model, _COMPILED, run_tower)]
 
-    @property
-    def video_token_id(self) -> int:
-        return self.model.config.video_token_id
+    def check(self, needs: Signal, method: str) -> None:
+        super().check(needs, method)
+        if self.pooling_query != "head":
+            return
+        width, head = self.model.config.vision_config.hidden_size, self.head()
+        if head is not None and head.width != width:
+            raise MissingSignalError(
+                f"the pooling head is for a tower of width {head.width}, but this model's is {width} wide; "
+                "load the SigLIP checkpoint that the tower started from"
+            )
+        if Signal.SALIENCY in needs and self.saliency == "p-attn" and head is None:
+            known = siglip_of(self.model.config.vision_config) or DEFAULT_SIGLIP
+            reason = getattr(self.model, "pooling_head_missing", f"load it with tango.load(..., siglip={known!r})")
+            raise MissingSignalError(
+                f"{method} needs saliency, and 'p-attn' saliency needs SigLIP's attention-pooling head, which "
+                f"{self.title} checkpoints lack: {reason}; or use the tower's own attention with saliency='attn'"
+            )
+        if Signal.FRAME_EMBEDS in needs and head is None:
+            raise MissingSignalError(f"{method} needs frame embeddings, which need SigLIP's attention-pooling head")
 
-    def head(self) -> AttentionPool | None:
-        """The attention-pooling head of the tower, or None."""
-        return None
+    def head(self) -> PoolingHead | None:
+        """SigLIP's attention-pooling head, for families whose "p-attn" is that head's; None: there is none."""
+        head, device = pooling_head_of(self.model) if self.pooling_query == "head" else None, self.device
+        if head is None or head.device == device:
+            return head
+        if self._moved is None or self._moved.device != device or self._moved.digest != head.digest:
+            self._moved = head.to(device)  # once: as large as two blocks of the tower
+        return self._moved
+
+    def videos(self, inputs: Inputs) -> list[Tensor]:
+        """The frames (T, C, h, w) of every video, in the order of their placeholders."""
+        return list(inputs[self.video_input])  # a (V, T, C, h, w) tensor, or tensors of unequal length
 
     def project(self, hidden: Tensor) -> Tensor:
         """Turn the tower's hidden states of the patches, (T, patches^2, P), into features (T, N, D)."""
@@ -120,7 +150,7 @@ class FixedGridAdapter(Adapter):
 
     def encode_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
         """Encode frames in batches. Pooled rows of all frames are kept, hidden states only of the current batch."""
-        videos = list(inputs[self.video_input])  # a (V, T, C, h, w) tensor, or tensors of unequal length
+        videos = self.videos(inputs)
         lengths = [len(video) for video in videos]
         if not lengths or 0 in lengths:
             raise ValueError(f"{self.video_input} must hold videos of at least one frame, got frames {lengths}")
@@ -226,7 +256,7 @@ class FixedGridAdapter(Adapter):
     @property
     def _depth(self) -> int:
         """How many blocks of the tower run."""
-        layer = self.model.config.vision_feature_layer
+        layer = getattr(self.model.config, "vision_feature_layer", -1)
         return len(self.tower_blocks(self.model)) + 1 + layer if layer < 0 else layer
 
     def _run_tower(self, frames: list[Tensor], batch_size: int) -> TowerStates:
@@ -278,7 +308,4 @@ class FixedGridAdapter(Adapter):
 
     def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor | None:
         del inputs
-        if self.position_rule == "contiguous":
-            return None
-        attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-        return attended.cumsum(dim=1) - 1  # along L; positions of padding are never used
+        return attended_positions(input_ids, attention_mask) if self.positions_are_kept else None

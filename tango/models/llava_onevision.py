@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tango.containers import Signal
-from tango.errors import MissingSignalError
 from tango.models.about import About
-from tango.models.base import Newlines, pooling_head_of, register_adapter
+from tango.models.base import Newlines, register_adapter
 from tango.models.checkpoint import load_tokenizer
 from tango.models.fixed_grid import FixedGridAdapter
-from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
 from tango.models.processors import stock
 from tango.models.processors.llava import Processor, chat_template
 from tango.ops.saliency import PoolingQuery
@@ -52,7 +49,6 @@ class LlavaOnevisionAdapter(FixedGridAdapter):
     # Positions in the pooled 14 x 14 grid that attract attention whatever the image (release; appendix B.3 names #28).
     sink_positions: ClassVar[tuple[int, ...]] = (28, 27, 41, 169, 11, 12)
     sink_grid: ClassVar[tuple[int, int] | None] = (14, 14)
-    _moved: PoolingHead | None = None  # the head on the model's device, where it lies on another
 
     @classmethod
     def side(cls, config: PretrainedConfig) -> int:
@@ -71,34 +67,6 @@ class LlavaOnevisionAdapter(FixedGridAdapter):
             chat_template=chat_template(folder),
             make_stock=partial(stock.llava_onevision, config=config, images=stock.image_settings(folder)),
         )
-
-    def check(self, needs: Signal, method: str) -> None:
-        super().check(needs, method)
-        width = self.model.config.vision_config.hidden_size
-        head = self.head()
-        if head is not None and head.width != width:
-            raise MissingSignalError(
-                f"the pooling head is for a tower of width {head.width}, but this model's is {width} wide; "
-                "load the SigLIP checkpoint that the tower started from"
-            )
-        if Signal.SALIENCY in needs and self.saliency == "p-attn" and head is None:
-            reason = getattr(
-                self.model, "pooling_head_missing", f"load it with tango.load(..., siglip={DEFAULT_SIGLIP!r})"
-            )
-            raise MissingSignalError(
-                f"{method} needs saliency, and 'p-attn' saliency needs SigLIP's attention-pooling head, which LLaVA "
-                f"checkpoints lack: {reason}; or use the tower's own attention with saliency='attn'"
-            )
-        if Signal.FRAME_EMBEDS in needs and head is None:
-            raise MissingSignalError(f"{method} needs frame embeddings, which need SigLIP's attention-pooling head")
-
-    def head(self) -> PoolingHead | None:
-        head, device = pooling_head_of(self.model), self.device
-        if head is None or head.device == device:
-            return head
-        if self._moved is None or self._moved.device != device or self._moved.digest != head.digest:
-            self._moved = head.to(device)  # once: as large as two blocks of the tower
-        return self._moved
 
     def project(self, hidden: Tensor) -> Tensor:
         """Project and pool, (T, patches^2, P) -> (T, N, D).

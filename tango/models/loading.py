@@ -15,7 +15,7 @@ from tango.models.base import Adapter, adapter_class, find_adapter
 from tango.models.checkpoint import check_config, check_config_file, reading
 from tango.models.hub import CONFIG_FILES, resolve_folder
 from tango.models.placement import device_of, weight_of
-from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead
+from tango.models.pooling_head import PoolingHead, siglip_of
 from tango.models.processors.protocol import ChatProtocol
 from tango.models.weights import check_finite
 
@@ -46,7 +46,7 @@ def load(
             a warning, on a CPU or without the package flash-attn.
         siglip: hub id or local folder of the SigLIP that the tower started from, the source of the attention-pooling
             head for "p-attn" saliency; methods that need it are refused without. None: the folder `siglip/` of the
-            checkpoint, else the tower itself if it kept its head, else google/siglip-so400m-patch14-384 if it is that.
+            checkpoint, else the tower itself if it kept its head, else google's SigLIP of its sizes, if known.
         revision: branch, tag or commit of the checkpoint on the hub.
         local_files_only: never ask the hub.
         **options: passed on to `from_pretrained`, such as `device_map`, `quantization_config` or `distributed_config`.
@@ -114,10 +114,19 @@ def read_config(folder: Path) -> tuple[PretrainedConfig, type[Adapter]]:
     else:
         find_adapter(str(fields.get("model_type")))  # loads packages that tell transformers of their families
         with reading(folder / "config.json"):
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            config = _part_that_sees(AutoConfig.from_pretrained(folder, trust_remote_code=False))
         adapter_class(config)  # refused first: configs of unknown families may lack fields that are checked next
         check_config(folder / "config.json", config)
     return config, adapter_class(config)
+
+
+def _part_that_sees(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of an Omni model's thinker; other models see as a whole."""
+    thinker = getattr(config, "thinker_config", None)
+    if thinker is None:
+        return config
+    thinker.dtype = thinker.dtype or config.dtype
+    return thinker
 
 
 def _make_processor(
@@ -131,11 +140,11 @@ def _make_processor(
     with reading(f"the processor of {folder}"):
         processor = adapter.make_processor(folder, config, tokenizer)
     tokenizer, rows = processor.tokenizer, config.get_text_config().vocab_size
-    found, expected = tokenizer.convert_tokens_to_ids(processor.video_token), config.video_token_id
+    found, expected = tokenizer.convert_tokens_to_ids(processor.placeholder), adapter.placeholder_id(config)
     if found != expected or len(tokenizer) > rows:
         raise CheckpointError(
             f"the tokenizer of {folder} is not its model's: it has {len(tokenizer)} tokens for {rows} rows of the "
-            f"embedding, and {processor.video_token} is {found}, where config.json says {expected}"
+            f"embedding, and {processor.placeholder} is {found}, where config.json says {expected}"
         )
     if tokenizer.pad_token_id is None:
         raise CheckpointError(f"the tokenizer of {folder} has no padding token; name one in tokenizer_config.json")
@@ -200,7 +209,7 @@ def _attach_pooling_head(
     It goes to the tower's device, once, so that calls need not bring it there.
     """
     config = tower.config
-    if config.model_type != "siglip_vision_model":
+    if config.model_type not in ("siglip_vision_model", "smolvlm_vision"):
         return
     if siglip is None and (folder / "siglip").is_dir():
         siglip = folder / "siglip"
@@ -215,8 +224,8 @@ def _attach_pooling_head(
         own = {(part, name): weight_of(tower.get_submodule(part), name) for part, _, name in names}
         tensors = {f"{part}.{name}".lstrip("."): weight.detach().float() for (part, name), weight in own.items()}
         attach(PoolingHead.from_tensors(tensors, num_heads=config.num_attention_heads, eps=config.layer_norm_eps))
-    elif (config.hidden_size, config.patch_size, config.image_size) == (1152, 14, 384):
+    elif (known := siglip_of(config)) is not None:
         try:
-            attach(PoolingHead.from_pretrained(DEFAULT_SIGLIP, local_files_only=local_files_only))
+            attach(PoolingHead.from_pretrained(known, local_files_only=local_files_only))
         except TangoError as error:
             model.__dict__["pooling_head_missing"] = str(error)

@@ -1,4 +1,4 @@
-"""Attention of a Qwen tower that packs frames and windows of all lengths in one row: those of one length in one call.
+"""Attention of a tower like Qwen's, which packs frames and windows in one row: those of one length in one call.
 
 With SDPA, stock code calls the attention function once per frame or window, in every block, and reads the lengths from
 the device each time. Here the lengths stay on the host, and frames or windows of equal length become one batch: the
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tango.annotations import Float, Int
+from tango.models.qwen_tower import projections
 from tango.ops.device import to_device
 
 if TYPE_CHECKING:
@@ -73,22 +74,23 @@ class Packing(NamedTuple):
 
 @contextmanager
 def packed_attention(
-    tower: PreTrainedModel, blocks: Iterable[nn.Module], layout: Callable[[Tensor], Mapping[str, Any]]
+    tower: PreTrainedModel, attentions: Iterable[nn.Module], layout: Callable[..., Mapping[str, Any]]
 ) -> Iterator[None]:
-    """While entered, let the blocks of a tower attend to all frames or windows of one length in one call.
+    """While entered, let the attention modules of a tower attend to all frames or windows of one length in one call.
 
     Args:
-        layout: makes the tower's inputs that follow from its `grid_thw` (one grid a row, on the host). Borders among
-            them are made into packings where the tower attends with SDPA, else they stay on the host, for flash
-            attention on the device.
+        layout: makes the tower's inputs that follow from its `grid_thw` (one grid a row, on the host), and from its
+            `merge_sizes` if it takes such. Borders among them are made into packings where the tower attends with SDPA,
+            else they stay on the host, for flash attention on the device.
     """
 
     def lay_out(
         tower: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        pixels = args[0] if args else kwargs["hidden_states"]
+        pixels = args[0] if args else kwargs["pixel_values" if "pixel_values" in kwargs else "hidden_states"]
         grid = args[1] if len(args) > 1 else kwargs["grid_thw"]
-        made = dict(layout(grid.cpu()))  # reads from the device where a caller put it there; Tango never does
+        sizes = [kwargs["merge_sizes"]] if "merge_sizes" in kwargs else []
+        made = dict(layout(*(x.cpu() for x in (grid, *sizes))))  # a caller may have them on the device; Tango has not
         how = tower.config._attn_implementation
         for name, value in made.items():
             borders = name in PACKED
@@ -100,8 +102,8 @@ def packed_attention(
 
     with ExitStack() as stack:
         stack.callback(tower.register_forward_pre_hook(lay_out, with_kwargs=True).remove)
-        for block in blocks:
-            stack.callback(_replace_forward(block.attn))
+        for attention in attentions:
+            stack.callback(_replace_forward(attention))
         yield
 
 
@@ -116,11 +118,12 @@ def _replace_forward(attention: Qwen2_5_VLVisionAttention) -> Callable[[], None]
         cu_seqlens: Tensor | Packing,
         position_embeddings: tuple[Tensor, Tensor],
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, None]:
         if not isinstance(cu_seqlens, Packing):
             return stock(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
-        states = attention.qkv(hidden_states).unflatten(-1, (3, attention.num_heads, -1))  # (patches, 3, heads, d)
-        q, k, v = states.unbind(1)
+        made = [projection(hidden_states) for projection in projections(attention)]
+        states = made[0].chunk(3, dim=-1) if len(made) == 1 else made
+        q, k, v = (x.unflatten(-1, (attention.num_heads, -1)) for x in states)  # (patches, heads, d)
         q, k = rotate(q, k, *position_embeddings)
         dropout = attention.attention_dropout if attention.training else 0.0
 
@@ -128,7 +131,9 @@ def _replace_forward(attention: Qwen2_5_VLVisionAttention) -> Callable[[], None]
             options = {"dropout": dropout, "scaling": attention.scaling, "is_causal": False}
             return function(attention, *windows, attention_mask=None, **options)[0]
 
-        return attention.proj(cu_seqlens.attend(attend, q, k, v).flatten(1))
+        attended = cu_seqlens.attend(attend, q, k, v).flatten(1)
+        # SigLIP's module has the other name for the projection, and returns weights too: SDPA has none.
+        return attention.proj(attended) if hasattr(attention, "proj") else (attention.out_proj(attended), None)
 
     before = {"forward": own["forward"]} if "forward" in own else {}  # such as a hook of accelerate's
     own["forward"] = forward

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,18 @@ from tango.models.checkpoint import check_weight_files, read_json, reading, some
 from tango.models.hub import resolve_files
 from tango.ops.attention import fold_probe, probe_attention
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 DEFAULT_SIGLIP = "google/siglip-so400m-patch14-384"
+# Width, patch size and image size of a tower -> the SigLIP that such towers started from.
+_SIGLIPS = {(1152, 14, 384): DEFAULT_SIGLIP, (768, 16, 512): "google/siglip-base-patch16-512"}
 _PREFIXES = ("vision_model.", "", "vision_model.vision_model.", "model.vision_tower.")
+
+
+def siglip_of(vision: PretrainedConfig) -> str | None:
+    """The SigLIP that a tower of this config started from, by its sizes; None: no known one."""
+    return _SIGLIPS.get((vision.hidden_size, vision.patch_size, vision.image_size))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -23,6 +23,7 @@ from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_step, vision_positions
 from tango.models.packed_attention import packed_attention
 from tango.models.processors.qwen import MAX_PIXELS, QwenForm, QwenProcessor
+from tango.models.questions import embedded_questions
 from tango.models.qwen_tower import queries_or_keys, tap_block, window_order
 from tango.models.reuse import Distinct, distinct_frames, reuse_of
 from tango.ops.device import to_device
@@ -65,9 +66,14 @@ class QwenVlAdapter(Adapter):
         super().__init__(model, saliency=saliency)
         if positions not in ("correct", "kept", "stock"):
             raise OptionError(f"positions of {self.title} must be 'correct' or 'stock', got {positions!r}")
-        self.position_rule = "correct" if positions == "kept" else positions
+        self.position_rule: str = "correct" if positions == "kept" else positions
         self.vision = model.config.vision_config
-        self.merge = self.vision.spatial_merge_size
+        self.merge: int = getattr(self.vision, "spatial_merge_size", 2)
+
+    @classmethod
+    def root(cls, model: PreTrainedModel) -> PreTrainedModel:
+        """The part of a model that makes features of images and videos."""
+        return model.model
 
     @classmethod
     def tower(cls, model: PreTrainedModel) -> PreTrainedModel:
@@ -78,11 +84,16 @@ class QwenVlAdapter(Adapter):
         return cls.tower(model).blocks
 
     @classmethod
+    def attentions(cls, model: PreTrainedModel) -> list[nn.Module]:
+        """The attention modules of the tower's blocks, in order."""
+        return [block.get_submodule("attn") for block in cls.tower_blocks(model)]
+
+    @classmethod
     def compilable(cls, model: PreTrainedModel) -> list[tuple[nn.Module, str, Callable[..., object]]]:
         return [(block, "forward", block.forward) for block in cls.tower_blocks(model)[:-1]]
 
     def tower_scope(self) -> AbstractContextManager[object]:
-        return packed_attention(self.tower(self.model), self.tower_blocks(self.model), self.tower_inputs)
+        return packed_attention(self.tower(self.model), self.attentions(self.model), self.tower_inputs)
 
     def tower_inputs(self, grid_thw: Tensor) -> dict[str, Tensor]:
         """Inputs of the tower that follow from the grids of its images or videos (one a row), by stock code."""
@@ -90,10 +101,6 @@ class QwenVlAdapter(Adapter):
             "position_ids": vision_utils.get_vision_position_ids(grid_thw, self.merge),
             "cu_seqlens": vision_utils.get_vision_cu_seqlens(grid_thw),
         }
-
-    @property
-    def video_token_id(self) -> int:
-        return self.model.config.video_token_id
 
     def token_grids(self, inputs: Inputs, name: str) -> list[Grid]:
         """Grids after merging, (T, H, W) per image or video.
@@ -116,7 +123,7 @@ class QwenVlAdapter(Adapter):
     def encode_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
         pixels, grids = self._pixels(inputs, self.video_input, "video_grid_thw")
         warn = self.positions_need_time or Signal.TIMESTAMPS in wants
-        times = grid_times(inputs, [t for t, _, _ in grids], self.vision.temporal_patch_size, warn=warn)
+        times = grid_times(inputs, [t for t, _, _ in grids], self.frames_per_step(self.model.config), warn=warn)
         texts = self.texts(inputs, wants, [math.prod(grid) for grid in grids])
         distinct = self.distinct_frames(inputs, [T for T, _, _ in grids])
         return self._encode(pixels, grids, times, texts, distinct, wants, timer)
@@ -124,7 +131,10 @@ class QwenVlAdapter(Adapter):
     def encode_images_as_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
         pixels, grids = self._pixels(inputs, "pixel_values", "image_grid_thw")
         times = [torch.zeros(T, dtype=torch.float64) for T, _, _ in grids]
-        texts = self.image_texts(inputs, wants, [math.prod(grid) for grid in grids])
+        texts: Sequence[Tensor | None] = [None] * len(grids)
+        if Signal.TEXT in wants:
+            image, tokens = inputs["input_ids"].cpu() == self.image_token_id, [math.prod(grid) for grid in grids]
+            texts = embedded_questions(self.model, inputs, "image", image, tokens, {self.video_token_id})
         distinct = distinct_frames({}, [T for T, _, _ in grids])
         return self._encode(pixels, grids, times, texts, distinct, wants, timer)
 
@@ -165,11 +175,12 @@ class QwenVlAdapter(Adapter):
         self, pixels: Tensor, grids: list[Grid], wants: Signal, timer: StageTimer
     ) -> list[dict[str, Tensor]]:
         """Features and wanted signals of a batch of temporal steps, which may belong to several videos."""
-        block, needed = self.tower_blocks(self.model)[-1], wants & (Signal.SALIENCY | Signal.KEYS)
-        tap = tap_block(block, block.attn) if needed else nullcontext(dict[str, Tensor]())
+        attention, needed = self.attentions(self.model)[-1], wants & (Signal.SALIENCY | Signal.KEYS)
+        block = self.tower_blocks(self.model)[-1]
+        tap = tap_block(block, attention) if needed else nullcontext(dict[str, Tensor]())
         with timer.stage("tower"), tap as record:
             grid_thw = torch.tensor([(T, H * self.merge, W * self.merge) for T, H, W in grids])  # stays on the host
-            output = self.model.model.get_video_features(to_device(pixels, self.device), grid_thw, return_dict=True)
+            output = self.video_features(to_device(pixels, self.device), grid_thw)
         lengths, first, parts = [math.prod(grid) for grid in grids], 0, []
         deeper = {f"deeper_{i}": x.split(lengths) for i, x in enumerate(self.deeper_features(output))}
         with timer.stage("prune"):
@@ -186,7 +197,7 @@ class QwenVlAdapter(Adapter):
             return {}
         T, H, W = grid
         unit = self.merge**2
-        attention: Qwen2_5_VLVisionAttention = self.tower_blocks(self.model)[-1].attn
+        attention: Qwen2_5_VLVisionAttention = self.attentions(self.model)[-1]
         part = {
             name: rows[first : first + T * H * W * unit].unflatten(0, (T, H * W * unit))
             for name, rows in record.items()
@@ -207,6 +218,10 @@ class QwenVlAdapter(Adapter):
         )
         return block_signals(block, wants, self.saliency)
 
+    def video_features(self, pixels: Tensor, grid_thw: Tensor) -> BaseModelOutputWithPooling:
+        """Features of videos with these grids of patches, one a row, by stock code."""
+        return self.root(self.model).get_video_features(pixels, grid_thw, return_dict=True)
+
     def unit_order(self, grid: tuple[int, int]) -> Tensor | None:
         """Row-major index of every merge unit, in the tower's order; None: the tower's order is row-major."""
         del grid
@@ -221,7 +236,8 @@ class QwenVlAdapter(Adapter):
         if inputs.get("pixel_values") is None:
             return None
         pixels, grid_thw = inputs["pixel_values"], torch.as_tensor(inputs["image_grid_thw"]).cpu()
-        output = self.model.model.get_image_features(to_device(pixels, self.device), grid_thw, return_dict=True)
+        pixels = to_device(pixels, self.device)
+        output = self.root(self.model).get_image_features(pixels, grid_thw, return_dict=True)
         features = torch.cat(list(output.pooler_output))
         return EncodedImages(token_id=self.image_token_id, features=features, extras=self.deeper_features(output))
 
@@ -231,7 +247,7 @@ class QwenVlAdapter(Adapter):
         keep_mask[pruned.indices] = True
         return pruned.features, keep_mask
 
-    def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor:
+    def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor | None:
         if self.position_rule == "stock":
             return self._stock_positions(input_ids, attention_mask, inputs)
         vision = {}

@@ -1,4 +1,4 @@
-"""Taps the last block of a Qwen vision tower, and makes rotated queries and keys from the record."""
+"""Taps the last block of a tower like Qwen's, and makes rotated queries and keys from the record."""
 
 from __future__ import annotations
 
@@ -16,9 +16,20 @@ if TYPE_CHECKING:
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention
 
 
+# Of attention modules: one projection of queries, keys and values, or three of the same width.
+PROJECTIONS = (("qkv",), ("q", "k", "v"), ("q_proj", "k_proj", "v_proj"))
+
+
+def projections(attention: nn.Module) -> list[nn.Module]:
+    """The projections of an attention module: one that makes queries, keys and values, or one for each."""
+    own = dict(attention.named_children())
+    return next([own[name] for name in names] for names in PROJECTIONS if names[0] in own)
+
+
 @contextmanager
 def tap_block(block: nn.Module, attention: Qwen2_5_VLVisionAttention) -> Iterator[dict[str, Tensor]]:
-    """While entered, record "qkv", "cos" and "sin" that a block's attention computes, and the block's output, "hidden".
+    """While entered, record "q" and "k" that a block's attention projects, "cos" and "sin" by which it rotates them,
+    and the block's output, "hidden".
 
     The tower keeps its attention implementation. Only calls from the current thread are recorded.
     """
@@ -29,16 +40,18 @@ def tap_block(block: nn.Module, attention: Qwen2_5_VLVisionAttention) -> Iterato
         if threading.get_ident() == owner:
             record["cos"], record["sin"] = kwargs["position_embeddings"]
 
-    def note(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+    def note(*names: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
             if threading.get_ident() == owner:
-                record[name] = output.detach()
+                record.update(zip(names, output.detach().chunk(len(names), dim=-1), strict=True))
 
         return hook
 
+    linear = projections(attention)
+    noted = [("q", "k", "v")] if len(linear) == 1 else [("q",), ("k",)]
     handles = [
         attention.register_forward_pre_hook(note_rotation, with_kwargs=True),
-        attention.qkv.register_forward_hook(note("qkv")),
+        *(module.register_forward_hook(note(*names)) for module, names in zip(linear, noted, strict=False)),
         block.register_forward_hook(note("hidden")),
     ]
     try:
@@ -54,7 +67,7 @@ def queries_or_keys(part: dict[str, Tensor], num_heads: int, name: Literal["q", 
     Args:
         part: the video's rows (T, p, ...) of the record of `tap_block`.
     """
-    x = part["qkv"].unflatten(-1, (3, num_heads, -1))[..., "qk".index(name), :, :]
+    x = part[name].unflatten(-1, (num_heads, -1))
     return rotate(x, part["cos"], part["sin"]).transpose(1, 2)
 
 

@@ -32,6 +32,11 @@ def run_tower(tower: PreTrainedModel, depth: int, pixels: Float[Tensor, "T 3 h w
 def embed(tower: PreTrainedModel, pixels: Float[Tensor, "T 3 h w"]) -> Float[Tensor, "T p P"]:
     """The input of a tower's first block."""
     # The patch convolution puts channels first in memory; every residual sum and norm would then be strided.
+    if tower.config.model_type == "smolvlm_vision":
+        # It looks positions up by fractions, for images of any shape; a frame that fills the grid has them all. In 16
+        # bits transformers 5.17 rounds the fractions, and 288 of 27 x 27 patches would get the position of another.
+        patches = tower.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        return (patches + tower.embeddings.position_embedding.weight).contiguous()
     hidden = tower.embeddings(pixels).contiguous()
     return tower.pre_layrnorm(hidden) if hasattr(tower, "pre_layrnorm") else hidden  # CLIP's, spelled like this
 

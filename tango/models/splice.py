@@ -19,7 +19,7 @@ class ShortPrompt:
     """A batch of shortened prompts. S is the longest row; `kept` holds each column's position in the source prompt."""
 
     input_ids: Int[Tensor, "B S"]
-    text_ids: Int[Tensor, "B S"]  # with pads in place of the video placeholders
+    text_ids: Int[Tensor, "B S"]  # with pads in place of the placeholders of videos and images
     attention_mask: Int[Tensor, "B S"]
     inputs_embeds: Float[Tensor, "B S D"]
     position_ids: Int[Tensor, "B S"] | Int[Tensor, "axes B S"]  # one row, or text positions and the family's own
@@ -99,11 +99,11 @@ def shorten(
     keep = attended.masked_scatter(video, torch.cat(list(keep_masks)))
     kept = keep.byte().sort(dim=1, stable=True).indices[:, -S:]  # along L: moves kept columns to the right, in order
     ids = ids.gather(1, kept).masked_fill(mask == 0, pad_token_id)
-    is_video = video.gather(1, kept) & is_text
-    text_ids = ids.masked_fill(is_video, pad_token_id)
+    is_video, is_image = (x.gather(1, kept) & is_text for x in (video, image))
+    text_ids = ids.masked_fill(is_video | is_image, pad_token_id)
     embeds = _put(video_features, is_video, embed(text_ids))  # the placeholder's own embedding is never used
     if images is not None:
-        embeds = _put(images[1], image.gather(1, kept) & is_text, embeds)
+        embeds = _put(images[1], is_image, embeds)
     if positions is not None:
         counted = _kept_positions(to_device(positions, device), kept, counted, mask)
     return ShortPrompt(
@@ -118,6 +118,12 @@ def shorten(
         lengths=tuple(lengths.tolist()),
         source_length=input_ids.shape[1],
     )
+
+
+def attended_positions(input_ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"] | None) -> Int[Tensor, "B L"]:
+    """Positions that count the tokens of a prompt from 0, without its padding."""
+    attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+    return attended.cumsum(dim=1) - 1  # along L; positions of padding are never used
 
 
 def _put(features: Tensor, where: Tensor, embeds: Tensor) -> Tensor:

@@ -295,7 +295,8 @@ class Pruning:
         accept = partial(self._accept, prepared, call)
         overlay = Overlay(self.model, short, stats.timer, call, self.adapter, accept)
         with prepared.scope, self._in_decoder(prepared, call), overlay:
-            output = stock(input_ids=short.input_ids, **{**mask_arguments(self.model, short), **kwargs})
+            ids = short.text_ids if self.adapter.stock_counts_placeholders else short.input_ids
+            output = stock(input_ids=ids, **{**mask_arguments(self.model, short), **kwargs})
         accept()
         if not call.passed:
             raise TangoError("generate did not run the model that was pruned, so the video was not seen")

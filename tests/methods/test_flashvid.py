@@ -18,7 +18,7 @@ from torch import Tensor
 from tango.containers import PrunedTokens, VisualTokens
 from tango.errors import BudgetError, OptionError
 from tango.methods import FlashVidPruner, FlashVidReleasePruner, FlashVidSelectPruner, Plan, build_pruner
-from tests.methods.flashvid_oracle import oracle
+from tests.methods.flashvid_oracle import oracle, oracle_links
 from tests.synthetic import video_tokens
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden-flashvid"

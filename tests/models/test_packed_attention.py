@@ -196,6 +196,10 @@ def test_what_is_no_packing_goes_to_stock_code() -> None:
     tower = model.model.visual
     grid = torch.tensor([(2, 4, 4)])
     made = adapter_class(model.config)(model).tower_inputs(grid)
-    with packed_attention(tower, tower.blocks, lambda _: {}), counting_calls() as shapes, torch.no_grad():
+    with (
+        packed_attention(tower, [b.attn for b in tower.blocks], lambda _: {}),
+        counting_calls() as shapes,
+        torch.no_grad(),
+    ):
         tower(tiny_qwen.pixels("qwen2_vl", (2, 4, 4), 0), grid_thw=grid, **made)
     assert len(shapes) == 2 * len(tower.blocks)

@@ -54,7 +54,7 @@ def test_undoing_the_windows_never_waits_for_the_device(model):
     T, H, W = 3, 4, 3
     vision = model.config.vision_config
     rows, head_dim = 4 * T * H * W, vision.hidden_size // vision.num_heads
-    shapes = {"qkv": 3 * vision.hidden_size, "cos": head_dim, "sin": head_dim, "hidden": vision.hidden_size}
+    shapes = {**dict.fromkeys(("q", "k", "hidden"), vision.hidden_size), "cos": head_dim, "sin": head_dim}
     record = {name: torch.empty(rows, width, device="meta") for name, width in shapes.items()}
     with Spy() as spy:
         signals = adapter_class("qwen2_5_vl")(model)._signals(record, 0, (T, H, W), Signal.SALIENCY | Signal.KEYS)

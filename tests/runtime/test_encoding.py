@@ -24,6 +24,7 @@ from tango.runtime.answering import generate_output, prepare_chat
 from tango.video.repeats import FIRST_EQUAL
 from tests import tiny, tiny_qwen
 from tests.families import glm as tiny_glm
+from tests.families import smolvlm
 from tests.models.test_base import MODELS
 
 GREEDY = {"max_new_tokens": 4}
@@ -76,6 +77,8 @@ def processor_of(family: str, model: Any) -> Any:
         return GlmProcessor(tiny_glm.tokenizer(), form=adapter_class(family).form, patches=patches)
     if family == "llava_next_video":
         return next_video_processor()
+    if family == "smolvlm":
+        return smolvlm.processor()
     return adapter_class(family).make_processor(Path("nowhere"), model.config, tiny.tokenizer())
 
 
@@ -108,7 +111,7 @@ def prefilled(model: Any) -> Iterator[list[int]]:
     def note(_module: nn.Module, _args: object, kwargs: dict[str, Any]) -> None:
         columns.append(kwargs["inputs_embeds"].shape[1])
 
-    handle = model.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
+    handle = model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
     yield columns
     handle.remove()
 
@@ -158,7 +161,7 @@ def test_the_answers_are_those_of_the_video_itself(family: str, plan: str, prefi
             given = tango.prepare(processor, encoded, question, history=history)
             assert given["input_ids"].tolist() == wanted["input_ids"].tolist()
             assert given.keys() == wanted.keys() - {FIRST_EQUAL}  # which frames look alike is for the tower alone
-            assert given["pixel_values_videos"] is encoded
+            assert given[encoded.video_input] is encoded
             ids, logits = generated(model, wanted)
             own_ids, own_logits = generated(model, given)
             assert own_ids == ids

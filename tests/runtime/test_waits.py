@@ -17,13 +17,18 @@ import tango
 from tango.models import adapter_class
 from tango.runtime.answering import generate_ids
 from tests import tiny, tiny_qwen
-from tests.families import Picture, Video
-from tests.families import glm as tiny_glm
+from tests.families import Picture, Row, Video, all_families
 from tests.models import test_llava_video
 from tests.pretend_gpu import OnDevice, PretendGpu, pretend_gpu
 
 pytestmark = pytest.mark.usefixtures("unchecked_annotations")  # the checks read values
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+ROWS: dict[str, Row] = {  # prompts of other families
+    "glm4v": ("Look: ", Video(6, 1), Picture(2), " What?"),
+    "qwen2_5_omni_thinker": ("Look: ", Video(6, 1), " What?"),
+    "smolvlm": ("Look: ", Picture(2), Video(6, 1), " What?"),
+    "video_llama_3": ("Look: ", Video(4, 1), " What?"),
+}
 BY_SHAPE = ("uniform", "none", "downsample", "fewer-frames")  # they read no value
 DROPS_FULL_MASKS = Version(transformers.__version__) >= Version("5.20")
 Inputs = dict[str, Any]
@@ -44,8 +49,9 @@ def made(name: str) -> tuple[Any, Inputs]:
         return model, {**inputs, "pixel_values_videos": pixels[:, repeated], "video_first_equal": [repeated]}
     if name in QWEN:
         return qwen(name)
-    if name in tiny_glm.CLASSES:
-        return tiny_glm.model(name), tiny_glm.inputs(name, ("Look: ", Video(6, 1), Picture(2), " What?"))
+    if name in ROWS:
+        family = all_families()[name]
+        return family.model(), family.inputs(ROWS[name])
     model = getattr(tiny, name)()
     return model, tiny.one_video() if name == "llava_onevision" else test_llava_video.one_video(model)
 
@@ -55,7 +61,7 @@ def run(model: Any, gpu: PretendGpu, call: Callable[[], Tensor]) -> Tensor:
     first = adapter_class(model.config).tower_blocks(model)[0]
     hooks = [
         first.register_forward_pre_hook(lambda *_: gpu.mark("tower")),
-        model.model.language_model.register_forward_hook(lambda *_: gpu.mark("launched")),
+        model.get_decoder().register_forward_hook(lambda *_: gpu.mark("launched")),
     ]
     gpu.waits.clear()  # those of `prune`
     with torch.no_grad(), mock.patch.object(torch, "inference_mode", torch.no_grad):
@@ -79,7 +85,7 @@ def waits(name: str, method: str, *, on_device: bool = False, **options: Any) ->
     return gpu.waits[: gpu.marks["tower"]], gpu.waits[gpu.marks["tower"] : gpu.marks["launched"]]
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", "glm4v", *QWEN])
+@pytest.mark.parametrize("name", ["llava_onevision", *QWEN, *ROWS])
 @pytest.mark.parametrize("method", ["tango", "tango-paper"])
 def test_tango_waits_once_from_pixels_to_the_prefill(name: str, method: str) -> None:
     """For the similarities that cut the video into segments."""
@@ -100,7 +106,7 @@ def test_flashvid_waits_once(name: str, method: str, min_segments: int) -> None:
     assert "methods/flashvid.py" in after[0]
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", "glm4v", *QWEN])
+@pytest.mark.parametrize("name", ["llava_onevision", *QWEN, *ROWS])
 @pytest.mark.parametrize("method", [*BY_SHAPE, "divprune", "vidcom2", "evs", "v-cast", "cdpruner"])
 def test_others_do_not_wait_for_what_is_around_them(name: str, method: str) -> None:
     before, after = waits(name, method)
@@ -132,7 +138,7 @@ def test_rows_with_newlines_are_counted_once() -> None:
     assert "fixed_grid.py" in after[0]
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", "glm4v", *QWEN])
+@pytest.mark.parametrize("name", ["llava_onevision", *QWEN, *ROWS])
 def test_inputs_on_the_device_are_read_before_the_tower_begins(name: str) -> None:
     before, after = waits(name, "tango", on_device=True)
     assert before

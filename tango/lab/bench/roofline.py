@@ -13,6 +13,7 @@ from torch import nn
 
 from tango.lab.bench.common import Record, time_ms
 from tango.models import adapter_class
+from tango.models.fixed_grid import FixedGridAdapter
 from tango.ops.flops import kv_cache_bytes, layer_flops
 from tango.ops.llm_shapes import llm_widths
 from tango.profiling import STAGES
@@ -128,9 +129,10 @@ def _vision_work(model: PreTrainedModel, grids: Sequence[Grid], visual: int) -> 
     out = visual * D if mergers else patches * width
     work = {"tower": Work(flops=flops, bytes=(weights + pixels + out) * itemsize)}
     if not mergers:
-        projector = model.model.multi_modal_projector
+        projector = getattr(model.model, "connector", None) or model.model.multi_modal_projector
         rows = visual if model.config.model_type in _POOLED_FIRST else patches - prefix * len(frames)
-        first, last = (_num_weights(getattr(projector, name)) for name in ("linear_1", "linear_2"))
+        *others, last = (m.weight.numel() for m in projector.modules() if isinstance(m, nn.Linear))
+        first = sum(others)
         moved = first + last + patches * width + visual * D
         work["project"] = Work(flops=2 * (first * rows + last * visual), bytes=moved * itemsize)
     return work
@@ -169,8 +171,9 @@ def patch_grids(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[Grid]
     """Steps, rows and columns of patches of every video in a model's inputs."""
     if inputs.get("video_grid_thw") is not None:
         return [(t, h, w) for t, h, w in torch.as_tensor(inputs["video_grid_thw"]).tolist()]
-    size = model.config.vision_config.patch_size
-    shapes = [video.shape for video in inputs["pixel_values_videos"]]  # (T, C, h, w) of each
+    size, adapter = model.config.vision_config.patch_size, adapter_class(model.config)(model)
+    videos = adapter.videos(inputs) if isinstance(adapter, FixedGridAdapter) else inputs[adapter.video_input]
+    shapes = [video.shape for video in videos]  # (T, C, h, w) of each
     return [(T, h // size, w // size) for T, _, h, w in shapes]
 
 

@@ -151,7 +151,7 @@ class ChatProcessor(ChatProtocol):
                 f"the text must be a prompt or a list of prompts, got {type(text).__name__}; "
                 "name the arguments: processor(text=..., videos=..., images=...)"
             )
-        given = [] if videos is None else list(videos) if _are_several(videos) else [videos]
+        given = several(videos)
         self._count(texts, self.video_token, len(given), "videos")
         read = [load_video(video, num_frames=num_frames, usual=self.default_num_frames) for video in given]
         frames = [video.frames if isinstance(video, Video) else video for video in read]
@@ -165,14 +165,18 @@ class ChatProcessor(ChatProtocol):
             PromptError: the numbers of placeholders and of images differ.
             MissingPartError: there is no stock processor; see `stock`.
         """
-        flat = [] if images is None else list(_flat(images))
+        flat = [] if images is None else list(flat_images(images))
         self._count(texts, self.image_token, len(flat), "images")
         if not flat:
             return [], {}
         stock, remaining = self.stock(), iter([read_image(image) for image in flat])
         rows = [list(islice(remaining, text.count(self.image_token))) for text in texts]
         inputs = stock.image_processor([row for row in rows if row], return_tensors="pt")
-        return [stock.replace_image_token(inputs, i) for i in range(len(flat))], dict(inputs)
+        return [self._image_piece(stock, inputs, i) for i in range(len(flat))], dict(inputs)
+
+    def _image_piece(self, stock: ProcessorMixin, inputs: dict[str, Any], number: int) -> str:
+        """The text that replaces an image's placeholder."""
+        return stock.replace_image_token(inputs, number)
 
     def tokenize(self, texts: list[str], pieces: dict[str, list[str]], options: dict[str, Any]) -> BatchFeature:
         """Replace the token of every video and image by its piece of text, and tokenize.
@@ -200,6 +204,11 @@ class ChatProcessor(ChatProtocol):
             raise PromptError(f"the prompt has {count} {token}, but {given} {what} are given; each needs the other")
 
 
+def several(videos: Videos) -> list[Any]:
+    """The videos as a list; None is none, and anything but a list of videos is one."""
+    return [] if videos is None else list(videos) if _are_several(videos) else [videos]
+
+
 def _are_several(videos: Videos) -> bool:
     """Whether this is a list of videos; a list of images or of single frames is one video."""
     if not isinstance(videos, (list, tuple)):
@@ -211,12 +220,13 @@ def _is_frame(item: object) -> bool:
     return hasattr(item, "convert") or len(getattr(item, "shape", ())) == 3
 
 
-def _flat(images: Images) -> Iterator[object]:
+def flat_images(images: Images) -> Iterator[object]:
+    """All images, in order."""
     if not isinstance(images, (list, tuple)):
         yield images
         return
     for image in images:
-        yield from _flat(image)
+        yield from flat_images(image)
 
 
 class Processor(ChatProcessor):
@@ -310,7 +320,7 @@ def check_options(options: dict[str, Any]) -> None:
         OptionError: the options ask for sound, or for tensors of another kind.
     """
     if options.pop("audio", None) is not None:
-        raise OptionError("these models hear nothing; leave out audio")
+        raise OptionError("no sound here; leave out audio, or make the inputs with AutoProcessor if the model hears")
     kind = options.pop("return_tensors", "pt")
     if kind not in ("pt", None):
         raise OptionError(f"return_tensors must be 'pt', got {kind!r}")

@@ -58,6 +58,11 @@ class ChatProtocol(ABC):
     time_instruction: TimeInstruction = "none"
     media_input_names: Sequence[str]
 
+    @property
+    def placeholder(self) -> str:
+        """The token that stands for one visual token of a video in the ids."""
+        return self.video_token
+
     @abstractmethod
     def __call__(self, *args: Any, **options: Any) -> BatchFeature:
         """Make inputs from `text`, `videos=None`, `images=None`, `video_timestamps=True` and further options.

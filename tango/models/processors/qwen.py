@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -60,6 +60,7 @@ class Patches:
     std: tuple[float, ...] = CLIP_STD
     min_pixels: int = 128 * 28 * 28  # per frame; the families' own lower bound for videos
     max_pixels: int = MAX_PIXELS
+    shared_pixels: int | None = None  # in place of `max_pixels`: what the frames of a video share equally
 
     def frame_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width to resize a frame to: multiples of a merge unit, with about the frame's aspect ratio.
@@ -81,7 +82,8 @@ class Patches:
 
     def grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """The grid of patches of a video of this size: temporal steps, rows, columns."""
-        h, w = self.frame_size(height, width)
+        own = self if self.shared_pixels is None else replace(self, max_pixels=self.shared_pixels // num_frames)
+        h, w = own.frame_size(height, width)
         return math.ceil(num_frames / self.temporal), h // self.size, w // self.size
 
     def cut(
@@ -131,7 +133,7 @@ class QwenProcessor(ChatProcessor):
             video, as in transformers 5.17 and later.
     """
 
-    media_input_names = (
+    media_input_names: Sequence[str] = (
         "pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "video_timestamps_s", FIRST_EQUAL,
         "pixel_values", "image_grid_thw", "mm_token_type_ids",
     )  # fmt: skip
@@ -273,7 +275,7 @@ class QwenProcessor(ChatProcessor):
 
     def _placeholders(self, grid: tuple[int, int, int], times: Tensor | None, num_frames: int) -> str:
         t, rows, columns = grid
-        frame = VIDEO * (rows * columns // self.patches.merge**2)
+        frame = self.video_token * (rows * columns // self.patches.merge**2)
         if not self.form.frames_carry_time:
             return frame * t
         times = torch.arange(num_frames) / 2 if times is None else times
@@ -283,7 +285,7 @@ class QwenProcessor(ChatProcessor):
 
     def _kinds(self, input_ids: Tensor) -> Tensor:
         """0 for text, 1 for image and 2 for video placeholders; stock models compute positions from these."""
-        image, video = (self.tokenizer.convert_tokens_to_ids(token) for token in (IMAGE, VIDEO))
+        image, video = (self.tokenizer.convert_tokens_to_ids(token) for token in (self.image_token, self.video_token))
         return (input_ids == image).int() + 2 * (input_ids == video).int()
 
 

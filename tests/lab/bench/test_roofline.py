@@ -13,8 +13,9 @@ from tango.lab.bench import roofline
 from tango.lab.bench.roofline import Ceilings, Work
 from tango.models import adapter_class
 from tests import tiny, tiny_qwen
+from tests.families import Picture, Video, smolvlm
 
-FAMILIES = ("llava_onevision", "llava_video", "llava_next_video", *tiny_qwen.FAMILIES)
+FAMILIES = ("llava_onevision", "llava_video", "llava_next_video", "smolvlm", *tiny_qwen.FAMILIES)
 ODD = (2, 6, 14)  # temporal steps, rows and columns of patches: windows of 4 x 4 do not fill it
 
 
@@ -22,6 +23,8 @@ def eager(name: str) -> tuple[Any, dict[str, Any], int]:
     """A model whose attention the counter sees, its inputs, and the number of visual tokens."""
     if name in tiny_qwen.FAMILIES:
         model, inputs = tiny_qwen.model(name), tiny_qwen.inputs(name, ("Look: ", ODD, " What?"))
+    elif name == "smolvlm":
+        model, inputs = smolvlm.model(), smolvlm.inputs(("Look: ", Video(6, 1), Picture(2), " What?"))
     else:
         model = getattr(tiny, name)()
         inputs = {**tiny.one_video()}
