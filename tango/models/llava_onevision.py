@@ -14,6 +14,7 @@ from tango.models.about import About
 from tango.models.base import Newlines, register_adapter
 from tango.models.checkpoint import load_tokenizer
 from tango.models.fixed_grid import FixedGridAdapter
+from tango.models.placement import device_of
 from tango.models.processors import stock
 from tango.models.processors.llava import Processor, chat_template
 from tango.ops.saliency import PoolingQuery
@@ -76,7 +77,8 @@ class LlavaOnevisionAdapter(FixedGridAdapter):
         round its input, too, token by token, so that it comes first, as in the model.
         """
         projector = self.model.model.multi_modal_projector
-        hidden, last = projector.act(projector.linear_1(hidden)), projector.linear_2
+        hidden = projector.act(projector.linear_1(hidden.to(device_of(projector))))
+        last = projector.linear_2
         is_linear = type(last) is nn.Linear and type(last.weight) is nn.Parameter and last.weight.is_floating_point()
         return last(self.pool(hidden)) if is_linear else self.pool(last(hidden))
 

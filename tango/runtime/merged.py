@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tango.containers import PrunedTokens, VisualTokens
+from tango.containers import ALL_SIGNALS, PrunedTokens, Signal, VisualTokens
 from tango.methods import Pruner
 from tango.models.base import EncodedVideos
 from tango.models.merging import MergedFrames
@@ -30,10 +30,11 @@ def prune_encoded(encoded: EncodedVideos, pruner: Pruner) -> tuple[EncodedVideos
 
 
 def _on_one_device(video: VisualTokens) -> VisualTokens:
-    """The video with the question's embeddings beside its features; the LLM may begin on another device."""
-    if video.text is None or video.text.device == video.features.device:
-        return video
-    return replace(video, text=video.text.to(video.features.device))
+    """The video with its signals beside its features: tower, projector and LLM may lie on several devices."""
+    device, names = video.features.device, (ALL_SIGNALS & ~Signal.TIMESTAMPS).fields
+    signals = {name: getattr(video, name) for name in names}
+    moved = {name: x.to(device) for name, x in signals.items() if x is not None and x.device != device}
+    return replace(video, **moved) if moved else video
 
 
 def _prune(video: VisualTokens, merged: MergedFrames, pruner: Pruner) -> tuple[VisualTokens, PrunedTokens]:

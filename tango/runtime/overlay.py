@@ -78,9 +78,10 @@ class Overlay:
         repeats = len(ids) // len(prompt)  # beams, or several samples per prompt
         now = slice(past, past + count)
         embeds = prompt[:, now].repeat_interleave(repeats, dim=0)
-        text_ids = torch.cat([self._short.text_ids[:, now].repeat_interleave(repeats, dim=0), ids[:, count:]], dim=1)
+        rest = ids[:, count:].to(embeds.device)  # the LLM may begin on another device than the model
+        text_ids = torch.cat([self._short.text_ids[:, now].repeat_interleave(repeats, dim=0), rest], dim=1)
         if count < ids.shape[1]:
-            rest = model.get_input_embeddings()(ids[:, count:])
+            rest = model.get_input_embeddings()(rest)
             embeds = torch.cat([embeds.to(rest), rest], dim=1)
         others = {name: value for name, value in kwargs.items() if name != "input_ids"}
         if ids.shape[1] == S and cache is not None and not self._short.is_padded and not self._flash:

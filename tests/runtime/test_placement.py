@@ -110,14 +110,13 @@ def spread(model: nn.Module, on_gpu: list[str]) -> Iterator[None]:
     """While entered, these parts lie on the pretended device. As accelerate's hooks do, each brings its inputs there,
     and the model its output to where its input was. Mixing both sides in one operator fails, as it would."""
     with pretend_gpu(nn.ModuleList([model.get_submodule(name) for name in on_gpu])):
+        hooked: list[str] = []
         for name, module in model.named_modules():
-            if name in on_gpu:
-                hook = AlignDevicesHook(torch.device("meta"))
-            elif any(part.startswith(f"{name}.") or f"{name}.".startswith(f"{part}.") for part in on_gpu):
-                continue  # it holds parts of both sides, or belongs to one of the other side
-            else:
-                hook = AlignDevicesHook(torch.device("cpu"))
-            add_hook_to_module(module, hook)
+            mixed = any(part.startswith(f"{name}." if name else "") and part != name for part in on_gpu)
+            if mixed or any(name.startswith(f"{part}.") for part in hooked):
+                continue  # it holds parts of both sides, or belongs to one that has a hook
+            hooked.append(name)
+            add_hook_to_module(module, AlignDevicesHook(torch.device("meta" if name in on_gpu else "cpu")))
         add_hook_to_module(model, AlignDevicesHook(io_same_device=True))
         with torch.no_grad(), mock.patch.object(torch, "inference_mode", torch.no_grad):
             yield
