@@ -123,10 +123,11 @@ def inputs(family: str, *rows: tuple[str | Grid, ...], side: str = "left") -> di
     kinds = (ids == settings.image_token_id).int() + 2 * (ids == settings.video_token_id).int()
     videos, images = [c for c in cut if c[0][0] > 1], [c for c in cut if c[0][0] == 1]
     batch["mm_token_type_ids"] = kinds
-    batch["pixel_values_videos"] = torch.cat([x for _, x in videos])
-    batch["video_grid_thw"] = torch.tensor([grid for grid, _ in videos])
-    batch["video_timestamps_s"] = [[SECONDS * i / 2 for i in range(2 * grid[0])] for grid, _ in videos]
-    if family == "qwen2_5_vl":
+    if videos:
+        batch["pixel_values_videos"] = torch.cat([x for _, x in videos])
+        batch["video_grid_thw"] = torch.tensor([grid for grid, _ in videos])
+        batch["video_timestamps_s"] = [[SECONDS * i / 2 for i in range(2 * grid[0])] for grid, _ in videos]
+    if videos and family == "qwen2_5_vl":
         batch["second_per_grid_ts"] = torch.full((len(videos),), SECONDS)
     if images:
         batch["pixel_values"] = torch.cat([x for _, x in images])
@@ -143,13 +144,11 @@ def one_row(family: str, batch: dict, rows: list[tuple], row: int) -> dict:
     """One row of a batch alone, without padding."""
     media = [(i, part) for i, r in enumerate(rows) for part in r if not isinstance(part, str)]
     alone = inputs(family, rows[row])
-    lengths = [(i, t * h * w) for i, (t, h, w) in media if t > 1]
-    pieces = batch["pixel_values_videos"].split([n for _, n in lengths])
-    alone["pixel_values_videos"] = torch.cat([x for (i, _), x in zip(lengths, pieces, strict=True) if i == row])
-    if "pixel_values" in alone:
-        lengths = [(i, t * h * w) for i, (t, h, w) in media if t == 1]
-        pieces = batch["pixel_values"].split([n for _, n in lengths])
-        alone["pixel_values"] = torch.cat([x for (i, _), x in zip(lengths, pieces, strict=True) if i == row])
+    for name, still in (("pixel_values_videos", False), ("pixel_values", True)):
+        if name in alone:
+            lengths = [(i, t * h * w) for i, (t, h, w) in media if (t == 1) == still]
+            pieces = batch[name].split([n for _, n in lengths])
+            alone[name] = torch.cat([x for (i, _), x in zip(lengths, pieces, strict=True) if i == row])
     return alone
 
 

@@ -78,7 +78,11 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", metavar="NAME", help="its authors' settings for a model, see `tango methods`")
     parser.add_argument("--config", help="YAML file with `method:` and its options, or a name in configs/methods")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="any other option of the method; repeatable"
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other option of the method, or reuse, keep_newlines, images=on; repeatable",
     )
 
 

@@ -32,6 +32,7 @@ def describe(name: str) -> Json:
         "signals": [kind.name for kind in cls.signals.kinds],
         "p_attn": _P_ATTN[cls.pooling_query],
         "positions": list(cls.position_rules),
+        "prunes_images": cls.prunes_images,
     }
 
 
@@ -69,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"{indent}{family['num_frames']} frames of {family['tokens'] or 'any number of'} tokens")
             print(f"{indent}signals: {', '.join(family['signals'])}; p-attn is that of the {family['p_attn']}")
             pruning = "works" if family["layer_pruning"] else "is refused"
-            print(f"{indent}positions: {', '.join(family['positions'])}; layer pruning {pruning}")
+            images = "can be pruned, too" if family["prunes_images"] else "are kept"
+            print(f"{indent}positions: {', '.join(family['positions'])}; layer pruning {pruning}; images {images}")
             print(f"{indent}tested on {family['tested'] or 'random weights'} with {family['model_class']}")
             if family["notes"]:
                 print(f"{indent}{family['notes']}")

@@ -114,6 +114,7 @@ class Answerer:
                 video_input=self.pruning.adapter.video_input,
                 dtype=self.model.dtype,
                 static_cache=static_cache,
+                images=self.method.plan.images,
             )
             self.config: dict[str, object] = {
                 "pretrained": str(pretrained),
@@ -123,9 +124,8 @@ class Answerer:
             }
             self._journal: Journal | None = None
             if journal is not None:
-                head = pooling_head_of(self.model)
                 behind = identity(str(pretrained), self.method, video_backend=video_backend, local_files_only=True)
-                behind["content"]["pooling_head"] = None if head is None else head.digest
+                behind["content"]["pooling_head"] = getattr(pooling_head_of(self.model), "digest", None)
                 self._journal = Journal(journal, {**self.config, **behind}, rank=rank)
                 stack.callback(self._journal.close)
             self._stack = stack.pop_all()

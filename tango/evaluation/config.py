@@ -37,8 +37,8 @@ class MethodConfig:
         layer_pruner: prune again inside the LLM; `layer_options` are its fields.
         mean_retention_ratio: in place of `retention_ratio`, the mean over the LLM's layers.
         tower: a tower method; `tower_options` are its fields.
-        saliency, positions, reuse, keep_newlines: as in `tango.prune`. Whether the model has these positions is checked
-            when it is pruned.
+        saliency, positions, reuse, keep_newlines, images: as in `tango.prune`. Whether the model has these positions,
+            and images that can be pruned, is checked when it is pruned.
     Raises:
         UnknownNameError: no such method or option; the message lists the known ones.
         OptionError, BudgetError: options that exclude each other, or a value out of range.
@@ -61,6 +61,7 @@ class MethodConfig:
     tower: str | None = None
     tower_options: Mapping[str, object] = field(default_factory=dict)
     keep_newlines: bool | None = None
+    images: bool | None = None
     plan: Plan = field(init=False, repr=False, compare=False)
     weights: Mapping[str, str] = field(
         init=False, repr=False, compare=False
@@ -72,6 +73,7 @@ class MethodConfig:
         plan = Plan.of(**{item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.init})
         own: dict[str, object] = {"saliency": plan.saliency, "positions": plan.positions}
         own |= {"reuse": plan.reuse or None, "keep_newlines": plan.keep_newlines or None}
+        own |= {"images": plan.images or None}
         for name, value in {"plan": plan, **own}.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "weights", self._weights())
@@ -101,6 +103,7 @@ class MethodConfig:
             "positions": self.positions,
             **({"reuse": True} if self.reuse else {}),
             **({"keep_newlines": True} if self.keep_newlines else {}),
+            **({"images": True} if self.images else {}),
             **({} if self.plan.tower is None else {"tower": self.tower, "tower_options": self.plan.tower.config()}),
         }
 
@@ -199,7 +202,7 @@ def label_of(method: Mapping[str, Any], *, ratio: bool = True) -> str:
     if method.get("tower") is not None:
         parts.append(str(method["tower"]))
         parts += _differences(str(method["tower"]), method.get("tower_options") or {}, "", weights)
-    parts += [flag for flag in ("reuse", "keep_newlines") if method.get(flag)]
+    parts += [flag for flag in ("reuse", "keep_newlines", "images") if method.get(flag)]
     known = {*(item.name for item in dataclasses.fields(MethodConfig)), "retention_ratio"}
     parts += [f"{key}{value}" for key, value in method.items() if key not in known]  # written by hand
     return "-".join(re.sub(r"[^A-Za-z0-9.+-]+", "_", part).strip("_") for part in parts)

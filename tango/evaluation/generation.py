@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -86,11 +87,11 @@ def _generate(pruning: Pruning, processor: ChatProtocol, batch: Sequence[Prepare
     if max(lengths) == 1:  # the prefill gave the only token
         stages.pop("decoding", None)
     share = {stage: ms / len(batch) for stage, ms in stages.items()}
-    videos = iter(() if stats is None else stats.videos)
+    videos, images = (iter(()), iter(())) if stats is None else (iter(stats.videos), iter(stats.images))
     answers = []
     for row, one in enumerate(batch):
         text = tokenizer.decode(ids[row], skip_special_tokens=True)
-        own = [next(videos) for _ in range(one.num_videos)]
+        own = [*islice(videos, one.num_videos), *islice(images, one.num_images)]
         entire, kept = sum(video.tokens_before for video in own), sum(video.tokens_after for video in own)
         inside = None if stats is None else stats.layer
         answers.append(

@@ -34,6 +34,7 @@ class PreparedQuestion:
     question: Question
     inputs: BatchFeature  # with one row
     num_videos: int
+    num_images: int
     generate_options: dict[str, object]
     stages_ms: dict[str, float]  # read, preprocess
 
@@ -50,6 +51,7 @@ class Preparer:
     video_input: str  # name of the pixels, which are cast before they reach the model
     dtype: torch.dtype
     static_cache: bool = False
+    images: bool = False  # whether questions may have images, which are then pruned, too
 
     def __post_init__(self) -> None:
         # The first use sets a tokenizer's padding; threads must not race for it.
@@ -62,7 +64,7 @@ class Preparer:
             VideoReadError: a video cannot be read.
             PromptError: a text holds a token that is reserved.
             OptionError: an option of `generate` is unknown.
-            ValueError: the conversation has parts that are neither video nor text.
+            ValueError: the conversation has parts that cannot be asked about.
         """
         options, timer = decoding_options(static_cache=self.static_cache) | generate_options(question), StageTimer()
         num_frames = question.num_frames or self.num_frames
@@ -78,11 +80,14 @@ class Preparer:
             )
             if inputs.get(self.video_input) is not None:  # half the memory while they wait; the model would cast alike
                 inputs[self.video_input] = _cast(inputs[self.video_input], self.dtype)
-        num_videos = sum(
-            part["type"] == "video" for m in messages if not isinstance(m["content"], str) for part in m["content"]
-        )
+        kinds = [part["type"] for m in messages if not isinstance(m["content"], str) for part in m["content"]]
         return PreparedQuestion(
-            question=question, inputs=inputs, num_videos=num_videos, generate_options=options, stages_ms=timer.ms()
+            question=question,
+            inputs=inputs,
+            num_videos=kinds.count("video"),
+            num_images=kinds.count("image"),
+            generate_options=options,
+            stages_ms=timer.ms(),
         )
 
     def _with_videos(self, message: Message, num_frames: int) -> Message:
@@ -94,8 +99,11 @@ class Preparer:
         if part["type"] == "video":
             video = load_video(part["video"], num_frames=num_frames, usual=self.num_frames, backend=self.video_backend)
             return {**part, "video": video}
-        if part["type"] != "text":
-            raise ValueError(f"parts must be of type video or text, got {part['type']!r}; images cannot be asked about")
+        if part["type"] != "text" and not (self.images and part["type"] == "image"):
+            raise ValueError(
+                f"parts must be of type video or text, got {part['type']!r}; images can be asked about where they are "
+                "pruned, too (images=on)"
+            )
         return dict(part)
 
 

@@ -160,6 +160,11 @@ class Method:
     def __post_init__(self) -> None:
         check_options(self)
 
+    @property
+    def about_time(self) -> str:
+        """Why the method cannot prune an image, which has no time; "": it can."""
+        return ""
+
     def config(self) -> dict[str, object]:
         """The options as a dictionary, from which `build_pruner` or `build_layer_pruner` builds an equal method."""
         return dataclasses.asdict(self)
@@ -282,6 +287,10 @@ class Pruner(Method, ABC):
     def wants(self) -> Signal:
         """Signals that these options make use of if the model has them; always includes `needs`."""
         return self.needs
+
+    @property
+    def about_time(self) -> str:
+        return "reads the times of frames" if Signal.TIMESTAMPS in self.wants else ""
 
     @abstractmethod
     def prune(self, tokens: VisualTokens) -> PrunedTokens:

@@ -60,6 +60,10 @@ class DyCokePruner(Pruner):
                 "share_dropped sets the number of tokens, and so does exact_budget: leave one of them out"
             )
 
+    @property
+    def about_time(self) -> str:
+        return "compares frames, and looks at nothing within one"
+
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
         T, N, _ = tokens.features.shape
         x, device = tokens.features.flatten(0, 1), tokens.features.device

@@ -46,6 +46,10 @@ class EvsPruner(Pruner):
         licence="Apache-2.0",
     )
 
+    @property
+    def about_time(self) -> str:
+        return "keeps the first frame whole"
+
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
         T, N, _ = tokens.features.shape
         x, device = tokens.features.flatten(0, 1), tokens.features.device

@@ -37,6 +37,10 @@ class FewerFramesPruner(Pruner):
     budget_rule: ClassVar[str] = "N each of round(r T) frames; round(r T N) with an exact budget"
     paper: ClassVar[Paper] = Paper(title="sampling of fewer frames, a control", venue="-")
 
+    @property
+    def about_time(self) -> str:
+        return "keeps frames whole"
+
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
         T, N, _ = tokens.features.shape
         if self.exact_budget:

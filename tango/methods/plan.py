@@ -55,6 +55,7 @@ _OWN: dict[str, Hint] = {
     "positions": Positions | None,
     "reuse": bool | None,
     "keep_newlines": bool | None,
+    "images": bool | None,
     "tower": str | None,
     "pruned_layer": int | None,
     "pre_retain_ratio": float | None,
@@ -75,7 +76,7 @@ class Plan:
         mean: fraction of tokens kept on average over the LLM's layers. Once their number is known, it determines the
             ratio of `pruner` or, if that keeps all tokens, of `layer_pruner`. None: both ratios hold as they are.
         saliency, positions: as in `tango.prune`; left out: the method's own.
-        reuse, keep_newlines: as in `tango.prune`.
+        reuse, keep_newlines, images: as in `tango.prune`.
         tower: the tower method; None: all frames pass through the whole tower.
     Example:
         >>> plan = tango.Plan.parse({"method": "tango", "mean_retention_ratio": "0.1", "layer_pruner": "fastv-merge"})
@@ -94,6 +95,7 @@ class Plan:
     reuse: bool = False
     tower: TowerMerger | None = None
     keep_newlines: bool = False
+    images: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "saliency", self.saliency or self.pruner.default_saliency)
@@ -105,6 +107,15 @@ class Plan:
         if self.tower is not None and (self.reuse or isinstance(self.pruner, KeepAllPruner)):
             reason = "reuse" if self.reuse else "all tokens kept before the LLM"
             raise OptionError(f"{self.tower.name} merges frames in the tower, which does not go with {reason}")
+        if self.images:
+            self._refuse_time()
+
+    def _refuse_time(self) -> None:
+        """Refuse to prune images by methods that are about time, which images do not have."""
+        for method in (self.tower, self.pruner, self.layer_pruner):
+            reason = "merges frames" if isinstance(method, TowerMerger) else method.about_time if method else ""
+            if method and reason:
+                raise OptionError(f"{method.name} {reason}, and images are not about time; leave out images=True")
 
     @classmethod
     def parse(cls, *sources: Mapping[str, object], method: str = "none", release: bool = False) -> Plan:
@@ -120,7 +131,7 @@ class Plan:
         * `pruned_layer`: the layer at whose input `layer_pruner`, by default "fastv-merge", prunes again. As in the
           release, the retention ratio is then the mean, unless `pre_retain_ratio` gives the pre-LLM ratio;
         * `tower`: a tower method, with options `tower_<name>`;
-        * `saliency`, `positions`, `reuse`, `keep_newlines`: as in `tango.prune`;
+        * `saliency`, `positions`, `reuse`, `keep_newlines`, `images`: as in `tango.prune`;
         * `preset`: what the method's authors set for a model family. It stands for these settings, at the end of the
           source that names it: others of that source and of earlier ones win over them, those of later ones do not.
 
@@ -149,6 +160,7 @@ class Plan:
         tower: TowerMerger | str | None = None,
         tower_options: Mapping[str, object] | None = None,
         keep_newlines: bool | None = None,
+        images: bool | None = None,
         preset: str | None = None,
     ) -> Plan:
         """Build the plan of a method from its name and options, or from a built one; arguments as in `tango.prune`.
@@ -160,13 +172,13 @@ class Plan:
         if preset is not None:
             beside: dict[str, Any] = {"layer_pruner": layer_pruner, "saliency": saliency, "positions": positions}
             beside |= {"mean_retention_ratio": mean_retention_ratio, "reuse": reuse, "tower": tower}
-            beside |= {"keep_newlines": keep_newlines}
+            beside |= {"keep_newlines": keep_newlines, "images": images}
             stages = {"layer_": layer_options, "tower_": tower_options}
             return cls.of(**_preset_and(preset, method, options, beside, stages))
         options, mean = dict(options or {}), mean_retention_ratio
         tower = _stage("tower method", "tower", tower, tower_options, build_tower_merger)
         layer_pruner = _stage("layer pruner", "layer_pruner", layer_pruner, layer_options, build_layer_pruner)
-        _refuse_clashes(method, options, mean, (layer_pruner, positions, reuse, keep_newlines, tower))
+        _refuse_clashes(method, options, mean, (layer_pruner, positions, reuse, keep_newlines, images, tower))
         kind = method_kind(method) if isinstance(method, str) else type(method)
         inside = issubclass(kind, LayerPruner)
         if inside and layer_pruner is not None:
@@ -190,6 +202,7 @@ class Plan:
             positions=positions,
             reuse=bool(reuse),
             keep_newlines=bool(keep_newlines),
+            images=bool(images),
             tower=tower,
         )
 
@@ -211,8 +224,8 @@ def _refuse_clashes(
 ) -> None:
     if method == "none" and (options or any(value is not None for value in (mean, *beside))):
         raise OptionError(
-            "method 'none' keeps all tokens; leave out ratio, options, positions, reuse, keep_newlines and tower, or "
-            "name a method"
+            "method 'none' keeps all tokens; leave out ratio, options, positions, reuse, keep_newlines, images and "
+            "tower, or name a method"
         )
     if mean is not None and "retention_ratio" in options:
         raise BudgetError("give retention_ratio (pre-LLM) or mean_retention_ratio (over the LLM's layers), not both")

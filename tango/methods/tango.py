@@ -99,8 +99,12 @@ class TangoPruner(Pruner):
 
     @property
     def wants(self) -> Signal:
-        wants = self.needs | Signal.TIMESTAMPS
+        wants = self.needs | Signal.TIMESTAMPS if self.rope == "seconds" else self.needs
         return wants | Signal.FRAME_EMBEDS if self.segmentation == "fastvid" else wants
+
+    @property
+    def about_time(self) -> str:
+        return f"{reason} unless rope is 'frames' or 'none'" if (reason := super().about_time) else ""
 
     def prune(self, tokens: VisualTokens) -> PrunedTokens:
         assert tokens.saliency is not None  # the caller checked `needs`

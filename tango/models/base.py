@@ -17,16 +17,16 @@ from tango.containers import ALL_SIGNALS, PrunedTokens, Signal, VisualTokens
 from tango.errors import MissingSignalError, UnsupportedModelError
 from tango.extensions import load_group
 from tango.models.about import About
-from tango.models.calls import Call, Inputs, on_host
+from tango.models.calls import Call, Inputs
 from tango.models.merging import MergedFrames, Merger
+from tango.models.placement import device_of
 from tango.models.pooling_head import PoolingHead
 from tango.models.processors import stock
 from tango.models.processors.protocol import ChatProtocol
-from tango.models.questions import ends_of_turn, ids_beside_text, questions
+from tango.models.questions import embedded_questions
 from tango.models.reuse import Distinct, Reuse, distinct_frames
-from tango.models.splice import ShortPrompt, check_count
+from tango.models.splice import ShortPrompt
 from tango.models.weights import read_model
-from tango.ops.device import to_device
 from tango.ops.llm_shapes import Newlines
 from tango.ops.saliency import PoolingQuery, saliency_function
 from tango.profiling import StageTimer
@@ -115,10 +115,12 @@ class Adapter(ABC):
     stock_is_right: ClassVar[bool] = True  # False: stock code lays out videos otherwise than the model was trained
 
     merges_in_tower: ClassVar[bool] = False  # whether a tower method can merge frames between its blocks
+    prunes_images: ClassVar[bool] = False  # whether an image is laid out as a video of one frame, and so can be pruned
 
     reuse: bool = False  # whether frames with the same pixels are encoded once
     keep_newlines: bool = False  # whether the newline of a row stays where no token of the row does
     tower_merger: Merger | None = None  # the tower method
+    images: bool = False  # whether images are pruned, too
 
     def __init__(self, model: PreTrainedModel, *, saliency: str = "p-attn"):
         saliency_function(saliency)
@@ -201,6 +203,11 @@ class Adapter(ABC):
         return nullcontext()
 
     @property
+    def device(self) -> torch.device:
+        """The device on which the tower takes pixels."""
+        return device_of(self.tower(self.model))
+
+    @property
     def text_model(self) -> object:
         """The LLM without its head; None: it is not where the known families have it."""
         inner = getattr(self.model, "model", None)
@@ -244,6 +251,21 @@ class Adapter(ABC):
         return self.placeholder_id(self.model.config)
 
     @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder that stands for one token of an image."""
+        return self.model.config.image_token_id
+
+    @property
+    def pruned_inputs(self) -> tuple[str, ...]:
+        """Names of the inputs whose tokens are pruned."""
+        return (self.video_input, "pixel_values") if self.images else (self.video_input,)
+
+    @property
+    def pruned_token_ids(self) -> tuple[int, ...]:
+        """Ids of the placeholders of what is pruned."""
+        return (self.video_token_id, self.image_token_id) if self.images else (self.video_token_id,)
+
+    @property
     def guarded_token_id(self) -> int:
         """Id of a token that stands in prompts with videos alone: the LLM must not read it as if it were a word."""
         return self.video_token_id
@@ -263,11 +285,12 @@ class Adapter(ABC):
             )
 
     def holds_video(self, inputs: Inputs) -> bool | None:
-        """Whether a call with these inputs has a video to prune. Other calls go to stock code, without `own_inputs`.
+        """Whether a call with these inputs has a video to prune, or an image that is pruned, too. Other calls go to
+        stock code, without `own_inputs`.
 
         None: the inputs do not say whether they hold videos or images; `encode_videos` refuses them.
         """
-        return inputs.get(self.video_input) is not None
+        return any(inputs.get(name) is not None for name in self.pruned_inputs)
 
     @abstractmethod
     def encode_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
@@ -293,20 +316,10 @@ class Adapter(ABC):
         """
         if Signal.TEXT not in wants:
             return [None] * len(placeholders)
-        host = on_host({name: inputs.get(name) for name in ("input_ids", "attention_mask", "labels")})
-        ids, readable = host["input_ids"], torch.ones_like(host["input_ids"], dtype=torch.bool)
-        if host["attention_mask"] is not None:
-            readable &= host["attention_mask"].bool()
-        if host["labels"] is not None:
-            readable &= host["labels"] == -100
+        ids = inputs["input_ids"].cpu()
         video, _ = self.placeholders(ids, inputs, None)
-        check_count("video", int(video.sum()), sum(placeholders))
-        ends, beside = ends_of_turn(self.model), {*ids_beside_text(self.model), self.video_token_id}
-        beside |= self.marks(ids, video)
-        found = questions(ids, readable, video, placeholders, ends=ends, beside_text=beside)
-        with torch.no_grad():  # ids without a batch: pruning does not look for placeholders among them
-            embeds = self.model.get_input_embeddings()(to_device(torch.cat(found), self.model.device))
-        return embeds.split([len(question) for question in found])
+        beside = {self.video_token_id, *self.marks(ids, video)}
+        return embedded_questions(self.model, inputs, "video", video, placeholders, beside)
 
     def marks(self, input_ids: Tensor, video: Tensor) -> set[int]:
         """Ids of marks beside frames that the model's config does not name, given the mask (B, L) of placeholders."""
@@ -336,7 +349,11 @@ class Adapter(ABC):
 
     @abstractmethod
     def encode_images(self, inputs: Inputs) -> EncodedImages | None:
-        """Encode all images, which are never pruned; None if there are none."""
+        """Encode all images, which are kept whole; None if there are none."""
+
+    def encode_images_as_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
+        """As `encode_videos`, for the images: videos of one frame, at time 0. Families with `prunes_images` have it."""
+        raise NotImplementedError
 
     def placeholders(self, input_ids: Tensor, inputs: Inputs, images: EncodedImages | None) -> tuple[Tensor, Tensor]:
         """Two masks (B, L): the placeholders of videos, and those of images.
@@ -419,6 +436,11 @@ def supported_model_types() -> list[str]:
 def families_with(signals: Signal) -> list[str]:
     """Families whose adapters supply all of these signals, sorted."""
     return [name for name in supported_model_types() if signals in _ADAPTERS[name].signals]
+
+
+def families_that_prune_images() -> list[str]:
+    """Families whose images can be pruned, sorted."""
+    return [name for name in supported_model_types() if _ADAPTERS[name].prunes_images]
 
 
 def families_that_merge() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +90,14 @@ def remember_prompt(cache: Cache | None, ids: Tensor) -> None:
         setattr(cache, _TAG, ids)
 
 
-def remembered_prompt(cache: Cache, video_token_id: int) -> Tensor | None:
-    """The ids (B, n) of a pruned prompt that a cache holds, perhaps in part; None if no video token is among them."""
+def has_any(ids: Tensor, tokens: Sequence[int]) -> bool:
+    """Whether one of these tokens is among the ids; reads from their device."""
+    return any(bool((ids == token).any()) for token in tokens)
+
+
+def remembered_prompt(cache: Cache, pruned_token_ids: Sequence[int]) -> Tensor | None:
+    """The ids (B, n) of a pruned prompt that a cache holds, perhaps in part; None if no placeholder of what is pruned
+    is among them."""
     ids = getattr(cache, _TAG, None)
     if ids is None:
         return None
@@ -99,17 +105,19 @@ def remembered_prompt(cache: Cache, video_token_id: int) -> Tensor | None:
     if not length:  # it was emptied: what comes now is another prompt
         delattr(cache, _TAG)
     held = ids[:, :length]
-    return held if bool((held == video_token_id).any()) else None
+    return held if has_any(held, pruned_token_ids) else None
 
 
-def check_cache(cache: Cache | None, ids: Tensor | None, video_token_id: int, *, question_aware: bool) -> None:
+def check_cache(
+    cache: Cache | None, ids: Tensor | None, pruned_token_ids: Sequence[int], *, question_aware: bool
+) -> None:
     """Refuse a cache with a pruned prompt, unless the new short prompt (B, S) begins with that very one.
 
     Args:
         ids: of the new prompt; None: it has no video.
         question_aware: what was kept of the video depends on the question, so the cache must hold that, too.
     """
-    held = None if cache is None else remembered_prompt(cache, video_token_id)
+    held = None if cache is None else remembered_prompt(cache, pruned_token_ids)
     if held is None:
         return
     if question_aware and held.shape[1] < getattr(cache, _TAG).shape[1]:

@@ -22,6 +22,7 @@ from tango.models.base import TOKEN_FIELDS, Adapter, EncodedImages, EncodedVideo
 from tango.models.calls import Inputs
 from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.merging import MergedFrames, Merger, concatenated, merged_states
+from tango.models.placement import weight_of
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead, siglip_of
 from tango.models.processors.timestamps import video_timestamps
 from tango.models.reuse import reuse_of
@@ -136,7 +137,7 @@ class FixedGridAdapter(Adapter):
 
     def head(self) -> PoolingHead | None:
         """SigLIP's attention-pooling head, for families whose "p-attn" is that head's; None: there is none."""
-        head, device = pooling_head_of(self.model) if self.query == "head" else None, self.model.device
+        head, device = pooling_head_of(self.model) if self.query == "head" else None, self.device
         if head is None or head.device == device:
             return head
         if self._moved is None or self._moved.device != device or self._moved.digest != head.digest:
@@ -174,7 +175,7 @@ class FixedGridAdapter(Adapter):
         distinct = self.distinct_frames(inputs, lengths)
         reuse = reuse_of(distinct, frames)
         frames = [frames[t] for t in distinct.frames]
-        device, dtype, width = self.model.device, self.model.dtype, self.tower_width
+        device, dtype, width = self.device, self.model.dtype, self.tower_width
         batches = list(frame_batches([self.patches**2] * len(frames), width, dtype, device))
         rows = FrameRows(len(frames), distinct.flat_rows)
         for batch in batches:
@@ -211,7 +212,7 @@ class FixedGridAdapter(Adapter):
         """Encode videos one by one, and let `merger` merge frames between blocks; states of all frames are held."""
         if _COMPILED in vars(self.model):
             raise UnsupportedModelError(f"{merger.name} works between blocks of the tower; remove() its compilation")
-        encoded, merged, device = [], [], self.model.device
+        encoded, merged, device = [], [], self.device
         width, tower = self.tower_width, self.tower(self.model)
 
         def batches(count: int) -> Iterator[slice]:
@@ -275,7 +276,7 @@ class FixedGridAdapter(Adapter):
     def _run_tower(self, frames: list[Tensor], batch_size: int) -> TowerStates:
         compiled = vars(self.model).get(_COMPILED)
         padding = [] if compiled is None else frames[-1:] * (batch_size - len(frames))  # one size to compile for
-        pixels = to_device(torch.stack(frames + padding), self.model.device).to(self.model.dtype)
+        pixels = to_device(torch.stack(frames + padding), self.device).to(self.model.dtype)
         states = (compiled or run_tower)(self.tower(self.model), self._depth, pixels)
         return TowerStates(*(x[: len(frames)] for x in states)) if padding else states
 
@@ -284,7 +285,10 @@ class FixedGridAdapter(Adapter):
             return None
         options = {name: inputs[name] for name in self.image_options if inputs.get(name) is not None}
         output = self.model.model.get_image_features(
-            inputs["pixel_values"].to(self.model.dtype), inputs["image_sizes"], return_dict=True, **options
+            to_device(inputs["pixel_values"], self.device).to(self.model.dtype),
+            inputs["image_sizes"],
+            return_dict=True,
+            **options,
         )
         return EncodedImages(token_id=self.model.config.image_token_id, features=torch.cat(list(output.pooler_output)))
 
@@ -296,7 +300,8 @@ class FixedGridAdapter(Adapter):
         keep_mask[pruned.indices] = True
         if self.newlines == "none":
             return pruned.features, keep_mask
-        embeds = torch.cat([pruned.features, self.model.model.image_newline.to(pruned.features)[None]])
+        newline = weight_of(self.model.model, "image_newline").to(pruned.features)
+        embeds = torch.cat([pruned.features, newline[None]])
         if self.newlines == "video":
             return embeds, F.pad(keep_mask, (0, 1), value=True)
         # For each placeholder (T*H rows of W tokens and a newline): its row of `embeds`, -1 where it is dropped.

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tango.models.about import About
 from tango.models.base import Newlines, register_adapter
 from tango.models.checkpoint import load_tokenizer
 from tango.models.fixed_grid import FixedGridAdapter
+from tango.models.placement import device_of
 from tango.models.processors import stock
 from tango.models.processors.llava import Processor, chat_template
 from tango.ops.saliency import PoolingQuery
@@ -88,10 +89,14 @@ class LlavaOnevisionAdapter(FixedGridAdapter):
         """Project and pool, (T, patches^2, P) -> (T, N, D).
 
         The projector's last layer and pooling are both linear, and the weights of pooling sum to 1. Pooling before that
-        layer gives the same result up to rounding, for about half of the work.
+        layer gives the same result up to rounding, for about half of the work. A layer with quantised weights may
+        round its input, too, token by token, so that it comes first, as in the model.
         """
         projector = self.model.model.multi_modal_projector
-        return projector.linear_2(self.pool(projector.act(projector.linear_1(hidden))))
+        hidden = projector.act(projector.linear_1(hidden.to(device_of(projector))))
+        last = projector.linear_2
+        is_linear = type(last) is nn.Linear and type(last.weight) is nn.Parameter and last.weight.is_floating_point()
+        return last(self.pool(hidden)) if is_linear else self.pool(last(hidden))
 
     def pool(self, x: Tensor) -> Tensor:
         """Shrink the patch grid of every frame, (T, patches^2, C) -> (T, N, C), as the model does."""

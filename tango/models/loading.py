@@ -14,6 +14,7 @@ from tango.models import lmms_lab
 from tango.models.base import Adapter, adapter_class, find_adapter
 from tango.models.checkpoint import check_config, check_config_file, reading
 from tango.models.hub import CONFIG_FILES, resolve_folder
+from tango.models.placement import device_of, weight_of
 from tango.models.pooling_head import PoolingHead, siglip_of
 from tango.models.processors.protocol import ChatProtocol
 from tango.models.weights import check_finite
@@ -48,7 +49,7 @@ def load(
             checkpoint, else the tower itself if it kept its head, else google's SigLIP of its sizes, if known.
         revision: branch, tag or commit of the checkpoint on the hub.
         local_files_only: never ask the hub.
-        **options: passed on to `from_pretrained` (e.g. `device_map`).
+        **options: passed on to `from_pretrained`, such as `device_map`, `quantization_config` or `distributed_config`.
     Returns:
         The model in evaluation mode, with the head as its plain attribute `pooling_head`, and its processor.
     Raises:
@@ -208,7 +209,7 @@ def _attach_pooling_head(
 ) -> None:
     """Find the pooling head and attach it as a plain attribute, so that saved checkpoints do not contain it.
 
-    It goes to the model's device, once, so that calls need not bring it there.
+    It goes to the tower's device, once, so that calls need not bring it there.
     """
     config = tower.config
     if config.model_type not in ("siglip_vision_model", "smolvlm_vision"):
@@ -217,12 +218,14 @@ def _attach_pooling_head(
         siglip = folder / "siglip"
 
     def attach(head: PoolingHead) -> None:
-        model.__dict__["pooling_head"] = head.to(model.device)
+        model.__dict__["pooling_head"] = head.to(device_of(tower))
 
     if siglip is not None:
         attach(PoolingHead.from_pretrained(siglip, local_files_only=local_files_only))
     elif hasattr(tower, "head"):
-        tensors = {k: v.detach().float() for k, v in tower.state_dict().items()}
+        names = (name.rpartition(".") for name, _ in tower.named_parameters())
+        own = {(part, name): weight_of(tower.get_submodule(part), name) for part, _, name in names}
+        tensors = {f"{part}.{name}".lstrip("."): weight.detach().float() for (part, name), weight in own.items()}
         attach(PoolingHead.from_tensors(tensors, num_heads=config.num_attention_heads, eps=config.layer_norm_eps))
     elif (known := siglip_of(config)) is not None:
         try:

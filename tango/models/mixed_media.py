@@ -99,8 +99,8 @@ class MixedMediaAdapter(FixedGridAdapter):
         tiles = [tile for own in self._pixels(inputs, "image") for tile in own]
         if not tiles:
             return None
-        width, timer = self.model.config.vision_config.hidden_size, StageTimer(self.model.device)
-        cuts = list(frame_batches([self.patches**2] * len(tiles), width, self.model.dtype, self.model.device))
+        width, timer = self.model.config.vision_config.hidden_size, StageTimer(self.device)
+        cuts = list(frame_batches([self.patches**2] * len(tiles), width, self.model.dtype, self.device))
         parts = [self._encode_frames(tiles[cut], cuts[0].stop, Signal.NONE, timer)["features"] for cut in cuts]
         return EncodedImages(token_id=self.video_token_id, features=torch.cat(parts).flatten(0, 1))
 

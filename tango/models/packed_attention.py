@@ -31,6 +31,7 @@ class Packing(NamedTuple):
     """How many frames or windows of each length a row of patches holds.
 
     `order` sorts the patches by the length of their window; None: windows of equal length follow each other already.
+    Blocks on other devices than the first bring it there.
     """
 
     groups: tuple[tuple[int, int], ...]  # (number of windows, patches of each)
@@ -60,7 +61,7 @@ class Packing(NamedTuple):
         """Attend within every window: `attention` maps queries, keys and values (windows, heads, length, d) to
         (windows, length, heads, d). Return (patches, heads, d)."""
         if self.order is not None:
-            states = tuple(x[self.order] for x in states)
+            states = tuple(x[self.order.to(x.device)] for x in states)
         sizes = [count * length for count, length in self.groups]
         pieces = zip(*(x.split(sizes) for x in states), strict=True)
         outputs = [
@@ -68,7 +69,7 @@ class Packing(NamedTuple):
             for group, piece in zip(self.groups, pieces, strict=True)
         ]
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return output if self.inverse is None else output[self.inverse]
+        return output if self.inverse is None else output[self.inverse.to(output.device)]
 
 
 @contextmanager

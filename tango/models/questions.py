@@ -11,6 +11,10 @@ from torch import Tensor
 
 from tango.annotations import Bool, Int
 from tango.errors import PromptError
+from tango.models.calls import Inputs, on_host
+from tango.models.placement import device_of
+from tango.models.splice import check_count
+from tango.ops.device import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,6 +73,41 @@ def questions(
             )
         found.append(next(side for side in sides if len(side)))
     return found
+
+
+def embedded_questions(
+    model: PreTrainedModel,
+    inputs: Inputs,
+    kind: str,
+    where: Bool[Tensor, "B L"],
+    placeholders: Sequence[int],
+    beside: Collection[int],
+) -> Sequence[Tensor]:
+    """Input embeddings (Q, D) of the question about each video, or each image.
+
+    Labelled columns are what the model is trained to say, so they do not belong to it.
+
+    Args:
+        kind: "video" or "image", for messages.
+        where: mask of the placeholders, on the host; `placeholders`: how many each has.
+        beside: ids of tokens that are no text, besides those that the config names.
+    Raises:
+        ValueError: the prompts have more or fewer placeholders.
+        PromptError: a prompt has no text beside its video.
+    """
+    host = on_host({name: inputs.get(name) for name in ("input_ids", "attention_mask", "labels")})
+    ids, readable = host["input_ids"], torch.ones_like(host["input_ids"], dtype=torch.bool)
+    if host["attention_mask"] is not None:
+        readable &= host["attention_mask"].bool()
+    if host["labels"] is not None:
+        readable &= host["labels"] == -100
+    check_count(kind, int(where.sum()), sum(placeholders))
+    beside = {*ids_beside_text(model), *beside}
+    found = questions(ids, readable, where, placeholders, ends=ends_of_turn(model), beside_text=beside)
+    embed = model.get_input_embeddings()
+    with torch.no_grad():  # ids without a batch: pruning does not look for placeholders among them
+        embeds = embed(to_device(torch.cat(found), device_of(embed)))
+    return embeds.split([len(question) for question in found])
 
 
 def ends_of_turn(model: PreTrainedModel) -> set[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import groupby
@@ -23,8 +23,9 @@ from tango.models.frame_batches import FrameRows, frame_batches
 from tango.models.mrope import Grid, grid_times, mrope_positions, seconds_per_step, vision_positions
 from tango.models.packed_attention import packed_attention
 from tango.models.processors.qwen import MAX_PIXELS, QwenForm, QwenProcessor
+from tango.models.questions import embedded_questions
 from tango.models.qwen_tower import queries_or_keys, tap_block, window_order
-from tango.models.reuse import reuse_of
+from tango.models.reuse import Distinct, distinct_frames, reuse_of
 from tango.ops.device import to_device
 from tango.ops.saliency import TowerBlock, block_signals
 from tango.profiling import StageTimer
@@ -101,11 +102,6 @@ class QwenVlAdapter(Adapter):
             "cu_seqlens": vision_utils.get_vision_cu_seqlens(grid_thw),
         }
 
-    @property
-    def image_token_id(self) -> int:
-        """Id of the placeholder that stands for one token of an image."""
-        return self.model.config.image_token_id
-
     def token_grids(self, inputs: Inputs, name: str) -> list[Grid]:
         """Grids after merging, (T, H, W) per image or video.
 
@@ -116,24 +112,52 @@ class QwenVlAdapter(Adapter):
             raise ValueError(f"{name} is missing from the inputs; the processor returns it beside the pixels")
         return [(t, h // self.merge, w // self.merge) for t, h, w in torch.as_tensor(inputs[name]).tolist()]
 
+    def _pixels(self, inputs: Inputs, name: str, grid_name: str) -> tuple[Tensor, list[Grid]]:
+        """Patches of all videos, or of all images, and their grids after merging."""
+        pixels, grids = torch.as_tensor(inputs[name]), self.token_grids(inputs, grid_name)
+        if len(pixels) != self.merge**2 * sum(math.prod(grid) for grid in grids):
+            given = torch.as_tensor(inputs[grid_name]).tolist()
+            raise ValueError(f"{grid_name} {given} does not fit {len(pixels)} patches of pixels")
+        return pixels, grids
+
     def encode_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
-        """Encode temporal steps in batches. The tower never mixes steps, so batches may cut a video between any two."""
-        grids = self.token_grids(inputs, "video_grid_thw")
+        pixels, grids = self._pixels(inputs, self.video_input, "video_grid_thw")
         warn = self.positions_need_time or Signal.TIMESTAMPS in wants
         times = grid_times(inputs, [t for t, _, _ in grids], self.frames_per_step(self.model.config), warn=warn)
-        pixels, unit = torch.as_tensor(inputs[self.video_input]), self.merge**2
-        if len(pixels) != unit * sum(math.prod(grid) for grid in grids):
-            given = torch.as_tensor(inputs["video_grid_thw"]).tolist()
-            raise ValueError(f"video_grid_thw {given} does not fit {len(pixels)} patches of pixels")
         texts = self.texts(inputs, wants, [math.prod(grid) for grid in grids])
+        distinct = self.distinct_frames(inputs, [T for T, _, _ in grids])
+        return self._encode(pixels, grids, times, texts, distinct, wants, timer)
+
+    def encode_images_as_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
+        pixels, grids = self._pixels(inputs, "pixel_values", "image_grid_thw")
+        times = [torch.zeros(T, dtype=torch.float64) for T, _, _ in grids]
+        texts: Sequence[Tensor | None] = [None] * len(grids)
+        if Signal.TEXT in wants:
+            image, tokens = inputs["input_ids"].cpu() == self.image_token_id, [math.prod(grid) for grid in grids]
+            texts = embedded_questions(self.model, inputs, "image", image, tokens, {self.video_token_id})
+        distinct = distinct_frames({}, [T for T, _, _ in grids])
+        return self._encode(pixels, grids, times, texts, distinct, wants, timer)
+
+    def _encode(
+        self,
+        pixels: Tensor,
+        grids: list[Grid],
+        times: Sequence[Tensor],
+        texts: Sequence[Tensor | None],
+        distinct: Distinct,
+        wants: Signal,
+        timer: StageTimer,
+    ) -> EncodedVideos:
+        """Encode temporal steps in batches. The tower never mixes steps, so batches may cut a video between any two."""
+        unit = self.merge**2
         patches = [unit * H * W for T, H, W in grids for _ in range(T)]
-        distinct, each = self.distinct_frames(inputs, [T for T, _, _ in grids]), pixels.split(patches)
+        each = pixels.split(patches)
         if (reuse := reuse_of(distinct, each)) is not None:
             pixels, patches = torch.cat([each[t] for t in distinct.frames]), [patches[t] for t in distinct.frames]
         owners = [video for video, count in enumerate(distinct.counts) for _ in range(count)]
         width = getattr(self.vision, "embed_dim", self.vision.hidden_size)
         rows, first = [FrameRows(*own) for own in zip(distinct.counts, distinct.rows, strict=True)], 0
-        for batch in frame_batches(patches, width, self.model.dtype, self.model.device):
+        for batch in frame_batches(patches, width, self.model.dtype, self.device):
             steps = [(video, len(list(same))) for video, same in groupby(owners[batch])]
             shapes, count = [(n, *grids[video][1:]) for video, n in steps], sum(patches[batch])
             encoded = self._encode_steps(pixels[first : first + count], shapes, wants, timer)
@@ -156,7 +180,7 @@ class QwenVlAdapter(Adapter):
         tap = tap_block(block, attention) if needed else nullcontext(dict[str, Tensor]())
         with timer.stage("tower"), tap as record:
             grid_thw = torch.tensor([(T, H * self.merge, W * self.merge) for T, H, W in grids])  # stays on the host
-            output = self.video_features(to_device(pixels, self.model.device), grid_thw)
+            output = self.video_features(to_device(pixels, self.device), grid_thw)
         lengths, first, parts = [math.prod(grid) for grid in grids], 0, []
         deeper = {f"deeper_{i}": x.split(lengths) for i, x in enumerate(self.deeper_features(output))}
         with timer.stage("prune"):
@@ -212,7 +236,7 @@ class QwenVlAdapter(Adapter):
         if inputs.get("pixel_values") is None:
             return None
         pixels, grid_thw = inputs["pixel_values"], torch.as_tensor(inputs["image_grid_thw"]).cpu()
-        pixels = to_device(pixels, self.model.device)
+        pixels = to_device(pixels, self.device)
         output = self.root(self.model).get_image_features(pixels, grid_thw, return_dict=True)
         features = torch.cat(list(output.pooler_output))
         return EncodedImages(token_id=self.image_token_id, features=features, extras=self.deeper_features(output))
@@ -226,7 +250,9 @@ class QwenVlAdapter(Adapter):
     def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor | None:
         if self.position_rule == "stock":
             return self._stock_positions(input_ids, attention_mask, inputs)
-        vision = {VIDEO: self.video_positions(inputs)}
+        vision = {}
+        if inputs.get(self.video_input) is not None:
+            vision[VIDEO] = self.video_positions(inputs)
         if inputs.get("pixel_values") is not None:
             vision[IMAGE] = [vision_positions(grid) for grid in self.token_grids(inputs, "image_grid_thw")]
         return mrope_positions(self.kinds(input_ids, inputs), attention_mask, vision)
@@ -241,11 +267,11 @@ class QwenVlAdapter(Adapter):
         return [vision_positions(grid) for grid in self.token_grids(inputs, "video_grid_thw")]
 
     def _stock_positions(self, ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor:
-        options = {k: inputs[k] for k in ("image_grid_thw", "second_per_grid_ts") if inputs.get(k) is not None}
+        names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        options = {name: inputs[name] for name in names if inputs.get(name) is not None}
         positions, _ = self.model.model.get_rope_index(
             ids,
             mm_token_type_ids=self.kinds(ids, inputs),
-            video_grid_thw=inputs["video_grid_thw"],
             attention_mask=attention_mask,
             **options,
         )
@@ -273,6 +299,7 @@ class Qwen2VlAdapter(QwenVlAdapter):
     """Stock `Qwen2VLForConditionalGeneration`. Temporal positions count grid steps, whatever time they take."""
 
     title: ClassVar[str] = "Qwen2-VL"
+    prunes_images: ClassVar[bool] = True
     model_class: ClassVar[str] = "Qwen2VLForConditionalGeneration"
     about: ClassVar[About] = About(
         checkpoints=("Qwen/Qwen2-VL-*-Instruct",),
@@ -288,6 +315,7 @@ class Qwen2_5VlAdapter(QwenVlAdapter):
     """Stock `Qwen2_5_VLForConditionalGeneration`. Most blocks of the tower attend within windows; the last must not."""
 
     title: ClassVar[str] = "Qwen2.5-VL"
+    prunes_images: ClassVar[bool] = True
     model_class: ClassVar[str] = "Qwen2_5_VLForConditionalGeneration"
     about: ClassVar[About] = About(
         checkpoints=("Qwen/Qwen2.5-VL-*-Instruct",),

@@ -33,6 +33,7 @@ class Qwen3VlAdapter(QwenVlAdapter):
     """
 
     title: ClassVar[str] = "Qwen3-VL"
+    prunes_images: ClassVar[bool] = True
     model_class: ClassVar[str] = "Qwen3VLForConditionalGeneration"
     about: ClassVar[About] = About(
         checkpoints=("Qwen/Qwen3-VL-*-Instruct",),

@@ -24,7 +24,7 @@ class ShortPrompt:
     inputs_embeds: Float[Tensor, "B S D"]
     position_ids: Int[Tensor, "B S"] | Int[Tensor, "axes B S"]  # one row, or text positions and the family's own
     retains_positions: bool  # False: positions are contiguous, as stock `generate` counts them by itself
-    is_video: Bool[Tensor, "B S"]
+    is_video: Bool[Tensor, "B S"]  # and images that are pruned like videos
     kept: Int[Tensor, "B S"]
     lengths: tuple[int, ...]  # of the rows, without padding
     source_length: int  # L

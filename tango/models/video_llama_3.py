@@ -120,7 +120,7 @@ class VideoLlama3Adapter(QwenVlAdapter):
         for name in ("image_grid_thw", "image_merge_sizes"):
             if inputs.get(name) is None:
                 raise ValueError(f"{name} is missing from the inputs; the processor returns it beside the pixels")
-        pixels, grids = to_device(inputs["pixel_values"], self.model.device), inputs["image_grid_thw"]
+        pixels, grids = to_device(inputs["pixel_values"], self.device), inputs["image_grid_thw"]
         output = self.root(self.model).get_image_features(pixels, grids, inputs["image_merge_sizes"], return_dict=True)
         return EncodedImages(token_id=self.image_token_id, features=torch.cat(list(output.pooler_output)))
 

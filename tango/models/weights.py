@@ -74,7 +74,11 @@ def check_finite(folder: Path, model: PreTrainedModel) -> None:
 
 
 def _is_finite(parameter: torch.Tensor) -> bool:
-    if not parameter.is_floating_point() or parameter.itemsize < 2 or parameter.device.type == "meta":
+    if hasattr(parameter, "to_local"):  # the part of this process
+        parameter = parameter.to_local()
+    # Quantised weights are integers, or of classes that cannot be summed.
+    plain = type(parameter.data) is torch.Tensor
+    if not plain or not parameter.is_floating_point() or parameter.itemsize < 2 or parameter.device.type == "meta":
         return True
     wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     return bool(parameter.detach().sum(dtype=wide).isfinite())  # NaN and infinity survive a sum, which needs no memory

@@ -13,6 +13,7 @@ from torch import Tensor
 from tango.errors import OptionError
 from tango.methods import KeepAllPruner
 from tango.models.base import own_inputs, stock_is_right
+from tango.models.placement import device_of
 from tango.models.processors.messages import TimeInstruction
 from tango.models.processors.protocol import ChatProtocol, Reading, WrappedProcessor
 from tango.models.processors.qwen import VisionMarks, check_marks
@@ -207,7 +208,7 @@ def generate_output(model: PreTrainedModel, inputs: BatchFeature, **generate_opt
     scope: AbstractContextManager[object] = nullcontext()
     encoded = any(isinstance(value, EncodedVideo) for value in inputs.values())
     if pruning_of(model) is None and stock_is_right(model) and not encoded:
-        inputs = inputs.to(model.device)
+        inputs = inputs.to(device_of(model))
         for name in own_inputs(model):  # stock generate refuses inputs it does not know
             inputs.pop(name, None)
     elif pruning_of(model) is None:

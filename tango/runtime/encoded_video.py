@@ -84,8 +84,8 @@ class Origin:
             "keep_newlines": adapter.keep_newlines,
             "tower": adapter.tower_merger,
             "dtype": str(model.dtype),
-            "device": str(model.device),
-            "autocast": torch.is_autocast_enabled(model.device.type),
+            "device": str(adapter.device),
+            "autocast": torch.is_autocast_enabled(adapter.device.type),
         }
 
     def check(self, now: Origin) -> None:

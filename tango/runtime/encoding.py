@@ -109,7 +109,7 @@ def _blank(video: Video | Tensor) -> Video | Tensor:
 
 
 def _prune(pruning: Pruning, inputs: dict[str, Any], outline: Outline) -> EncodedVideo:
-    videos = prune_videos(pruning.adapter, pruning.pruner, inputs, StageTimer(pruning.model.device))
+    videos = prune_videos(pruning.adapter, pruning.pruner, inputs, StageTimer(pruning.adapter.device))
     videos.refuse_unsound()
     return EncodedVideo(
         outline=outline,

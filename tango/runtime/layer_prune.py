@@ -29,6 +29,7 @@ from tango.errors import UnsupportedModelError
 from tango.methods import LayerPruner
 from tango.models.attention_tap import AttentionTap
 from tango.models.calls import Call, cache_of
+from tango.models.placement import device_of, is_sharded, weight_of
 from tango.ops.flops import check_layer
 from tango.runtime.layer_masks import Kept, noncausal_mask, short_mask
 from tango.runtime.stats import LayerStats
@@ -104,10 +105,10 @@ def layer_pruning(
         call: the call whose passes are pruned; None: all passes of this thread.
     Raises:
         BudgetError: the decoder has no such layer.
-        UnsupportedModelError: on the call: chunked prefill, gradient checkpointing, or masks of an unknown form.
+        UnsupportedModelError: heads are spread over processes; on the call: chunked prefill, gradient checkpointing,
+            or masks of an unknown form.
     """
-    for layer in layer_pruner.layers:
-        check_layer(layer, len(decoder.layers))
+    check_layers(layer_pruner, decoder)
     attended = attention_mask.bool()
     prompts = _prompts(is_visual.bool(), attended, places, queries)
     run = _Run(decoder, layer_pruner, attended, prompts, call or Call())
@@ -115,6 +116,22 @@ def layer_pruning(
         for handle in run.hook():
             stack.callback(handle.remove)
         yield run.record
+
+
+def check_layers(layer_pruner: LayerPruner, decoder: PreTrainedModel) -> None:
+    """Refuse a layer pruner that cannot work in a decoder.
+
+    Raises:
+        BudgetError: the decoder has no such layer.
+        UnsupportedModelError: its heads are spread over processes.
+    """
+    for layer in layer_pruner.layers:
+        check_layer(layer, len(decoder.layers))
+    if is_sharded(decoder.get_submodule("layers")):
+        raise UnsupportedModelError(
+            f"{layer_pruner.name} reads the attention of all heads, but here the heads are spread over processes "
+            "(tensor parallelism), which would keep different tokens; take a pre-LLM method alone"
+        )
 
 
 def last_prompt_columns(is_visual: Tensor, labels: Tensor) -> Tensor:
@@ -145,6 +162,10 @@ class _Prompt:
         """Keep only these visual tokens; `chosen` indexes `visual`."""
         visual, frames, cells = (x[chosen] for x in (self.visual, self.frames, self.cells))
         return replace(self, visual=visual, frames=frames, cells=cells)
+
+    def to(self, device: torch.device) -> _Prompt:
+        """The same on another device: that of the layer which is pruned."""
+        return _Prompt(**{name: columns.to(device) for name, columns in vars(self).items()})
 
 
 def _prompts(
@@ -241,14 +262,19 @@ class _Run:
     def _before_attention(self, _module: nn.Module, args: tuple, kwargs: _Arguments) -> tuple[tuple, _Arguments] | None:
         if not self.prompt_call:
             return None
-        return args, {**kwargs, **noncausal_mask(kwargs, self.attended, self.rows, self.length, flash=self.flash)}
+        attended = self.attended.to((args[0] if args else kwargs["hidden_states"]).device)
+        return args, {**kwargs, **noncausal_mask(kwargs, attended, self.rows, self.length, flash=self.flash)}
 
     def _capture(self, queries: Tensor, keys: Tensor, scale: float) -> None:
         if self.prompt_call:
             self.captured.update(q=queries, k=keys, scale=scale)
 
     def _at_layer(self, K: int, module: PreTrainedModel, args: tuple, kwargs: _Arguments) -> tuple[tuple, _Arguments]:
-        """At the input of pruned layer K: select and merge, then do as for the layers after it."""
+        """At the input of pruned layer K: select and merge, then do as for the layers after it.
+
+        All is done on the layer's device; its inputs may come from another layer's.
+        """
+        args, kwargs = _at(device_of(module), args, kwargs)
         self.changes = {}
         if self.prompt_call:
             if self.pruner.reads == "own":
@@ -285,8 +311,8 @@ class _Run:
         """Cosines and sines of the tokens that are still kept."""
         if not self.kept:
             return kwargs["position_embeddings"]
-        columns = self._latest().extended(self.length)[..., None]
-        full = (x.expand(self.rows, -1, -1) for x in kwargs["position_embeddings"])
+        full = [x.expand(self.rows, -1, -1) for x in kwargs["position_embeddings"]]
+        columns = self._latest().extended(self.length)[..., None].to(full[0].device)
         return tuple(x.gather(1, columns.expand(-1, -1, x.shape[-1])) for x in full)
 
     def _latest(self) -> Kept:
@@ -299,7 +325,7 @@ class _Run:
         repeats = self.rows // len(self.prompts)  # beams and samples agree on the prompt, so the first decides
         width = self._latest().columns.shape[1] if self.kept else self.attended.shape[1]
         hidden, left, kept_rows = hidden.clone(), [], []
-        for b, prompt in enumerate(self.left):
+        for b, prompt in enumerate(prompt.to(hidden.device) for prompt in self.left):
             columns = prompt.columns
             rows = columns  # where they are in `hidden`, along its axis 1
             if self.kept:
@@ -332,7 +358,8 @@ class _Run:
                 f"pruning at layer {K} reads queries and keys where layer {read} calls transformers' attention "
                 "function, which it did not; leave out torch.compile for the decoder, and attention code of its own"
             )
-        queries, keys = (self.captured[name][row].transpose(0, 1).float() for name in ("q", "k"))
+        captured = (self.captured[name][row].to(hidden.device) for name in ("q", "k"))
+        queries, keys = (x.transpose(0, 1).float() for x in captured)
         return LayerTokens(
             layer=K,
             hidden=hidden[row, rows],
@@ -341,7 +368,7 @@ class _Run:
             queries=queries[rows[text]],
             keys=keys[rows],
             scale=self.captured["scale"],
-            norm_weight=self.decoder.norm.weight.detach(),
+            norm_weight=weight_of(self.decoder.norm, "weight").detach().to(hidden.device),
             frames=prompt.frames,
             cells=prompt.cells,
             counts=self.record.counts(b, K),
@@ -354,9 +381,18 @@ class _Run:
             return None
         keep = torch.zeros_like(self.attended)
         for row, prompt in zip(keep, self.left, strict=True):
-            row[prompt.columns] = True
+            row[prompt.columns.to(keep.device)] = True
         keep = keep.repeat_interleave(self.rows // len(keep), dim=0)
         keep = F.pad(keep, (0, self.length - keep.shape[1]), value=True)
         last = keep.cumsum(1)  # 1 + the index, among the kept, of the last kept token up to each column
         index = (last - last[:, -1:] + output.shape[1] - 1).clamp_min(0)  # counted from the end: padding is on the left
-        return output.gather(1, index[..., None].expand(-1, -1, output.shape[-1]))
+        return output.gather(1, index.to(output.device)[..., None].expand(-1, -1, output.shape[-1]))
+
+
+def _at(device: torch.device, args: tuple, kwargs: _Arguments) -> tuple[tuple, _Arguments]:
+    """The inputs of a layer on its device: states, mask and rotations."""
+    mask, rotations = kwargs.get("attention_mask"), kwargs["position_embeddings"]
+    moved: _Arguments = {"position_embeddings": tuple(x.to(device) for x in rotations)}
+    if isinstance(mask, Tensor):
+        moved["attention_mask"] = mask.to(device)
+    return (args[0].to(device), *args[1:]), {**kwargs, **moved}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tango.containers import PrunedTokens, VisualTokens
+from tango.containers import ALL_SIGNALS, PrunedTokens, Signal, VisualTokens
 from tango.methods import Pruner
 from tango.models.base import EncodedVideos
 from tango.models.merging import MergedFrames
@@ -23,9 +23,18 @@ def prune_encoded(encoded: EncodedVideos, pruner: Pruner) -> tuple[EncodedVideos
     the result, which no token of theirs enters.
     """
     if encoded.merged is None:
-        return encoded, [pruner(video) for video in encoded.videos]
+        videos = [_on_one_device(video) for video in encoded.videos]
+        return replace(encoded, videos=videos), [pruner(video) for video in videos]
     pairs = [_prune(*own, pruner) for own in zip(encoded.videos, encoded.merged, strict=True)]
     return replace(encoded, videos=[video for video, _ in pairs]), [pruned for _, pruned in pairs]
+
+
+def _on_one_device(video: VisualTokens) -> VisualTokens:
+    """The video with its signals beside its features: tower, projector and LLM may lie on several devices."""
+    device, names = video.features.device, (ALL_SIGNALS & ~Signal.TIMESTAMPS).fields
+    signals = {name: getattr(video, name) for name in names}
+    moved = {name: x.to(device) for name, x in signals.items() if x is not None and x.device != device}
+    return replace(video, **moved) if moved else video
 
 
 def _prune(video: VisualTokens, merged: MergedFrames, pruner: Pruner) -> tuple[VisualTokens, PrunedTokens]:

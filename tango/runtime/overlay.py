@@ -61,7 +61,8 @@ class Overlay:
     def _before(
         self, model: PreTrainedModel, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, object]] | None:
-        if not self._call.own or kwargs.get("input_ids") is None or kwargs.get(self._adapter.video_input) is not None:
+        given = any(kwargs.get(name) is not None for name in self._adapter.pruned_inputs)
+        if not self._call.own or kwargs.get("input_ids") is None or given:
             return None  # a pass with a video of its own belongs to another call
         ids, cache, prompt = kwargs["input_ids"], cache_of(kwargs), self._short.inputs_embeds
         past = 0 if cache is None else int(cache.get_seq_length())
@@ -77,9 +78,10 @@ class Overlay:
         repeats = len(ids) // len(prompt)  # beams, or several samples per prompt
         now = slice(past, past + count)
         embeds = prompt[:, now].repeat_interleave(repeats, dim=0)
-        text_ids = torch.cat([self._short.text_ids[:, now].repeat_interleave(repeats, dim=0), ids[:, count:]], dim=1)
+        rest = ids[:, count:].to(embeds.device)  # the LLM may begin on another device than the model
+        text_ids = torch.cat([self._short.text_ids[:, now].repeat_interleave(repeats, dim=0), rest], dim=1)
         if count < ids.shape[1]:
-            rest = model.get_input_embeddings()(ids[:, count:])
+            rest = model.get_input_embeddings()(rest)
             embeds = torch.cat([embeds.to(rest), rest], dim=1)
         others = {name: value for name, value in kwargs.items() if name != "input_ids"}
         if ids.shape[1] == S and cache is not None and not self._short.is_padded and not self._flash:

@@ -6,12 +6,13 @@ import functools
 import inspect
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from tango.errors import TangoError
+from tango.models.calls import has_any
 
 
 def replace_method(model: nn.Module, name: str, call: Callable[..., object]) -> Callable[[], None]:
@@ -46,24 +47,24 @@ def replace_method(model: nn.Module, name: str, call: Callable[..., object]) -> 
 
 
 class PlaceholderGuard:
-    """A hook of the input embeddings that refuses a video's placeholders: they must not be read as if they were words.
+    """A hook of the input embeddings that refuses the placeholders of what is pruned: they must not be read as words.
 
     It catches calls that bypass the methods that prune, such as those of a wrapper, or of a part of the model by
     itself. Single tokens are not checked, so decoding does not wait for the device.
     """
 
-    def __init__(self, token_id: int, allowed: Callable[[], bool]):
-        self._token_id, self._allowed = token_id, allowed
+    def __init__(self, token_ids: Sequence[int], allowed: Callable[[], bool]):
+        self._token_ids, self._allowed = token_ids, allowed
 
     def __call__(self, _embeddings: nn.Module, args: tuple[Tensor, ...]) -> None:
         if args and args[0].dim() > 1 and args[0].shape[1] > 1:
             self._check(args[0])
 
     def _check(self, ids: Tensor) -> None:
-        if not self._allowed() and bool((ids == self._token_id).any()):
+        if not self._allowed() and has_any(ids, self._token_ids):
             raise TangoError(
-                "the model is pruned, but placeholders of a video reached its LLM without the pruned video: call "
-                "generate or forward of the very model that was pruned, with the video beside the prompt; what was "
+                "the model is pruned, but placeholders of a video reached its LLM without the pruned video (or image): "
+                "call generate or forward of the very model that was pruned, with it beside the prompt; what was "
                 "wrapped around it (adapters with learnt tokens, say) or called inside it does not prune"
             )
 

@@ -32,18 +32,18 @@ from tango.models.calls import (
     remembered_prompt,
     without,
 )
+from tango.models.placement import device_of
 from tango.models.splice import ShortPrompt, shorten
 from tango.models.unwrapping import unwrap
-from tango.ops.flops import check_layer
 from tango.profiling import StageTimer
 from tango.runtime.callers import CallersPrompt, with_long_logits
 from tango.runtime.decoding import compiling_options, separate_cache_length
 from tango.runtime.encoded_video import EncodedVideo, Origin
 from tango.runtime.generation_setup import check_positions, mask_arguments, pad_token_id, prepare_special_tokens
-from tango.runtime.layer_prune import last_prompt_columns, layer_pruning
+from tango.runtime.layer_prune import check_layers, last_prompt_columns, layer_pruning
 from tango.runtime.overlay import Overlay
 from tango.runtime.owned import PlaceholderGuard, replace_method
-from tango.runtime.pruned_videos import PrunedVideos, places_of, prune_videos
+from tango.runtime.pruned_videos import PrunedVideos, check_images, in_order, places_of, prune_media
 from tango.runtime.stats import PruningStats
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Pruning:
 
         def forward(*args: Any, **kwargs: Any) -> object:
             kwargs.update(zip(forward_names, args, strict=False))
-            if self._removed or kwargs.get(self.adapter.video_input) is None:
+            if self._removed or all(kwargs.get(name) is None for name in self.adapter.pruned_inputs):
                 if kwargs.get("position_ids") is None and not self._removed:  # stock `generate` always gives them
                     self._check_step(kwargs)
                 return stock["forward"](**kwargs)
@@ -154,7 +154,8 @@ class Pruning:
         for name, call in calls.items():
             self._stack.callback(replace_method(model, name, call))
         self._stack.enter_context(self.adapter.tower_scope())
-        guard = PlaceholderGuard(self.adapter.guarded_token_id, self._may_read_placeholders)
+        guarded = (self.adapter.guarded_token_id, *self.adapter.pruned_token_ids[1:])
+        guard = PlaceholderGuard(guarded, self._may_read_placeholders)
         self._stack.callback(model.get_input_embeddings().register_forward_pre_hook(guard).remove)
         self._stack.callback(separate_cache_length(model))
         vars(model)[_MARK] = self
@@ -216,18 +217,22 @@ class Pruning:
         self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Mapping[str, Any], call: Call
     ) -> Prepared:
         """Encode, prune and shorten without waiting for the device, but for what the pruner itself reads."""
-        adapter, timer = self.adapter, StageTimer(self.model.device)
+        adapter, timer = self.adapter, StageTimer(self.adapter.device)
         inputs = on_host({**inputs, "input_ids": input_ids, "attention_mask": attention_mask})
         input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
-        given = inputs.get(adapter.video_input)
+        given, known = inputs.get(adapter.video_input), None
         if isinstance(given, EncodedVideo):
             given.origin.check(Origin(adapter, self.pruner, self.layer_pruner))
-            videos = given.pruned
-        else:
-            videos = prune_videos(adapter, self.pruner, inputs, timer)
+            known = given.pruned
+        parts = prune_media(adapter, self.pruner, inputs, timer, known)
         with timer.stage("splice"):
-            images = adapter.encode_images(inputs)
+            images = None if adapter.images else adapter.encode_images(inputs)
             video, image = adapter.placeholders(input_ids, inputs, images)
+            videos = parts[0]
+            if adapter.images:
+                image = input_ids == adapter.image_token_id
+                videos, video = in_order(parts, {"video": video, "image": image}), video | image
+            videos = videos.to(device_of(self.model.get_input_embeddings()))
             short = shorten(
                 input_ids,
                 attention_mask,
@@ -244,7 +249,8 @@ class Pruning:
         stats = PruningStats(
             method=self.method,
             retention_ratio=self.pruner.retention_ratio,
-            videos=videos.sizes,
+            videos=videos.sizes_of("video"),
+            images=videos.sizes_of("image"),
             entering_before=sum(map(len, videos.keep_masks)),
             entering_after=len(videos.features),
             prompt_before=tuple(rows.bool().sum(1).tolist()),
@@ -272,7 +278,7 @@ class Pruning:
         if self.layer_pruner is not None:
             self._accept(prepared, call)  # it reads from the device in any case
         self._check_cache(cache_of(kwargs), short)
-        video = kwargs[self.adapter.video_input]
+        video = kwargs.get(self.adapter.video_input)
         if isinstance(video, EncodedVideo) and (cache := video.prefix_for(short, kwargs, self.model)) is not None:
             kwargs[cache_argument(self.model)] = cache
         kwargs = without(self.adapter.consumed | self.adapter.own_inputs, kwargs)
@@ -360,12 +366,12 @@ class Pruning:
 
     def _check_cache(self, cache: Cache | None, short: ShortPrompt | None) -> None:
         ids, question_aware = None if short is None else short.input_ids, Signal.TEXT in self.pruner.wants
-        check_cache(cache, ids, self.adapter.video_token_id, question_aware=question_aware)
+        check_cache(cache, ids, self.adapter.pruned_token_ids, question_aware=question_aware)
 
     def _check_step(self, kwargs: dict[str, Any]) -> None:
         """Refuse a step after a direct call with video whose positions stock code would count wrongly."""
         cache = cache_of(kwargs)
-        held = None if cache is None else remembered_prompt(cache, self.adapter.video_token_id)
+        held = None if cache is None else remembered_prompt(cache, self.adapter.pruned_token_ids)
         if held is None:
             return
         mask, new = kwargs.get("attention_mask"), kwargs.get("input_ids")
@@ -389,20 +395,20 @@ def prune(
     reuse: bool | None = None,
     tower: TowerMerger | str | None = None,
     keep_newlines: bool | None = None,
+    images: bool | None = None,
     preset: str | None = None,
     **options: Any,
 ) -> Pruning:
     """Prune the visual tokens of every video that `model` is given from now on.
 
-    Use it as a context manager, or call `remove()` on the result. Text and images are not pruned. The model's weights
-    and class are not touched, and `remove()` leaves no hook or attribute behind.
+    Use it as a context manager, or call `remove()` on the result. Text is not pruned, nor are images unless `images`
+    says so. The model's weights and class are not touched, and `remove()` leaves no hook or attribute behind.
 
     Logits processors, stopping criteria and streamers see the prompt that the caller gave. Logits of direct calls have
     that prompt's length; in training mode with labels they have the short prompt's, since the loss is computed already
     and long logits would take gigabytes. The cache that a pruned call returns holds the short prompt: `generate`
     continues it if the same video is given again, and refuses it otherwise. Where kept tokens retain their positions
-    (Qwen-VL, and `positions="kept"`), steps after a direct call need `position_ids`. Placeholders that get there
-    in another way are refused.
+    (Qwen-VL, and `positions="kept"`), steps after a direct call need `position_ids`. Stray placeholders are refused.
 
     Args:
         model: a stock transformers model, e.g. `LlavaOnevisionForConditionalGeneration`. It may be wrapped by
@@ -421,6 +427,7 @@ def prune(
         reuse: encode equal frames of a video once; features are then equal up to rounding (see `tango.models.reuse`).
         tower: merge frames in the tower: a merger, or a name from `available_tower_mergers()`. Ratios mean all frames.
         keep_newlines: for LLaVA-Video, keep the newlines of rows without kept tokens, too.
+        images: prune images, too, each as a video of one frame: for Qwen-VL, and by methods that need no time.
         preset: settings of the method's authors for a model family, by a name that `tango methods` lists; others win.
         **options: fields of the method, such as `retention_ratio=0.1`.
     Raises:
@@ -434,9 +441,8 @@ def prune(
         'cyan'
     """
     others: dict[str, Any] = {"layer_pruner": layer_pruner, "saliency": saliency, "positions": positions}
-    others |= {"mean_retention_ratio": mean_retention_ratio, "reuse": reuse, "tower": tower}
-    others |= {"keep_newlines": keep_newlines, "preset": preset}
-    plan = _plan(method, options, others)
+    others |= {"mean_retention_ratio": mean_retention_ratio, "reuse": reuse, "tower": tower, "preset": preset}
+    plan = _plan(method, options, others | {"keep_newlines": keep_newlines, "images": images})
     return _pruned(_adapted(model, plan), plan)
 
 
@@ -450,8 +456,8 @@ def _plan(method: str | Pruner | LayerPruner | Plan, options: dict[str, Any], ot
 def _pruned(adapter: Adapter, plan: Plan) -> Pruning:
     """Check the plan against the model and begin."""
     pruner, inside = plan.pruners(1 if plan.layer_pruner is None else len(adapter.decoder.layers))
-    for layer in () if inside is None else inside.layers:
-        check_layer(layer, len(adapter.decoder.layers))
+    if inside is not None:
+        check_layers(inside, adapter.decoder)
     adapter.check(pruner.needs, pruner.name)
     if pruning_of(adapter.model) is not None:
         raise TangoError("this model is pruned already; remove() the first pruning before adding another")
@@ -459,7 +465,10 @@ def _pruned(adapter: Adapter, plan: Plan) -> Pruning:
         raise OptionError(f"keep_newlines is for models with a newline after every row; {adapter.title} has none")
     if plan.tower is not None:
         adapter.check_merger(plan.tower)
+    if plan.images:
+        check_images(adapter)
     adapter.reuse, adapter.keep_newlines, adapter.tower_merger = plan.reuse, plan.keep_newlines, plan.tower
+    adapter.images = plan.images
     bound = None if inside is None else inside.bind(adapter.model)
     return Pruning(adapter.model, pruner.bind(adapter.model), adapter, bound)
 

@@ -45,7 +45,8 @@ def _ends(tokens: tuple[int, ...]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoStats:
-    """One video: frames, token grid of a frame, and visual tokens before and after pruning (newlines not counted).
+    """One video: frames, token grid of a frame, and visual tokens before and after pruning (newlines not counted). An
+    image is a video of one frame.
 
     `frames_encoded` is how many frames came out of the vision tower: fewer than `frames` where equal ones were encoded
     once, or where a tower method merged some. For Qwen-VL, both count temporal steps.
@@ -74,7 +75,8 @@ def video_stats(encoded: EncodedVideos, pruned: Sequence[PrunedTokens]) -> tuple
 class PruningStats:
     """What the last call did.
 
-    `entering_before` and `entering_after` count the videos' tokens in the LLM's input, newlines included.
+    `entering_before` and `entering_after` count the tokens of `videos` and `images` in the LLM's input, newlines
+    included.
     `prompt_before` and `prompt_after` are the lengths of the whole prompts, one per row of the batch.
 
     Example:
@@ -93,16 +95,17 @@ class PruningStats:
     prompt_after: tuple[int, ...]
     timer: StageTimer = field(repr=False)
     layer: LayerStats | None = None  # None: there was no intra-LLM pruning
+    images: tuple[VideoStats, ...] = ()  # of the images that were pruned, too
 
     @property
     def tokens_before(self) -> int:
-        """Visual tokens of all videos before pruning."""
-        return sum(video.tokens_before for video in self.videos)
+        """Visual tokens of all videos before pruning, and of images that are pruned, too."""
+        return sum(video.tokens_before for video in (*self.videos, *self.images))
 
     @property
     def tokens_after(self) -> int:
-        """Visual tokens of all videos after pruning."""
-        return sum(video.tokens_after for video in self.videos)
+        """The same after pruning."""
+        return sum(video.tokens_after for video in (*self.videos, *self.images))
 
     @property
     def visual_share(self) -> float:
@@ -111,12 +114,12 @@ class PruningStats:
 
     @property
     def entering_share(self) -> float:
-        """Fraction of the videos' tokens, newlines included, that enters the LLM."""
+        """Fraction of their tokens, newlines included, that enters the LLM."""
         return self.entering_after / max(1, self.entering_before)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, with milliseconds per stage."""
-        plain = {k: v for k, v in vars(self).items() if k not in ("timer", "videos", "layer")}
+        plain = {k: v for k, v in vars(self).items() if k not in ("timer", "videos", "images", "layer")}
         return {
             **plain,
             "tokens_before": self.tokens_before,
@@ -124,6 +127,7 @@ class PruningStats:
             "visual_share": self.visual_share,
             "entering_share": self.entering_share,
             "videos": [asdict(video) for video in self.videos],
+            **({"images": [asdict(image) for image in self.images]} if self.images else {}),
             "layer": None if self.layer is None else self.layer.to_dict(),
             "stages_ms": {stage: round(ms, 3) for stage, ms in self.timer.ms().items()},
         }

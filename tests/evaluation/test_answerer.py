@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -164,9 +165,32 @@ class TestConversations:
         with Answerer(str(files / "llava-ov")) as answerer:
             refused, fine = answerer.answers([image, ask(files / "0.mp4")])
         assert refused.error == (
-            "ValueError: parts must be of type video or text, got 'image'; images cannot be asked about"
+            "ValueError: parts must be of type video or text, got 'image'; images can be asked about where they are "
+            "pruned, too (images=on)"
         )
         assert fine.error is None
+
+    def test_images_that_are_pruned(self, files, tmp_path):
+        questions = []
+        for i, size in enumerate(((112, 84), (84, 168))):
+            pixels = np.random.default_rng(i).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+            content = [
+                {"type": "image", "image": str(tmp_path / f"{i}.png")},
+                {"type": "text", "text": "What?" * (i + 1)},
+            ]
+            questions.append(Question(messages=[{"role": "user", "content": content}], max_new_tokens=4))
+        questions.append(ask(files / "0.mp4"))
+        method = MethodConfig.from_settings({"method": "uniform", "retain_ratio": "0.25", "images": "on"})
+        found = []
+        for batch_size in (1, 2):
+            with Answerer(str(files / "qwen2.5-vl"), method=method, batch_size=batch_size) as answerer:
+                found.append(list(answerer.answers(questions)))
+        for one, two in zip(*found, strict=True):
+            assert one.error is None
+            assert one.text == two.text
+            assert one.visual_tokens_before == two.visual_tokens_before > 4 * one.visual_tokens_after - 4 > 0
+            assert one.visual_tokens_after == two.visual_tokens_after
 
     def test_a_reserved_token_is_an_error_of_its_question(self, files):
         bad = ask(files / "0.mp4", "Is <video> a tag?")
