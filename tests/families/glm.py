@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from tango.models import adapter_class
+from tango.models.processors.glm import GlmProcessor
+from tango.models.processors.qwen import Patches
 from tango.toy import tiny_tokenizer
 from tests import tiny, tiny_qwen
 from tests.families import Family, Inputs, Picture, Row, Video
@@ -106,11 +109,16 @@ def inputs(family: str, *rows: Row) -> Inputs:
     return given
 
 
+def processor(name: str, _model: Any) -> GlmProcessor:
+    return GlmProcessor(tokenizer(), form=adapter_class(name).form, patches=Patches(size=14, min_pixels=1))
+
+
 def family(name: str) -> Family:
     return Family(
         name=name,
         model=partial(model, name),
         inputs=partial(inputs, name),
+        processor=partial(processor, name),
         tokens_per_frame=6,
         frames_per_step=2,
         stock_wrong={"beams": ">5.17"},  # stock raises: it looks for placeholders of its `video_token_id`

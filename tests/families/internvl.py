@@ -110,6 +110,7 @@ FAMILY = Family(
     inputs=inputs,
     stock=stock,
     tokens_per_frame=N,
+    processor=lambda _model: processor(),
     # `generate` repeats every tile in place, so that beam 1 gets the tiles 1, 1, 1, 2, 2, 2.
     stock_wrong={"beams": "<5.20"},
 )

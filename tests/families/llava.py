@@ -12,6 +12,25 @@ from tests import tiny
 from tests.families import Family, Inputs, Picture, Row, Video
 
 
+def next_video_processor(_model: Any) -> Any:
+    """The stock one: the family has none of its own."""
+    from transformers import LlavaNextImageProcessor, LlavaNextVideoProcessor, LlavaNextVideoVideoProcessor
+
+    size = {"size": {"shortest_edge": 112}, "crop_size": {"height": 112, "width": 112}}
+    return LlavaNextVideoProcessor(
+        video_processor=LlavaNextVideoVideoProcessor(**size),
+        image_processor=LlavaNextImageProcessor(**size),
+        tokenizer=tiny.tokenizer(),
+        chat_template=(
+            "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] %}"
+            "{% if p['type'] == 'video' %}<video>{% else %}{{ p['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
+        ),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
 def family(name: str, **settings: Any) -> Family:
     def picture(seed: int) -> torch.Tensor:
         """One tile for the whole image and two for its halves."""
@@ -57,6 +76,6 @@ def family(name: str, **settings: Any) -> Family:
 FAMILIES = (
     family("llava_onevision"),
     family("llava_video", stock_is_right=False),  # stock pools otherwise and knows no newlines of rows
-    family("llava_next_video"),
+    family("llava_next_video", processor=next_video_processor),
 )
 VARIANTS = (family("llava_onevision_dinov2"),)  # another tower and another decoder

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 
+from tango.models import adapter_class
+from tango.models.processors.qwen import Patches, QwenProcessor
 from tests import tiny, tiny_qwen
 from tests.families import Family, Inputs, Picture, Row
 
@@ -40,12 +43,18 @@ def inputs(family: str, *rows: Row) -> Inputs:
     return given
 
 
+def processor(name: str, _model: Any) -> QwenProcessor:
+    patches = Patches(size=tiny_qwen.PATCH[name], min_pixels=1)
+    return QwenProcessor(tiny_qwen.tokenizer(), form=adapter_class(name).form, patches=patches)
+
+
 def family(name: str) -> Family:
     # "stock": its positions are not what these models were trained with, see `tango.models.mrope`.
     return Family(
         name=name,
         model=partial(tiny_qwen.model, name),
         inputs=partial(inputs, name),
+        processor=partial(processor, name),
         tokens_per_frame=6,
         frames_per_step=2,
         options={"positions": "stock"},

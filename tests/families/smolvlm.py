@@ -118,4 +118,6 @@ def stock(given: Inputs) -> Inputs:
     return {name: value for name, value in for_stock(given).items() if name != MEDIA}
 
 
-FAMILY = Family(name="smolvlm", model=model, inputs=inputs, stock=stock, tokens_per_frame=N)
+FAMILY = Family(
+    name="smolvlm", model=model, inputs=inputs, stock=stock, tokens_per_frame=N, processor=lambda _model: processor()
+)

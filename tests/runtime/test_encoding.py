@@ -17,14 +17,11 @@ from tango.methods import available_pruners
 from tango.mini import clip_file
 from tango.models import adapter_class
 from tango.models.calls import cache_argument
-from tango.models.processors.glm import GlmProcessor
 from tango.models.processors.protocol import ChatProtocol, WrappedProcessor
-from tango.models.processors.qwen import Patches, QwenProcessor
 from tango.runtime.answering import generate_output, prepare_chat
 from tango.video.repeats import FIRST_EQUAL
-from tests import tiny, tiny_qwen
-from tests.families import all_families, smolvlm
-from tests.families import glm as tiny_glm
+from tests import tiny
+from tests.families import all_families
 from tests.models.test_base import MODELS
 
 GREEDY = {"max_new_tokens": 4}
@@ -49,38 +46,9 @@ def video(count: int = 6, height: int = 60, width: int = 80, seed: int = 0) -> t
     )
 
 
-def next_video_processor() -> Any:
-    """The stock one: the family has none of its own."""
-    from transformers import LlavaNextImageProcessor, LlavaNextVideoProcessor, LlavaNextVideoVideoProcessor
-
-    size = {"size": {"shortest_edge": 112}, "crop_size": {"height": 112, "width": 112}}
-    return LlavaNextVideoProcessor(
-        video_processor=LlavaNextVideoVideoProcessor(**size),
-        image_processor=LlavaNextImageProcessor(**size),
-        tokenizer=tiny.tokenizer(),
-        chat_template=(
-            "{% for m in messages %}{{ m['role'] }}: {% for p in m['content'] %}"
-            "{% if p['type'] == 'video' %}<video>{% else %}{{ p['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
-        ),
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-
-
 def processor_of(family: str, model: Any) -> Any:
     if (make := all_families()[family].processor) is not None:
         return make(model)
-    if family in tiny_qwen.ALL:
-        patches = Patches(size=tiny_qwen.PATCH[family], min_pixels=1)
-        return QwenProcessor(tiny_qwen.tokenizer(), form=adapter_class(family).form, patches=patches)
-    if family in tiny_glm.CLASSES:
-        patches = Patches(size=14, min_pixels=1)
-        return GlmProcessor(tiny_glm.tokenizer(), form=adapter_class(family).form, patches=patches)
-    if family == "llava_next_video":
-        return next_video_processor()
-    if family in ("internvl", "smolvlm"):
-        return (internvl if family == "internvl" else smolvlm).processor()
     return adapter_class(family).make_processor(Path("nowhere"), model.config, tiny.tokenizer())
 
 
