@@ -94,7 +94,8 @@ def text_of(family: str, inputs: Any) -> list[str]:
 
 @pytest.mark.parametrize("family", MODELS)
 def test_every_family_hands_over_the_embeddings_of_the_question(family: str) -> None:
-    assert text_of(family, inputs_of(family)) == [" What?"]
+    (text,) = text_of(family, inputs_of(family))
+    assert text.lstrip("\n") == " What?"  # SmolVLM writes line breaks after its frames
 
 
 @pytest.mark.parametrize("family", MODELS)
