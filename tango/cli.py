@@ -47,6 +47,10 @@ _MINI = (
     ("evaluate", "tango.commands.mini.evaluate", "ask the benchmark's questions, with or without pruning"),
     ("similarity", "tango.commands.mini.similarity", "measure how static the benchmark's clips are"),
 )
+_SMALL = (
+    ("train", "tango.commands.small.train", "train the projector between two pretrained models"),
+    ("evaluate", "tango.commands.small.evaluate", "ask questions about real clips, with or without pruning"),
+)
 _BENCHMARKS = (
     ("pruner", "tango.lab.bench.pruner", "time the pruner alone, stage by stage"),
     ("methods", "tango.lab.bench.methods", "time all methods on the same tokens"),
@@ -78,6 +82,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         _add(commands, name, module, summary, named=argv[:1] == [name])
     for group, about, members in (
         ("mini", "the small trained model and its benchmark", _MINI),
+        ("small", "a small model of pretrained parts, and questions about real clips", _SMALL),
         ("bench", "measure speed and reliability", _BENCHMARKS),
     ):
         parents = [_imports()]

@@ -63,6 +63,7 @@ FORBIDDEN = {
 # Where adapters say what the tower of their family is.
 TOWERS = {
     "tango/models/fixed_grid.py": {"model.model.vision_tower"},
+    "tango/models/gemma4.py": {"model.model.vision_tower"},
     "tango/models/qwen2_5_vl.py": {"model.model.visual"},
     "tango/models/smolvlm.py": {"model.model.vision_model"},
 }

@@ -43,6 +43,20 @@ def test_keeping_all_saves_nothing(capsys, shape):
     assert record["flops_ratio"] == 1
 
 
+def test_experts_and_linear_attention_are_named(capsys):
+    assert main(["flops", "--shape", "qwen3.5-35b-a3b", "--frames", "32"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "counted: 8 of 256 experts a token, and the 512 channels that all tokens share; linear attention in 30" in out
+    )
+    record = flops(capsys, "--shape", "qwen3.5-35b-a3b", "--frames", "32")
+    assert record["all"]["kv_cache_bytes"] == 10 * (16 * 196 + 120) * 2 * 2 * 256 * 2  # of 10 layers
+    assert flops(capsys, "--shape", "qwen3-vl-8b")["counted"] is None
+    # Active weights of Qwen3-30B-A3B are 3.3 billion, 0.3 of them the embedding; attention comes on top.
+    record = flops(capsys, "--shape", "qwen3-vl-30b-a3b", "--frames", "2", "--text-tokens", "0")
+    assert 2 * 196 * 2.6e9 < record["all"]["prefill_flops"] < 2 * 196 * 3.1e9
+
+
 def test_newlines_of_rows_without_tokens_go(capsys):
     record = flops(capsys, "--shape", "llava-video-7b", "--retention-ratio", "0.1")
     assert record["all"]["prompt_tokens"] == 64 * 13 * 14 + 120
@@ -64,6 +78,7 @@ MISTAKES = {
     "layer": (["--shape", "llava-onevision-7b", "--layer", "28"], "1..27"),
     "ratio": (["--shape", "llava-onevision-7b", "--retention-ratio", "0"], "must lie in (0, 1]"),
     "layer ratio alone": (["--shape", "llava-onevision-7b", "--layer-retention-ratio", "0.5"], "needs --layer"),
+    "linear attention": (["--shape", "qwen3.5-9b", "--layer", "8"], "--layer is for models without linear attention"),
     "mean": (["--shape", "llava-onevision-7b", "--layer", "1", "--mean-retention-ratio", "0.9"], "out of reach"),
     "frames": (["--shape", "llava-onevision-7b", "--frames", "0"], "at least 1"),
     "model": (["--model", "nowhere"], "no checkpoint at 'nowhere'"),

@@ -170,10 +170,12 @@ def test_a_file_and_a_checkpoint(tmp_path: Path) -> None:
         assert list(row["stages_ms"])[:2] == ["read", "preprocess"]
 
 
-@pytest.mark.parametrize("name", ["llava-video-tiny", "qwen2.5-vl-tiny"])
+@pytest.mark.parametrize("name", ["llava-video-tiny", "qwen2.5-vl-tiny", "qwen3-vl-tiny", "qwen3.5-tiny"])
 def test_other_families(name: str, capsys: Any) -> None:
-    assert main([*QUICK, "--random-weights", name, "--methods", "none,tango,visionzip"]) == 0
+    layers = ["--layers", "4" if name == "qwen3.5-tiny" else "2"]
+    assert main([*QUICK, *layers, "--random-weights", name, "--methods", "none,tango,visionzip"]) == 0
     text = capsys.readouterr().out
+    assert ("FLOPs of the LLM: 2 of 8 experts a token" in text) == (name == "qwen3.5-tiny")
     assert len(re.findall(r"^(none|tango-r0.1|visionzip-r0.1) ", text, re.MULTILINE)) == 3
     assert "TTFT over" not in text  # no row has an eager tower
 

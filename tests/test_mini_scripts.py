@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Sourced by others; and one that hands its flags to a command in the environment that it makes.
-NO_HELP = {"environment.sh", "help.sh", "imports.sh", "index.sh", "quickstart.sh"}
+NO_HELP = {"environment.sh", "fetch.sh", "help.sh", "imports.sh", "index.sh", "quickstart.sh"}
 SCRIPTS = ("mini_tables.sh", "tower_merging.sh")
 
 

@@ -116,6 +116,35 @@ def llava_next_video(seed: int = 0, *, layers: int = 4):
     return model
 
 
+def llava_onevision_dinov2(seed: int = 0, *, layers: int = 4):
+    """A LLaVA-OneVision whose tower is a DINOv2, with a CLS token that the features leave out, and a Llama."""
+    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+
+    ids = tokenizer().convert_tokens_to_ids
+    vision = {
+        "model_type": "dinov2", "hidden_size": 32, "mlp_ratio": 2, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "image_size": IMAGE_SIZE, "patch_size": 14, "initializer_range": 0.2,
+    }  # fmt: skip
+    text = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(tokenizer()), "initializer_range": 0.2,
+        "max_position_embeddings": 4096, "bos_token_id": None, "eos_token_id": ids("<|im_end|>"),
+        "pad_token_id": ids("<|endoftext|>"), "tie_word_embeddings": True,
+    }  # fmt: skip
+    config = LlavaOnevisionConfig(
+        vision_config=vision, text_config=text, video_token_index=ids("<video>"), image_token_index=ids("<image>"),
+        vision_feature_layer=-1, vision_feature_select_strategy="default", tie_word_embeddings=True,
+        image_grid_pinpoints=[[IMAGE_SIZE, 2 * IMAGE_SIZE]],
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaOnevisionForConditionalGeneration(config).eval()
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = (
+        text["eos_token_id"], text["pad_token_id"],
+    )  # fmt: skip
+    return model
+
+
 TIMES = [[0.0, 1.5, 3.0, 4.5, 6.0, 7.5]]
 
 

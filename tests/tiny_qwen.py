@@ -11,10 +11,23 @@ from tests import tiny
 
 Grid = tuple[int, int, int]  # temporal steps, rows and columns of patches
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+MORE = ("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")  # the tower and the prompts of Qwen3-VL
+ALL = (*FAMILIES, *MORE)
 WIDE, TALL, STILL = (3, 4, 6), (2, 8, 6), (1, 4, 8)  # 2 x 3, 4 x 3 and 2 x 4 tokens a step
-PATCH = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}
+PATCH = {"qwen2_vl": 14, "qwen2_5_vl": 14, **dict.fromkeys(("qwen3_vl", *MORE), 16)}
 # Whole seconds, and short enough for the text after the videos to start where stock transformers has it.
 SECONDS = 1.0
+
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+# One layer of linear attention to each of full attention, which rotates half of its channels.
+HYBRID = {
+    "num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2, "head_dim": 32,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24,
+    "rope_parameters": {
+        "rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0, "partial_rotary_factor": 0.5
+    },
+}  # fmt: skip
 
 
 @cache
@@ -30,18 +43,20 @@ def config(family: str, **vision):
     import transformers
 
     ids = tokenizer().convert_tokens_to_ids
-    name = {"qwen2_vl": "Qwen2VLConfig", "qwen2_5_vl": "Qwen2_5_VLConfig", "qwen3_vl": "Qwen3VLConfig"}[family]
+    name = {
+        "qwen2_vl": "Qwen2VLConfig", "qwen2_5_vl": "Qwen2_5_VLConfig", "qwen3_vl": "Qwen3VLConfig",
+        "qwen3_vl_moe": "Qwen3VLMoeConfig", "qwen3_5": "Qwen3_5Config", "qwen3_5_moe": "Qwen3_5MoeConfig",
+    }[family]  # fmt: skip
+    newest = {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "num_position_embeddings": 64}
     own = {
         "qwen2_vl": {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2},
         "qwen2_5_vl": {
             "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "window_size": 56,
             "fullatt_block_indexes": [1, 3], "tokens_per_second": 2,
         },
-        "qwen3_vl": {
-            "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 64, "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 2],
-        },
-    }[family]  # fmt: skip
+        "qwen3_vl": {**newest, "deepstack_visual_indexes": [0, 2]},
+        "qwen3_vl_moe": {**newest, "deepstack_visual_indexes": [0, 2]},
+    }.get(family, newest)  # fmt: skip
     shared = {"depth": 4, "num_heads": 2, "patch_size": PATCH[family], "initializer_range": 0.2}
     text = {
         "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -49,7 +64,10 @@ def config(family: str, **vision):
         "max_position_embeddings": 4096, "bos_token_id": None, "eos_token_id": ids("<|im_end|>"),
         "pad_token_id": ids("<|endoftext|>"),
         "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
-        **({"head_dim": 16} if family == "qwen3_vl" else {}),
+        **({"head_dim": 16} if family in ("qwen3_vl", "qwen3_vl_moe") else {}),
+        **(EXPERTS if "moe" in family else {}),
+        **(HYBRID if "qwen3_5" in family else {}),
+        **({"shared_expert_intermediate_size": 40} if family == "qwen3_5_moe" else {}),
     }  # fmt: skip
     return getattr(transformers, name)(
         vision_config={**shared, **own, **vision}, text_config=text,
@@ -89,7 +107,7 @@ def prompt(family: str, *parts: str | Grid) -> list[int]:
         t, h, w = part
         kind = "<|image_pad|>" if t == 1 else "<|video_pad|>"
         frame = kind * (h * w // 4)
-        if family == "qwen3_vl" and t > 1:
+        if t > 1 and family in ("qwen3_vl", *MORE):
             text += "".join(f"<{i}.5 seconds><|vision_start|>{frame}<|vision_end|>" for i in range(t))
         else:
             text += "<|vision_start|>" + frame * t + "<|vision_end|>"

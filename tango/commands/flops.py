@@ -8,12 +8,11 @@ import math
 
 from tango.errors import OptionError
 from tango.ops.budget import exact_count
-from tango.ops.flops import check_layer, kv_cache_bytes, layer_flops, mean_retention_ratio, solve_retention_ratio
-from tango.ops.llm_shapes import PUBLISHED_SHAPES, Shape, llm_widths
+from tango.ops.flops import check_layer, mean_retention_ratio, solve_retention_ratio
+from tango.ops.llm_shapes import PUBLISHED_SHAPES, Shape, llm_of
 from tango.report.results import Json
 
 _MOST = 10**9  # frames or tokens; more is a typing mistake
-_BYTES_PER_NUMBER = 2  # 16-bit keys and values
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(f"--frames and --text-tokens must be at most {_MOST}")
     if args.layer is None and args.layer_retention_ratio is not None:
         raise OptionError("--layer-retention-ratio needs --layer")
+    if args.layer is not None and shape.delta_layers:
+        raise OptionError("--layer is for models without linear attention, whose state cannot forget a token")
     layer_ratio = 1.0
     if args.layer is not None:
         layer_ratio = 0.5 if args.layer_retention_ratio is None else args.layer_retention_ratio
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         "all": full,
         "pruned": pruned,
         "flops_ratio": pruned["prefill_flops"] / full["prefill_flops"],
+        "counted": shape.note,
     }
     print(json.dumps(record) if args.json else _table(record))
     return 0
@@ -87,15 +89,13 @@ def count(
     after = exact_count(visual + newlines, layer_ratio)
     first = shape.num_layers if layer is None else layer
     tokens = [text_tokens + visual + newlines] * first + [text_tokens + after] * (shape.num_layers - first)
-    heads = {"num_kv_heads": shape.num_kv_heads, "head_dim": shape.head_dim}
-    widths = {"width": shape.width, "mlp_width": shape.mlp_width, "num_heads": shape.num_heads}
     return {
         "visual_tokens": visual,
         "newline_tokens": newlines,
         "prompt_tokens": tokens[0],
         "last_layer_tokens": tokens[-1],
-        "prefill_flops": sum(layer_flops(n, **widths, **heads) for n in tokens),
-        "kv_cache_bytes": kv_cache_bytes(tokens, bytes_per_number=_BYTES_PER_NUMBER, **heads),
+        "prefill_flops": shape.prefill_flops(tokens),
+        "kv_cache_bytes": shape.kv_cache_bytes(tokens),
     }
 
 
@@ -108,8 +108,7 @@ def _shape_of(path_or_id: str, offline: bool) -> Shape:
     quiet()
     config, adapter = loading.read_config(resolve_folder(path_or_id, local_files_only=offline, patterns=CONFIG_FILES))
     return Shape(
-        **llm_widths(config),
-        num_layers=config.get_text_config().num_hidden_layers,
+        **vars(llm_of(config)),
         tokens_per_step=adapter.tokens_per_step(config),
         frames_per_step=adapter.frames_per_step(config),
         newlines=adapter.newlines,
@@ -138,4 +137,6 @@ def _table(record: Json) -> str:
         share = f"{100 * b / a:>8.1f}%" if a else ""
         lines.append(f"{label:<26}{a / unit:>14.{digits}f}{b / unit:>14.{digits}f}{share}")
     lines.append(f"{'mean retention ratio':<26}{1:>14}{record['mean_retention_ratio']:>14.4f}")
+    if record["counted"] is not None:
+        lines.append(f"counted: {record['counted']}")
     return "\n".join(lines)

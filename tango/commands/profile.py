@@ -33,6 +33,7 @@ from tango.lab.bench.endtoend import Candidate, first_line
 from tango.methods.plan import named_value
 from tango.models import adapter_class
 from tango.models.loading import available_attention, check_attention, choose_device
+from tango.ops.llm_shapes import llm_of
 from tango.profiling import StageTimer
 from tango.report.results import Json
 from tango.report.text import align, markdown
@@ -366,6 +367,7 @@ def _config(args: argparse.Namespace, model: PreTrainedModel, num_frames: int, c
         "threads": torch.get_num_threads(),
         **{name: getattr(args, name) for name in asked},
         "ceilings": None if ceilings is None else asdict(ceilings),
+        "counted": llm_of(model.config).note,
         "note": Efficiency(device=device.type).note,
     }
 
@@ -432,6 +434,8 @@ def _lines(record: Json) -> tuple[list[str], list[str]]:
     below.append(
         "TTFT: from the start of the tower to the end of the prefill; between: the part of it that is in no stage"
     )
+    if config.get("counted") is not None:  # records from before have none
+        below.append(f"FLOPs of the LLM: {config['counted']}")
     below += [
         f"first run of {row['label']}, with compiling: {row['first_run_ms'] / 1e3:.1f} s"
         for row in rows

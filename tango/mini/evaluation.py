@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,11 +42,15 @@ def ask_model(
         `text` is what the model generated, and `correct` judges it. `choice` is the option whose first token the model
         found likeliest at the start of its answer, and `choice_correct` judges that. The record counts tokens if
         pruning is active.
+    Raises:
+        TangoError: two options begin with the same token, so they cannot be told apart by it.
     """
     inputs = prepare(processor, video, question.text)
     output = generate_output(model, inputs, max_new_tokens=4, return_dict_in_generate=True, output_logits=True)
     text = processor.decode(output.sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     first = [processor.tokenizer(option, add_special_tokens=False).input_ids[0] for option in question.options]
+    if len(set(first)) < len(first):
+        raise TangoError(f"two of the options {', '.join(question.options)} begin with the same token of this model")
     choice = question.options[int(output.logits[0][0, first].argmax())]
     answer = {
         "question": question.text,
@@ -67,6 +71,18 @@ def ask_model(
     return {**answer, "tokens_before": stats.tokens_before, **entering}
 
 
+def ask_about(
+    model: PreTrainedModel, processor: ChatProtocol, video: Video, questions: Sequence[Question]
+) -> list[Record]:
+    """Ask all questions about a video; with `tango.prune` active it is pruned, once for all of them where the method
+    does not look at them."""
+    pruning = pruning_of(model)
+    shown: Video | EncodedVideo = video
+    if pruning is not None and pruning.layer_pruner is None and Signal.TEXT not in pruning.pruner.wants:
+        shown = encode(model, processor, video, prefix_cache=False)  # answers stay the same, bit for bit
+    return [ask_model(model, processor, shown, question) for question in questions]
+
+
 def evaluate(
     model: PreTrainedModel,
     processor: ChatProtocol,
@@ -77,8 +93,6 @@ def evaluate(
     control: Control = "none",
 ) -> Iterator[list[Record]]:
     """Yield the records of one clip after the other, one record for each of its questions.
-
-    With `tango.prune` active the videos are pruned, once for all questions where the method does not look at them.
 
     Args:
         clips: folder of the mp4 files; missing ones are written.
@@ -91,21 +105,17 @@ def evaluate(
         video = read_video(file, num_frames=num_frames or processor.default_num_frames)
         if control == "blank":
             video.frames.fill_(127)
-        pruning = pruning_of(model)
-        shown: Video | EncodedVideo = video
-        if pruning is not None and pruning.layer_pruner is None and Signal.TEXT not in pruning.pruner.wants:
-            shown = encode(model, processor, video, prefix_cache=False)  # answers stay the same, bit for bit
         about = {"benchmark": "TangoMini" if control == "none" else f"TangoMini-{control}", "clip": index}
         about |= {"video_id": f"clip_{index:04d}", "file": of_content(file)}
+        answers = zip(questions, ask_about(model, processor, video, questions), strict=True)
         yield [
-            {
-                **about,
-                "question_id": f"{index:04d}-{question.kind}",
-                "group": question.kind,
-                **ask_model(model, processor, shown, question),
-            }
-            for question in questions
+            {**about, "question_id": f"{index:04d}-{question.kind}", "group": question.kind, **answer}
+            for question, answer in answers
         ]
+
+
+def _num_questions(index: int) -> int:
+    return len(benchmark_clip(index)[1])
 
 
 class Results:
@@ -114,12 +124,13 @@ class Results:
     Args:
         run: as `tango.report.records.write_records` takes it; its model, method, frames and settings must be those of
             the file.
+        num_questions: clip -> how many there are about it.
     Raises:
         TangoError: the file holds records of another run.
     """
 
-    def __init__(self, file: Path, run: Record):
-        self.file, self.records = file, list[Record]()
+    def __init__(self, file: Path, run: Record, num_questions: Callable[[int], int] = _num_questions):
+        self.file, self.records, self._num_questions = file, list[Record](), num_questions
         run = json.loads(json.dumps(run))  # tuples become lists, as in the file
         if file.exists():
             self._go_on(run)
@@ -143,7 +154,7 @@ class Results:
             for _, record in read_json_lines(self.file)[0]:
                 by_clip.setdefault(record["clip"], []).append(record)
             for index, records in by_clip.items():
-                if len(records) == len(benchmark_clip(index)[1]):
+                if len(records) == self._num_questions(index):
                     self.records += records
         except (TypeError, KeyError) as error:
             raise TangoError(f"cannot go on with {self.file}: {error}; name another file or remove it") from error
@@ -172,7 +183,7 @@ class Results:
         self.records += records
 
 
-def summarise(records: list[Record]) -> dict[str, Any]:
+def summarise(records: list[Record], kinds: Iterable[str] = KINDS) -> dict[str, Any]:
     """Compute accuracies in percent with 95 % intervals, over all questions and per kind, and the mean share of tokens.
 
     `accuracy` judges the choice among four options, `exact` the generated text.
@@ -181,7 +192,7 @@ def summarise(records: list[Record]) -> dict[str, Any]:
     for record in records:
         by_clip.setdefault(record["clip"], []).append(record)
     summary: dict[str, Any] = {"clips": len(by_clip)}
-    for name in ("all", *KINDS):
+    for name in ("all", *kinds):
         chosen = [[q for q in of_clip if name in ("all", q["group"])] for of_clip in by_clip.values()]
         count = sum(map(len, chosen))
         if count:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # and calls transformers' attention function. How they rotate does not matter.
 DECODERS = (
     *("glm4v_moe_text", "glm4v_text", "llama", "mistral", "qwen2", "qwen2_5_omni_text", "qwen2_5_vl_text"),
-    *("qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_text"),
+    *("qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_moe_text", "qwen3_vl_text"),
 )
 
 # Fields of `VisualTokens` that come from the tower, frame by frame.
@@ -176,6 +176,12 @@ class Adapter(ABC):
         return steps * N + {"none": 0, "video": 1, "row": rows}[cls.newlines]
 
     @classmethod
+    def pooling_query_of(cls, config: PretrainedConfig) -> PoolingQuery:
+        """What "p-attn" saliency means for the tower of one model, where towers within the family differ."""
+        del config
+        return cls.pooling_query
+
+    @classmethod
     @abstractmethod
     def tower(cls, model: PreTrainedModel) -> PreTrainedModel:
         """The vision tower of a model: the module whose config says how it attends."""
@@ -217,10 +223,15 @@ class Adapter(ABC):
         decoder = self.text_model
         config = getattr(decoder, "config", None)
         found = getattr(config, "model_type", type(decoder).__name__)
+        kinds = getattr(config, "layer_types", None) or ()
+        if "linear_attention" in kinds:
+            raise UnsupportedModelError(
+                f"pruning at a layer does not work with linear attention, which {kinds.count('linear_attention')} of "
+                f"{len(kinds)} layers of {found} use: its state cannot forget a token; prune pre-LLM"
+            )
         if not isinstance(decoder, nn.Module) or found not in DECODERS or not hasattr(decoder, "norm"):
             raise UnsupportedModelError(f"pruning at a layer works with decoders {', '.join(DECODERS)}, not {found}")
-        kinds = getattr(config, "layer_types", None)
-        if "sliding_attention" in (kinds or ()) or (not kinds and getattr(config, "sliding_window", None)):
+        if "sliding_attention" in kinds or (not kinds and getattr(config, "sliding_window", None)):
             raise UnsupportedModelError("pruning at a layer does not work with sliding-window attention")
         return decoder
 

@@ -108,7 +108,7 @@ def check_config_file(folder: Path) -> dict[str, Any]:
     for part in (fields, fields.get("vision_config"), fields.get("text_config")):
         for name, most in _SIZES.items():
             value = part.get(name) if isinstance(part, dict) else None
-            if isinstance(value, int) and value > most:  # before anybody makes a list of so many layers
+            if any(isinstance(one, int) and one > most for one in _sides(name, value)):  # before anybody lists so many
                 raise CheckpointError(f"cannot load {file}: {name} must be at most {most}, got {str(value)[:30]}")
     weights = fields.get("transformers_weights")
     if weights is not None and not str(weights).endswith((".safetensors", ".safetensors.index.json")):
@@ -126,8 +126,8 @@ def check_config(file: Path, config: PretrainedConfig) -> None:
     parts["text_config."] = config.get_text_config()
     for part, settings in parts.items():
         for name, most in _SIZES.items():
-            value = getattr(settings, name, None)
-            if value is not None and (type(value) is not int or not 1 <= value <= most):
+            value = getattr(settings, "__dict__", {}).get(name)  # some configs refuse what may differ between layers
+            if value is not None and not all(type(one) is int and 1 <= one <= most for one in _sides(name, value)):
                 raise CheckpointError(
                     f"cannot load {file}: {part}{name} must be a whole number from 1 to {most}, got {str(value)[:50]}"
                 )
@@ -137,6 +137,12 @@ def check_config(file: Path, config: PretrainedConfig) -> None:
                 f"cannot load {file}: it asks for the attention kernel {kernel!r}, which is code from the hub; remove "
                 "that field, and name a kernel with attn_implementation if you trust it"
             )
+
+
+def _sides(name: str, value: Any) -> Sequence[Any]:
+    """The numbers of a size: one, or those of height and width."""
+    two = name in ("image_size", "patch_size") and isinstance(value, (list, tuple)) and len(value) == 2
+    return value if two else (value,)
 
 
 def check_weight_files(folder: Path) -> int:

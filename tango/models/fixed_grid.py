@@ -1,4 +1,5 @@
-"""The base of LLaVA-like families: a CLIP or SigLIP tower encodes frames of one size one by one, as grids of patches.
+"""The base of LLaVA-like families: a SigLIP, CLIP or DINOv2 tower encodes frames of one size one by one, as grids of
+patches.
 
 A family says how patches become tokens (`project`, `pool`, `side`) and which newlines stand between them in the prompt
 (`newlines`); the rest is here. `llava_next_video.py` is the example; `smolvlm.py` is that of a family where images and
@@ -25,15 +26,14 @@ from tango.models.placement import weight_of
 from tango.models.pooling_head import DEFAULT_SIGLIP, PoolingHead, siglip_of
 from tango.models.processors.timestamps import video_timestamps
 from tango.models.reuse import reuse_of
-from tango.models.siglip import TowerStates, embed, project, run_blocks, run_tower
+from tango.models.siglip import TowerStates, blocks_of, embed, project, run_blocks, run_tower, scale_of
 from tango.models.splice import attended_positions
 from tango.ops.device import to_device
-from tango.ops.saliency import TowerBlock, block_signals
+from tango.ops.saliency import PoolingQuery, TowerBlock, block_signals
 from tango.profiling import StageTimer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-    from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 PositionRule = Literal["contiguous", "kept"]
 _COMPILED = "compiled_tower"  # attribute of a model that stands in for `run_tower`
@@ -69,8 +69,9 @@ class FixedGridAdapter(Adapter):
         if positions not in ("contiguous", "kept"):
             raise OptionError(f"positions of {self.title} must be 'contiguous' or 'kept', got {positions!r}")
         self.position_rule = positions
-        config, cls = model.config, self.pooling_query == "cls"
-        depth, wanted = config.vision_config.num_hidden_layers, "default" if cls else "full"
+        config = model.config
+        self.query: PoolingQuery = self.pooling_query_of(config)
+        depth, wanted = config.vision_config.num_hidden_layers, "default" if self.query == "cls" else "full"
         layer = getattr(config, "vision_feature_layer", -1)  # families without a choice use the last
         strategy = getattr(config, "vision_feature_select_strategy", wanted)
         if type(layer) is not int or strategy != wanted or not (-depth <= layer < 0 or 0 < layer <= depth):
@@ -78,13 +79,20 @@ class FixedGridAdapter(Adapter):
                 f"the {config.model_type} adapter handles one vision_feature_layer of {depth} with strategy "
                 f"{wanted!r}, got {layer!r} with {strategy!r}"
             )
-        self.patches = config.vision_config.image_size // config.vision_config.patch_size  # per side
+        self.patches = self.patches_per_side(config)
         self.grid = (self.side(config),) * 2  # (H, W) of a frame's tokens
+
+    @classmethod
+    def patches_per_side(cls, config: PretrainedConfig) -> int:
+        """Patches per side of a frame, which is square; some configs say so by height and width."""
+        vision = config.vision_config
+        size, patch = (x if isinstance(x, int) else x[0] for x in (vision.image_size, vision.patch_size))
+        return size // patch
 
     @classmethod
     def side(cls, config: PretrainedConfig) -> int:
         """Tokens per side of a frame."""
-        return config.vision_config.image_size // config.vision_config.patch_size // 2
+        return cls.patches_per_side(config) // 2
 
     @classmethod
     def tokens_per_step(cls, config: PretrainedConfig) -> int:
@@ -96,15 +104,20 @@ class FixedGridAdapter(Adapter):
 
     @classmethod
     def tower_blocks(cls, model: PreTrainedModel) -> nn.ModuleList:
-        return cls.tower(model).encoder.layers
+        return blocks_of(cls.tower(model))
 
     @classmethod
     def compilable(cls, model: PreTrainedModel) -> list[tuple[nn.Module, str, Callable[..., object]]]:
         return [(model, _COMPILED, run_tower)]
 
+    @property
+    def tower_width(self) -> int:
+        """P, channels of the tower's hidden states."""
+        return self.model.config.vision_config.hidden_size
+
     def check(self, needs: Signal, method: str) -> None:
         super().check(needs, method)
-        if self.pooling_query != "head":
+        if self.query != "head":
             return
         width, head = self.model.config.vision_config.hidden_size, self.head()
         if head is not None and head.width != width:
@@ -124,7 +137,7 @@ class FixedGridAdapter(Adapter):
 
     def head(self) -> PoolingHead | None:
         """SigLIP's attention-pooling head, for families whose "p-attn" is that head's; None: there is none."""
-        head, device = pooling_head_of(self.model) if self.pooling_query == "head" else None, self.device
+        head, device = pooling_head_of(self.model) if self.query == "head" else None, self.device
         if head is None or head.device == device:
             return head
         if self._moved is None or self._moved.device != device or self._moved.digest != head.digest:
@@ -162,7 +175,7 @@ class FixedGridAdapter(Adapter):
         distinct = self.distinct_frames(inputs, lengths)
         reuse = reuse_of(distinct, frames)
         frames = [frames[t] for t in distinct.frames]
-        device, dtype, width = self.device, self.model.dtype, self.model.config.vision_config.hidden_size
+        device, dtype, width = self.device, self.model.dtype, self.tower_width
         batches = list(frame_batches([self.patches**2] * len(frames), width, dtype, device))
         rows = FrameRows(len(frames), distinct.flat_rows)
         for batch in batches:
@@ -176,7 +189,8 @@ class FixedGridAdapter(Adapter):
 
     @property
     def _sinks(self) -> tuple[int, ...]:
-        return self.sink_positions if self.grid == self.sink_grid else ()
+        known = self.grid == self.sink_grid and self.query == self.pooling_query  # in the family's usual tower alone
+        return self.sink_positions if known else ()
 
     def check_merger(self, merger: Merger) -> None:
         super().check_merger(merger)
@@ -199,7 +213,7 @@ class FixedGridAdapter(Adapter):
         if _COMPILED in vars(self.model):
             raise UnsupportedModelError(f"{merger.name} works between blocks of the tower; remove() its compilation")
         encoded, merged, device = [], [], self.device
-        width, tower = self.model.config.vision_config.hidden_size, self.tower(self.model)
+        width, tower = self.tower_width, self.tower(self.model)
 
         def batches(count: int) -> Iterator[slice]:
             return frame_batches([self.patches**2] * count, width, self.model.dtype, device)
@@ -236,14 +250,14 @@ class FixedGridAdapter(Adapter):
         prefix = states.hidden.shape[1] - self.patches**2
         hidden = states.hidden[:, prefix:]
         with timer.stage("prune"):
-            last: SiglipEncoderLayer = self.tower_blocks(self.model)[self._depth - 1]
+            last = self.tower_blocks(self.model)[self._depth - 1]
             block = TowerBlock(
                 grid=self.grid,
                 hidden=hidden,
                 project=partial(project, last, states.entering),
-                scale=last.self_attn.scale,
+                scale=scale_of(last),
                 pool=self.pool,
-                pooling_query=self.pooling_query,
+                pooling_query=self.query,
                 head=self.head(),
                 cls=states.hidden[:, 0] if prefix else None,
             )

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 @register_adapter("llava_onevision")
 class LlavaOnevisionAdapter(FixedGridAdapter):
-    """Stock `LlavaOnevisionForConditionalGeneration`."""
+    """Stock `LlavaOnevisionForConditionalGeneration`.
+
+    Published models have SigLIP's tower. CLIP's and DINOv2's go with `vision_feature_select_strategy="default"`, which
+    leaves out their CLS token: its attention is then "p-attn", and its state the frame embedding. No paper has measured
+    these two on this family.
+    """
 
     title: ClassVar[str] = "LLaVA-OneVision"
     model_class: ClassVar[str] = "LlavaOnevisionForConditionalGeneration"
@@ -50,23 +55,34 @@ class LlavaOnevisionAdapter(FixedGridAdapter):
     # Positions in the pooled 14 x 14 grid that attract attention whatever the image (release; appendix B.3 names #28).
     sink_positions: ClassVar[tuple[int, ...]] = (28, 27, 41, 169, 11, 12)
     sink_grid: ClassVar[tuple[int, int] | None] = (14, 14)
+    cls_towers: ClassVar[tuple[str, ...]] = ("clip_vision_model", "dinov2")  # with one token before the patches
 
     @classmethod
     def side(cls, config: PretrainedConfig) -> int:
         return math.ceil(config.vision_config.image_size // config.vision_config.patch_size / 2)
 
     @classmethod
+    def pooling_query_of(cls, config: PretrainedConfig) -> PoolingQuery:
+        return "cls" if config.vision_config.model_type in cls.cls_towers else cls.pooling_query
+
+    @classmethod
     def make_processor(
         cls, folder: Path, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> Processor:
-        """Make Tango's own processor, which needs no torchvision and always uses SigLIP's pixel statistics."""
+        """Make Tango's own processor, which needs no torchvision.
+
+        Pixel statistics are always SigLIP's with its tower; with others, those that the checkpoint's files say.
+        """
+        statistics = stock.pixel_statistics(folder) if cls.pooling_query_of(config) == "cls" else None
+        images = stock.image_settings(folder)
         return Processor(
             tokenizer or load_tokenizer(folder),
             image_size=config.vision_config.image_size,
             num_video_tokens=partial(cls.num_video_tokens, config),
             default_num_frames=cls.usual_num_frames(config),
             chat_template=chat_template(folder),
-            make_stock=partial(stock.llava_onevision, config=config, images=stock.image_settings(folder)),
+            statistics=statistics,
+            make_stock=partial(stock.llava_onevision, config=config, images=images, statistics=statistics),
         )
 
     def project(self, hidden: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def load(
     folder = resolve_folder(path_or_id, local_files_only=local_files_only, revision=revision)
     config, adapter = read_config(folder)
     device = choose_device(device)
-    chosen = _DTYPES[name] or config.dtype or torch.float32
+    chosen = _DTYPES[name] or config.dtype or config.get_text_config().dtype or torch.float32
     if name == "auto" and device.type == "cpu" and chosen == torch.float16:
         chosen = torch.float32
     if (attention := available_attention(attn_implementation, device)) is not None:
@@ -141,9 +141,12 @@ def _make_processor(
         processor = adapter.make_processor(folder, config, tokenizer)
     tokenizer, rows = processor.tokenizer, config.get_text_config().vocab_size
     found, expected = tokenizer.convert_tokens_to_ids(processor.placeholder), adapter.placeholder_id(config)
-    if found != expected or len(tokenizer) > rows:
+    count, mark = len(tokenizer), processor.video_token
+    if mark != processor.placeholder and tokenizer.convert_tokens_to_ids(mark) == count - 1:
+        count -= 1  # it never reaches the model, which may have no row for it
+    if found != expected or count > rows:
         raise CheckpointError(
-            f"the tokenizer of {folder} is not its model's: it has {len(tokenizer)} tokens for {rows} rows of the "
+            f"the tokenizer of {folder} is not its model's: it has {count} tokens for {rows} rows of the "
             f"embedding, and {processor.placeholder} is {found}, where config.json says {expected}"
         )
     if tokenizer.pad_token_id is None:

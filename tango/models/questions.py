@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Fields of configs that name tokens without meaning of their own.
 _BESIDE_TEXT = (
     *("bos_token_id", "image_token_id", "image_token_index", "video_token_id", "video_token_index"),
-    *("vision_start_token_id", "vision_end_token_id"),
+    *("vision_start_token_id", "vision_end_token_id", "boi_token_id", "eoi_token_id"),
     *("image_start_token_id", "image_end_token_id", "video_start_token_id", "video_end_token_id"),
     *("audio_token_id", "audio_token_index", "audio_start_token_id", "audio_end_token_id"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +16,7 @@ from tango.models.calls import Inputs
 from tango.models.mrope import seconds_per_step
 from tango.models.processors.qwen2_5_omni import FORM, QwenOmniProcessor
 from tango.models.qwen2_5_vl import Qwen2_5VlAdapter
+from tango.models.splice import check_count
 from tango.profiling import StageTimer
 
 if TYPE_CHECKING:
@@ -101,20 +103,29 @@ class Qwen2_5OmniAdapter(Qwen2_5VlAdapter):
             )
 
     def positions(self, input_ids: Tensor, attention_mask: Tensor | None, inputs: Inputs) -> Tensor:
-        """Those of stock code, which are right for this family."""
-        steps = [T for T, _, _ in self.token_grids(inputs, "video_grid_thw")]
-        seconds = seconds_per_step(_as_qwen(inputs), steps, self.vision.temporal_patch_size, warn=False)
+        """Those of stock code, which are right for this family.
+
+        It counts on the marks that end a video, and a prompt that is cut behind the frames has none: two follow here.
+        """
+        grids = self.token_grids(inputs, "video_grid_thw")
+        check_count("video", int((input_ids == self.video_token_id).sum()), sum(map(math.prod, grids)))
+        L, end = input_ids.shape[1], self.model.config.audio_end_token_id
+        attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        ids, attended = (torch.cat([x, x.new_full((len(x), 2), n)], 1) for x, n in ((input_ids, end), (attended, 1)))
+        seconds = seconds_per_step(
+            _as_qwen(inputs), [T for T, _, _ in grids], self.vision.temporal_patch_size, warn=False
+        )
         mask, lengths = inputs.get("feature_attention_mask"), inputs.get("audio_feature_lengths")
         positions, _ = self.model.get_rope_index(
-            input_ids,
+            ids,
             inputs.get("image_grid_thw"),
             torch.as_tensor(inputs["video_grid_thw"]),
-            torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            attended,
             bool(inputs.get("use_audio_in_video")),
             lengths if mask is None else mask.sum(-1),
             torch.tensor(seconds),
         )
-        return positions.long()
+        return positions[..., :L].long()
 
 
 def _as_qwen(inputs: Inputs) -> dict[str, Any]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @register_adapter("qwen3_vl")
 class Qwen3VlAdapter(QwenVlAdapter):
-    """Stock `Qwen3VLForConditionalGeneration`.
+    """Stock `Qwen3VLForConditionalGeneration`, and the base of the families with its tower and its prompts.
 
     The first decoder layers add features of earlier tower blocks to the visual tokens ("deepstack"). A kept token
     brings its own features there, also where the token itself was merged with others. A frame without kept tokens keeps
@@ -82,6 +82,19 @@ class Qwen3VlAdapter(QwenVlAdapter):
         if not layers:  # `deepstack_visual_indexes` may be empty
             return nullcontext()
         return hand_over_deepstack(self.model.model.language_model, layers, call)
+
+
+@register_adapter("qwen3_vl_moe")
+class Qwen3VlMoeAdapter(Qwen3VlAdapter):
+    """Stock `Qwen3VLMoeForConditionalGeneration`: Qwen3-VL with a mixture of experts in its decoder."""
+
+    title: ClassVar[str] = "Qwen3-VL-MoE"
+    model_class: ClassVar[str] = "Qwen3VLMoeForConditionalGeneration"
+    about: ClassVar[About] = About(
+        checkpoints=("Qwen/Qwen3-VL-*-A*B-Instruct",),
+        tokens="at most 14 x 14 for two",
+        notes="as Qwen3-VL, with experts",
+    )
 
 
 def _flat(layer: Tensor | Iterable[Tensor]) -> Tensor:

@@ -36,10 +36,11 @@ def unwrap(model: nn.Module) -> tuple[PreTrainedModel, type[Adapter]]:
         )
     if adapter.model_class not in (cls.__name__ for cls in type(model).__mro__):
         parts = [name for name, part in model.named_children() if type(part).__name__ == adapter.model_class]
-        way_out = "if it wraps such a model, or is a part of one, give that model instead, and wrap it afterwards"
-        if parts:
-            way_out = f"give its {parts[0]} (model.{parts[0]}), which is then pruned within it, too"
-        raise UnsupportedModelError(f"expected a {adapter.model_class}, got {found}; {way_out}")
+        inside = f" (here model.{parts[0]}, which is then pruned within this one)" if parts else ""
+        raise UnsupportedModelError(
+            f"expected a {adapter.model_class}, got {found}; if it wraps such a model{inside}, or is a part of one, "
+            "give that model instead, and wrap it afterwards"
+        )
     return model, adapter
 
 

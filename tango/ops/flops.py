@@ -77,7 +77,14 @@ def check_layer(layer: int, num_layers: int) -> None:
 
 
 def layer_flops(
-    num_tokens: int, *, width: int, mlp_width: int, num_heads: int, num_kv_heads: int, head_dim: int | None = None
+    num_tokens: int,
+    *,
+    width: int,
+    mlp_width: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int | None = None,
+    gates: int = 0,
 ) -> int:
     """FLOPs of one decoder layer for a prompt, in the paper's letters: N (4 d^2 (1 + G / H) + 6 d m) + 4 N^2 d.
 
@@ -87,14 +94,42 @@ def layer_flops(
     output head are left out.
 
     Args:
+        mlp_width: where a token passes several experts, the sum of their widths.
         head_dim: None: width / num_heads. Where heads are wider or narrower, 4 d^2 and 4 N^2 d become
             4 d (H head_dim) and 4 N^2 (H head_dim).
-    Source: section 3 of arXiv:2604.09547.
+        gates: g, outputs of further maps of the layer's input, such as a router's, which add 2 N d g.
+    Source: section 3 of arXiv:2604.09547; `gates` is Tango's.
     """
     attention_width = num_heads * (head_dim or width // num_heads)
     kv_width = attention_width * num_kv_heads // num_heads
-    projections = 4 * width * (attention_width + kv_width) + 6 * width * mlp_width
+    projections = 4 * width * (attention_width + kv_width) + 6 * width * mlp_width + 2 * width * gates
     return num_tokens * projections + 4 * num_tokens**2 * attention_width
+
+
+def delta_net_flops(
+    num_tokens: int,
+    *,
+    width: int,
+    mlp_width: int,
+    num_key_heads: int,
+    num_value_heads: int,
+    key_dim: int,
+    value_dim: int,
+    kernel: int,
+    gates: int = 0,
+) -> int:
+    """FLOPs of one decoder layer with a gated delta net (linear attention) in place of attention, linear in N.
+
+    With K and V for heads by dimension of keys and values, h for value heads: projections to queries, keys, values,
+    their gate, two numbers per value head and back, 2 N d (2 K + 3 V + 2 h); a convolution over `kernel` tokens,
+    2 N kernel (2 K + V); three products of each value head's state with a vector, 6 N V key_dim. The prefill computes
+    the latter in chunks of tokens, with about twice the products; they are a few percent of the layer either way. The
+    MLP and `gates` are as in `layer_flops`.
+    """
+    keys, values = num_key_heads * key_dim, num_value_heads * value_dim
+    projections = width * (2 * keys + 3 * values + 2 * num_value_heads + 3 * mlp_width + gates)
+    mixing = kernel * (2 * keys + values) + 3 * values * key_dim
+    return 2 * num_tokens * (projections + mixing)
 
 
 def kv_cache_bytes(

@@ -54,11 +54,15 @@ _SUBTITLED = {
     "longvideobench_val_i": "LongVideoBench",
     "longvideobench_test_i": "LongVideoBench test",
 }
-# The benchmark of tango-mini: all questions about its 200 clips, and the same questions about grey or other videos.
+# The benchmark of tango-mini: all questions about its 200 clips, and the same questions about grey or other videos; and
+# that of tango-small, as many scenes as one asks for.
 OWN = (
     Benchmark(name="TangoMini", num_questions=1903, aliases=("tango_mini",)),
     Benchmark(name="TangoMini-blank", num_questions=1903, aliases=("tango_mini_blank",), set_of="TangoMini"),
     Benchmark(name="TangoMini-other", num_questions=1903, set_of="TangoMini"),
+    Benchmark(name="TangoSmall"),
+    Benchmark(name="TangoSmall-blank", set_of="TangoSmall"),
+    Benchmark(name="TangoSmall-other", set_of="TangoSmall"),
 )
 
 

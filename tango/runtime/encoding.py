@@ -56,8 +56,8 @@ def encode(
         prefix_cache: keep the LLM's keys and values of the prompt up to the video's last token: 2 * layers * KV heads *
             head size numbers per token (56 KiB in 16 bits for Qwen2-7B, so 36 MB for 627 tokens). It is used where the
             new prompt begins with the same ids and `generate` decodes one row into a cache of its usual kind
-            (DynamicCache; no sliding windows, beams, assisted decoding or `cache_implementation`), and left alone
-            elsewhere.
+            (DynamicCache; no sliding windows, linear attention, beams, assisted decoding or `cache_implementation`),
+            and left alone elsewhere.
     Raises:
         OptionError: the model is pruned by a method that looks at the question.
         NotFiniteError: the video's features hold NaN or infinity.

@@ -51,7 +51,15 @@ def mask_arguments(model: PreTrainedModel, short: ShortPrompt) -> dict[str, Tens
 
 
 def pad_token_id(model: PreTrainedModel) -> int:
-    """The model's own id for padding if it has one. Any id will do: padding is masked."""
+    """The id for padding, which also stands where the model reads ids in place of video placeholders.
+
+    Padding is masked, so any id will do there; a model that makes more of ids than embeddings reads the pads of its
+    text config in place of media.
+    """
+    text = model.config.get_text_config()
+    own = getattr(text, "pad_token_id", None)
+    if isinstance(own, int) and 0 <= own < text.vocab_size:
+        return own
     for source in (model.generation_config, model.config):
         for name in ("pad_token_id", "eos_token_id"):
             value = getattr(source, name, None)

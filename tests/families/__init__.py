@@ -51,6 +51,8 @@ class Family:
         layer_pruners: False: pruning at a layer is refused by name.
         pictures, unequal, several: whether stock takes, in one call, an image beside a video, videos of unequal
             length, and several videos in a row.
+        processor: makes the processor of a model; None: it is the family's own, made without files.
+        keeps_prefix: whether the model's cache lets `tango.encode` keep keys and values of a video.
         stock_wrong: ways of decoding ("beams") in which stock is wrong or refuses, perhaps with one kind of prompt
             alone ("several beams"), by the versions of transformers.
     """
@@ -67,6 +69,8 @@ class Family:
     pictures: bool = True
     unequal: bool = True
     several: bool = True
+    processor: Callable[[Any], Any] | None = None
+    keeps_prefix: bool = True
     stock_wrong: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -80,9 +84,17 @@ class Family:
         return [-(-video.frames // self.frames_per_step) * self.tokens_per_frame for video in videos]
 
 
+def _modules() -> list[Any]:
+    return [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+
+
+def variants() -> dict[str, Family]:
+    """Models of these families that are built otherwise, such as with another tower; by names of their own."""
+    return {family.name: family for module in _modules() for family in getattr(module, "VARIANTS", ())}
+
+
 def _found() -> dict[str, Family]:
-    modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    each = [module.FAMILIES if hasattr(module, "FAMILIES") else (module.FAMILY,) for module in modules]
+    each = [module.FAMILIES if hasattr(module, "FAMILIES") else (module.FAMILY,) for module in _modules()]
     return {family.name: family for families in each for family in families}
 
 

@@ -19,7 +19,7 @@ def family(name: str, **settings: Any) -> Family:
 
     def inputs(*rows: Row) -> Inputs:
         model, encode = getattr(tiny, name)(), tiny.tokenizer()
-        config, adapter = model.config, adapter_class(name)
+        config, adapter = model.config, adapter_class(model.config)
         media = [part for row in rows for part in row if not isinstance(part, str)]
         pixels = [picture(part.seed) for part in media if isinstance(part, Picture)]
         clips = [tiny.clip(part.seed, part.frames) for part in media if isinstance(part, Video)]
@@ -59,3 +59,4 @@ FAMILIES = (
     family("llava_video", stock_is_right=False),  # stock pools otherwise and knows no newlines of rows
     family("llava_next_video"),
 )
+VARIANTS = (family("llava_onevision_dinov2"),)  # another tower and another decoder

@@ -49,7 +49,10 @@ def family(name: str) -> Family:
         tokens_per_frame=6,
         frames_per_step=2,
         options={"positions": "stock"},
+        layer_pruners="qwen3_5" not in name,
+        keeps_prefix="qwen3_5" not in name,  # the states of linear attention after a video are not kept
+        stock_wrong={"lookup": ">=0"} if "qwen3_5" in name else {},  # stock cannot take back what a state has seen
     )
 
 
-FAMILIES = tuple(family(name) for name in tiny_qwen.FAMILIES)
+FAMILIES = tuple(family(name) for name in tiny_qwen.ALL)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from tango.models.processors.qwen import Patches
+from tango.models.processors.qwen2_5_omni import FORM, QwenOmniProcessor
 from tango.toy import tiny_tokenizer
 from tests import tiny, tiny_qwen
 from tests.families import Family, Picture, Row, Video
@@ -41,7 +43,7 @@ def config() -> Any:
     text = {
         "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": len(tokenizer()), "initializer_range": 0.2,
-        "max_position_embeddings": 4096, "tie_word_embeddings": False,
+        "max_position_embeddings": 4096, "tie_word_embeddings": False, "eos_token_id": eos,
         "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
     }  # fmt: skip
     audio = {
@@ -106,7 +108,11 @@ def inputs(*rows: Row, heard: bool = False) -> dict[str, Any]:
     return batch
 
 
+def processor(_model: Any) -> QwenOmniProcessor:
+    return QwenOmniProcessor(tokenizer(), form=FORM, patches=Patches(size=14, min_pixels=1))
+
+
 FAMILY = Family(
-    name="qwen2_5_omni_thinker", model=model, inputs=inputs, tokens_per_frame=6, frames_per_step=2,
+    name="qwen2_5_omni_thinker", model=model, inputs=inputs, tokens_per_frame=6, frames_per_step=2, processor=processor,
     stock_wrong={"beams": "<5.18"},  # every row of patches is repeated by itself
 )  # fmt: skip

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from tango.models.processors.qwen import Patches
+from tango.models.processors.video_llama_3 import FORM, VideoLlama3Processor
 from tests import tiny, tiny_qwen
 from tests.families import Family, Picture, Video
 
@@ -49,15 +51,15 @@ def inputs(*rows: tuple[str | Video | Picture, ...]) -> dict[str, Any]:
     def text(part: str | Video | Picture) -> str:
         if isinstance(part, Video):
             frame = "<|video_pad|>" * (h * w // 4)
-            return ",".join(f"Time {i}.0s:{frame}" for i in range(part.frames)) + "\n"
-        return part if isinstance(part, str) else "<|image_pad|>" * (PICTURE[1] * PICTURE[2]) + "\n"
+            return ",".join(f"Time {2 * i}.0s:{frame}" for i in range(part.frames))
+        return part if isinstance(part, str) else "<|image_pad|>" * (PICTURE[1] * PICTURE[2])
 
     batch = tiny.batch(*(tiny_qwen.tokenizer()("".join(map(text, row)))["input_ids"] for row in rows))
     if videos:
         batch["pixel_values_videos"] = torch.cat([pixels(video.frames * h * w, video.seed) for video in videos])
         batch["video_grid_thw"] = torch.tensor([(video.frames, h, w) for video in videos])
         batch["video_merge_sizes"] = torch.full((len(videos),), 2)
-        batch["video_timestamps_s"] = [[float(i) for i in range(video.frames)] for video in videos]
+        batch["video_timestamps_s"] = [[2.0 * i for i in range(video.frames)] for video in videos]
     if pictures:
         batch["pixel_values"] = torch.cat([pixels(PICTURE[1] * PICTURE[2], picture.seed) for picture in pictures])
         batch["image_grid_thw"] = torch.tensor([PICTURE] * len(pictures))
@@ -65,4 +67,9 @@ def inputs(*rows: tuple[str | Video | Picture, ...]) -> dict[str, Any]:
     return batch
 
 
-FAMILY = Family(name="video_llama_3", model=model, inputs=inputs, tokens_per_frame=6)
+def processor(_model: Any) -> VideoLlama3Processor:
+    patches = Patches(size=PATCH, temporal=1, min_pixels=1, shared_pixels=64 * 28**2)
+    return VideoLlama3Processor(tiny_qwen.tokenizer(), form=FORM, patches=patches)
+
+
+FAMILY = Family(name="video_llama_3", model=model, inputs=inputs, tokens_per_frame=6, processor=processor)

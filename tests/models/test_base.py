@@ -25,5 +25,6 @@ def test_the_tower_is_what_the_vision_config_describes(name: str) -> None:
     assert adapter is adapter_class(name)
     tower, blocks = adapter.tower(model), adapter.tower_blocks(model)
     assert tower.config is vision
-    assert len(blocks) == (vision.depth if hasattr(vision, "depth") else vision.num_hidden_layers)
+    depth = getattr(vision, "depth", None) or getattr(vision, "num_hidden_layers", None) or vision.model_args["depth"]
+    assert len(blocks) == depth
     assert set(blocks.parameters()) < set(tower.parameters()) < set(model.parameters())

@@ -13,9 +13,10 @@ import tango
 from tango.methods import KeepAllPruner, available_layer_pruners, available_pruners, build_layer_pruner
 from tango.models import supported_model_types
 from tests import tiny
-from tests.families import Family, Picture, Row, Video, all_families
+from tests.families import Family, Picture, Row, Video, all_families, variants
 
 FAMILIES = all_families()
+BUILT = {**FAMILIES, **variants()}
 GREEDY = {"do_sample": False, "max_new_tokens": 4}
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -27,9 +28,9 @@ WAYS: dict[str, dict[str, Any]] = {
 RATIO = {"retention_ratio": 0.25}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=BUILT)
 def family(request: pytest.FixtureRequest) -> Family:
-    return FAMILIES[request.param]
+    return BUILT[request.param]
 
 
 @pytest.fixture(scope="module")

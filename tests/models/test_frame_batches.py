@@ -24,7 +24,7 @@ from tests.live_bytes import LiveBytes, known_tensors
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 WIDTH = 32  # of every tiny tower
 QWEN = [("A ", (6, 4, 6), " B ", (4, 8, 6))]  # temporal steps of 24 and of 48 patches
-FAMILIES = ("llava_onevision", "llava_video", *tiny_qwen.FAMILIES)
+FAMILIES = ("llava_onevision", "llava_video", *tiny_qwen.ALL)
 
 
 def allow(monkeypatch: pytest.MonkeyPatch, patches: int) -> None:
@@ -79,7 +79,7 @@ def test_rows_come_together_in_order() -> None:
 
 def build(name: str) -> tuple[Any, dict[str, Any]]:
     """A model, and inputs with several videos of unequal length."""
-    if name in tiny_qwen.FAMILIES:
+    if name in tiny_qwen.ALL:
         return tiny_qwen.model(name), tiny_qwen.inputs(name, *QWEN)
     model = getattr(tiny, name)()
     return model, {"pixel_values_videos": [tiny.clip(1, 3), tiny.clip(2, 5)]}
@@ -104,7 +104,7 @@ class TestResults:
     @staticmethod
     def expected_calls(name: str) -> list[int]:
         """Three frames of the LLaVAs, 96 patches of Qwen-VL, of which the second batch has some of either video."""
-        if name not in tiny_qwen.FAMILIES:
+        if name not in tiny_qwen.ALL:
             return [3, 3, 2]
         return [96, 96, 96, 48]
 
@@ -117,7 +117,7 @@ class TestResults:
             whole = encode(model, inputs, wants, saliency)
             assert len(calls) == 1
             calls.clear()
-            allow(monkeypatch, 96 if name in tiny_qwen.FAMILIES else 3 * 64)
+            allow(monkeypatch, 96 if name in tiny_qwen.ALL else 3 * 64)
             cut = encode(model, inputs, wants, saliency)
         assert calls == self.expected_calls(name)
         for a, b in zip(whole.videos, cut.videos, strict=True):
@@ -128,7 +128,7 @@ class TestResults:
                     torch.testing.assert_close(y, x, rtol=1e-5, atol=1e-6)
             assert (a.grid, a.timestamps_s.tolist()) == (b.grid, b.timestamps_s.tolist())
         torch.testing.assert_close(cut.extras, whole.extras, rtol=1e-5, atol=1e-6)
-        if name == "qwen3_vl":
+        if name in ("qwen3_vl", "qwen3_vl_moe"):
             assert [[x.shape for x in video] for video in cut.extras] == [[(36, 64)] * 2, [(48, 64)] * 2]
 
     def test_gradients_do_not_depend_on_the_batches(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -141,7 +141,7 @@ class TestResults:
             return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
         whole = gradients()
-        allow(monkeypatch, 96 if name in tiny_qwen.FAMILIES else 3 * 64)
+        allow(monkeypatch, 96 if name in tiny_qwen.ALL else 3 * 64)
         cut = gradients()
         assert len(whole) == len(cut) > 10
         assert any(bool(x.abs().sum() > 0) for x in whole)
@@ -151,9 +151,9 @@ class TestResults:
 
 def small(name: str, num_frames: int, *, depth: int = 2) -> tuple[Any, dict[str, Any]]:
     """A model with a tower of this many blocks, and one video of this many frames or temporal steps."""
-    if name in tiny_qwen.FAMILIES:
+    if name in tiny_qwen.ALL:
         windows = {"fullatt_block_indexes": [depth - 1]} if name == "qwen2_5_vl" else {}
-        deeper = {"deepstack_visual_indexes": [0]} if name == "qwen3_vl" else {}
+        deeper = {"deepstack_visual_indexes": [0]} if name in ("qwen3_vl", "qwen3_vl_moe") else {}
         model = tiny_qwen.model(name, depth=depth, **windows, **deeper)
         return model, tiny_qwen.inputs(name, ("Look", (num_frames, 8, 6)))
     model = getattr(tiny, name)()
@@ -183,7 +183,7 @@ class TestMemory:
         self, monkeypatch: pytest.MonkeyPatch, name: str, saliency: str
     ) -> None:
         unbounded = [memory(name, T, saliency=saliency) for T in (8, 32)]
-        allow(monkeypatch, 4 * (48 if name in tiny_qwen.FAMILIES else 64))
+        allow(monkeypatch, 4 * (48 if name in tiny_qwen.ALL else 64))
         bounded = [memory(name, T, saliency=saliency) for T in (8, 32)]
         assert unbounded[1][1] > 3.5 * unbounded[0][1]  # the count sees what it is meant to see
         assert bounded[1][1] <= 1.02 * bounded[0][1]

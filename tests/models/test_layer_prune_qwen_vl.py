@@ -19,7 +19,7 @@ def generate(model, inputs: dict, inside=INSIDE, **options) -> list[list[int]]:
     return output[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("family", tiny_qwen.FAMILIES)
+@pytest.mark.parametrize("family", [*tiny_qwen.FAMILIES, "qwen3_vl_moe"])
 def test_batches_equal_rows_alone(family):
     model, batch = tiny_qwen.model(family), tiny_qwen.inputs(family, *ROWS)
     singles = [tiny_qwen.one_row(family, batch, ROWS, row) for row in range(len(ROWS))]

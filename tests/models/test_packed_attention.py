@@ -15,6 +15,7 @@ import tango
 from tango.models import packed_attention as module
 from tango.models.base import adapter_class
 from tango.models.packed_attention import Packing, packed_attention
+from tango.ops.llm_shapes import llm_of
 from tests import tiny_qwen
 
 GRIDS = {
@@ -25,7 +26,7 @@ GRIDS = {
 }
 
 
-@pytest.fixture(scope="module", params=tiny_qwen.FAMILIES)
+@pytest.fixture(scope="module", params=tiny_qwen.ALL)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -148,7 +149,7 @@ def test_images_and_videos_of_a_pruned_model_take_this_way(family: str, side: st
             model.generate(**inputs, max_new_tokens=1, min_new_tokens=1, do_sample=False)
     assert_same_bits([torch.cat(list(expected))], [torch.cat(list(found))])
     assert len(ours) < len(stock)
-    assert len(generated) == len(ours) + model.config.text_config.num_hidden_layers
+    assert len(generated) == len(ours) + len(llm_of(model.config).attention_layers)
 
 
 def test_gradients_flow(family: str) -> None:

@@ -22,7 +22,7 @@ from tango.errors import MissingPartError, OptionError, PromptError, VideoReadEr
 from tango.models.processors.protocol import WrappedProcessor
 from tests import clips, tiny, tiny_qwen
 
-FAMILIES = ("llava_onevision", *tiny_qwen.FAMILIES)
+FAMILIES = ("llava_onevision", *tiny_qwen.ALL)
 
 
 @pytest.fixture(scope="module")

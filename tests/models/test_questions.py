@@ -15,10 +15,9 @@ from tango.models import adapter_class
 from tango.models.questions import ends_of_turn, ids_beside_text, questions
 from tango.profiling import StageTimer
 from tango.runtime.answering import prepare_chat
-from tests import tiny, tiny_qwen
 from tests.families import glm as tiny_glm
 from tests.models.test_base import MODELS, inputs_of
-from tests.runtime.test_encoding import build, messages, video
+from tests.runtime.test_encoding import build, messages, processor_of, video
 
 V, END, MARK, PAD = 90, 91, 92, 93  # a placeholder, the end of a turn, a mark, padding; other ids are text
 
@@ -81,9 +80,10 @@ def test_no_text_is_refused() -> None:
 def text_of(family: str, inputs: Any) -> list[str]:
     """What the text signal says, read from the embeddings."""
     model = MODELS[family]()
-    table = model.get_input_embeddings().weight
+    embed = model.get_input_embeddings()
+    table = embed(torch.arange(embed.num_embeddings))
     videos = adapter_class(family)(model).encode_videos(inputs, Signal.TEXT, StageTimer()).videos
-    tokenizer = tiny_qwen.tokenizer() if family in tiny_qwen.FAMILIES else tiny.tokenizer()
+    tokenizer = processor_of(family, model).tokenizer
     texts = []
     for one in videos:
         assert one.text is not None

@@ -81,6 +81,14 @@ def test_seconds_come_from_the_times_where_the_inputs_lack_them(model: Any) -> N
 
 
 @torch.no_grad()
+def test_a_prompt_of_another_video_is_refused_before_stock_code_stumbles(model: Any) -> None:
+    given = inputs(HEARD[0])
+    given["input_ids"][0, 0] = model.config.video_token_id
+    with tango.prune(model, "uniform", retention_ratio=0.5), pytest.raises(ValueError, match="19 video placeholders"):
+        model.generate(**given, **GREEDY)
+
+
+@torch.no_grad()
 def test_sound_is_no_part_of_the_question(model: Any) -> None:
     """The last chunk of a video ends with sound, which stands after its last frame."""
     row, ids = HEARD[0], tokenizer().convert_tokens_to_ids
@@ -168,10 +176,12 @@ def test_beams_with_several_sounds_are_refused(model: Any) -> None:
 
 
 def whole_model(thinker: Any) -> Any:
-    """The model that published checkpoints hold, without the parts that speak."""
+    """The model that published checkpoints hold, without the parts that speak. The thinker names the end of answers."""
     import transformers
 
-    config = transformers.Qwen2_5OmniConfig(thinker_config=thinker.config.to_dict(), enable_audio_output=False)
+    fields = thinker.config.to_dict()
+    fields["text_config"].pop("eos_token_id")
+    config = transformers.Qwen2_5OmniConfig(thinker_config=fields, enable_audio_output=False)
     built = transformers.Qwen2_5OmniForConditionalGeneration(config).eval()
     built.thinker.load_state_dict(thinker.state_dict())
     return built
@@ -181,7 +191,7 @@ def test_the_whole_model_is_refused_and_its_thinker_prunes_within_it(model: Any)
     whole = whole_model(model)
     whole.thinker.generation_config = model.generation_config
     with pytest.raises(
-        tango.UnsupportedModelError, match=r"got Qwen2_5OmniForCond.*give its thinker \(model\.thinker\)"
+        tango.UnsupportedModelError, match=r"got Qwen2_5OmniForCond.*\(here model\.thinker, which.*give that model"
     ):
         tango.prune(whole, "tango")
     given = inputs(*HEARD, heard=True)

@@ -182,7 +182,7 @@ def test_placeholders_and_videos_must_match():
         processor("qwen2_5_vl")(text="<|video_pad|>", videos=[video(), video()])
 
 
-@pytest.fixture(scope="module", params=tiny_qwen.FAMILIES)
+@pytest.fixture(scope="module", params=tiny_qwen.ALL)
 def checkpoint(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     tiny_qwen.model(request.param).save_pretrained(folder)

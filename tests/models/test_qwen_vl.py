@@ -27,7 +27,7 @@ ROWS = {
 }
 
 
-@pytest.fixture(scope="module", params=tiny_qwen.FAMILIES)
+@pytest.fixture(scope="module", params=tiny_qwen.ALL)
 def family(request):
     return request.param
 
@@ -93,6 +93,8 @@ DECODING = {
 def test_generate_equals_reference(family, model, rows, options):
     if "prompt_lookup_num_tokens" in options:
         rows = rows[:1]
+        if "qwen3_5" in family:
+            pytest.skip("stock refuses: a state cannot take back what it has seen")
     inputs = tiny_qwen.inputs(family, *rows)
     expected = references(model, inputs)
     with tango.prune(model, "tango", **RATIO):
@@ -325,7 +327,7 @@ def test_direct_forward_gives_a_loss_and_gradients(family, saliency):
     assert output.logits.shape[:2] == inputs["input_ids"].shape
     assert max(pruning.stats.prompt_after) < inputs["input_ids"].shape[1]
     assert model.model.visual.patch_embed.proj.weight.grad.abs().sum() > 0
-    assert model.model.language_model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+    assert sum(p.grad.abs().sum() for p in model.model.language_model.layers[0].mlp.parameters()) > 0
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -17,7 +17,7 @@ from tests import tiny, tiny_qwen
 ROOT = Path(tango.__file__).parent
 NEW = 6
 GREEDY = {"do_sample": False, "max_new_tokens": NEW}
-FAMILIES = ("llava_onevision", "llava_video", *tiny_qwen.FAMILIES)
+FAMILIES = ("llava_onevision", "llava_video", *tiny_qwen.ALL)
 # The instance's `forward`, which looks for a video, and the guard of the embeddings, which lets single tokens pass.
 WRAPPER = {"owned.method": 1, "pruning.forward": 1, "owned.__call__": 1}
 
@@ -30,7 +30,7 @@ def build(name: str) -> tuple[Any, dict[str, Any]]:
 
 
 def model_and_inputs(name: str) -> tuple[Any, dict[str, Any]]:
-    if name in tiny_qwen.FAMILIES:
+    if name in tiny_qwen.ALL:
         return tiny_qwen.model(name), tiny_qwen.inputs(name, ("Look: ", tiny_qwen.WIDE, " What?"))
     model = getattr(tiny, name)()
     if name == "llava_onevision":

@@ -23,8 +23,8 @@ from tango.models.processors.qwen import Patches, QwenProcessor
 from tango.runtime.answering import generate_output, prepare_chat
 from tango.video.repeats import FIRST_EQUAL
 from tests import tiny, tiny_qwen
+from tests.families import all_families, smolvlm
 from tests.families import glm as tiny_glm
-from tests.families import smolvlm
 from tests.models.test_base import MODELS
 
 GREEDY = {"max_new_tokens": 4}
@@ -69,7 +69,9 @@ def next_video_processor() -> Any:
 
 
 def processor_of(family: str, model: Any) -> Any:
-    if family in tiny_qwen.FAMILIES:
+    if (make := all_families()[family].processor) is not None:
+        return make(model)
+    if family in tiny_qwen.ALL:
         patches = Patches(size=tiny_qwen.PATCH[family], min_pixels=1)
         return QwenProcessor(tiny_qwen.tokenizer(), form=adapter_class(family).form, patches=patches)
     if family in tiny_glm.CLASSES:
@@ -77,8 +79,8 @@ def processor_of(family: str, model: Any) -> Any:
         return GlmProcessor(tiny_glm.tokenizer(), form=adapter_class(family).form, patches=patches)
     if family == "llava_next_video":
         return next_video_processor()
-    if family == "smolvlm":
-        return smolvlm.processor()
+    if family in ("internvl", "smolvlm"):
+        return (internvl if family == "internvl" else smolvlm).processor()
     return adapter_class(family).make_processor(Path("nowhere"), model.config, tiny.tokenizer())
 
 
@@ -155,7 +157,7 @@ def test_the_answers_are_those_of_the_video_itself(family: str, plan: str, prefi
     with pruned(model, PLANS[plan]):
         encoded = tango.encode(model, processor, shown, prefix_cache=prefix_cache)
         assert (encoded.tokens_after < encoded.tokens_before) == (plan != "none")
-        assert (encoded.prefix_bytes > 0) == prefix_cache
+        assert (encoded.prefix_bytes > 0) == (prefix_cache and all_families()[family].keeps_prefix)
         for question, history in ((QUESTIONS[0], ()), (QUESTIONS[1], HISTORY), (QUESTIONS[0], HISTORY[:1])):
             wanted = prepare_chat(processor, messages(shown, question, history))
             given = tango.prepare(processor, encoded, question, history=history)
@@ -188,6 +190,8 @@ def test_in_bfloat16(family: str) -> None:
 def test_tower_and_pruner_run_once_and_only_the_question_is_prefilled(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not all_families()[family].keeps_prefix:
+        pytest.skip(f"layers of {family} forget")
     model, processor = build(family)
     calls: list[int] = []
     stock = tango.UniformPruner.prune
@@ -199,16 +203,17 @@ def test_tower_and_pruner_run_once_and_only_the_question_is_prefilled(
         passes.clear(), calls.clear()
         with prefilled(model) as columns:
             encoded = tango.encode(model, processor, video())
-        assert encoded.prefix is not None
-        assert columns == [encoded.prefix.input_ids.shape[1]]
+        before = 0 if encoded.prefix is None else encoded.prefix.input_ids.shape[1]
+        assert (before > 0) == all_families()[family].keeps_prefix
+        assert columns == [before] * (before > 0)
         for question, history in ((QUESTIONS[0], ()), (QUESTIONS[1], HISTORY)):
             given = tango.prepare(processor, encoded, question, history=history)
             with prefilled(model) as columns:
                 generated(model, given)
-            assert columns[0] == after_the_video(model, given)
+            assert not before or columns[0] == after_the_video(model, given)
             assert set(columns[1:]) == {1}
             assert pruning.stats.tokens_after == encoded.tokens_after
-            assert pruning.stats.prompt_after == (columns[0] + encoded.prefix.input_ids.shape[1],)
+            assert pruning.stats.prompt_after == (columns[0] + before,)
             assert "tower" not in pruning.stats.timer.ms()
     assert (len(passes), len(calls)) == alone
 

@@ -22,9 +22,10 @@ from tests.models import test_llava_video
 from tests.pretend_gpu import OnDevice, PretendGpu, pretend_gpu
 
 pytestmark = pytest.mark.usefixtures("unchecked_annotations")  # the checks read values
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+QWEN = tiny_qwen.ALL
 ROWS: dict[str, Row] = {  # prompts of other families
     "glm4v": ("Look: ", Video(6, 1), Picture(2), " What?"),
+    "internvl": ("Look: ", Picture(2), Video(6, 1), " What?"),
     "qwen2_5_omni_thinker": ("Look: ", Video(6, 1), " What?"),
     "smolvlm": ("Look: ", Picture(2), Video(6, 1), " What?"),
     "video_llama_3": ("Look: ", Video(4, 1), " What?"),
@@ -95,7 +96,7 @@ def test_tango_waits_once_from_pixels_to_the_prefill(name: str, method: str) -> 
     assert "methods/tango.py" in after[0]
 
 
-@pytest.mark.parametrize("name", ["llava_onevision", *QWEN])
+@pytest.mark.parametrize("name", ["llava_onevision", *tiny_qwen.FAMILIES])
 @pytest.mark.parametrize("method", ["flashvid", "flashvid-release"])
 @pytest.mark.parametrize("min_segments", [1, 8])
 def test_flashvid_waits_once(name: str, method: str, min_segments: int) -> None:

@@ -8,6 +8,7 @@ import math
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from tango import mini
 from tango.commands.common import add_method_arguments, add_model_arguments, frame_count, load_model, method_from
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         results = None
         if args.output is not None:
-            results = evaluation.Results(args.output, _run(args, method))
+            results = evaluation.Results(args.output, run_of(args, method))
             if args.clips:
                 results.check_clips(args.clips, args.control)
         records = [] if results is None else list(results.records)
@@ -63,11 +64,11 @@ def run(args: argparse.Namespace) -> int:
             if results is not None:
                 results.add(of_clip)
     summary = evaluation.summarise([record for record in records if record["clip"] < args.num_clips])
-    print(json.dumps({**asked_for, **summary}) if args.json else _table(asked_for, summary))
+    print(json.dumps({**asked_for, **summary}) if args.json else table(asked_for, summary))
     return 0
 
 
-def _run(args: argparse.Namespace, method: MethodConfig) -> dict[str, object]:
+def run_of(args: argparse.Namespace, method: MethodConfig) -> dict[str, Any]:
     """What holds for all records of the results' file."""
     behind = identity(args.model, method, local_files_only=args.offline)
     if args.siglip:
@@ -84,18 +85,16 @@ def _run(args: argparse.Namespace, method: MethodConfig) -> dict[str, object]:
     }
 
 
-def _table(setting: Json, summary: Json) -> str:
-    from tango.mini.questions import KINDS
-
+def table(setting: Json, summary: Json) -> str:
+    """The summary for people: a row for all questions, and one for each kind."""
     control = "" if setting["control"] == "none" else f", control: {setting['control']}"
     lines = [
         f"{setting['model']}, method {setting['method']}, {100 * summary['tokens_kept']:.1f} % of the visual tokens "
         f"kept, {summary['clips']} clips{control}",
         f"{'question':<10}{'asked':>7}{'right %':>10}{'95 %':>9}{'exact word %':>15}",
     ]
-    for name in ("all", *KINDS):
-        if name in summary:
-            row = summary[name]
+    for name, row in summary.items():
+        if isinstance(row, dict):
             margin = "-" if math.isnan(row["margin"]) else f"+-{row['margin']:.1f}"  # one clip has no spread
             lines.append(f"{name:<10}{row['questions']:>7}{row['accuracy']:>10.1f}{margin:>9}{row['exact']:>15.1f}")
     return "\n".join(lines)

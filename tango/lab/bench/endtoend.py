@@ -18,8 +18,7 @@ from tango.evaluation.records import peak_bytes
 from tango.lab.bench import roofline, stock
 from tango.lab.bench.common import Record, synchronize
 from tango.models import adapter_class
-from tango.ops.flops import layer_flops
-from tango.ops.llm_shapes import llm_widths
+from tango.ops.llm_shapes import llm_of
 from tango.runtime.answering import generate_ids
 from tango.runtime.decoding import decoding_options
 from tango.runtime.pruning import prune
@@ -235,9 +234,7 @@ def _summary(model: PreTrainedModel, candidate: Candidate, of_plain: _Runs, of_e
     counted = ("tokens_before", "tokens_after", "entering_after", "prompt_before", "prompt_after", "layer")
     num_layers = model.config.get_text_config().num_hidden_layers
     all_tokens, left = [stats.prompt_before[0]] * num_layers, layer_tokens(stats, num_layers)
-    all_flops, flops = (
-        sum(layer_flops(n, **llm_widths(model.config)) for n in tokens) for tokens in (all_tokens, left)
-    )
+    all_flops, flops = map(llm_of(model.config).prefill_flops, (all_tokens, left))
     return row | {
         "tokens": {**{key: counts[key] for key in counted}, "mean": answers[-1].mean_visual_tokens},
         "new_tokens": answers[-1].output_tokens,

@@ -16,7 +16,7 @@ import torch
 from tango.errors import OptionError, UnknownNameError
 from tango.models import adapter_class
 from tango.models.pooling_head import PoolingHead
-from tango.ops.llm_shapes import PUBLISHED_SHAPES
+from tango.ops.llm_shapes import PUBLISHED_SHAPES, DeltaNet, Experts, Shape
 from tango.toy import tiny_tokenizer
 
 if TYPE_CHECKING:
@@ -26,29 +26,57 @@ if TYPE_CHECKING:
 _TINY: dict[str, Any] = {
     "width": 256, "mlp_width": 512, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64
 }  # fmt: skip
+_TINY_HYBRID: dict[str, Any] = {
+    **_TINY, "mlp_width": 0, "delta_layers": (0, 1, 2),
+    "experts": Experts(count=8, active=2, width=128, shared_width=64, shared_gate=True),
+    "delta_net": DeltaNet(num_key_heads=2, num_value_heads=4, key_dim=32, value_dim=32, kernel=4),
+}  # fmt: skip
 SHAPES = {
     **PUBLISHED_SHAPES,
     **{
         f"{family}-tiny": replace(PUBLISHED_SHAPES[f"{family}-7b"], **_TINY)
         for family in ("llava-onevision", "llava-video", "qwen2.5-vl")
     },
+    "qwen3-vl-tiny": replace(PUBLISHED_SHAPES["qwen3-vl-8b"], **_TINY),
+    "qwen3.5-tiny": replace(PUBLISHED_SHAPES["qwen3.5-35b-a3b"], **_TINY_HYBRID),
+    "internvl3-tiny": replace(PUBLISHED_SHAPES["internvl3-8b"], **_TINY),
 }
-# Rows of the vocabulary by size, in config.json of Qwen/Qwen2-* and Qwen/Qwen2.5-*; the small ones reuse them as head.
-_VOCABULARIES = {"0.5b": 151936, "3b": 151936, "7b": 152064, "72b": 152064, "tiny": 512}
-_TIED = ("0.5b", "3b", "tiny")
+_FAMILIES = ("llava-onevision", "llava-video", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "internvl3", "internvl3.5")
+# Rows of the vocabulary: by size in config.json of Qwen/Qwen2-* and Qwen/Qwen2.5-*, by family since. The small ones
+# reuse them as head.
+_VOCABULARIES = {
+    "0.5b": 151936, "3b": 151936, "7b": 152064, "32b": 152064, "72b": 152064, "qwen3-vl": 151936, "qwen3.5": 248320,
+    "internvl3": 151674, "internvl3.5": 151936,
+}  # fmt: skip
+_TIED = ("0.5b", "3b", "qwen3-vl-2b", "qwen3-vl-4b", "tiny")
 # vision_config of google/siglip-so400m-patch14-384, without its last block and head, as LLaVA's checkpoints have it.
 _SIGLIP: dict[str, Any] = {
     "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26,
     "num_attention_heads": 16, "image_size": 384, "patch_size": 14, "vision_use_head": False,
 }  # fmt: skip
 _TINY_SIGLIP = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-# vision_config of Qwen/Qwen2.5-VL-7B-Instruct; the sizes differ in `out_hidden_size`, 72B's also in its MLP.
+# vision_config of Qwen/Qwen2.5-VL-7B-Instruct; the sizes differ in `out_hidden_size`, from 32B on also in the MLP.
 _QWEN_TOWER: dict[str, Any] = {
     "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14,
     "spatial_merge_size": 2, "temporal_patch_size": 2, "tokens_per_second": 2, "window_size": 112,
     "fullatt_block_indexes": [7, 15, 23, 31],
 }  # fmt: skip
 _TINY_QWEN_TOWER = {"depth": 2, "hidden_size": 64, "intermediate_size": 96, "num_heads": 4}
+# vision_config of Qwen/Qwen3-VL-8B-Instruct and, without the features for deeper layers, of Qwen/Qwen3.5-*.
+_QWEN3_TOWER: dict[str, Any] = {
+    "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "patch_size": 16,
+    "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 2304,
+}  # fmt: skip
+_SMALL_QWEN3_TOWER = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096}  # of the 2B and 4B
+_DEEPSTACK = {27: (8, 16, 24), 24: (5, 11, 17), 2: (0,)}  # by depth: blocks with features for the LLM's first layers
+# vision_config of OpenGVLab/InternVL3-8B-hf, which is the class's default but for the biases, and of InternVL3-38B-hf.
+_INTERN_VIT: dict[str, Any] = {"attention_bias": True}
+_LARGE_INTERN_VIT: dict[str, Any] = {
+    "hidden_size": 3200, "intermediate_size": 12800, "num_hidden_layers": 45, "num_attention_heads": 25,
+    "use_qk_norm": True, "norm_type": "rms_norm",
+}  # fmt: skip
+_TINY_INTERN_VIT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+_INTERNVL_TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>"]
 _QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 
 
@@ -98,40 +126,105 @@ def make_config(
     """The transformers config of a shape; its placeholders are tokens of this tokenizer, which are added if missing."""
     import transformers
 
-    family, _, size = name.rpartition("-")
-    llm = SHAPES[name]
-    ids = tokenizer.convert_tokens_to_ids
+    family = next(family for family in _FAMILIES if name.startswith(f"{family}-"))
+    size, llm = name.removeprefix(f"{family}-"), SHAPES[name]
+    ids, rows = tokenizer.convert_tokens_to_ids, _VOCABULARIES.get(family) or _VOCABULARIES.get(size, 512)
     text = {
         "hidden_size": llm.width, "intermediate_size": llm.mlp_width, "num_attention_heads": llm.num_heads,
         "num_hidden_layers": _fewer("layers", layers, llm.num_layers), "num_key_value_heads": llm.num_kv_heads,
-        "vocab_size": _VOCABULARIES[size], "tie_word_embeddings": size in _TIED, "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 128000, "bos_token_id": None, "eos_token_id": ids("<|im_end|>"),
-        "pad_token_id": ids("<|endoftext|>"), "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        "vocab_size": 512 if size == "tiny" else rows, "tie_word_embeddings": size in _TIED or name in _TIED,
+        "rms_norm_eps": 1e-6, "max_position_embeddings": 128000, "bos_token_id": None,
+        "eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>"),
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
     }  # fmt: skip
-    if family == "qwen2.5-vl":
+    if family.startswith("qwen"):
         tokenizer.add_special_tokens({"additional_special_tokens": _QWEN_TOKENS})
-        eighth = llm.head_dim // 8  # of a head's channels: time has two eighths, rows and columns three, all in pairs
-        text["rope_parameters"] |= {"mrope_section": [eighth, 3 * eighth // 2, 3 * eighth // 2]}
-        tower = {**_QWEN_TOWER, **(_TINY_QWEN_TOWER if size == "tiny" else {}), "out_hidden_size": llm.width}
-        if size == "72b":
-            tower["intermediate_size"] = 3456
-        depth = _fewer("tower layers", tower_layers, tower["depth"])
-        whole_frames = [i for i in tower["fullatt_block_indexes"] if i < depth - 1]
-        tower |= {"depth": depth, "fullatt_block_indexes": [*whole_frames, depth - 1]}
-        return transformers.Qwen2_5_VLConfig(
-            vision_config=tower, text_config=text, tie_word_embeddings=size in _TIED,
+        make = _qwen2_5_vl if family == "qwen2.5-vl" else _qwen3
+        config_class, tower = make(name, llm, text, tower_layers)
+        return config_class(
+            vision_config=tower, text_config=text, tie_word_embeddings=text["tie_word_embeddings"],
             image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
             vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
+        )  # fmt: skip
+    if family.startswith("internvl"):
+        tokenizer.add_special_tokens({"additional_special_tokens": _INTERNVL_TOKENS})
+        text |= _qwen3_text(llm) if family == "internvl3.5" else {"model_type": "qwen2"}
+        large = _LARGE_INTERN_VIT if size in ("38b", "78b", "241b-a28b") else _INTERN_VIT
+        tower = _TINY_INTERN_VIT if size == "tiny" else large
+        depth = _fewer("tower layers", tower_layers, tower.get("num_hidden_layers", 24))
+        return transformers.InternVLConfig(
+            vision_config={**tower, "num_hidden_layers": depth}, text_config={**text, "tie_word_embeddings": False},
+            image_token_id=ids("<IMG_CONTEXT>"), tie_word_embeddings=False,
         )  # fmt: skip
     tower = {**_SIGLIP, **(_TINY_SIGLIP if size == "tiny" else {})}
     tower["num_hidden_layers"] = _fewer("tower layers", tower_layers, tower["num_hidden_layers"])
     config = transformers.LlavaOnevisionConfig(
-        vision_config=tower, text_config={"model_type": "qwen2", **text}, tie_word_embeddings=size in _TIED,
-        image_token_index=ids("<image>"), video_token_index=ids("<video>"), vision_feature_layer=-1,
+        vision_config=tower, text_config={"model_type": "qwen2", **text}, image_token_index=ids("<image>"),
+        video_token_index=ids("<video>"), vision_feature_layer=-1, tie_word_embeddings=text["tie_word_embeddings"],
     )  # fmt: skip
     if family == "llava-video":
         config.mm_newline_position, config.mm_spatial_pool_mode = "grid", "average"
     return config
+
+
+def _qwen2_5_vl(
+    name: str, llm: Shape, text: dict[str, Any], tower_layers: int | None
+) -> tuple[type[PretrainedConfig], dict[str, Any]]:
+    """The class of the config, and the tower's part; the text's part is completed."""
+    from transformers import Qwen2_5_VLConfig
+
+    eighth = llm.head_dim // 8  # of a head's channels: time has two eighths, rows and columns three, all in pairs
+    text["rope_parameters"] |= {"mrope_section": [eighth, 3 * eighth // 2, 3 * eighth // 2]}
+    tower = {**_QWEN_TOWER, **(_TINY_QWEN_TOWER if name.endswith("tiny") else {}), "out_hidden_size": llm.width}
+    if name.endswith(("-32b", "-72b")):
+        tower["intermediate_size"] = 3456
+    depth = _fewer("tower layers", tower_layers, tower["depth"])
+    whole_frames = [i for i in tower["fullatt_block_indexes"] if i < depth - 1]
+    return Qwen2_5_VLConfig, tower | {"depth": depth, "fullatt_block_indexes": [*whole_frames, depth - 1]}
+
+
+def _qwen3(
+    name: str, llm: Shape, text: dict[str, Any], tower_layers: int | None
+) -> tuple[type[PretrainedConfig], dict[str, Any]]:
+    """As `_qwen2_5_vl`, for Qwen3-VL and Qwen3.5, each with experts or without."""
+    import transformers
+
+    text["head_dim"] = llm.head_dim
+    if (experts := llm.experts) is not None:
+        text |= {
+            "num_experts": experts.count, "num_experts_per_tok": experts.active, "moe_intermediate_size": experts.width,
+            "shared_expert_intermediate_size": experts.shared_width,
+        }  # fmt: skip
+    small = _TINY_QWEN_TOWER if name.endswith("-tiny") else _SMALL_QWEN3_TOWER if name.endswith(("-2b", "-4b")) else {}
+    tower = {**_QWEN3_TOWER, **small, "out_hidden_size": llm.width}
+    deeper = _DEEPSTACK[tower["depth"]]
+    tower["depth"] = _fewer("tower layers", tower_layers, tower["depth"])
+    if (net := llm.delta_net) is None:
+        n = llm.head_dim // 32  # of 16 parts of a head's pairs of channels time has six, rows and columns five each
+        text["rope_parameters"] |= {"mrope_section": [6 * n, 5 * n, 5 * n], "mrope_interleaved": True}
+        tower["deepstack_visual_indexes"] = [i for i in deeper if i < tower["depth"]]
+        return (transformers.Qwen3VLConfig if experts is None else transformers.Qwen3VLMoeConfig), tower
+    if text["num_hidden_layers"] < 4:
+        raise OptionError("the fourth layer is the first with keys and values; ask for at least 4 layers")
+    pairs = llm.head_dim // 8  # a quarter of a head's channels is rotated
+    third = (pairs + 2) // 3
+    text["rope_parameters"] |= {"mrope_section": [third, third, pairs - 2 * third], "partial_rotary_factor": 0.25}
+    text |= {
+        "linear_num_key_heads": net.num_key_heads, "linear_num_value_heads": net.num_value_heads,
+        "linear_key_head_dim": net.key_dim, "linear_value_head_dim": net.value_dim,
+        "linear_conv_kernel_dim": net.kernel,
+    }  # fmt: skip
+    return (transformers.Qwen3_5Config if experts is None else transformers.Qwen3_5MoeConfig), tower
+
+
+def _qwen3_text(llm: Shape) -> dict[str, Any]:
+    """What a Qwen3's config has beside the numbers of a Qwen2's."""
+    if (experts := llm.experts) is None:
+        return {"model_type": "qwen3", "head_dim": llm.head_dim}
+    return {
+        "model_type": "qwen3_moe", "head_dim": llm.head_dim, "num_experts": experts.count,
+        "num_experts_per_tok": experts.active, "moe_intermediate_size": experts.width,
+    }  # fmt: skip
 
 
 def _fewer(what: str, asked: int | None, published: int) -> int:

@@ -14,8 +14,7 @@ from torch import nn
 from tango.lab.bench.common import Record, time_ms
 from tango.models import adapter_class
 from tango.models.fixed_grid import FixedGridAdapter
-from tango.ops.flops import kv_cache_bytes, layer_flops
-from tango.ops.llm_shapes import llm_widths
+from tango.ops.llm_shapes import llm_of
 from tango.profiling import STAGES
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 Grid = tuple[int, int, int]  # temporal steps, rows and columns of patches
 _SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices that are multiplied
 _COPIED = {"cpu": 128 << 20, "cuda": 1 << 30}  # bytes
-_POOLED_FIRST = ("llava_next_video",)  # families whose projector follows the pooling
+_POOLED_FIRST = ("internvl", "llava_next_video")  # families whose projector follows the pooling
 _RUNS = 7  # of which the median counts, after one that warms up
 
 
@@ -85,8 +84,9 @@ def stage_work(
     prefill masked ones too). Norms, activations, positions and whatever a method computes count nothing. Bytes are a
     stage's weights, once, and what enters and leaves it, the LLM's cache included; what passes between its layers is
     left out, as if it never left the chip. So the floors are rather too low than too high; but all frames count, also
-    those that need not pass through the tower because another has the same pixels. Pruning and splicing count as bytes
-    alone: all features read and the kept ones written, and these read and written again.
+    those that need not pass through the tower because another has the same pixels. Of an LLM's experts a prompt reads
+    all, and a generated token those that it passes. Pruning and splicing count as bytes alone: all features read and
+    the kept ones written, and these read and written again.
 
     Args:
         grids: of the videos, by `patch_grids`.
@@ -112,7 +112,7 @@ def _vision_work(model: PreTrainedModel, grids: Sequence[Grid], visual: int) -> 
     blocks = list(adapter.tower_blocks(model))
     layer = getattr(model.config, "vision_feature_layer", -1)
     blocks = blocks[: len(blocks) + 1 + layer if layer < 0 else layer]
-    prefix = int(adapter.pooling_query == "cls")  # the CLS token
+    prefix = int(adapter.pooling_query_of(model.config) == "cls")  # the CLS token
     frames = [rows * columns + prefix for steps, rows, columns in grids for _ in range(steps)]
     patches = sum(frames)
     kernels = [m.weight.numel() for m in tower.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))]
@@ -147,17 +147,17 @@ def _pairs_in_windows(vision: Any, grid: Grid) -> int:
 
 
 def _llm_work(model: PreTrainedModel, tokens_per_layer: Sequence[int], new_tokens: int) -> dict[str, Work]:
-    adapter, itemsize, text = adapter_class(model.config)(model), model.dtype.itemsize, model.config.get_text_config()
-    head, widths = _num_weights(model.get_output_embeddings()), llm_widths(model.config)
-    weights = sum(map(_num_weights, adapter.decoder.layers)) + head
-    shape = {name: widths[name] for name in ("num_kv_heads", "head_dim")}
-    cache = kv_cache_bytes(tokens_per_layer, **shape, bytes_per_number=itemsize)
+    llm, itemsize, text = llm_of(model.config), model.dtype.itemsize, model.config.get_text_config()
+    head = _num_weights(model.get_output_embeddings())
+    # Experts and routers are no `nn.Linear`. Norms and biases have one axis.
+    weights = sum(p.numel() for p in model.get_decoder().layers.parameters() if p.dim() > 1) + head
+    cache = llm.kv_cache_bytes(tokens_per_layer, bytes_per_number=itemsize)
     moved = weights + tokens_per_layer[0] * text.hidden_size + text.vocab_size
-    flops = sum(layer_flops(count, **widths) for count in tokens_per_layer) + 2 * head
+    flops = llm.prefill_flops(tokens_per_layer) + 2 * head
     work = {"prefill": Work(flops=flops, bytes=moved * itemsize + cache)}
     if new_tokens > 1:
-        step = 2 * weights + 4 * sum(tokens_per_layer) * widths["num_heads"] * widths["head_dim"]
-        moved = weights * itemsize + cache
+        step = llm.step_flops(tokens_per_layer) + 2 * head
+        moved = (weights - llm.idle_weights) * itemsize + cache
         work["decoding"] = Work(flops=(new_tokens - 1) * step, bytes=(new_tokens - 1) * moved)
     return work
 
@@ -171,9 +171,11 @@ def patch_grids(model: PreTrainedModel, inputs: Mapping[str, Any]) -> list[Grid]
     """Steps, rows and columns of patches of every video in a model's inputs."""
     if inputs.get("video_grid_thw") is not None:
         return [(t, h, w) for t, h, w in torch.as_tensor(inputs["video_grid_thw"]).tolist()]
-    size, adapter = model.config.vision_config.patch_size, adapter_class(model.config)(model)
-    videos = adapter.videos(inputs) if isinstance(adapter, FixedGridAdapter) else inputs[adapter.video_input]
-    shapes = [video.shape for video in videos]  # (T, C, h, w) of each
+    adapter = adapter_class(model.config)(model)
+    if isinstance(adapter, FixedGridAdapter):
+        return [(len(video), adapter.patches, adapter.patches) for video in adapter.videos(inputs)]
+    size = model.config.vision_config.patch_size
+    shapes = [video.shape for video in inputs[adapter.video_input]]  # (T, C, h, w) of each
     return [(T, h // size, w // size) for T, _, h, w in shapes]
 
 

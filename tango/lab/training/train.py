@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -47,7 +48,7 @@ def train(
     """
     if output.exists():
         raise TangoError(f"{output} exists already; name another folder, or remove it first")
-    _claim(work, recipe)
+    claim(work, recipe)
     model = make_model(recipe.seed, **recipe.sizes).to(device)
     probes = train_vision(model, recipe, work, device=device, workers=workers, every_s=every_s, log=log)
     for module in (model.model.vision_tower, model.model.multi_modal_projector):
@@ -61,8 +62,12 @@ def train(
     return model
 
 
-def _claim(work: Path, recipe: Recipe) -> None:
-    """Note the recipe in a work folder, or check that it equals the one noted there."""
+def claim(work: Path, recipe: Any) -> None:
+    """Note a recipe, a dataclass, in a work folder, or check that it equals the one noted there.
+
+    Raises:
+        TangoError: the folder belongs to another recipe.
+    """
     work.mkdir(parents=True, exist_ok=True)
     file, ours = work / "recipe.json", json.loads(json.dumps(asdict(recipe)))
     if not file.exists():

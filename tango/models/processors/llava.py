@@ -1,7 +1,8 @@
 """Turns a question and videos into model inputs, with the preprocessing that the LLaVA models were trained with.
 
 This is own code, in torch alone: the stock video processors need torchvision, and their class defaults normalise with
-CLIP's statistics. Pixels are as in the original code: bicubic resize with antialiasing, mean and deviation 0.5.
+CLIP's statistics. Pixels are as in the original code: bicubic resize with antialiasing, mean and deviation 0.5. For a
+tower that is not SigLIP's, the checkpoint says which mean and deviation.
 """
 
 from __future__ import annotations
@@ -62,14 +63,26 @@ def chatml(video: str, image: str, *, system_turn: bool = True) -> str:
 CHATML = chatml("<video>\n", "<image>\n")
 Videos = Any  # a video in any form that `tango.read_video` takes, or a list of them; None: no video
 Images = object  # an image in any form that `read_image` takes, a list of them, or a list per prompt; None: no image
+Statistics = tuple[Sequence[float], Sequence[float]]  # mean and deviation of the three colours
 Matched = tuple[list[str], list[Tensor], list[Tensor] | None]
 
 
 def preprocess_frames(
-    frames: UInt8[Tensor, "T h w 3"], size: int, first: Sequence[int] | None = None
+    frames: UInt8[Tensor, "T h w 3"],
+    size: int,
+    first: Sequence[int] | None = None,
+    statistics: Statistics | None = None,
 ) -> Float[Tensor, "T 3 size size"]:
-    """Resize frames to a square and scale them to [-1, 1]; `first` as in `resize_frames`."""
-    return resize_frames(frames, (size, size), first).mul_(1 / 127.5).sub_(1)
+    """Resize frames to a square and normalise them; `first` as in `resize_frames`.
+
+    Args:
+        statistics: mean and deviation of red, green and blue, in [0, 1]; None: SigLIP's, which give [-1, 1].
+    """
+    pixels = resize_frames(frames, (size, size), first)
+    if statistics is None:
+        return pixels.mul_(1 / 127.5).sub_(1)
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in statistics)
+    return pixels.mul_(1 / 255).sub_(mean).div_(deviation)
 
 
 def resize_frames(
@@ -187,7 +200,7 @@ class ChatProcessor(ChatProtocol):
         for token, values in pieces.items():
             remaining = iter(values)
             texts = ["".join(self._filled(text, token, remaining)) for text in texts] if values else texts
-        options = {"padding": True, **options, "return_tensors": "pt"}
+        options = {"padding": True, **self.begun(texts), **options, "return_tensors": "pt"}
         return BatchFeature(dict(self.tokenizer(texts, **options)))
 
     @staticmethod
@@ -238,6 +251,7 @@ class Processor(ChatProcessor):
 
     Args:
         num_video_tokens: frames -> placeholders that a video takes in an unpruned prompt.
+        statistics: as in `preprocess_frames`.
         make_stock: tokenizer -> the stock processor, which processes images and is saved in checkpoints.
 
     Example:
@@ -254,6 +268,7 @@ class Processor(ChatProcessor):
         num_video_tokens: Callable[[int], int],
         default_num_frames: int,
         chat_template: str | None = None,
+        statistics: Statistics | None = None,
         make_stock: Callable[[PreTrainedTokenizerBase], ProcessorMixin] | None = None,
     ):
         template = chat_template or getattr(tokenizer, "chat_template", None) or CHATML
@@ -264,7 +279,8 @@ class Processor(ChatProcessor):
             chat_template=template,
             default_num_frames=default_num_frames,
         )
-        self.image_size, self.num_video_tokens, self._make_stock = image_size, num_video_tokens, make_stock
+        self.image_size, self.num_video_tokens, self.statistics = image_size, num_video_tokens, statistics
+        self._make_stock = make_stock
 
     media_input_names = (
         "pixel_values_videos", "video_timestamps_s", FIRST_EQUAL, "pixel_values", "image_sizes", "batch_num_images",
@@ -303,7 +319,10 @@ class Processor(ChatProcessor):
         inputs.update(extra)
         if frames and video_pixels:
             first = [first_equal(f) for f in frames]
-            pixels = [preprocess_frames(f, self.image_size, own) for f, own in zip(frames, first, strict=True)]
+            pixels = [
+                preprocess_frames(f, self.image_size, own, self.statistics)
+                for f, own in zip(frames, first, strict=True)
+            ]
             same = len({len(p) for p in pixels}) == 1
             inputs["pixel_values_videos"] = torch.stack(pixels) if same else pixels
             if times is not None and video_timestamps:

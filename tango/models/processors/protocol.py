@@ -159,6 +159,11 @@ class ChatProtocol(ABC):
             without_media(turns), chat_template=template, tokenize=False, **options
         )
 
+    def begun(self, text: str | Sequence[str]) -> dict[str, bool]:
+        """The option by which the tokenizer adds no BOS token to prompts that begin with one, as templates write it."""
+        bos, texts = self.tokenizer.bos_token, [text] if isinstance(text, str) else text
+        return {"add_special_tokens": False} if bos and all(t.startswith(bos) for t in texts) else {}
+
     def _reserved(self) -> set[str]:
         return reserved_tokens(self.tokenizer, (self.video_token, self.image_token))
 
@@ -274,7 +279,7 @@ class WrappedProcessor(ChatProtocol):
 
         It makes pixels also where they are to be left out.
         """
-        options = {"return_tensors": "pt", "do_sample_frames": False, **options}
+        options = {"return_tensors": "pt", "do_sample_frames": False, **self.begun(text), **options}
         if isinstance(text, list) and len(text) > 1:
             options.setdefault("padding", True)
         given = list(videos or [])

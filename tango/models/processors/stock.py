@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tango.errors import MissingPartError
+from tango.errors import CheckpointError, MissingPartError
 from tango.models.processors.protocol import WrappedProcessor
 from tango.video.sampling import one_line
 
@@ -26,16 +26,30 @@ def image_settings(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _NO_SETTINGS}
 
 
-def video_settings(folder: Path) -> dict[str, Any]:
-    """Read how a checkpoint prepares videos; where no file says it, how it prepares images."""
+def video_settings(folder: Path, *, or_images: bool = True) -> dict[str, Any]:
+    """Read how a checkpoint prepares videos; where no file says it, how it prepares images, unless `or_images` is
+    False."""
     nested = _read(folder / "processor_config.json")
-    return (
-        _read(folder / "video_preprocessor_config.json")
-        or nested.get("video_processor")
-        or _read(folder / "preprocessor_config.json")
-        or nested.get("image_processor")
-        or {}
-    )
+    settings = _read(folder / "video_preprocessor_config.json") or nested.get("video_processor")
+    if not settings and or_images:
+        settings = _read(folder / "preprocessor_config.json") or nested.get("image_processor")
+    return settings or {}
+
+
+def pixel_statistics(folder: Path) -> tuple[list[float], list[float]]:
+    """Mean and deviation of the three colours, which a checkpoint's tower was trained with.
+
+    Raises:
+        CheckpointError: no file says them; the classes' defaults may be another tower's.
+    """
+    settings = video_settings(folder)
+    found = [settings.get(name) for name in ("image_mean", "image_std")]
+    if not all(isinstance(x, list) and len(x) == 3 for x in found) or 0 in (found[1] or []):
+        raise CheckpointError(
+            f"{folder} does not say how its tower's pixels are normalised; expected image_mean and image_std, three "
+            f"numbers each, in preprocessor_config.json, got {found[0]!r} and {found[1]!r}"
+        )
+    return found[0], found[1]  # type: ignore[return-value]
 
 
 def processor_name(folder: Path) -> str | None:
@@ -46,12 +60,17 @@ def processor_name(folder: Path) -> str | None:
 
 
 def llava_onevision(
-    tokenizer: PreTrainedTokenizerBase, *, config: PretrainedConfig, images: Mapping[str, object]
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    config: PretrainedConfig,
+    images: Mapping[str, object],
+    statistics: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> LlavaOnevisionProcessor:
     """Make the `LlavaOnevisionProcessor` for a model of this config.
 
     Args:
         images: settings that override those that follow from the config.
+        statistics: mean and deviation of the three colours; None: SigLIP's.
     Raises:
         ImportError: torchvision is not installed.
     """
@@ -59,13 +78,16 @@ def llava_onevision(
 
     side = config.vision_config.image_size
     shared = {"size": {"height": side, "width": side}, "image_mean": _HALF, "image_std": _HALF}
+    if statistics is not None:
+        shared |= {"image_mean": list(statistics[0]), "image_std": list(statistics[1])}
+    strategy = getattr(config, "vision_feature_select_strategy", "full")
     pinpoints = [list(pair) for pair in config.image_grid_pinpoints]
     return LlavaOnevisionProcessor(
         image_processor=LlavaOnevisionImageProcessor(**{**shared, "image_grid_pinpoints": pinpoints, **images}),
         tokenizer=tokenizer,
         video_processor=LlavaOnevisionVideoProcessor(**shared),
-        num_image_tokens=(side // config.vision_config.patch_size) ** 2,
-        vision_feature_select_strategy=getattr(config, "vision_feature_select_strategy", "full"),
+        num_image_tokens=(side // config.vision_config.patch_size) ** 2 + (strategy == "default"),  # and CLS
+        vision_feature_select_strategy=strategy,
         vision_aspect_ratio=getattr(config, "vision_aspect_ratio", "anyres_max_9"),
     )
 

@@ -50,6 +50,10 @@ class VideoLlama3Processor(QwenProcessor):
         "pixel_values", "image_grid_thw", "image_merge_sizes",
     )  # fmt: skip
 
+    @staticmethod
+    def usual_template(form: QwenForm) -> str:
+        return chatml(VIDEO + "\n", IMAGE + "\n", system_turn=form.system_turn)
+
     @classmethod
     def from_folder(
         cls,
@@ -72,14 +76,12 @@ class VideoLlama3Processor(QwenProcessor):
             min_pixels=settings.get("min_pixels") or size.get("shortest_edge") or MIN_PIXELS,
             shared_pixels=settings.get("max_pixels") or size.get("longest_edge") or SHARED_PIXELS,
         )
-        tokenizer = tokenizer or load_tokenizer(folder)
-        own = chatml(VIDEO + "\n", IMAGE + "\n", system_turn=form.system_turn)
         return cls(
-            tokenizer,
+            tokenizer or load_tokenizer(folder),
             form=form,
             patches=patches,
             default_num_frames=default_num_frames,
-            chat_template=chat_template(folder) or getattr(tokenizer, "chat_template", None) or own,
+            chat_template=chat_template(folder),
             image_settings=stock.image_settings(folder),
         )
 

@@ -18,8 +18,7 @@ from tango.evaluation import Answer, MethodConfig
 from tango.lab.bench import endtoend
 from tango.lab.bench.endtoend import Candidate
 from tango.methods import Pruner
-from tango.ops.flops import layer_flops
-from tango.ops.llm_shapes import llm_widths
+from tango.ops.llm_shapes import llm_of
 from tango.profiling import StageTimer
 from tango.runtime.answering import generate_ids
 from tango.runtime.stats import LayerStats, PruningStats, VideoStats
@@ -238,7 +237,7 @@ class TestSummary:
     def test_prediction_is_that_of_the_flop_model(self, model: Any) -> None:
         assert model.config.get_text_config().num_hidden_layers == 4
         [row] = endtoend.summarise(model, [self.filled(candidate(), [1], [1])])
-        per_layer = [layer_flops(n, **llm_widths(model.config)) for n in (121, 31)]
+        per_layer = [llm_of(model.config).layer_flops(0, n) for n in (121, 31)]
         assert row["prefill_flops"] == 4 * per_layer[1]
         assert row["speedup"]["prefill_by_flops"] == per_layer[0] / per_layer[1]
 

