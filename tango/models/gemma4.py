@@ -131,7 +131,7 @@ class Gemma4Adapter(Adapter):
         videos = []
         for count, own, grid, seconds, text in zip(distinct.counts, distinct.rows, grids, times, texts, strict=True):
             patches, rows = math.prod(grid) * self.vision.pooling_kernel_size**2, FrameRows(count, own)
-            for batch in frame_batches([patches] * count, self.vision.hidden_size, self.model.dtype, self.model.device):
+            for batch in frame_batches([patches] * count, self.vision.hidden_size, self.model.dtype, self.device):
                 rows.add(**self._encode_frames(encoded[batch], grid, wants, timer))
             del encoded[:count]
             fields: dict[str, Any] = {"text": text, **{name: rows.get(name) for name in TOKEN_FIELDS}}
@@ -160,7 +160,7 @@ class Gemma4Adapter(Adapter):
 
         The tower's parts are called one by one: as a whole it reads from the device which patches are padding.
         """
-        tower, device, k = self.tower(self.model), self.model.device, self.vision.pooling_kernel_size
+        tower, device, k = self.tower(self.model), self.device, self.vision.pooling_kernel_size
         (H, W), last = grid, self.tower_blocks(self.model)[-1]
         attention: Gemma4VisionAttention = last.self_attn
         with timer.stage("tower"):
@@ -203,7 +203,7 @@ class Gemma4Adapter(Adapter):
     def encode_images(self, inputs: Inputs) -> EncodedImages | None:
         if inputs.get("pixel_values") is None:
             return None
-        pixels, positions = (to_device(inputs[x], self.model.device) for x in ("pixel_values", "image_position_ids"))
+        pixels, positions = (to_device(inputs[x], self.device) for x in ("pixel_values", "image_position_ids"))
         output = self.model.model.get_image_features(pixels, positions, return_dict=True)
         return EncodedImages(token_id=self.model.config.image_token_id, features=torch.cat(list(output.pooler_output)))
 

@@ -106,7 +106,7 @@ class PerceptionLmAdapter(FixedGridAdapter):
         attention, prefix = self.timm.blocks[-1].attn, self.prefix
         tap = _tap(attention) if wants & (Signal.SALIENCY | Signal.KEYS) else nullcontext(dict[str, Tensor]())
         with timer.stage("tower"), tap as states:
-            pixels = to_device(torch.stack(frames), self.model.device).to(self.model.dtype)
+            pixels = to_device(torch.stack(frames), self.device).to(self.model.dtype)
             hidden = self.timm.forward_features(pixels)
         with timer.stage("prune"):
             block = TowerBlock(
@@ -126,7 +126,7 @@ class PerceptionLmAdapter(FixedGridAdapter):
     def encode_images(self, inputs: Inputs) -> EncodedImages | None:
         if inputs.get("pixel_values") is None:
             return None
-        pixels = to_device(inputs["pixel_values"], self.model.device)  # (images, tiles, 3, h, w)
+        pixels = to_device(inputs["pixel_values"], self.device)  # (images, tiles, 3, h, w)
         output = self.model.model.get_image_features(pixel_values=pixels, return_dict=True)
         return EncodedImages(token_id=self.model.config.image_token_id, features=output.pooler_output.flatten(0, 1))
 

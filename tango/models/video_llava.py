@@ -66,7 +66,7 @@ class VideoLlavaAdapter(FixedGridAdapter):
         pixels = inputs.get("pixel_values_images") if pixels is None else pixels  # the name in transformers 5.17
         if pixels is None:
             return None
-        output = self.model.model.get_image_features(to_device(pixels, self.model.device), return_dict=True)
+        output = self.model.model.get_image_features(to_device(pixels, self.device), return_dict=True)
         return EncodedImages(token_id=self.model.config.image_token_id, features=output.pooler_output.flatten(0, 1))
 
     def lay_out(self, tokens: VisualTokens, pruned: PrunedTokens) -> tuple[Tensor, Tensor]:
