@@ -180,6 +180,13 @@ _QWEN35 = {
         experts=Experts(count=256, active=8, width=512, shared_width=512, shared_gate=True),
     ),
 }  # fmt: skip
+_GLM = {
+    "4.1v-9b": partial(Shape, width=4096, mlp_width=13696, num_layers=40, num_heads=32, num_kv_heads=2),
+    "4.5v-106b": partial(
+        Shape, width=4096, mlp_width=10944, num_layers=46, num_heads=96, num_kv_heads=8, dense_layers=(0,),
+        experts=Experts(count=128, active=8, width=1408, shared_width=1408),
+    ),
+}  # fmt: skip
 _VIDEO = {"7b": _QWEN2["7b"], "72b": _QWEN2["72b"]}
 # The models' names count the tower, too; InternVL3's 9B and InternVL3.5's 20B have decoders of other families.
 _INTERNVL3 = {
@@ -205,6 +212,7 @@ PUBLISHED_SHAPES = {
     },
     # frames of 448 x 448
     **{f"qwen2.5-vl-{size}": llm(tokens_per_step=256, frames_per_step=2) for size, llm in _QWEN25.items()},
+    **{f"glm-{size}": llm(tokens_per_step=256, frames_per_step=2) for size, llm in _GLM.items()},
     **{f"qwen3-vl-{size}": llm(tokens_per_step=196, frames_per_step=2) for size, llm in _QWEN3.items()},
     **{f"qwen3.5-{size}": llm(tokens_per_step=196, frames_per_step=2) for size, llm in _QWEN35.items()},
     **{f"internvl3-{size}": llm(tokens_per_step=256) for size, llm in _INTERNVL3.items()},
