@@ -40,6 +40,7 @@ class Qwen2_5OmniAdapter(Qwen2_5VlAdapter):
 
     title: ClassVar[str] = "Qwen2.5-Omni"
     model_class: ClassVar[str] = "Qwen2_5OmniThinkerForConditionalGeneration"
+    prunes_images: ClassVar[bool] = False  # not tried beside audio
     about: ClassVar[About] = About(
         checkpoints=("Qwen/Qwen2.5-Omni-*",),
         tokens="at most 16 x 16 for two",

@@ -122,8 +122,13 @@ def spread(model: nn.Module, on_gpu: list[str]) -> Iterator[None]:
             yield
 
 
+# Parts as accelerate makes them. Stock code calls the embeddings by themselves, so they are a part of their own.
 SPREADS = {
-    "the LLM on another device": ["language_model", "lm_head"],
+    "the LLM on another device": [
+        *(f"language_model.{part}" for part in ("embed_tokens", "rotary_emb", "layers.0", "layers.1", "layers.2")),
+        "language_model.norm",
+        "lm_head",
+    ],
     "the tower on another device": ["tower"],
     "later layers on another device": ["language_model.layers.2", "language_model.norm", "lm_head"],
     "first layers on another device": ["tower", "language_model.embed_tokens", "language_model.layers.0"],
@@ -139,6 +144,8 @@ def test_two_devices(family: str, names: list[str]) -> None:
     tower = adapter_class(model.config).tower(model)
     [own] = [name for name, module in model.named_modules() if module is tower]
     full = [own if name == "tower" else name if name == "lm_head" else f"model.{name}" for name in names]
+    if "language_model.rotary_emb" in names:  # and all further layers
+        full += [f"model.language_model.layers.{i}" for i in range(3, len(model.model.language_model.layers))]
     with spread(model, full):
         assert answers(model, inputs) == expected
 

@@ -52,7 +52,8 @@ def test_two_processes_say_what_one_says(folder: Path, processes: list[dict[str,
     }
     expected["all tokens"] = expected["stock"]
     for each in processes:
-        assert each[family]["share"] < 1
+        if family != "qwen3_vl":  # transformers 5.17 has no plan for it, later ones shard its embeddings alone
+            assert each[family]["share"] < 1
         assert {name: each[family][name] for name in expected} == expected
 
 
