@@ -70,7 +70,6 @@ class FixedGridAdapter(Adapter):
             raise OptionError(f"positions of {self.title} must be 'contiguous' or 'kept', got {positions!r}")
         self.position_rule = positions
         config = model.config
-        self.query: PoolingQuery = self.pooling_query_of(config)
         depth, wanted = config.vision_config.num_hidden_layers, "default" if self.query == "cls" else "full"
         layer = getattr(config, "vision_feature_layer", -1)  # families without a choice use the last
         strategy = getattr(config, "vision_feature_select_strategy", wanted)
@@ -88,6 +87,11 @@ class FixedGridAdapter(Adapter):
         vision = config.vision_config
         size, patch = (x if isinstance(x, int) else x[0] for x in (vision.image_size, vision.patch_size))
         return size // patch
+
+    @property
+    def query(self) -> PoolingQuery:
+        """What "p-attn" saliency means for this model's tower."""
+        return self.pooling_query_of(self.model.config)
 
     @classmethod
     def side(cls, config: PretrainedConfig) -> int:
