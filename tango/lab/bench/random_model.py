@@ -57,6 +57,7 @@ _SIGLIP: dict[str, Any] = {
     "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26,
     "num_attention_heads": 16, "image_size": 384, "patch_size": 14, "vision_use_head": False,
 }  # fmt: skip
+# That of SmolVLM2-256M and -500M, which is SigLIP-base's; the 2.2B has SO400M's, with its last block.
 _SIGLIP_BASE = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
     "image_size": 512, "patch_size": 16,
