@@ -47,7 +47,7 @@ def markdown_table() -> str:
     for family in map(describe, supported_model_types()):
         rows.append(
             (
-                family["title"], f"`{family['name']}`", ", ".join(f"`{x}`" for x in family["checkpoints"]),
+                family["title"], f"`{family['name']}`", ", ".join(f"`{x}`" for x in family["checkpoints"]) or "-",
                 str(family["num_frames"]), family["tokens"], family["p_attn"],
                 "yes" if family["layer_pruning"] else "refused", ", ".join(family["positions"]),
                 family["tested"] or "random weights", family["notes"],
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         print(markdown_table())
     else:
         for family in families:
-            print(f"{family['name']:<22} {family['title']}: {', '.join(family['checkpoints']) or 'any checkpoint'}")
+            print(f"{family['name']:<22} {family['title']}: {', '.join(family['checkpoints']) or 'none published'}")
             indent = " " * 23
             print(f"{indent}{family['num_frames']} frames of {family['tokens'] or 'any number of'} tokens")
             print(f"{indent}signals: {', '.join(family['signals'])}; p-attn is that of the {family['p_attn']}")

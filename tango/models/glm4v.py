@@ -156,7 +156,6 @@ class Glm46vAdapter(GlmVAdapter):
     title: ClassVar[str] = "GLM-4.6V"
     model_class: ClassVar[str] = "Glm46VForConditionalGeneration"
     about: ClassVar[About] = About(
-        checkpoints=("*",),
         tokens=TOKENS,
         notes=f"published GLM-4.6V models are of the other two types; {NOTES}",
     )

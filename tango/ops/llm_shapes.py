@@ -185,6 +185,13 @@ _SMOLLM2 = {
     "500m": partial(Shape, width=960, mlp_width=2560, num_layers=32, num_heads=15, num_kv_heads=5, head_dim=64),
     "2.2b": partial(Shape, width=2048, mlp_width=8192, num_layers=24, num_heads=32, num_kv_heads=32, head_dim=64),
 }
+_GLM = {
+    "4.1v-9b": partial(Shape, width=4096, mlp_width=13696, num_layers=40, num_heads=32, num_kv_heads=2),
+    "4.5v-106b": partial(
+        Shape, width=4096, mlp_width=10944, num_layers=46, num_heads=96, num_kv_heads=8, dense_layers=(0,),
+        experts=Experts(count=128, active=8, width=1408, shared_width=1408),
+    ),
+}  # fmt: skip
 _VIDEO = {"7b": _QWEN2["7b"], "72b": _QWEN2["72b"]}
 # The models' names count the tower, too; InternVL3's 9B and InternVL3.5's 20B have decoders of other families.
 _INTERNVL3 = {
@@ -210,6 +217,7 @@ PUBLISHED_SHAPES = {
     },
     # frames of 448 x 448
     **{f"qwen2.5-vl-{size}": llm(tokens_per_step=256, frames_per_step=2) for size, llm in _QWEN25.items()},
+    **{f"glm-{size}": llm(tokens_per_step=256, frames_per_step=2) for size, llm in _GLM.items()},
     **{f"qwen3-vl-{size}": llm(tokens_per_step=196, frames_per_step=2) for size, llm in _QWEN3.items()},
     **{
         f"smolvlm2-{size}": llm(tokens_per_step=81 if size == "2.2b" else 64, default_frames=64)

@@ -16,6 +16,7 @@ import torch
 from tango.errors import OptionError, UnknownNameError
 from tango.models import adapter_class
 from tango.models.pooling_head import PoolingHead
+from tango.models.processors import glm
 from tango.models.processors.smolvlm import FAKE, WHOLE
 from tango.ops.llm_shapes import PUBLISHED_SHAPES, DeltaNet, Experts, Shape
 from tango.toy import tiny_tokenizer
@@ -38,18 +39,20 @@ SHAPES = {
         f"{family}-tiny": replace(PUBLISHED_SHAPES[f"{family}-7b"], **_TINY)
         for family in ("llava-onevision", "llava-video", "qwen2.5-vl")
     },
+    "glm-4.1v-tiny": replace(PUBLISHED_SHAPES["glm-4.1v-9b"], **_TINY),
     "qwen3-vl-tiny": replace(PUBLISHED_SHAPES["qwen3-vl-8b"], **_TINY),
     "qwen3.5-tiny": replace(PUBLISHED_SHAPES["qwen3.5-35b-a3b"], **_TINY_HYBRID),
     "internvl3-tiny": replace(PUBLISHED_SHAPES["internvl3-8b"], **_TINY),
 }
 _FAMILIES = (
-    "llava-onevision", "llava-video", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "internvl3", "internvl3.5", "smolvlm2",
-)  # fmt: skip
+    *("llava-onevision", "llava-video", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "internvl3", "internvl3.5"),
+    *("glm-4.1v", "glm-4.5v", "smolvlm2"),
+)
 # Rows of the vocabulary: by size in config.json of Qwen/Qwen2-* and Qwen/Qwen2.5-*, by family since. The small ones
 # reuse them as head.
 _VOCABULARIES = {
     "0.5b": 151936, "3b": 151936, "7b": 152064, "32b": 152064, "72b": 152064, "qwen3-vl": 151936, "qwen3.5": 248320,
-    "internvl3": 151674, "internvl3.5": 151936, "smolvlm2": 49280,
+    "internvl3": 151674, "internvl3.5": 151936, "glm-4.1v": 151552, "glm-4.5v": 151552, "smolvlm2": 49280,
 }  # fmt: skip
 _TIED = ("0.5b", "3b", "qwen3-vl-2b", "qwen3-vl-4b", "tiny")
 # vision_config of google/siglip-so400m-patch14-384, without its last block and head, as LLaVA's checkpoints have it.
@@ -85,6 +88,11 @@ _LARGE_INTERN_VIT: dict[str, Any] = {
 }  # fmt: skip
 _TINY_INTERN_VIT = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 _INTERNVL_TOKENS = ["<img>", "</img>", "<IMG_CONTEXT>"]
+# vision_config of zai-org/GLM-4.1V-9B-Thinking and GLM-4.5V; the merger is as wide as the LLM's MLP.
+_GLM_TOWER: dict[str, Any] = {
+    "depth": 24, "hidden_size": 1536, "num_heads": 12, "patch_size": 14, "image_size": 336, "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}  # fmt: skip
 _QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 
 
@@ -145,6 +153,11 @@ def make_config(
         "eos_token_id": ids("<|im_end|>"), "pad_token_id": ids("<|endoftext|>"),
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
     }  # fmt: skip
+    if family.startswith("glm"):
+        tokenizer.add_special_tokens({"additional_special_tokens": list(glm.TOKENS.values())})
+        config_class, tower = _glm(name, llm, text, tower_layers)
+        tokens = {name: ids(token) for name, token in glm.TOKENS.items()}
+        return config_class(vision_config=tower, text_config=text, tie_word_embeddings=size in _TIED, **tokens)
     if family.startswith("qwen"):
         tokenizer.add_special_tokens({"additional_special_tokens": _QWEN_TOKENS})
         make = _qwen2_5_vl if family == "qwen2.5-vl" else _qwen3
@@ -249,6 +262,26 @@ def _qwen3_text(llm: Shape) -> dict[str, Any]:
         "model_type": "qwen3_moe", "head_dim": llm.head_dim, "num_experts": experts.count,
         "num_experts_per_tok": experts.active, "moe_intermediate_size": experts.width,
     }  # fmt: skip
+
+
+def _glm(
+    name: str, llm: Shape, text: dict[str, Any], tower_layers: int | None
+) -> tuple[type[PretrainedConfig], dict[str, Any]]:
+    """As `_qwen2_5_vl`."""
+    import transformers
+
+    n = llm.head_dim // 16  # half of a head's channels is rotated; of their pairs time has two eighths
+    text["rope_parameters"] |= {"mrope_section": [n, 3 * n // 2, 3 * n // 2], "partial_rotary_factor": 0.5}
+    tower = {**_GLM_TOWER, **(_TINY_QWEN_TOWER if name.endswith("-tiny") else {}), "out_hidden_size": llm.width}
+    tower |= {"depth": _fewer("tower layers", tower_layers, tower["depth"]), "intermediate_size": llm.mlp_width}
+    if (experts := llm.experts) is None:
+        return transformers.Glm4vConfig, tower
+    text |= {
+        "head_dim": llm.head_dim, "n_routed_experts": experts.count, "num_experts_per_tok": experts.active,
+        "moe_intermediate_size": experts.width, "n_shared_experts": experts.shared_width // experts.width,
+        "first_k_dense_replace": len(llm.dense_layers),
+    }  # fmt: skip
+    return transformers.Glm4vMoeConfig, tower
 
 
 def _fewer(what: str, asked: int | None, published: int) -> int:

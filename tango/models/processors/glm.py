@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 IMAGE, VIDEO = "<|image|>", "<|video|>"
 START_IMAGE, END_IMAGE = "<|begin_of_image|>", "<|end_of_image|>"
 START_VIDEO, END_VIDEO = "<|begin_of_video|>", "<|end_of_video|>"
+TOKENS = {  # by the fields of a config that hold their ids
+    "image_token_id": IMAGE, "video_token_id": VIDEO, "image_start_token_id": START_IMAGE,
+    "image_end_token_id": END_IMAGE, "video_start_token_id": START_VIDEO, "video_end_token_id": END_VIDEO,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
