@@ -23,7 +23,7 @@ from tango.models.processors.qwen import Patches, QwenProcessor
 from tango.runtime.answering import generate_output, prepare_chat
 from tango.video.repeats import FIRST_EQUAL
 from tests import tiny, tiny_qwen
-from tests.families import all_families, smolvlm
+from tests.families import all_families, internvl, smolvlm
 from tests.families import glm as tiny_glm
 from tests.models.test_base import MODELS
 
