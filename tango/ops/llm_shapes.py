@@ -180,6 +180,11 @@ _QWEN35 = {
         experts=Experts(count=256, active=8, width=512, shared_width=512, shared_gate=True),
     ),
 }  # fmt: skip
+_SMOLLM2 = {
+    "256m": partial(Shape, width=576, mlp_width=1536, num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64),
+    "500m": partial(Shape, width=960, mlp_width=2560, num_layers=32, num_heads=15, num_kv_heads=5, head_dim=64),
+    "2.2b": partial(Shape, width=2048, mlp_width=8192, num_layers=24, num_heads=32, num_kv_heads=32, head_dim=64),
+}
 _GLM = {
     "4.1v-9b": partial(Shape, width=4096, mlp_width=13696, num_layers=40, num_heads=32, num_kv_heads=2),
     "4.5v-106b": partial(
@@ -214,6 +219,10 @@ PUBLISHED_SHAPES = {
     **{f"qwen2.5-vl-{size}": llm(tokens_per_step=256, frames_per_step=2) for size, llm in _QWEN25.items()},
     **{f"glm-{size}": llm(tokens_per_step=256, frames_per_step=2) for size, llm in _GLM.items()},
     **{f"qwen3-vl-{size}": llm(tokens_per_step=196, frames_per_step=2) for size, llm in _QWEN3.items()},
+    **{
+        f"smolvlm2-{size}": llm(tokens_per_step=81 if size == "2.2b" else 64, default_frames=64)
+        for size, llm in _SMOLLM2.items()
+    },
     **{f"qwen3.5-{size}": llm(tokens_per_step=196, frames_per_step=2) for size, llm in _QWEN35.items()},
     **{f"internvl3-{size}": llm(tokens_per_step=256) for size, llm in _INTERNVL3.items()},
     **{f"internvl3.5-{size}": llm(tokens_per_step=256) for size, llm in _INTERNVL35.items()},

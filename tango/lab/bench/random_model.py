@@ -17,6 +17,7 @@ from tango.errors import OptionError, UnknownNameError
 from tango.models import adapter_class
 from tango.models.pooling_head import PoolingHead
 from tango.models.processors import glm
+from tango.models.processors.smolvlm import FAKE, WHOLE
 from tango.ops.llm_shapes import PUBLISHED_SHAPES, DeltaNet, Experts, Shape
 from tango.toy import tiny_tokenizer
 
@@ -45,19 +46,24 @@ SHAPES = {
 }
 _FAMILIES = (
     *("llava-onevision", "llava-video", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "internvl3", "internvl3.5"),
-    *("glm-4.1v", "glm-4.5v"),
+    *("glm-4.1v", "glm-4.5v", "smolvlm2"),
 )
 # Rows of the vocabulary: by size in config.json of Qwen/Qwen2-* and Qwen/Qwen2.5-*, by family since. The small ones
 # reuse them as head.
 _VOCABULARIES = {
     "0.5b": 151936, "3b": 151936, "7b": 152064, "32b": 152064, "72b": 152064, "qwen3-vl": 151936, "qwen3.5": 248320,
-    "internvl3": 151674, "internvl3.5": 151936, "glm-4.1v": 151552, "glm-4.5v": 151552,
+    "internvl3": 151674, "internvl3.5": 151936, "glm-4.1v": 151552, "glm-4.5v": 151552, "smolvlm2": 49280,
 }  # fmt: skip
 _TIED = ("0.5b", "3b", "qwen3-vl-2b", "qwen3-vl-4b", "tiny")
 # vision_config of google/siglip-so400m-patch14-384, without its last block and head, as LLaVA's checkpoints have it.
 _SIGLIP: dict[str, Any] = {
     "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26,
     "num_attention_heads": 16, "image_size": 384, "patch_size": 14, "vision_use_head": False,
+}  # fmt: skip
+# That of SmolVLM2-256M and -500M, which is SigLIP-base's; the 2.2B has SO400M's, with its last block.
+_SIGLIP_BASE = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "image_size": 512, "patch_size": 16,
 }  # fmt: skip
 _TINY_SIGLIP = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 # vision_config of Qwen/Qwen2.5-VL-7B-Instruct; the sizes differ in `out_hidden_size`, from 32B on also in the MLP.
@@ -121,7 +127,7 @@ def build(
         torch.manual_seed(seed)
         with torch.device(device):
             model = AutoModelForImageTextToText.from_config(config, dtype=dtype, **options).eval()
-            if config.vision_config.model_type == "siglip_vision_model":
+            if config.vision_config.model_type in ("siglip_vision_model", "smolvlm_vision"):
                 model.__dict__["pooling_head"] = _random_head(config.vision_config.to_dict())
     model.generation_config.eos_token_id = config.text_config.eos_token_id
     model.generation_config.pad_token_id = config.text_config.pad_token_id
@@ -171,6 +177,8 @@ def make_config(
             vision_config={**tower, "num_hidden_layers": depth}, text_config={**text, "tie_word_embeddings": False},
             image_token_id=ids("<IMG_CONTEXT>"), tie_word_embeddings=False,
         )  # fmt: skip
+    if family == "smolvlm2":
+        return _smolvlm2(size, text, tokenizer, tower_layers)
     tower = {**_SIGLIP, **(_TINY_SIGLIP if size == "tiny" else {})}
     tower["num_hidden_layers"] = _fewer("tower layers", tower_layers, tower["num_hidden_layers"])
     config = transformers.LlavaOnevisionConfig(
@@ -180,6 +188,20 @@ def make_config(
     if family == "llava-video":
         config.mm_newline_position, config.mm_spatial_pool_mode = "grid", "average"
     return config
+
+
+def _smolvlm2(
+    size: str, text: dict[str, Any], tokenizer: PreTrainedTokenizerBase, tower_layers: int | None
+) -> PretrainedConfig:
+    from transformers import SmolVLMConfig
+
+    tokenizer.add_special_tokens({"additional_special_tokens": [FAKE, WHOLE, "<end_of_utterance>"]})
+    tower, scale = (_SIGLIP | {"num_hidden_layers": 27}, 3) if size == "2.2b" else (_SIGLIP_BASE, 4)
+    tower = {name: value for name, value in tower.items() if name not in ("model_type", "vision_use_head")}
+    tower["num_hidden_layers"] = _fewer("tower layers", tower_layers, tower["num_hidden_layers"])
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    llama = {"model_type": "llama", **text}
+    return SmolVLMConfig(vision_config=tower, text_config=llama, scale_factor=scale, image_token_id=image)
 
 
 def _qwen2_5_vl(

@@ -30,6 +30,9 @@ PUBLISHED = {
     "qwen3-vl-32b": (33_357_390_064, 32_762_123_264 - 151936 * 5120),
     "qwen3-vl-30b-a3b": (31_070_754_032, 30_532_122_624 - 151936 * 2048),
     "qwen3-vl-235b-a22b": (235_670_022_896, 235_093_634_560 - 151936 * 4096),
+    "smolvlm2-256m": (256_484_928, 134_515_008 + 128 * 576),
+    "smolvlm2-500m": (507_482_304, 361_821_120 + 128 * 960),
+    "smolvlm2-2.2b": (2_246_784_880, 1_711_376_384 + 128 * 2048),
 }
 
 
@@ -46,7 +49,7 @@ ROUNDED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
     model, _ = random_model.build(name, device=META, dtype=torch.bfloat16)
-    found = [sum(p.numel() for p in part.parameters()) for part in (model, model.model.language_model)]
+    found = [sum(p.numel() for p in part.parameters()) for part in (model, model.get_decoder())]
     assert tuple(found) == PUBLISHED[name]
 
 
