@@ -44,8 +44,8 @@ def weight_of(module: nn.Module, name: str) -> Tensor:
     """A parameter of the module's own, wherever it lies.
 
     Example:
-        >>> weight_of(model.model.language_model.norm, "weight").shape
-        torch.Size([48])
+        >>> weight_of(model.model.language_model.norm, "weight").shape == (model.config.text_config.hidden_size,)
+        True
     """
     weight: Tensor = getattr(module, name)
     if weight.device.type != "meta":
