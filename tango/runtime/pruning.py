@@ -110,6 +110,7 @@ class Pruning:
         """Replace methods of this one instance; nn.Module calls the instance's own `forward`."""
         model = self.model
         stock = {name: getattr(model, name) for name in _METHODS}
+        video, image = self.adapter.pruned_inputs[0], self.adapter.pruned_inputs[-1]  # one name, where images stay
         generate_names, forward_names = (list(inspect.signature(stock[n]).parameters) for n in ("generate", "forward"))
 
         def generate(*args: Any, **kwargs: Any) -> object:
@@ -121,7 +122,7 @@ class Pruning:
 
         def forward(*args: Any, **kwargs: Any) -> object:
             kwargs.update(zip(forward_names, args, strict=False))
-            if self._removed or all(kwargs.get(name) is None for name in self.adapter.pruned_inputs):
+            if self._removed or (kwargs.get(video) is None and kwargs.get(image) is None):
                 if kwargs.get("position_ids") is None and not self._removed:  # stock `generate` always gives them
                     self._check_step(kwargs)
                 return stock["forward"](**kwargs)

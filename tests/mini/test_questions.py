@@ -85,7 +85,9 @@ def test_what_a_clip_does_not_show_is_not_asked():
 
 
 def test_the_report_knows_how_many_questions_there_are():
-    assert {own.num_questions for own in OWN} == {len(list(benchmark_questions(200)))}
+    assert {own.num_questions for own in OWN if own.name.startswith("TangoMini")} == {
+        len(list(benchmark_questions(200)))
+    }
 
 
 @pytest.mark.parametrize(("text", "expected"), [("Red.", True), (" red", True), ("red blue", False), ("", False)])

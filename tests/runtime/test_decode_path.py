@@ -80,7 +80,7 @@ def test_pruning_inside_the_llm_stays_in_the_layers_from_there_on() -> None:
     with tango.prune(model, "fastv", layer=1, retention_ratio=0.7):
         *_, step = calls_per_step(model, inputs)
     assert {name: step.pop(name) for name in WRAPPER} == WRAPPER
-    assert {name.partition(".")[0] for name in step} == {"layer_prune", "layer_masks", "calls"}
+    assert {name.partition(".")[0] for name in step} == {"layer_prune", "layer_masks", "calls", "placement"}
     assert sum(step.values()) <= 16 + 3 * num_layers
 
 

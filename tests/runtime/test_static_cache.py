@@ -20,8 +20,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "fastv": {"retention_ratio": 0.7, "layer": 2},
     "dart": {"retention_ratio": 0.7, "layer": 2},
 }
-# Qwen3-VL's deepstack features reach the layers that could be pruned.
-PAIRS = [(name, method) for name in FAMILIES for method in METHODS if name != "qwen3_vl" or method == "tango"]
+# Qwen3-VL's deepstack features reach the layers that could be pruned; Qwen3.5's layers cannot be pruned at.
+BEFORE_THE_LLM = ("qwen3_vl", "qwen3_5", "qwen3_5_moe")
+PAIRS = [(name, method) for name in FAMILIES for method in METHODS if name not in BEFORE_THE_LLM or method == "tango"]
 
 
 def compiled_everywhere() -> dict[str, Any]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
@@ -218,6 +217,8 @@ class SmolVlmProcessor(ChatProcessor):
         Args:
             first: what `first_equal` says of the frames.
         """
+        from PIL import Image
+
         size, distinct = self._before_square(*frames.shape[1:3]), sorted(set(first))
         pixels = torch.empty(len(distinct), 3, self.image_size, self.image_size)
         for row, t in enumerate(distinct):
