@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 from tango.models.calls import Inputs
 
 # Input: for each prompt, its media in order, ("video", number of frames) or ("image", number of tiles).
@@ -21,3 +25,18 @@ def media_of(inputs: Inputs) -> Media | None:
         return [[(kind, int(count)) for kind, count in row] for row in inputs[MEDIA]]
     times = inputs.get("video_timestamps_s")
     return None if times is None else [[("video", len(own))] for own in times]
+
+
+def media_in_order(texts: Sequence[str], given: Mapping[str, Sequence[Any]]) -> Iterator[list[Any]]:
+    """Of every prompt, what is given for its media, in order.
+
+    Args:
+        given: for each token that stands for a medium in the texts, one item per medium.
+
+    Example:
+        >>> list(media_in_order(["<video>?", "<image> and <video>?"], {"<image>": "i", "<video>": "ab"}))
+        [['a'], ['i', 'b']]
+    """
+    items = {token: iter(own) for token, own in given.items()}
+    for text in texts:
+        yield [next(items[token]) for token in re.findall("|".join(map(re.escape, items)), text)]

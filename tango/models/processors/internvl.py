@@ -9,8 +9,7 @@ includes both ends.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from transformers import BatchFeature
 from tango.annotations import Float, UInt8
 from tango.errors import CheckpointError
 from tango.models.checkpoint import load_tokenizer
-from tango.models.media import MEDIA
+from tango.models.media import MEDIA, media_in_order
 from tango.models.processors import stock
 from tango.models.processors.llava import (
     ChatProcessor,
@@ -152,14 +151,15 @@ class InternVlProcessor(ChatProcessor):
         first = [first_equal(own) if video_pixels else [] for own in frames]
         counts = [int(count) for count in extra.get("num_patches", ())]
         tiles = list(extra["pixel_values"].split(counts)) if counts else []
-        kinds = [("image", count) for count in counts], [("video", len(own)) for own in frames]
+        kinds = {TILE: [("image", count) for count in counts], VIDEO: [("video", len(own)) for own in frames]}
         if (frames or tiles) and video_pixels:
             pixels = [self.preprocess(own, same) for own, same in zip(frames, first, strict=True)]
-            inputs["pixel_values"] = torch.cat([part for row in _in_order(texts, tiles, pixels) for part in row])
+            rows = media_in_order(texts, {TILE: tiles, VIDEO: pixels})
+            inputs["pixel_values"] = torch.cat([part for row in rows for part in row])
         if not video_timestamps:
             return inputs
         if frames or tiles:
-            inputs[MEDIA] = list(_in_order(texts, *kinds))
+            inputs[MEDIA] = list(media_in_order(texts, kinds))
         if times is not None:
             inputs["video_timestamps_s"] = times
             if video_pixels:
@@ -179,10 +179,3 @@ class InternVlProcessor(ChatProcessor):
     def _frames(self, count: int) -> str:
         tile = START + TILE * self.tokens_per_tile + END
         return "\n".join(f"Frame{i + 1}: {tile}" for i in range(count))
-
-
-def _in_order(texts: Sequence[str], images: Sequence[Any], videos: Sequence[Any]) -> Iterator[list[Any]]:
-    """Of every prompt, its media in order."""
-    given = {TILE: iter(images), VIDEO: iter(videos)}
-    for text in texts:
-        yield [next(given[token]) for token in re.findall(f"{TILE}|{VIDEO}", text)]

@@ -6,9 +6,8 @@ names the number of frames of a batch's longest video for all of them, and takes
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from tango.annotations import Float, UInt8
 from tango.containers import Video
 from tango.errors import MissingPartError, PromptError
 from tango.models.checkpoint import load_tokenizer
-from tango.models.media import MEDIA
+from tango.models.media import MEDIA, media_in_order
 from tango.models.processors import stock
 from tango.models.processors.llava import (
     ChatProcessor,
@@ -197,14 +196,13 @@ class SmolVlmProcessor(ChatProcessor):
         if (frames or tiles) and video_pixels:
             squared = [self.square(own, same) for own, same in zip(frames, first, strict=True)]
             empty = torch.zeros(0, 3, self.image_size, self.image_size)
-            inputs["pixel_values"] = pad_sequence(
-                [torch.cat([empty, *row]) for row in _in_order(texts, tiles, squared)], batch_first=True
-            )
+            rows = media_in_order(texts, {IMAGE: tiles, VIDEO: squared})
+            inputs["pixel_values"] = pad_sequence([torch.cat([empty, *row]) for row in rows], batch_first=True)
         if not video_timestamps:
             return inputs
         if frames or tiles:
-            kinds = [("image", len(own)) for own in tiles], [("video", len(own)) for own in frames]
-            inputs[MEDIA] = list(_in_order(texts, *kinds))
+            kinds = {IMAGE: [("image", len(own)) for own in tiles], VIDEO: [("video", len(own)) for own in frames]}
+            inputs[MEDIA] = list(media_in_order(texts, kinds))
         if times is not None:
             inputs["video_timestamps_s"] = times
             if video_pixels:
@@ -280,10 +278,3 @@ class SmolVlmProcessor(ChatProcessor):
         tile = IMAGE * self.tokens_per_frame
         lines = ["".join(f"{FAKE}<row_{r}_col_{c}>{tile}" for c in range(1, columns + 1)) for r in range(1, rows + 1)]
         return "".join(f"{line}\n" for line in lines) + ("\n" if lines else "") + self._whole()
-
-
-def _in_order(texts: Sequence[str], images: Sequence[Any], videos: Sequence[Any]) -> Iterator[list[Any]]:
-    """Of every prompt, its media in order."""
-    given = {IMAGE: iter(images), VIDEO: iter(videos)}
-    for text in texts:
-        yield [next(given[token]) for token in re.findall(f"{IMAGE}|{VIDEO}", text)]
