@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         for family in families:
             print(f"{family['name']:<22} {family['title']}: {', '.join(family['checkpoints']) or 'none published'}")
             indent = " " * 23
-            print(f"{indent}{family['num_frames']} frames of {family['tokens'] or 'any number of'} tokens")
+            print(f"{indent}{family['num_frames']} frames; tokens of a frame: {family['tokens'] or 'any number'}")
             print(f"{indent}signals: {', '.join(family['signals'])}; p-attn is that of the {family['p_attn']}")
             pruning = "works" if family["layer_pruning"] else "is refused"
             images = "can be pruned, too" if family["prunes_images"] else "are kept"
