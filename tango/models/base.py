@@ -353,7 +353,8 @@ class Adapter(ABC):
 
     def encode_images_as_videos(self, inputs: Inputs, wants: Signal, timer: StageTimer) -> EncodedVideos:
         """As `encode_videos`, for the images: videos of one frame, at time 0. Families with `prunes_images` have it."""
-        raise NotImplementedError
+        del inputs, wants, timer
+        raise UnsupportedModelError(f"images of {self.title} are not pruned: leave out images=True")
 
     def placeholders(self, input_ids: Tensor, inputs: Inputs, images: EncodedImages | None) -> tuple[Tensor, Tensor]:
         """Two masks (B, L): the placeholders of videos, and those of images.
